@@ -1,0 +1,3 @@
+from nanostudy.cli import main
+
+main()

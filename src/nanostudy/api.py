@@ -1,0 +1,162 @@
+"""The Python interface: what the commands do, as short calls."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nanostudy.gpt import run as run_folder
+from nanostudy.gpt.corpus import load_corpus
+from nanostudy.gpt.device import Resources, memory_errors, resolve
+from nanostudy.gpt.errors import Interrupted
+from nanostudy.gpt.events import Event, Stopped
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.model import Shape
+from nanostudy.gpt.run import Recorder, Weights
+from nanostudy.gpt.sample import Picking, generate
+from nanostudy.gpt.train import Job
+from nanostudy.gpt.train import train as train_stack
+from nanostudy.view import TrainingView
+
+SAMPLE_PROMPT = "\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, loaded: its folder, experiment, tokenizer and weights."""
+
+    folder: Path
+    weights: Weights
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.weights.experiment
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """run.json: corpus, machine, times, losses."""
+        return run_folder.read_metadata(self.folder) or {}
+
+    def sample(
+        self, prompt: str = SAMPLE_PROMPT, count: int = 1, tokens: int = 500, seed: int = 1, **picking: Any
+    ) -> list[str]:
+        """`count` texts, each the prompt and `tokens` new tokens.
+
+        `picking` takes temperature, top_k, top_p and exact (see Picking). The same arguments give the same texts.
+        """
+        pieces = list(self._ids(prompt, count, tokens, seed, Picking(**picking)))
+        tokenizer = self.weights.tokenizer
+        return [prompt + tokenizer.decode([int(step[s]) for step in pieces]) for s in range(count)]
+
+    def stream(self, prompt: str = SAMPLE_PROMPT, tokens: int = 500, seed: int = 1, **picking: Any) -> Iterator[str]:
+        """The first of `sample`'s texts without its prompt, piece by piece as it is written."""
+        held: list[int] = []
+        for step in self._ids(prompt, 1, tokens, seed, Picking(**picking)):
+            held.append(int(step[0]))
+            text = self.weights.tokenizer.decode(held)
+            # of bytes, a character may still lack its last ones, at most three
+            if not text.endswith("\ufffd") or len(held) > 3:
+                yield text
+                held = []
+
+    def _ids(self, prompt: str, count: int, tokens: int, seed: int, picking: Picking) -> Iterator[Any]:
+        prompt_ids = self.weights.tokenizer.encode(prompt or SAMPLE_PROMPT)
+        shape = self.weights.shape
+        for ids_MS in generate(self.weights.params, shape, prompt_ids, [seed], count, tokens, picking):
+            yield ids_MS[0]
+
+
+def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
+    """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
+    folder = Path(run)
+    weights = run_folder.load_weights(folder, which)
+    machine = resolve(Resources(device=device))
+    return Run(folder, replace(weights, params=weights.params.to(machine.device)))
+
+
+def train(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    *,
+    resources: Resources | None = None,
+    save_every: float = 60.0,
+    listen: Callable[[Event], None] | None = None,
+) -> Run:
+    """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
+
+    Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
+    is called with every event; by default progress is shown. Raises UsageError, NanostudyError (Interrupted,
+    with everything saved, on Ctrl-C).
+    """
+    folder = Path(out) if out is not None else Path("runs") / experiment.name
+    resources = resources or Resources()
+    machine = resolve(resources)
+    initial = run_folder.load_weights(Path(experiment.init_from)) if experiment.init_from else None
+    corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
+    corpus.check_window(experiment.block_size)
+    row = run_folder.fitted(initial, Shape.of(experiment, corpus.tokenizer.vocab_size)) if initial else None
+    identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
+    with sole_owner(folder), contextlib.ExitStack() as stack:
+        recorder = Recorder(folder, experiment, identity, corpus, machine)
+        state = recorder.claim(asdict(resources))
+        if state in ("new", "unfinished"):
+            listen = listen or stack.enter_context(TrainingView(experiment, corpus, machine, folder))
+            events = train_stack(
+                [Job(experiment.name, experiment, identity, row)],
+                corpus,
+                machine,
+                folder / run_folder.CHECKPOINT,
+                save_every=save_every,
+                stop=stack.enter_context(stop_requests()),
+            )
+            with memory_errors():
+                for event in events:
+                    recorder.record(event)
+                    listen(event)
+                    if isinstance(event, Stopped):
+                        raise Interrupted(
+                            f"Stopped after {event.step} updates. All of it is saved; go on with: nanostudy train {folder}"
+                        )
+        return complete(folder)
+
+
+def complete(folder: Path) -> Run:
+    """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
+    from nanostudy.insight.report import write_report
+
+    run = load(folder)
+    e = run.experiment
+    if not (folder / "sample.txt").exists():
+        sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
+        write_atomically(folder / "sample.txt", sample.removeprefix("\n") + "\n")
+    if not (folder / "report.md").exists():
+        write_report(folder)
+    (folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
+    return run
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C or a termination signal came. The second Ctrl-C is not waited for."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

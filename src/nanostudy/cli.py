@@ -1,0 +1,205 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="A laboratory for small GPTs: train, sample, report.",
+)
+corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The texts to train on.")
+app.add_typer(corpus_app, name="corpus")
+
+
+@app.command()
+def train(
+    source: Annotated[str, typer.Argument(help="A preset, a settings file (YAML), or a run folder to go on with.")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="setting=value ... (nanostudy settings lists them)")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
+) -> None:
+    """Train one GPT; run the same command again to go on after an interruption."""
+    from nanostudy import api
+    from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
+
+    given = parse_assignments(assignments or [])
+    experiment, resources = experiment_and_resources({**read_settings(source), **given})
+    if out is None:
+        out = _default_folder(source, given)
+    run = api.train(experiment, out, resources=resources)
+    _say_finished(run)
+
+
+def _default_folder(source: str, given: dict[str, str]) -> Path:
+    path = Path(source)
+    if path.is_dir() and not given:
+        return path
+    if path.name == "settings.yaml" and not given:
+        return path.parent
+    changes = [f"{key}={Path(value).stem if key in ('corpus', 'init_from') else value}" for key, value in given.items()]
+    return Path("runs") / "-".join([path.stem or path.name, *changes])
+
+
+def _say_finished(run: Any) -> None:
+    final, best = run.metadata.get("final"), run.metadata.get("best")
+    if run.metadata["status"] == "diverged":
+        print(f"This run diverged: {run.metadata['diverged']}. Its best weights are kept in {run.folder}.")
+        raise typer.Exit(1)
+    print(
+        f"final    train {final['train_loss']:.4f}   val {final['val_loss']:.4f} nats a token (best val {best['val_loss']:.4f})"
+    )
+    print(f"sample   {run.folder / 'sample.txt'}\n")
+    print("\n".join((run.folder / "sample.txt").read_text(encoding="utf-8").splitlines()[:12]))
+    print(f"\nreport   {run.folder / 'report.md'}")
+    print(f"more     nanostudy sample {run.folder} --prompt ROMEO:")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
+    prompt: Annotated[str, typer.Option(help="What the text goes on from.")] = "\n",
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
+    tokens: Annotated[int, typer.Option(min=0, help="New tokens a sample.")] = 500,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens. 0: all.")] = 200,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Past block_size: slide one token at a time, at full cost.")
+    ] = False,
+    which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Write text with a trained model."""
+    from nanostudy import api
+
+    loaded = api.load(run, which, device)
+    picking = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "exact": exact}
+    block_size = loaded.experiment.block_size
+    if len(prompt) + tokens > block_size:
+        how = (
+            "slides exactly, at full cost"
+            if exact
+            else f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
+        )
+        print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
+    if count == 1:
+        print(prompt.removeprefix("\n"), end="", flush=True)
+        for piece in loaded.stream(prompt, tokens, seed, **picking):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **picking)):
+        print(f"--- {i + 1}\n{text.removeprefix(chr(10))}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write a run's training report and curve again from what its folder holds."""
+    from nanostudy.insight.report import write_report
+
+    for path in write_report(run):
+        print(path)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from nanostudy.settings import preset_names, preset_text
+
+    for name in preset_names():
+        print(f"{name:18}{preset_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default and meaning."""
+    from dataclasses import fields
+
+    from nanostudy.gpt.device import Resources
+    from nanostudy.gpt.experiment import FIELDS
+
+    for field in (*FIELDS.values(), *fields(Resources)):
+        default = "none" if field.default is None else repr(field.default)
+        print(f"{field.name:29}{default:15}{field.metadata['meaning']}")
+
+
+@corpus_app.command("list")
+def corpus_list() -> None:
+    """Name the corpora, and where shakespeare lies."""
+    from nanostudy.gpt.texts import NAMES, locate_shakespeare
+
+    for name, meaning in NAMES.items():
+        print(f"{name:13}{meaning}")
+    print(f"{'FILE':13}any UTF-8 text, by its path")
+    print(f"\nshakespeare is {locate_shakespeare() or 'not on this machine yet'}")
+
+
+@corpus_app.command("show")
+def corpus_show(
+    name: Annotated[str, typer.Argument(help="A corpus, or a path.")],
+    tokenizer: Annotated[str, typer.Option(help="char or byte.")] = "char",
+) -> None:
+    """A corpus's sizes, checksum, entropy where known, and first lines."""
+    from nanostudy.gpt.corpus import load_corpus
+
+    corpus = load_corpus(name, tokenizer)
+    if corpus.note:
+        print(f"NOTE: {corpus.note}")
+    print(f"{corpus.name}   SHA-256 {corpus.sha256}")
+    print(f"tokenizer    {corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens")
+    for label, split in (("training", corpus.train), ("validation", corpus.val)):
+        entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats a character"
+        print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
+    print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))
+
+
+@corpus_app.command("fetch")
+def corpus_fetch(name: Annotated[str, typer.Argument(help="shakespeare")]) -> None:
+    """Put a corpus on this machine."""
+    from nanostudy.gpt.errors import UsageError
+    from nanostudy.gpt.texts import fetch_shakespeare, find_text
+
+    if name != "shakespeare":
+        raise UsageError(f"{name!r} needs no fetching; shakespeare does.")
+    find_text(name)  # checks it, wherever it lies
+    print(fetch_shakespeare())
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine offers, and what training would use and why."""
+    from nanostudy.doctor import examine
+
+    for label, finding in examine():
+        print(f"{label:20}{finding}")
+
+
+def main() -> None:
+    """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
+    from nanostudy.gpt.errors import NanostudyError, UsageError
+
+    try:
+        app()
+    except UsageError as problem:
+        print(f"nanostudy: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except NanostudyError as problem:
+        print(f"nanostudy: {problem}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("nanostudy: stopped at once; the last checkpoint is whole.", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What a machine offers to a training, measured where it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from nanostudy.gpt.device import (
+    DTYPES,
+    Resources,
+    available_cores,
+    compiler,
+    cpu_flags,
+    cuda_problem,
+    device_name,
+    has_native_bf16,
+    product_rate,
+    resolve,
+    total_memory,
+)
+from nanostudy.gpt.texts import cache_folder, locate_shakespeare
+
+_CPU = torch.device("cpu")
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+
+def examine() -> Iterator[tuple[str, str]]:
+    """(what, finding) pairs, one after another as they are measured; about two seconds a device."""
+    yield "torch", torch.__version__
+    yield "processor", f"{device_name(_CPU)}, {available_cores()} cores"
+    flags = [flag for flag in _TELLING_FLAGS if flag in cpu_flags()]
+    yield "instructions", ", ".join(flags) or "none that matter here"
+    yield "memory", _gigabytes(_CPU)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
+        yield f"GPU {index}", f"{device_name(device)}, {_gigabytes(device)}, {cuda_problem(device) or 'usable'}"
+    if torch.backends.mps.is_available():
+        yield "GPU", "Apple (mps)"
+    yield "C++ compiler", compiler() or "none (nothing needs one)"
+    machine = resolve(Resources())
+    for precision in ("fp32", "bf16", "fp16"):
+        if precision == "fp16" and machine.device.type == "cpu":
+            continue
+        native = precision != "bf16" or has_native_bf16(machine.device)
+        rate = product_rate(machine.device, DTYPES[precision])
+        yield f"products in {precision}", f"{rate / 1e9:,.0f} GFLOP/s{'' if native else ' (emulated)'}"
+    yield (
+        "shakespeare",
+        str(locate_shakespeare() or f"not here; `nanostudy corpus fetch shakespeare` puts it into {cache_folder()}"),
+    )
+    yield "training would use", f"{machine.device}, {machine.precision}, {machine.threads} threads"
+    yield "because", "; ".join(_reasons(machine.precision, machine.device) + list(machine.notes))
+
+
+def _reasons(precision: str, device: torch.device) -> list[str]:
+    where = {"cpu": "no usable GPU was found", "cuda": "a CUDA GPU works", "mps": "an Apple GPU works"}[device.type]
+    native = (
+        "this device has bf16 instructions" if precision == "bf16" else f"{precision} is what this device does well"
+    )
+    return [where, native]
+
+
+def _gigabytes(device: torch.device) -> str:
+    total = total_memory(device)
+    return "unknown" if total is None else f"{total / 2**30:.0f} GiB"

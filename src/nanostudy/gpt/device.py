@@ -1,0 +1,259 @@
+"""Which device, precision and threads a run gets, and why. Nothing is downgraded without a note."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanostudy.gpt.errors import OutOfMemory, UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a person asks for. It changes how a result is computed, and is no part of an experiment's identity."""
+
+    device: str = field(default="auto", metadata={"meaning": "auto, cpu, cuda, cuda:N or mps"})
+    precision: str = field(
+        default="auto", metadata={"meaning": "auto, fp32, bf16 or fp16: of products; weights stay fp32"}
+    )
+    threads: int | None = field(default=None, metadata={"meaning": "CPU threads; none: one a core"})
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *DTYPES):
+            raise UsageError(f"precision={self.precision!r} is not known: auto, {', '.join(DTYPES)}.")
+        if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise UsageError(f"device={self.device!r} is not known: auto, cpu, cuda, cuda:N or mps.")
+        if isinstance(self.threads, str):
+            text: str = self.threads
+            if text.lower() not in ("none", "null") and not text.isdecimal():
+                raise UsageError(f"threads={text!r} must be a whole number or none.")
+            object.__setattr__(self, "threads", int(text) if text.isdecimal() else None)
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads={self.threads} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run gets: the resources, resolved."""
+
+    device: torch.device
+    device_name: str
+    precision: str
+    threads: int
+    notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def as_dict(self) -> dict[str, object]:
+        """What run folders record."""
+        return {
+            "device": str(self.device),
+            "device_name": self.device_name,
+            "precision": self.precision,
+            "threads": self.threads,
+            "compiled": False,
+            "notes": list(self.notes),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+
+
+def resolve(resources: Resources) -> Machine:
+    """Chooses the device and precision, sets the number of threads, and says why. Raises UsageError."""
+    device, notes = _choose_device(resources.device)
+    precision, why = _choose_precision(resources.precision, device)
+    threads = resources.threads or available_cores()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        _keep_freed_memory()
+    return Machine(device, device_name(device), precision, threads, (*notes, *why))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
+    if asked == "cpu":
+        return torch.device("cpu"), ()
+    if asked == "auto":
+        if torch.cuda.is_available():
+            problem = cuda_problem(torch.device("cuda", 0))
+            if problem is None:
+                return torch.device("cuda", 0), ()
+            return torch.device("cpu"), (f"training on the CPU: {problem}",)
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), ()
+        return torch.device("cpu"), ()
+    device = torch.device(asked)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
+        return device, ()
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"device={asked}: this PyTorch (torch {torch.__version__}) sees no CUDA GPU. Use device=auto or device=cpu, "
+            "or install a PyTorch with CUDA and a driver that fits it."
+        )
+    device = torch.device("cuda", device.index or 0)
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={asked}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0.")
+    problem = cuda_problem(device)
+    if problem:
+        raise UsageError(f"device={asked}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it.")
+    return device, ()
+
+
+def cuda_problem(device: torch.device) -> str | None:
+    """Why the GPU cannot be used, or None: first by the list of kernels, then by running one."""
+    capability = torch.cuda.get_device_capability(device)
+    if not has_kernels(capability, torch.cuda.get_arch_list()):
+        return (
+            f"the installed PyTorch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} "
+            f"(compute capability {capability[0]}.{capability[1]})"
+        )
+    try:
+        torch.ones(8, device=device).sum().item()
+    except RuntimeError as problem:
+        return f"{torch.cuda.get_device_name(device)} does not work: {str(problem).splitlines()[0]}"
+    return None
+
+
+def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
+    """Whether code built for these architectures runs: sm_XY within a major version, compute_XY on all that follow."""
+    for arch in arch_list:
+        kind, _, number = arch.partition("_")
+        digits = "".join(c for c in number if c.isdigit())
+        if not digits:
+            continue
+        built = (int(digits[:-1] or 0), int(digits[-1]))
+        same_major = built[0] == capability[0] and built <= capability
+        if (kind == "sm" and same_major) or (kind == "compute" and built <= capability):
+            return True
+    return False
+
+
+def _choose_precision(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    native = has_native_bf16(device)
+    if asked == "auto":
+        if native:
+            return "bf16", ()
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+            return "fp16", ("precision fp16 with loss scaling: this GPU has no native bf16",)
+        return "fp32", ("precision fp32: this device has no native bf16",)
+    if asked == "bf16" and not native:
+        return asked, ("bf16 is emulated on this device: expect it to be slower than fp32",)
+    if asked == "fp16" and device.type == "cpu":
+        return asked, ("fp16 on a CPU is for testing: expect it to be slow",)
+    return asked, ()
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Instructions for bf16 products. What only emulates them does not count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "mps":
+        return False
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU as Linux names them; elsewhere what PyTorch can tell."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+        return set()
+    flags = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    return {flag for flag, probe in flags.items() if getattr(torch.cpu, probe, bool)()}
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def compiler() -> str | None:
+    """A C++ compiler on the PATH."""
+    return next((path for name in ("c++", "g++", "clang++", "cl") if (path := shutil.which(name))), None)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
+    """Measured rate of a matrix product of 1024 x 1024 (4096 on a GPU), in floating-point operations a second."""
+    n = 1024 if device.type == "cpu" else 4096
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            c = a @ b
+        c.flatten()[0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    run(2)
+    once = run(2) / 2
+    count = max(2, int(seconds / max(once, 1e-6)))
+    return 2 * n**3 * count / run(count)
+
+
+def _keep_freed_memory() -> None:
+    """Asks glibc to keep freed blocks. By default it returns large ones to the system at once, and every step then
+    pays for its page faults again: measured, a third of a training step (docs/log.md). Other systems keep theirs.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 2**26)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns the ways in which memory runs out into OutOfMemory, which says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        text = str(problem)
+        if isinstance(problem, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise OutOfMemory(
+                "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
+                "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
+            ) from None
+        raise

@@ -1,0 +1,144 @@
+"""One training step and one evaluation of a stack. Nothing here waits for the device. Letters as in model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanostudy.gpt.model import Dropout, Shape, count_parameters, forward, named_views
+from nanostudy.gpt.optim import Rates, adamw, clip
+
+FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
+LOSS_SCALE_GROWTH_INTERVAL = 2000
+SMALLEST_LOSS_SCALE = 2.0**-4
+
+
+@dataclass
+class State:
+    """What training changes: a row a member. Resuming needs this and the number of updates done."""
+
+    params: Tensor  # fp32 (M, P)
+    exp_avg: Tensor  # fp32 (M, P)
+    exp_avg_sq: Tensor  # fp32 (M, P)
+    updates: Tensor  # int64 (M,)
+    diverged: Tensor  # bool (M,): its weights are those before the first update that was not finite, for good
+    loss_scale: Tensor  # fp32 (M,), used in fp16 alone
+    good_steps: Tensor  # int64 (M,): updates since the scale last changed
+
+    @staticmethod
+    def fresh(params_MP: Tensor) -> State:
+        members, device = len(params_MP), params_MP.device
+        return State(
+            params_MP,
+            torch.zeros_like(params_MP),
+            torch.zeros_like(params_MP),
+            torch.zeros(members, dtype=torch.int64, device=device),
+            torch.zeros(members, dtype=torch.bool, device=device),
+            torch.full((members,), FIRST_LOSS_SCALE, device=device),
+            torch.zeros(members, dtype=torch.int64, device=device),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def rows(self, index: Sequence[int]) -> State:
+        """A copy that holds only these members."""
+        chosen = torch.tensor(index, dtype=torch.int64, device=self.params.device)
+        return State(**{name: tensor.index_select(0, chosen) for name, tensor in self.tensors().items()})
+
+
+@dataclass
+class Batch:
+    """A micro-batch: token ids and their successors, int64 (M, B, T), and the dropout of its sequences."""
+
+    inputs: Tensor
+    targets: Tensor
+    dropout: Dropout | None
+
+
+@dataclass
+class Metrics:
+    """Of one update, on the device, fp32 (M,) each."""
+
+    loss: Tensor
+    grad_norm: Tensor  # before clipping
+
+
+def mean_losses(logits_MBTV: Tensor, targets_MBT: Tensor) -> Tensor:
+    """Each member's mean cross entropy in nats, fp32 (M,)."""
+    losses = F.cross_entropy(logits_MBTV.flatten(0, 2).float(), targets_MBT.flatten(), reduction="none")
+    return losses.view(len(targets_MBT), -1).mean(1)
+
+
+def gradients(
+    params_MP: Tensor, batches: Sequence[Batch], shape: Shape, dtype: torch.dtype, loss_scale_M: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean loss (M,) over the micro-batches, and its gradient, fp32 (M, P).
+
+    What is differentiated is the sum of the members' mean losses: no member's gradient knows of another.
+    """
+    work_MP = params_MP.to(dtype)
+    leaves = {name: view.detach().requires_grad_() for name, view in named_views(work_MP, shape).items()}
+    grads_MP = torch.empty_like(params_MP)
+    grads = named_views(grads_MP, shape)
+    total_M = torch.zeros(len(params_MP), device=params_MP.device)
+    for i, batch in enumerate(batches):
+        losses_M = mean_losses(forward(leaves, batch.inputs, shape, batch.dropout), batch.targets) / len(batches)
+        scaled_M = losses_M if loss_scale_M is None else losses_M * loss_scale_M
+        found = torch.autograd.grad(scaled_M.sum(), list(leaves.values()))
+        for into, grad in zip(grads.values(), found, strict=True):
+            into.copy_(grad) if i == 0 else into.add_(grad)
+        total_M += losses_M.detach()
+    if loss_scale_M is not None:
+        grads_MP /= loss_scale_M[:, None]
+    return total_M, grads_MP
+
+
+def train_step(state: State, batches: Sequence[Batch], rates: Rates, shape: Shape, dtype: torch.dtype) -> Metrics:
+    """One update of every member, in place. A member whose loss or gradient is not finite has diverged and stays as it was.
+
+    In fp16 a gradient that is not finite is no divergence yet: the member stays as it was, halves its loss scale and goes on
+    with the next batch, until no scale is left.
+    """
+    scaled = dtype == torch.float16
+    loss_M, grads_MP = gradients(state.params, batches, shape, dtype, state.loss_scale if scaled else None)
+    norm_M, finite_M = clip(grads_MP, rates.grad_clip)
+    lost_M = ~loss_M.isfinite()
+    if scaled:
+        state.good_steps.add_(1).mul_(finite_M)
+        grown_M = state.good_steps >= LOSS_SCALE_GROWTH_INTERVAL
+        state.loss_scale.mul_(torch.where(finite_M, 1.0 + grown_M.float(), 0.5))
+        state.good_steps.masked_fill_(grown_M, 0)
+        lost_M |= state.loss_scale < SMALLEST_LOSS_SCALE
+    else:
+        lost_M |= ~finite_M
+    state.diverged |= lost_M
+    moved_M, decayed = finite_M & ~state.diverged, count_parameters(shape).decayed
+    adamw(state.params, grads_MP, state.exp_avg, state.exp_avg_sq, state.updates, moved_M, rates, decayed)
+    return Metrics(loss_M, norm_M)
+
+
+@torch.inference_mode()
+def evaluate(
+    params_MP: Tensor, windows: Iterable[tuple[Tensor, Tensor]], shape: Shape, dtype: torch.dtype
+) -> list[float]:
+    """Each member's mean loss in nats over the windows. Target -1 stands for no target.
+
+    `windows` yields (inputs, targets), int64 (B, T), that all members read.
+    """
+    weights = named_views(params_MP.to(dtype), shape)
+    sums_M, counts = [], []
+    for inputs_BT, targets_BT in windows:
+        size = (len(params_MP), -1, -1)
+        logits_MBTV = forward(weights, inputs_BT.expand(size), shape)
+        targets = targets_BT.expand(size).flatten()
+        losses = F.cross_entropy(logits_MBTV.flatten(0, 2).float(), targets, reduction="none", ignore_index=-1)
+        sums_M.append(losses.view(len(params_MP), -1).sum(1))
+        counts.append((targets_BT >= 0).sum())
+    # added up on the host in double precision, which not every device has
+    total_M = torch.stack(sums_M).cpu().double().sum(0)
+    return (total_M / torch.stack(counts).cpu().sum()).tolist()

@@ -1,0 +1,137 @@
+"""Files that are whole or not there: atomic writes, checked tensors, one process a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanostudy.gpt import version
+from nanostudy.gpt.errors import NanostudyError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Written beside the target, flushed to disk, and renamed over it."""
+    data = content.encode() if isinstance(content, str) else content
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    replace_atomically(path, write)
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+    except (OSError, SafetensorError) as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise NanostudyError(_explain(path, problem)) from problem
+    if sys.platform != "win32":  # the rename itself, too, survives a power cut
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for attempt in range(6):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:  # on Windows, while a virus scanner or an editor has the old file open
+            if sys.platform != "win32" or attempt == 5:
+                raise
+            time.sleep(0.1 * 2**attempt)
+
+
+def _explain(path: Path, problem: Exception) -> str:
+    full = getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem)
+    if full:
+        return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
+    return f"{path} could not be written: {problem}. What was there before is unchanged."
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """A safetensors file whose header holds the metadata, the format's version and the tensors' checksum."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**metadata, "format_version": version.FORMAT, "sha256": _checksum(whole)}
+    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata, on the CPU. Raises NanostudyError where the file is cut, altered, or of another version."""
+    if not path.is_file():
+        raise NanostudyError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("nanostudy", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
+    if not isinstance(header, dict):
+        raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
+    if header.get("format_version") != version.FORMAT:
+        raise NanostudyError(
+            f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "
+            "Use the version of nanostudy that wrote it (run.json names it)."
+        )
+    if header.get("sha256") != _checksum(tensors):
+        raise NanostudyError(f"{path} is damaged: its tensors do not match their checksum.")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system releases when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+b") as file:
+        if not _lock(file.fileno()):
+            raise NanostudyError(
+                f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
+            )
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    """False where another process holds it. A file system without locks has no say."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        return problem.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True

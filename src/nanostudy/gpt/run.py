@@ -1,0 +1,279 @@
+"""The run folder: what one experiment leaves behind, written from the trainer's events.
+
+settings.yaml        trains the same run again
+run.json             versions, device, corpus, times, losses
+training.csv         a row every log_interval updates
+evaluations.csv      a row an evaluation
+best.safetensors     weights at the lowest validation loss; with settings and tokenizer, so that sampling needs no more
+last.safetensors     weights after the last update
+checkpoint.safetensors   while unfinished: what a resume needs
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanostudy.gpt import version
+from nanostudy.gpt.corpus import Corpus, Tokenizer
+from nanostudy.gpt.device import Machine
+from nanostudy.gpt.errors import NanostudyError
+from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
+from nanostudy.gpt.experiment import Experiment, from_settings
+from nanostudy.gpt.files import load_tensors, save_tensors, write_atomically
+from nanostudy.gpt.model import Shape, count_parameters, named_views, parameter_table
+
+TRAINING_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
+EVALUATION_COLUMNS = (
+    "step",
+    "tokens",
+    "seconds",
+    "train_loss",
+    "val_loss",
+    "train_bits_per_character",
+    "val_bits_per_character",
+)
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """run.json, or None where there is none. Raises NanostudyError where it is damaged or of another version."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        written = metadata["format_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise NanostudyError(f"{path} is damaged. Restore it, or choose another folder with --out.") from None
+    if written != version.FORMAT:
+        raise NanostudyError(
+            f"{folder} was written by nanostudy {metadata.get('nanostudy')} (format version {written}); this one reads "
+            f"version {version.FORMAT}. Use that version, or choose another folder with --out."
+        )
+    return metadata
+
+
+class Recorder:
+    """Writes one run folder. The folder belongs to this process (files.sole_owner)."""
+
+    def __init__(self, folder: Path, experiment: Experiment, identity: str, corpus: Corpus, machine: Machine) -> None:
+        self.folder, self.experiment, self.identity = folder, experiment, identity
+        self.corpus, self.machine = corpus, machine
+        self.shape = Shape.of(experiment, corpus.tokenizer.vocab_size)
+
+    def claim(self, resources: Mapping[str, Any]) -> str:
+        """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
+
+        Raises NanostudyError where the folder holds another experiment.
+        """
+        before = read_metadata(self.folder)
+        if before is None:
+            write_atomically(self.folder / "settings.yaml", settings_yaml({**self.experiment.as_dict(), **resources}))
+            self._write_metadata(status="unfinished", notes=list(self.machine.notes))
+            return "new"
+        if before["identity"] != self.identity:
+            changed = _changes(before["settings"], self.experiment.as_dict())
+            raise NanostudyError(
+                f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
+                "Choose another folder with --out; nothing was changed."
+            )
+        return before["status"] if before["status"] in ("finished", "diverged") else "unfinished"
+
+    def record(self, event: Event) -> None:
+        """Takes what a run folder keeps; other events pass."""
+        if isinstance(event, Started):
+            keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
+            keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
+            for stale in ("sample.txt", "report.md", "curve.png"):
+                (self.folder / stale).unlink(missing_ok=True)
+            before = read_metadata(self.folder) or {}
+            kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]
+            sitting = {"after_update": event.step, "members": event.members, **self.machine.as_dict()}
+            notes = [*before.get("notes", []), *(n for n in event.notes if n not in before.get("notes", []))]
+            self._write_metadata(sittings=[*kept, sitting], notes=notes)
+        elif isinstance(event, Logged):
+            row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
+            append_row(self.folder / "training.csv", row)
+        elif isinstance(event, Evaluated):
+            bits = (
+                self.corpus.train.bits_per_character(event.train_loss),
+                self.corpus.val.bits_per_character(event.val_loss),
+            )
+            start = (event.step, event.tokens, round(event.seconds, 2), event.train_loss, event.val_loss)
+            append_row(self.folder / "evaluations.csv", (*start, *bits))
+        elif isinstance(event, Finished):
+            self._finish(event)
+
+    def _finish(self, event: Finished) -> None:
+        evaluations = read_rows(self.folder / "evaluations.csv")
+        self._save_weights("last.safetensors", event.last_weights, event.updates + event.skipped)
+        self._save_weights("best.safetensors", event.best_weights, event.best_step)
+        best = next((row for row in evaluations if row["step"] == event.best_step), None)
+        self._write_metadata(
+            status="diverged" if event.diverged else "finished",
+            diverged=event.diverged,
+            updates=event.updates,
+            skipped_updates=event.skipped,
+            tokens=event.tokens,
+            seconds=round(event.seconds, 2),
+            initial=_finite(evaluations[0]) if evaluations else None,
+            final=_finite(evaluations[-1]) if evaluations and not event.diverged else None,
+            best=best,
+            context_losses=event.context_losses,
+        )
+
+    def _save_weights(self, name: str, row_1P: Tensor, step: int) -> None:
+        tensors = {key: view[0] for key, view in named_views(row_1P, self.shape).items()}
+        metadata = {
+            "kind": "weights",
+            "step": step,
+            "identity": self.identity,
+            "settings": self.experiment.as_dict(),
+            "tokenizer": self.corpus.tokenizer.as_dict(),
+            "corpus": {"name": self.corpus.name, "sha256": self.corpus.sha256},
+        }
+        save_tensors(self.folder / name, tensors, metadata)
+
+    def _write_metadata(self, **changes: Any) -> None:
+        count = count_parameters(self.shape)
+        metadata = read_metadata(self.folder) or {
+            "format_version": version.FORMAT,
+            "nanostudy": version.VERSION,
+            "numerics_version": version.NUMERICS,
+            "name": self.experiment.name,
+            "identity": self.identity,
+            "settings": self.experiment.as_dict(),
+            "corpus": self.corpus.as_dict(),
+            "parameters": {"total": count.total, "without_positions": count.without_positions},
+        }
+        machine = {key: value for key, value in self.machine.as_dict().items() if key != "notes"}
+        metadata = {**metadata, "machine": machine, **changes}
+        write_atomically(self.folder / "run.json", json.dumps(metadata, indent=1) + "\n")
+
+
+def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+
+
+# --- tables
+
+
+def append_row(path: Path, row: tuple[object, ...]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+    except OSError as problem:
+        raise NanostudyError(
+            f"{path} could not be written: {problem.strerror}. The last checkpoint is whole."
+        ) from None
+
+
+def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:
+    """Starts the table, or drops what was written after the checkpoint: those updates are made again."""
+    kept = [",".join(columns)]
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            step = line.split(",")[0]
+            if line.count(",") == len(columns) - 1 and step.isdigit() and int(step) <= last_step:
+                kept.append(line)
+    write_atomically(path, "\n".join(kept) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """A table's rows; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    rows = []
+    for row in reader:
+        try:
+            rows.append({key: int(value) if key in ("step", "tokens") else float(value) for key, value in row.items()})
+        except (TypeError, ValueError):
+            break
+    return rows
+
+
+# --- settings and weights
+
+
+def settings_yaml(settings: Mapping[str, Any]) -> str:
+    """A flat mapping as YAML; JSON's scalars are YAML's."""
+    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {before.get(k)} there, {now[k]} asked" for k in now if before.get(k) != now[k])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One trained model, as its file holds it."""
+
+    params: Tensor  # fp32 (1, P)
+    experiment: Experiment
+    shape: Shape
+    tokenizer: Tokenizer
+    metadata: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        return self.metadata["sha256"]
+
+
+def load_weights(run: Path, which: str = "best") -> Weights:
+    """From a run folder ("best" or "last"), or a weights file. Raises NanostudyError."""
+    path = run if run.is_file() else run / f"{which}.safetensors"
+    if not path.is_file():
+        unfinished = (
+            " Its training has not finished: run the same `nanostudy train` again."
+            if (run / CHECKPOINT).exists()
+            else ""
+        )
+        raise NanostudyError(f"{run} holds no trained weights ({path.name}).{unfinished}")
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != "weights":
+        raise NanostudyError(f"{path} holds no weights of one model.")
+    experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["tokenizer"])
+    shape = Shape.of(experiment, tokenizer.vocab_size)
+    table = parameter_table(shape)
+    if {p.name: p.size for p in table} != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+        raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
+    row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
+    return Weights(row[None], experiment, shape, tokenizer, metadata)
+
+
+def fitted(weights: Weights, shape: Shape) -> Tensor:
+    """The row (P,) to start another experiment from. A shorter context keeps the first positions, as nanoGPT crops.
+
+    Raises NanostudyError where the shapes differ otherwise.
+    """
+    row: list[Tensor] = []
+    views = named_views(weights.params, weights.shape)
+    for p in parameter_table(shape):
+        have = views[p.name][0] if p.name in views else None
+        if have is not None and p.name == "position_embedding":
+            have = have[: shape.block_size]
+        if have is None or tuple(have.shape) != p.size:
+            theirs = weights.experiment
+            raise NanostudyError(
+                f"init_from: that run's {p.name} does not fit. It has n_layer={theirs.n_layer}, n_head={theirs.n_head}, "
+                f"n_embd={theirs.n_embd}, block_size={theirs.block_size}, bias={theirs.bias}, "
+                f"tie_embeddings={theirs.tie_embeddings}; only block_size may differ, downwards."
+            )
+        row.append(have.flatten())
+    if len(views) != len(row) or weights.shape.n_head != shape.n_head:
+        raise NanostudyError(
+            "init_from: that run has another number of layers or heads, or biases that this one lacks."
+        )
+    return torch.cat(row)

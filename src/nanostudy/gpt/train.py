@@ -1,0 +1,306 @@
+"""The training loop of a stack: resume, evaluate, retire, step, log, save. Yields events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanostudy.gpt import checkpoint
+from nanostudy.gpt.checkpoint import Slot, Stack
+from nanostudy.gpt.corpus import Corpus, evaluation_windows
+from nanostudy.gpt.device import Machine
+from nanostudy.gpt.engine import Batch, Metrics, State, evaluate, train_step
+from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saved, Started, Stopped
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.model import Dropout, Shape, initial_parameters
+from nanostudy.gpt.optim import Rates, learning_rate
+from nanostudy.gpt.randomness import dropout_keys, offsets
+
+EVALUATION_TOKENS = 8192  # tokens of a stack that an evaluation reads at once: a bound on memory, not on the result
+SMALLEST_CONTEXT = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """An experiment to train. `initial` is the row (P,) to start from, or None for fresh weights of its seed."""
+
+    name: str
+    experiment: Experiment
+    identity: str
+    initial: Tensor | None = None
+
+
+def train(
+    jobs: Sequence[Job],
+    corpus: Corpus,
+    machine: Machine,
+    path: Path,
+    *,
+    width: int | None = None,
+    save_every: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
+
+    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds, and when `stop` asks
+    to stop. Everything yielded before a Saved event is in it. The file stays; whoever listens removes it.
+    """
+    run = _Training(jobs, corpus, machine)
+    stack, notes = run.resume(path) if path.exists() else (run.fresh(width or len(jobs)), ())
+    yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
+    saved = time.monotonic()
+    while stack.slots:
+        yield from run.evaluate_due(stack)
+        if run.done(stack):
+            yield from run.retire(stack)
+            continue
+        if stop():
+            run.save(stack, path)
+            yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
+            return
+        metrics = run.step(stack)
+        yield from run.log_due(stack, metrics)
+        if time.monotonic() - saved >= save_every:
+            run.save(stack, path)
+            saved = time.monotonic()
+            yield from (Saved(slot.name, slot.step) for slot in stack.slots)
+
+
+class _Training:
+    """What does not change while a stack trains, and the clock."""
+
+    def __init__(self, jobs: Sequence[Job], corpus: Corpus, machine: Machine) -> None:
+        self.jobs = {job.name: job for job in jobs}
+        self.identities = {job.name: job.identity for job in jobs}
+        self.corpus, self.machine = corpus, machine
+        first = jobs[0].experiment
+        corpus.check_window(first.block_size)
+        self.shape = Shape.of(first, corpus.tokenizer.vocab_size)
+        self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
+        self.pace = _Pace()
+        self.clock = time.monotonic()
+
+    # --- starting
+
+    def fresh(self, width: int) -> Stack:
+        names = list(self.jobs)
+        rows = torch.stack([self.first_weights(name) for name in names[:width]]).to(self.machine.device)
+        return Stack([Slot(name) for name in names[:width]], names[width:], State.fresh(rows), rows.clone())
+
+    def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
+        stack, before = checkpoint.load(path, self.identities, self.machine.device)
+        now = self.machine.as_dict()
+        compared = ("device", "device_name", "precision", "threads", "torch")
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
+        note = f"resumed under other conditions, so not bit for bit: {', '.join(changed)}"
+        return stack, (note,) if changed else ()
+
+    def first_weights(self, name: str) -> Tensor:
+        job = self.jobs[name]
+        return initial_parameters(self.shape, [job.experiment.seed])[0] if job.initial is None else job.initial
+
+    def experiments(self, stack: Stack) -> list[Experiment]:
+        return [self.jobs[slot.name].experiment for slot in stack.slots]
+
+    # --- evaluating and leaving
+
+    def evaluate_due(self, stack: Stack) -> Iterator[Event]:
+        due = self.due(stack, lambda e: e.eval_interval, lambda slot: slot.evaluated_at)
+        if due:
+            self.look_for_divergence(stack)
+            due = [m for m in due if not stack.slots[m].diverged]
+        if not due:
+            return
+        start = time.monotonic()
+        self.elapse(stack)
+        params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
+        train_losses, val_losses = (self.losses(params, split, self.shape.block_size) for split in ("train", "val"))
+        self.elapse(stack)
+        self.pace.evaluated(time.monotonic() - start)
+        for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
+            slot = stack.slots[m]
+            slot.evaluated_at = slot.step
+            slot.diverged = not math.isfinite(train_loss + val_loss)
+            if val_loss < slot.best_val_loss:
+                slot.best_step, slot.best_val_loss = slot.step, val_loss
+                stack.best[m] = stack.state.params[m]
+            yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
+
+    def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
+        """Slots at a multiple of their interval, or at their end, that were not served there yet."""
+        return [
+            m
+            for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
+            if last(slot) != slot.step and (slot.step % interval(e) == 0 or slot.step >= e.max_iters)
+        ]
+
+    def look_for_divergence(self, stack: Stack) -> None:
+        """Waits for the device, so it is asked only where results are read anyway."""
+        for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
+            slot.diverged = diverged
+
+    def losses(self, params: Tensor, split: str, context: int) -> list[float]:
+        batch = max(1, EVALUATION_TOKENS // (context * len(params)))
+        device = self.machine.device
+        windows = (
+            (torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+            for inputs, targets in evaluation_windows(self.corpus, split, context, batch)
+        )
+        return evaluate(params, windows, self.shape, self.machine.dtype)
+
+    def done(self, stack: Stack) -> list[int]:
+        return [
+            m
+            for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
+            if slot.diverged or slot.step >= e.max_iters
+        ]
+
+    def retire(self, stack: Stack) -> Iterator[Event]:
+        """Members that are done leave; waiting experiments take their slots, and when none waits the rest close up."""
+        stay = list(range(len(stack.slots)))
+        for m in self.done(stack):
+            yield self.finished(stack, m)
+            if stack.waiting:
+                name = stack.waiting.pop(0)
+                stack.put(m, name, self.first_weights(name).to(self.machine.device))
+                yield Started(name, 0, -1, len(stack.slots))
+            else:
+                stay.remove(m)
+        if len(stay) < len(stack.slots):
+            stack.keep(stay)
+
+    def finished(self, stack: Stack, m: int) -> Finished:
+        slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
+        reason, contexts = None, {}
+        self.elapse(stack)
+        if slot.diverged:
+            reason = f"the loss or its gradient was not finite after update {updates}"
+            slot.step = slot.step if self.machine.precision == "fp16" else updates
+        else:
+            contexts = {c: self.losses(params, "val", c)[0] for c in contexts_within(self.shape.block_size)}
+        last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
+        tokens, skipped = self.tokens_seen(slot), slot.step - updates
+        return Finished(slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts, last, best)
+
+    # --- stepping
+
+    def step(self, stack: Stack) -> Metrics:
+        experiments, steps = self.experiments(stack), [slot.step for slot in stack.slots]
+        e = experiments[0]
+        micro_batches = [
+            self.batch(experiments, steps, range(i * e.batch_size, (i + 1) * e.batch_size))
+            for i in range(e.gradient_accumulation_steps)
+        ]
+        rates = Rates.at(experiments, steps, self.machine.device)
+        metrics = train_step(stack.state, micro_batches, rates, self.shape, self.machine.dtype)
+        for slot in stack.slots:
+            slot.step += 1
+        self.pace.stepped()
+        return metrics
+
+    def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
+        """The micro-batch of these places in the global batch, for every member."""
+        device, T = self.machine.device, self.shape.block_size
+        seeds, per_update = [e.seed for e in experiments], experiments[0].sequences_per_update
+        choices = len(self.tokens) - T
+        drawn = [offsets(seed, step, sequences, per_update, choices) for seed, step in zip(seeds, steps, strict=True)]
+        starts_MB1 = torch.from_numpy(np.stack(drawn)).to(device)[..., None]
+        window = self.tokens[starts_MB1 + torch.arange(T + 1, device=device)].long()
+        dropout = None
+        if any(e.dropout for e in experiments):
+            keys = dropout_keys(seeds, steps, sequences, per_update).to(device)
+            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device))
+        return Batch(window[..., :-1], window[..., 1:], dropout)
+
+    def log_due(self, stack: Stack, metrics: Metrics) -> Iterator[Event]:
+        due = self.due(stack, lambda e: e.log_interval, lambda slot: -1)
+        if due:
+            self.look_for_divergence(stack)
+            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.pace.measured()
+        for m in due:
+            slot = stack.slots[m]
+            e = self.jobs[slot.name].experiment
+            lr = learning_rate(e, slot.step - 1)
+            yield Logged(slot.name, slot.step, losses[m], lr, norms[m], rate * e.tokens_per_update)
+        if self.pace.tick():
+            left = self.seconds_left(stack)
+            yield from (Progress(slot.name, slot.step, left) for slot in stack.slots)
+
+    # --- accounts
+
+    def save(self, stack: Stack, path: Path) -> None:
+        self.elapse(stack)
+        checkpoint.save(stack, path, self.identities, self.machine.as_dict())
+
+    def elapse(self, stack: Stack) -> None:
+        """Charges the time since the last call to every member: they trained side by side."""
+        now = time.monotonic()
+        for slot in stack.slots:
+            slot.seconds += now - self.clock
+        self.clock = now
+
+    def tokens_seen(self, slot: Slot) -> int:
+        return slot.step * self.jobs[slot.name].experiment.tokens_per_update
+
+    def seconds_left(self, stack: Stack) -> float | None:
+        """Steps, evaluations and final scores still to come, at the pace measured."""
+        ahead = [(self.jobs[slot.name].experiment, slot.step) for slot in stack.slots]
+        ahead += [(self.jobs[name].experiment, 0) for name in stack.waiting]
+        updates = [max(0, e.max_iters - step) for e, step in ahead]
+        evaluations = sum(-(-n // e.eval_interval) for n, (e, _) in zip(updates, ahead, strict=True))
+        scores = len(ahead) * len(contexts_within(self.shape.block_size)) / 2
+        share = max(max(updates), sum(updates) / len(stack.slots)) if updates else 0
+        return self.pace.estimate(share, (evaluations + scores) / len(stack.slots))
+
+
+def contexts_within(block_size: int) -> list[int]:
+    """The fixed contexts at which any two experiments compare: 32, 64, 128, ... that fit."""
+    contexts, c = [], SMALLEST_CONTEXT
+    while c <= block_size:
+        contexts.append(c)
+        c *= 2
+    return contexts
+
+
+class _Pace:
+    """Seconds a step and an evaluation, measured in this sitting, whenever the host has caught up with the device."""
+
+    def __init__(self) -> None:
+        self.evaluation_seconds = 0.0
+        self.step_seconds: float | None = None
+        self.ticked = self.since = time.monotonic()
+        self.steps = 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+    def evaluated(self, seconds: float) -> None:
+        self.evaluation_seconds = seconds
+        self.since, self.steps = time.monotonic(), 0
+
+    def measured(self) -> float:
+        """Steps a second since the last call or evaluation."""
+        if self.steps:
+            self.step_seconds = (time.monotonic() - self.since) / self.steps
+            self.since, self.steps = time.monotonic(), 0
+        return 1 / self.step_seconds if self.step_seconds else 0.0
+
+    def tick(self) -> bool:
+        now = time.monotonic()
+        if now - self.ticked < 0.5:
+            return False
+        self.ticked = now
+        return True
+
+    def estimate(self, steps: float, evaluations: float) -> float | None:
+        each = self.step_seconds
+        if each is None and self.steps >= 3:
+            each = (time.monotonic() - self.since) / self.steps
+        return None if each is None else steps * each + evaluations * self.evaluation_seconds

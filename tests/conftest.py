@@ -1,0 +1,67 @@
+"""What several test files share: a small text, one thread of fp32 on the CPU, and trainings of a few small experiments."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nanostudy.gpt.corpus import Corpus, load_corpus
+from nanostudy.gpt.device import Machine, Resources, resolve
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.texts import locate_shakespeare
+from nanostudy.gpt.train import Job
+
+SMALL = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 8,
+    "batch_size": 4,
+    "max_iters": 20,
+    "warmup_iters": 3,
+    "log_interval": 1,
+}
+WORDS = ("the", "sea", "is", "a", "song", "and", "no", "one", "hears", "it\n")
+
+needs_shakespeare = pytest.mark.skipif(
+    locate_shakespeare() is None, reason="tiny Shakespeare is neither in NANOSTUDY_CORPORA nor in the cache"
+)
+
+
+def small(**settings) -> Experiment:
+    """An experiment that trains in a blink; the corpus is the one that a test passes to `train`."""
+    return Experiment(**{**SMALL, **settings})
+
+
+def jobs_of(*experiments: Experiment) -> list[Job]:
+    """One job each, named job0, job1, ..."""
+    return [Job(f"job{i}", e, f"identity of job{i}") for i, e in enumerate(experiments)]
+
+
+def cpu(precision: str = "fp32") -> Machine:
+    return resolve(Resources(device="cpu", precision=precision, threads=1))
+
+
+def write_text(path: Path, characters: int = 1500) -> Path:
+    """Seeded random words: few characters, and something to learn in a few updates."""
+    draw = np.random.default_rng(7)
+    path.write_bytes(" ".join(draw.choice(WORDS, characters))[:characters].encode())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors gain nothing from more; some tests ask for other numbers."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Corpus:
+    return load_corpus(str(write_text(tmp_path_factory.mktemp("corpus") / "small.txt")))
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return cpu()
