@@ -178,6 +178,12 @@ def test_sequences_have_masks_of_their_own():
     assert len({row.numpy().tobytes() for row in dropped(0.5, 1000, 1024)}) == 1000
 
 
+def test_every_bit_of_a_key_counts():
+    """No two of 400,000 masks of 64 places are equal: with 32 bits of the key, 18 pairs would be; with 64, one in 10**8."""
+    masks = np.packbits(dropped(0.5, 400_000, 64).numpy(), axis=1).view(np.uint64)
+    assert len(np.unique(masks)) == len(masks)
+
+
 @given(st.lists(st.tuples(seeds, st.floats(0, 0.99)), min_size=1, max_size=4), st.integers(0, 40), st.integers(1, 70))
 @settings(deadline=None)
 def test_a_mask_does_not_depend_on_the_stack(members, site, size):

@@ -210,6 +210,7 @@ def test_a_source_that_is_nothing_lists_the_presets(tmp_path, monkeypatch):
 # --- what a run folder keeps
 
 
+OPTIONAL_TEXT = st.none() | st.text(min_size=1).filter(lambda text: text.lower() not in ("none", "null"))
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -219,9 +220,9 @@ SETTINGS = st.fixed_dictionaries(
         "min_lr": st.none() | st.floats(0, 1),
         "lr_decay_iters": st.none() | st.integers(0, 10**9),
         "bias": st.booleans(),
-        "init_from": st.none() | st.text(min_size=1).filter(lambda text: text.lower() not in ("none", "null")),
+        "init_from": OPTIONAL_TEXT,
         "corpus": st.text(min_size=1),
-        "sample_prompt": st.text(),
+        "sample_prompt": OPTIONAL_TEXT,
     },
 )
 
@@ -250,13 +251,15 @@ def test_a_run_folder_trains_the_same_run_again(tmp_path):
     resources = Resources(device="cpu", precision="fp32", threads=1)
     corpus = load_corpus(experiment.corpus)
     identity = experiment.identity(corpus.sha256, "char", None)
-    recorder = Recorder(tmp_path, experiment, identity, corpus, resolve(resources))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recorder = Recorder(folder, experiment, identity, corpus, resolve(resources))
     assert recorder.claim(asdict(resources)) == "new"
 
-    again, again_resources = experiment_and_resources(read_settings(str(tmp_path)))
+    again, again_resources = experiment_and_resources(read_settings(str(folder)))
     assert (again, again_resources) == (experiment, resources)
     assert again.identity(corpus.sha256, "char", None) == identity
-    assert Recorder(tmp_path, again, identity, corpus, resolve(resources)).claim(asdict(resources)) == "unfinished"
+    assert Recorder(folder, again, identity, corpus, resolve(resources)).claim(asdict(resources)) == "unfinished"
 
 
 # --- identity
@@ -270,16 +273,12 @@ def another(name: str):
     """A valid value other than the default one."""
     value = getattr(BASE, name)
     if value is None:
-        return "elsewhere" if name == "init_from" else 7
+        return {"init_from": "elsewhere", "sample_prompt": "O"}.get(name, 7)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
         return value * 2
-    return (
-        {"corpus": "elsewhere/same.txt", "tokenizer": "byte", "sample_prompt": "O"}[name]
-        if isinstance(value, str)
-        else value / 2 + 0.01
-    )
+    return {"corpus": "elsewhere/same.txt", "tokenizer": "byte"}[name] if isinstance(value, str) else value / 2 + 0.01
 
 
 @pytest.mark.parametrize("name", FIELDS)

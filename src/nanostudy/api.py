@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,21 +12,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
 from nanostudy.gpt.device import Resources, memory_errors, resolve
-from nanostudy.gpt.errors import Interrupted
+from nanostudy.gpt.errors import Interrupted, UsageError
 from nanostudy.gpt.events import Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
-from nanostudy.gpt.model import Shape
 from nanostudy.gpt.run import Recorder, Weights
 from nanostudy.gpt.sample import Picking, generate
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.train import train as train_stack
+from nanostudy.settings import preset_names
 from nanostudy.view import TrainingView
-
-SAMPLE_PROMPT = "\n"
 
 
 @dataclass(frozen=True)
@@ -44,32 +46,39 @@ class Run:
         return run_folder.read_metadata(self.folder) or {}
 
     def sample(
-        self, prompt: str = SAMPLE_PROMPT, count: int = 1, tokens: int = 500, seed: int = 1, **picking: Any
+        self, prompt: str | None = None, count: int = 1, tokens: int = 500, seed: int = 1, **picking: Any
     ) -> list[str]:
-        """`count` texts, each the prompt and `tokens` new tokens.
+        """`count` texts, each the prompt (a new line, where none is given) and `tokens` new tokens.
 
         `picking` takes temperature, top_k, top_p and exact (see Picking). The same arguments give the same texts.
         """
         pieces = list(self._ids(prompt, count, tokens, seed, Picking(**picking)))
         tokenizer = self.weights.tokenizer
-        return [prompt + tokenizer.decode([int(step[s]) for step in pieces]) for s in range(count)]
+        return [(prompt or "") + tokenizer.decode([int(step[s]) for step in pieces]) for s in range(count)]
 
-    def stream(self, prompt: str = SAMPLE_PROMPT, tokens: int = 500, seed: int = 1, **picking: Any) -> Iterator[str]:
+    def stream(self, prompt: str | None = None, tokens: int = 500, seed: int = 1, **picking: Any) -> Iterator[str]:
         """The first of `sample`'s texts without its prompt, piece by piece as it is written."""
+        ids = self._ids(prompt, 1, tokens, seed, Picking(**picking))
+        return self._pieces(ids)
+
+    def _pieces(self, ids: Iterator[Tensor]) -> Iterator[str]:
         held: list[int] = []
-        for step in self._ids(prompt, 1, tokens, seed, Picking(**picking)):
-            held.append(int(step[0]))
+        for step_S in ids:
+            held.append(int(step_S[0]))
             text = self.weights.tokenizer.decode(held)
             # of bytes, a character may still lack its last ones, at most three
             if not text.endswith("\ufffd") or len(held) > 3:
                 yield text
                 held = []
+        if held:
+            yield self.weights.tokenizer.decode(held)
 
-    def _ids(self, prompt: str, count: int, tokens: int, seed: int, picking: Picking) -> Iterator[Any]:
-        prompt_ids = self.weights.tokenizer.encode(prompt or SAMPLE_PROMPT)
-        shape = self.weights.shape
-        for ids_MS in generate(self.weights.params, shape, prompt_ids, [seed], count, tokens, picking):
-            yield ids_MS[0]
+    def _ids(self, prompt: str | None, count: int, tokens: int, seed: int, picking: Picking) -> Iterator[Tensor]:
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
+        prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
+        steps = generate(self.weights.params, self.weights.shape, prompt_ids, [seed], count, tokens, picking)
+        return (ids_MS[0] for ids_MS in steps)
 
 
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
@@ -98,9 +107,13 @@ def train(
     resources = resources or Resources()
     machine = resolve(resources)
     initial = run_folder.load_weights(Path(experiment.init_from)) if experiment.init_from else None
+    row = run_folder.fitted(initial, experiment) if initial else None
     corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
     corpus.check_window(experiment.block_size)
-    row = run_folder.fitted(initial, Shape.of(experiment, corpus.tokenizer.vocab_size)) if initial else None
+    try:
+        corpus.tokenizer.encode(experiment.sample_prompt or "")
+    except UsageError as problem:
+        raise UsageError(f"sample_prompt: {problem}") from None
     identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
     with sole_owner(folder), contextlib.ExitStack() as stack:
         recorder = Recorder(folder, experiment, identity, corpus, machine)
@@ -121,9 +134,15 @@ def train(
                     listen(event)
                     if isinstance(event, Stopped):
                         raise Interrupted(
-                            f"Stopped after {event.step} updates. All of it is saved; go on with: nanostudy train {folder}"
+                            f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
         return complete(folder)
+
+
+def _resume_command(folder: Path) -> str:
+    named = str(folder)
+    named = os.path.join(".", named) if named in preset_names() else named
+    return f"nanostudy train {shlex.quote(named)}"
 
 
 def complete(folder: Path) -> Run:
@@ -134,7 +153,7 @@ def complete(folder: Path) -> Run:
     e = run.experiment
     if not (folder / "sample.txt").exists():
         sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
-        write_atomically(folder / "sample.txt", sample.removeprefix("\n") + "\n")
+        write_atomically(folder / "sample.txt", sample + "\n")
     if not (folder / "report.md").exists():
         write_report(folder)
     (folder / run_folder.CHECKPOINT).unlink(missing_ok=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+LONGEST_NAME = 80  # characters of a folder's name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,24 +34,31 @@ def train(
 ) -> None:
     """Train one GPT; run the same command again to go on after an interruption."""
     from nanostudy import api
+    from nanostudy.gpt.run import read_metadata
     from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments or [])
     experiment, resources = experiment_and_resources({**read_settings(source), **given})
     if out is None:
         out = _default_folder(source, given)
+    before = read_metadata(out)
     run = api.train(experiment, out, resources=resources)
+    if before and before["status"] == run.metadata["status"]:
+        print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
     _say_finished(run)
 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
+    """The run folder that was named, or one under runs/ named after what was asked."""
     path = Path(source)
-    if path.is_dir() and not given:
-        return path
-    if path.name == "settings.yaml" and not given:
-        return path.parent
-    changes = [f"{key}={Path(value).stem if key in ('corpus', 'init_from') else value}" for key, value in given.items()]
-    return Path("runs") / "-".join([path.stem or path.name, *changes])
+    folder = path.parent if path.name == "settings.yaml" else path
+    if (folder / "run.json").exists() and not given:
+        return folder
+    asked = "-".join([path.stem or path.name, *(f"{key}={value}" for key, value in given.items())])
+    name = re.sub(r"[^\w.=,+-]+", "_", asked)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    return Path("runs") / name
 
 
 def _say_finished(run: Any) -> None:
@@ -66,7 +78,7 @@ def _say_finished(run: Any) -> None:
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
-    prompt: Annotated[str, typer.Option(help="What the text goes on from.")] = "\n",
+    prompt: Annotated[str | None, typer.Option(help="What the text goes on from. Default: a new line.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
     tokens: Annotated[int, typer.Option(min=0, help="New tokens a sample.")] = 500,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
@@ -85,7 +97,7 @@ def sample(
     loaded = api.load(run, which, device)
     picking = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "exact": exact}
     block_size = loaded.experiment.block_size
-    if len(prompt) + tokens > block_size:
+    if len(prompt or "") + tokens > block_size:
         how = (
             "slides exactly, at full cost"
             if exact
@@ -93,13 +105,14 @@ def sample(
         )
         print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
     if count == 1:
-        print(prompt.removeprefix("\n"), end="", flush=True)
-        for piece in loaded.stream(prompt, tokens, seed, **picking):
+        pieces = loaded.stream(prompt, tokens, seed, **picking)
+        print(prompt or "", end="", flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
     for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **picking)):
-        print(f"--- {i + 1}\n{text.removeprefix(chr(10))}")
+        print(f"--- {i + 1}\n{text}")
 
 
 @app.command()
@@ -188,6 +201,9 @@ def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
     from nanostudy.gpt.errors import NanostudyError, UsageError
 
+    for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except UsageError as problem:

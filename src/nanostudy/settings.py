@@ -31,21 +31,21 @@ def read_settings(source: str) -> dict[str, Any]:
     if source in preset_names():
         return _parse(preset_text(source), source)
     path = Path(source)
-    path = path / "settings.yaml" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        path = path / "settings.yaml" if path.is_dir() else path
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{path} cannot be read: {problem}.") from None
+    except OSError:
         raise UsageError(
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
-        )
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{path} cannot be read: {problem}.") from None
+        ) from None
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise UsageError(f"{source} is not YAML: {problem}") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UsageError(f"{source} must hold lines of the form `setting: value`.")

@@ -22,7 +22,7 @@ class TrainingView:
 
     def __init__(self, experiment: Experiment, corpus: Corpus, machine: Machine, folder: Path) -> None:
         self.experiment, self.corpus, self.machine, self.folder = experiment, corpus, machine, folder
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -41,7 +41,7 @@ class TrainingView:
         e, count = self.experiment, count_parameters(Shape.of(self.experiment, self.corpus.tokenizer.vocab_size))
         say = self.console.print
         if self.corpus.note:
-            say(f"[bold yellow]NOTE: {self.corpus.note}[/]")
+            say(f"NOTE: {self.corpus.note}", style="bold yellow")
         say(
             f"corpus   {self.corpus.name}: {len(self.corpus.train.tokens):,} training and "
             f"{len(self.corpus.val.tokens):,} validation tokens, {self.corpus.tokenizer.vocab_size} different"
@@ -53,7 +53,7 @@ class TrainingView:
             f"device   {self.machine.device} ({self.machine.device_name}), {self.machine.precision}, {self.machine.threads} threads"
         )
         for note in self.machine.notes:
-            say(f"[yellow]         {note}[/]")
+            say(f"         {note}", style="yellow")
         say(f"folder   {self.folder}")
         self.progress.start()
         return self
@@ -70,7 +70,7 @@ class TrainingView:
             if event.step:
                 say(f"resumed after update {event.step:,}")
             for note in event.notes:
-                say(f"[yellow]{note}[/]")
+                say(note, style="yellow")
         elif isinstance(event, Progressed):
             left = "" if event.seconds_left is None else f"about {duration(event.seconds_left)} left"
             self.progress.update(self.task, completed=event.step, left=left)
@@ -88,7 +88,7 @@ class TrainingView:
         elif isinstance(event, Finished):
             self.progress.stop()
             if event.diverged:
-                say(f"[bold red]diverged: {event.diverged}[/]")
+                say(f"diverged: {event.diverged}", style="bold red")
             else:
                 say(
                     f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"

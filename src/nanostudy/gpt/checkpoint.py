@@ -68,7 +68,12 @@ def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mappi
 
 def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tuple[Stack, dict[str, Any]]:
     """The stack, and the machine that it was saved on. Raises NanostudyError where it is not of these experiments."""
-    tensors, metadata = load_tensors(path)
+    try:
+        tensors, metadata = load_tensors(path)
+    except NanostudyError as problem:
+        raise NanostudyError(
+            f"{problem} Restore it, delete it to train from the beginning, or choose another folder with --out."
+        ) from None
     if metadata.get("kind") != "stack":
         raise NanostudyError(f"{path} holds no training to go on with.")
     if metadata["identities"] != dict(identities):

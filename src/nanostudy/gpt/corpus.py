@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanostudy.gpt.errors import UsageError
+from nanostudy.gpt.experiment import check_tokenizer
 from nanostudy.gpt.texts import Text, find_text
 
 TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters
@@ -23,6 +24,7 @@ class Tokenizer:
 
     @staticmethod
     def of(kind: str, text: str) -> Tokenizer:
+        check_tokenizer(kind)
         return Tokenizer(kind, "".join(sorted(set(text))) if kind == "char" else "")
 
     @property
@@ -32,9 +34,9 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int64. Raises UsageError at a character that the tokenizer does not know."""
         if self.kind == "byte":
-            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+            return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8).astype(np.int64)
         known = np.frombuffer(self.characters.encode("utf-32-le"), dtype=np.uint32)
-        asked = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        asked = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         ids = np.searchsorted(known, asked).clip(max=len(known) - 1)
         wrong = np.flatnonzero(known[ids] != asked)
         if len(wrong):
@@ -48,6 +50,11 @@ class Tokenizer:
         if self.kind == "byte":
             return bytes(int(i) for i in ids).decode(errors="replace")
         return "".join(self.characters[i] for i in ids)
+
+    @property
+    def opening(self) -> str:
+        """What a text goes on from when nothing is asked: a new line, or the first known character."""
+        return "\n" if self.kind == "byte" or "\n" in self.characters else self.characters[0]
 
     def as_dict(self) -> dict[str, str]:
         return {"kind": self.kind, "characters": self.characters}
@@ -111,6 +118,11 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
         raise UsageError(f"The text {text.name} is empty.")
     if isinstance(tokenizer, str):
         tokenizer = Tokenizer.of(tokenizer, text.content)
+    else:
+        try:
+            tokenizer.encode(text.content)
+        except UsageError as problem:
+            raise UsageError(f"{text.name} has characters that the model has not. {problem}") from None
     cut = int(len(text.content) * TRAIN_SHARE)
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -31,17 +32,17 @@ class Resources:
     threads: int | None = field(default=None, metadata={"meaning": "CPU threads; none: one a core"})
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", *DTYPES):
+        if not isinstance(self.precision, str) or self.precision not in ("auto", *DTYPES):
             raise UsageError(f"precision={self.precision!r} is not known: auto, {', '.join(DTYPES)}.")
-        if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|mps", self.device):
             raise UsageError(f"device={self.device!r} is not known: auto, cpu, cuda, cuda:N or mps.")
-        if isinstance(self.threads, str):
-            text: str = self.threads
-            if text.lower() not in ("none", "null") and not text.isdecimal():
-                raise UsageError(f"threads={text!r} must be a whole number or none.")
-            object.__setattr__(self, "threads", int(text) if text.isdecimal() else None)
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads={self.threads} must be at least 1.")
+        threads = str(self.threads).lower()
+        if threads in ("none", "null"):
+            object.__setattr__(self, "threads", None)
+        elif isinstance(self.threads, (int, str)) and re.fullmatch(r"0*[1-9]\d{0,3}", threads):
+            object.__setattr__(self, "threads", int(threads))
+        else:
+            raise UsageError(f"threads={self.threads!r} must be a whole number from 1 to 9999, or none.")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Experiment:
     eval_interval: int = setting(250, "number", "updates between evaluations", low=1)
 
     log_interval: int = setting(10, "record", "updates between rows of the training log", low=1)
-    sample_prompt: str = setting("\n", "record", "what the sample that is written at the end goes on from")
+    sample_prompt: str | None = setting(None, "record", "what the sample at the end goes on from; none: a new line")
     sample_tokens: int = setting(500, "record", "length of that sample, in tokens", low=0)
 
     def __post_init__(self) -> None:
@@ -68,8 +68,7 @@ class Experiment:
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: every head has n_embd / n_head "
                 f"channels. Nearest widths that fit: {_neighbours(self.n_embd, self.n_head)}."
             )
-        if self.tokenizer not in ("char", "byte"):
-            raise UsageError(f"tokenizer={self.tokenizer!r} is not known: char or byte.")
+        check_tokenizer(self.tokenizer)
         if not self.corpus:
             raise UsageError("corpus is empty: name a corpus, or the path of a UTF-8 text.")
 
@@ -138,6 +137,11 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
             raise UsageError(f"There is no setting {name!r}.{hint}")
 
 
+def check_tokenizer(kind: str) -> None:
+    if kind not in ("char", "byte"):
+        raise UsageError(f"tokenizer={kind!r} is not known: char or byte.")
+
+
 def _checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """The value in its declared type and range, or UsageError. Text is read as the type; 1e3 is no whole number's way."""
     wanted = _TYPES[name]
@@ -153,7 +157,7 @@ def _checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
         raise UsageError(f"{name}={value!r} must be {kinds[base]}{also} ({field.metadata['meaning']}).") from None
     low, high = field.metadata["low"], field.metadata["high"]
     if (low is not None and value < low) or (high is not None and value > high):
-        bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+        bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:.12g}"
         raise UsageError(f"{name}={value} must be {bound} ({field.metadata['meaning']}).")
     return value
 

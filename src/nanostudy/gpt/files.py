@@ -42,7 +42,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise NanostudyError(_explain(path, problem)) from problem
+        raise NanostudyError(explain_writing(path, problem)) from problem
     if sys.platform != "win32":  # the rename itself, too, survives a power cut
         with contextlib.suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
@@ -63,7 +63,7 @@ def _replace(temporary: Path, path: Path) -> None:
             time.sleep(0.1 * 2**attempt)
 
 
-def _explain(path: Path, problem: Exception) -> str:
+def explain_writing(path: Path, problem: Exception) -> str:
     full = getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem)
     if full:
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
@@ -71,9 +71,10 @@ def _explain(path: Path, problem: Exception) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """A safetensors file whose header holds the metadata, the format's version and the tensors' checksum."""
+    """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**metadata, "format_version": version.FORMAT, "sha256": _checksum(whole)}
+    header = {**metadata, "format_version": version.FORMAT}
+    header["sha256"] = _checksum(whole, header)
     replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}))
 
 
@@ -94,13 +95,13 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "
             "Use the version of nanostudy that wrote it (run.json names it)."
         )
-    if header.get("sha256") != _checksum(tensors):
-        raise NanostudyError(f"{path} is damaged: its tensors do not match their checksum.")
+    if header.pop("sha256", None) != _checksum(tensors, header):
+        raise NanostudyError(f"{path} is damaged: its contents do not match their checksum.")
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -111,12 +112,18 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, which the system releases when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+b")  # noqa: SIM115 (closed below)
+    except OSError as problem:
+        raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from None
+    with file:
         if not _lock(file.fileno()):
             raise NanostudyError(
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
             )
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         yield
 
 

@@ -12,6 +12,7 @@ checkpoint.safetensors   while unfinished: what a resume needs
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -26,10 +27,10 @@ from torch import Tensor
 from nanostudy.gpt import version
 from nanostudy.gpt.corpus import Corpus, Tokenizer
 from nanostudy.gpt.device import Machine
-from nanostudy.gpt.errors import NanostudyError
+from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
 from nanostudy.gpt.experiment import Experiment, from_settings
-from nanostudy.gpt.files import load_tensors, save_tensors, write_atomically
+from nanostudy.gpt.files import explain_writing, load_tensors, save_tensors, write_atomically
 from nanostudy.gpt.model import Shape, count_parameters, named_views, parameter_table
 
 TRAINING_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -48,14 +49,22 @@ CHECKPOINT = "checkpoint.safetensors"
 def read_metadata(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where there is none. Raises NanostudyError where it is damaged or of another version."""
     path = folder / "run.json"
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except OSError as problem:
+        raise NanostudyError(f"{folder} cannot be read: {problem.strerror}.") from None
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-        written = metadata["format_version"]
+        written, known = metadata["format_version"], version.FORMAT
+        texts, mappings = ("identity", "status"), ("settings", "corpus", "machine", "parameters")
+        whole = all(isinstance(metadata.get(key), str) for key in texts)
+        whole &= all(isinstance(metadata.get(key), dict) for key in mappings)
     except (OSError, ValueError, KeyError, TypeError):
-        raise NanostudyError(f"{path} is damaged. Restore it, or choose another folder with --out.") from None
-    if written != version.FORMAT:
+        written = known = whole = False
+    if written == known and not whole:
+        raise NanostudyError(f"{path} is damaged. Restore it, or choose another folder with --out.")
+    if written != known:
         raise NanostudyError(
             f"{folder} was written by nanostudy {metadata.get('nanostudy')} (format version {written}); this one reads "
             f"version {version.FORMAT}. Use that version, or choose another folder with --out."
@@ -78,16 +87,22 @@ class Recorder:
         """
         before = read_metadata(self.folder)
         if before is None:
-            write_atomically(self.folder / "settings.yaml", settings_yaml({**self.experiment.as_dict(), **resources}))
+            others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if others:
+                raise NanostudyError(
+                    f"{self.folder} holds other files ({', '.join(sorted(others)[:3])}) and no run. "
+                    "Choose another folder with --out; nothing was changed."
+                )
             self._write_metadata(status="unfinished", notes=list(self.machine.notes))
-            return "new"
-        if before["identity"] != self.identity:
+        elif before["identity"] != self.identity:
             changed = _changes(before["settings"], self.experiment.as_dict())
             raise NanostudyError(
                 f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
                 "Choose another folder with --out; nothing was changed."
             )
-        return before["status"] if before["status"] in ("finished", "diverged") else "unfinished"
+        if not (self.folder / "settings.yaml").exists():
+            write_atomically(self.folder / "settings.yaml", settings_yaml({**self.experiment.as_dict(), **resources}))
+        return before["status"] if before else "new"
 
     def record(self, event: Event) -> None:
         """Takes what a run folder keeps; other events pass."""
@@ -174,16 +189,14 @@ def append_row(path: Path, row: tuple[object, ...]) -> None:
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
     except OSError as problem:
-        raise NanostudyError(
-            f"{path} could not be written: {problem.strerror}. The last checkpoint is whole."
-        ) from None
+        raise NanostudyError(explain_writing(path, problem)) from None
 
 
 def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:
     """Starts the table, or drops what was written after the checkpoint: those updates are made again."""
     kept = [",".join(columns)]
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        for line in _table(path).splitlines()[1:]:
             step = line.split(",")[0]
             if line.count(",") == len(columns) - 1 and step.isdigit() and int(step) <= last_step:
                 kept.append(line)
@@ -194,7 +207,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """A table's rows; a last line that a kill cut short is left out."""
     if not path.is_file():
         return []
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    reader = csv.DictReader(io.StringIO(_table(path)))
     rows = []
     for row in reader:
         try:
@@ -204,12 +217,25 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def _table(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NanostudyError(f"{path} is damaged or cannot be read ({problem}). Restore or delete it.") from None
+
+
 # --- settings and weights
 
 
 def settings_yaml(settings: Mapping[str, Any]) -> str:
     """A flat mapping as YAML; JSON's scalars are YAML's."""
-    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+    return "".join(f"{key}: {_scalar(value)}\n" for key, value in settings.items())
+
+
+def _scalar(value: Any) -> str:
+    """YAML takes no raw control characters, and does not join the pairs in which JSON escapes the rarer ones."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -228,19 +254,23 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        return self.metadata["sha256"]
+        return hashlib.sha256(self.params.numpy().tobytes()).hexdigest()
 
 
 def load_weights(run: Path, which: str = "best") -> Weights:
     """From a run folder ("best" or "last"), or a weights file. Raises NanostudyError."""
     path = run if run.is_file() else run / f"{which}.safetensors"
+    if which not in ("best", "last"):
+        raise UsageError(f"There are no {which!r} weights: best or last.")
+    described = read_metadata(run) if run.is_dir() else None
+    if described and described["status"] == "unfinished":
+        raise NanostudyError(f"The training of {run} has not finished. Go on with: nanostudy train {run}")
+    if described is None and not path.is_file():
+        raise NanostudyError(f"There is no run folder {run}: no trained weights are there.")
     if not path.is_file():
-        unfinished = (
-            " Its training has not finished: run the same `nanostudy train` again."
-            if (run / CHECKPOINT).exists()
-            else ""
+        raise NanostudyError(
+            f"{run} holds no weights {path.name}. Restore the file, or train again in another folder with --out."
         )
-        raise NanostudyError(f"{run} holds no trained weights ({path.name}).{unfinished}")
     tensors, metadata = load_tensors(path)
     if metadata.get("kind") != "weights":
         raise NanostudyError(f"{path} holds no weights of one model.")
@@ -253,27 +283,23 @@ def load_weights(run: Path, which: str = "best") -> Weights:
     return Weights(row[None], experiment, shape, tokenizer, metadata)
 
 
-def fitted(weights: Weights, shape: Shape) -> Tensor:
+def fitted(weights: Weights, experiment: Experiment) -> Tensor:
     """The row (P,) to start another experiment from. A shorter context keeps the first positions, as nanoGPT crops.
 
-    Raises NanostudyError where the shapes differ otherwise.
+    Raises UsageError where the shapes differ otherwise.
     """
-    row: list[Tensor] = []
-    views = named_views(weights.params, weights.shape)
-    for p in parameter_table(shape):
-        have = views[p.name][0] if p.name in views else None
-        if have is not None and p.name == "position_embedding":
-            have = have[: shape.block_size]
-        if have is None or tuple(have.shape) != p.size:
-            theirs = weights.experiment
-            raise NanostudyError(
-                f"init_from: that run's {p.name} does not fit. It has n_layer={theirs.n_layer}, n_head={theirs.n_head}, "
-                f"n_embd={theirs.n_embd}, block_size={theirs.block_size}, bias={theirs.bias}, "
-                f"tie_embeddings={theirs.tie_embeddings}; only block_size may differ, downwards."
+    theirs = weights.experiment
+    for name in ("tokenizer", "n_layer", "n_head", "n_embd", "bias", "tie_embeddings"):
+        have, want = getattr(theirs, name), getattr(experiment, name)
+        if have != want:
+            raise UsageError(
+                f"init_from={experiment.init_from}: that run has {name}={have}, and this one {name}={want}."
             )
-        row.append(have.flatten())
-    if len(views) != len(row) or weights.shape.n_head != shape.n_head:
-        raise NanostudyError(
-            "init_from: that run has another number of layers or heads, or biases that this one lacks."
+    if experiment.block_size > theirs.block_size:
+        raise UsageError(
+            f"init_from={experiment.init_from}: that run knows {theirs.block_size} positions, and block_size="
+            f"{experiment.block_size} needs more."
         )
-    return torch.cat(row)
+    views = named_views(weights.params, weights.shape)
+    views["position_embedding"] = views["position_embedding"][:, : experiment.block_size]
+    return torch.cat([view.flatten() for view in views.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ class Picking:
     exact: bool = False  # past block_size: slide by one token at full cost, instead of re-reading the last half window
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"temperature={self.temperature} must be at least 0.")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature={self.temperature} must be at least 0, and finite.")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k={self.top_k} must be at least 1.")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import sys
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def fetch_shakespeare() -> Path:
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as answer:
             content = answer.read()
-    except (OSError, urllib.error.URLError) as problem:
+    except (OSError, http.client.HTTPException) as problem:
         raise NanostudyError(
             f"Tiny Shakespeare could not be downloaded from {SHAKESPEARE_URL} ({problem}). {by_hand}"
         ) from None
@@ -110,10 +110,6 @@ def _playhouse() -> Text:
 
 
 def _read(path: Path) -> Text:
-    if not path.is_file():
-        raise UsageError(
-            f"There is no corpus and no file named {str(path)!r}. Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text."
-        )
     try:
         raw = path.read_bytes()
         content = raw.decode("utf-8")
@@ -122,5 +118,8 @@ def _read(path: Path) -> Text:
             f"{path} is not UTF-8 text (byte {problem.start}). Save it as UTF-8, for example with an editor or iconv."
         ) from None
     except OSError as problem:
-        raise NanostudyError(f"{path} cannot be read: {problem.strerror}.") from None
+        raise UsageError(
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). "
+            f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text."
+        ) from None
     return Text(path.name, content, hashlib.sha256(raw).hexdigest())

@@ -29,10 +29,10 @@ def write_report(folder: Path) -> list[Path]:
     sections = [
         _summary(run),
         *(section(run) for section in (_surroundings, _corpus, _model, _settings, _metrics)),
-        _curve(run, drawn=picture is not None),
+        _curve(run, picture),
         *(section(run) for section in (_evaluations, _observations, _sample, _repeat)),
     ]
-    files: dict[str, bytes | str] = {} if picture is None else {"curve.png": picture}
+    files: dict[str, bytes | str] = {"curve.png": picture} if isinstance(picture, bytes) else {}
     files["report.md"] = "\n\n".join("\n".join(section) for section in sections if section) + "\n"
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -211,10 +211,10 @@ def _contexts(run: _Run) -> list[str]:
     return ["", told, "", *_table(("context, tokens", "nats a token", "bits a character"), rows)]
 
 
-def _curve(run: _Run, *, drawn: bool) -> list[str]:
+def _curve(run: _Run, picture: bytes | str) -> list[str]:
     course = f" {curve.course(run.evaluations)}" if run.evaluations else ""
     image = f"![Losses against updates.{course}](curve.png)"
-    return ["## Curve", "", image if drawn else "No loss was recorded that could be drawn."]
+    return ["## Curve", "", image if isinstance(picture, bytes) else _plain(picture)]
 
 
 def _evaluations(run: _Run) -> list[str]:
@@ -258,7 +258,8 @@ def _repeat(run: _Run) -> list[str]:
     return ["## How to repeat it", "", "```", "nanostudy train settings.yaml", "```", "", told]
 
 
-def _picture(run: _Run) -> bytes | None:
+def _picture(run: _Run) -> bytes | str:
+    """The curve, or why there is none."""
     m, clip = run.metadata, run.experiment.grad_clip
     title = m["name"] if m["status"] == "finished" else f"{m['name']} ({m['status']})"
     words = (f"{run.corpus['name']}: {run.model()}", run.length())
@@ -266,7 +267,9 @@ def _picture(run: _Run) -> bytes | None:
     try:
         return figures.png(figures.training_curve(*tables, title, words, entropy=run.entropy, grad_clip=clip))
     except figures.NothingToDraw:
-        return None
+        return "No loss was recorded that could be drawn."
+    except figures.DrawingFailed as problem:
+        return f"The curve could not be drawn here ({problem}). `nanostudy report` draws it elsewhere."
 
 
 # --- words, numbers and Markdown
