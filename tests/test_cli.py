@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from nanostudy import api, cli
+from nanostudy.gpt import device
 from nanostudy.gpt.experiment import FIELDS
 from nanostudy.gpt.files import sole_owner
 
@@ -113,7 +114,9 @@ def unchanged(folder: Path):
 
 def start(*args: str, cwd: Path, **options) -> subprocess.Popen:
     """`python -m nanostudy` with these arguments, begun."""
-    environment = {**os.environ, "NANOSTUDY_CACHE": str(cwd / "cache"), **options.pop("env", {})}
+    # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
+    calm = {"OMP_WAIT_POLICY": "PASSIVE", "NANOSTUDY_CACHE": str(cwd / "cache")}
+    environment = {**os.environ, **calm, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
     return subprocess.Popen([sys.executable, "-m", "nanostudy", *args], cwd=cwd, env=environment, **pipes, **options)
 
@@ -147,7 +150,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def call(here, monkeypatch, capsys):
-    """`nanostudy ...` in this process."""
+    """`nanostudy ...` in this process, with one thread unless told otherwise."""
+    monkeypatch.setattr(device, "available_cores", lambda: 1)
 
     def call(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["nanostudy", *map(str, args)])
@@ -345,6 +349,16 @@ def test_a_run_is_not_finished_with_losses_that_are_not_finite(call, here, setti
             Path("run/run.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name)
         )
         assert status["status"] == "diverged"
+
+
+def test_a_ctrl_c_that_is_not_waited_for_is_answered(call, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "train", interrupted)
+    told = call("train", "quickstart", *SMALL, "--out", "run")
+    assert told.code in (1, 130)
+    said(told, told.code, "stopped", "checkpoint")
 
 
 def test_of_two_processes_in_one_folder_the_second_is_told(call, here):
@@ -547,6 +561,14 @@ def test_sample_of_a_run_that_has_not_finished(call, run):
     metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**metadata, "status": "unfinished"}), encoding="utf-8")
     said(call("sample", "run"), 1, "run", "not finished", "nanostudy train")
+
+
+def test_bytes_take_any_prompt(call, here):
+    said(call("train", "quickstart", *SMALL, "tokenizer=byte", "max_iters=1", "--out", "run"), 0)
+    for prompt in ("☃ and \U0001f600", "a\udcff", "longer than the whole context of it"):
+        told = call("sample", "run", "--prompt", prompt, "--tokens", "5")
+        said(told, 0)
+        assert told.out[0] == prompt[0]
 
 
 def test_sample_of_a_text_that_a_console_cannot_show(here):
@@ -784,8 +806,8 @@ def test_a_run_that_is_not_there_is_named(call, here, args):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_a_gpu_that_is_not_there_is_told(call, here):
-    for device in ("cuda", "cuda:3"):
-        said(call("train", "quickstart", *SMALL, f"device={device}", "--out", "run"), 2, device, "device=cpu")
+    for name in ("cuda", "cuda:3"):
+        said(call("train", "quickstart", *SMALL, f"device={name}", "--out", "run"), 2, name, "device=cpu")
     assert not Path("run").exists()
 
 

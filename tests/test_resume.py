@@ -27,6 +27,8 @@ from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import Interrupted, NanostudyError
 from nanostudy.gpt.events import Evaluated, Logged
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import load_tensors
+from nanostudy.insight import report
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -40,10 +42,10 @@ SETTINGS = {
     "gradient_accumulation_steps": 2,
     "dropout": 0.2,
     "seed": 3,
-    "max_iters": 400,
+    "max_iters": 250,
     "warmup_iters": 20,
     "learning_rate": 0.01,
-    "eval_interval": 40,
+    "eval_interval": 50,
     "log_interval": 1,
     "sample_tokens": 40,
 }
@@ -250,9 +252,25 @@ def here(tmp_path, monkeypatch) -> Path:
     return text_in(tmp_path)
 
 
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+    """Drawing takes longer than these trainings; those that are about reports draw."""
+    monkeypatch.setattr(report, "write_report", lambda folder: (folder / "report.md").write_text("left out"))
+
+
 def train(out, listen=lambda event: None, resources=RESOURCES, **settings):
     small = {**SETTINGS, "max_iters": 20, "eval_interval": 10, **settings}
     return api.train(Experiment(**small), out, resources=Resources(**resources), listen=listen)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of what `train` trains, never interrupted."""
+    folder = text_in(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train("run")
+    return folder / "run"
 
 
 def interrupted(out, listen=None, **settings) -> str:
@@ -262,26 +280,44 @@ def interrupted(out, listen=None, **settings) -> str:
 
 
 @pytest.mark.parametrize("out", ["run", "a run", "it's", "quickstart", "runs/deep/er"])
-def test_the_command_it_names_is_the_one_that_goes_on(here, monkeypatch, out):
+@pytest.mark.usefixtures("no_report")
+def test_the_command_it_names_is_the_one_that_goes_on(here, monkeypatch, out, whole):
     told = shlex.split(interrupted(out).split("go on with: ")[1])
     assert told[:2] == ["nanostudy", "train"]
     monkeypatch.setattr(sys, "argv", told)
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    train("reference")
-    assert_same_run(here / out, here / "reference")
+    assert_same_run(here / out, whole)
 
 
 @pytest.mark.parametrize("kind", [Logged, Evaluated])
-def test_stopped_again_and_again(here, kind):
-    train("reference")
+@pytest.mark.usefixtures("no_report")
+def test_stopped_again_and_again(here, kind, whole):
     for step in range(1, 20, 3) if kind is Logged else (0, 10):
         interrupted("run", Stop(kind, step))
     train("run")
-    assert_same_run(here / "run", here / "reference")
+    assert_same_run(here / "run", whole)
 
 
+@pytest.mark.usefixtures("no_report")
+def test_a_second_ctrl_c_is_not_waited_for_and_costs_only_what_was_not_saved(here, whole):
+    interrupted("run")
+    stop, steps = Stop(step=12), []
+
+    def twice(event) -> None:
+        steps.extend([event.step] * isinstance(event, Logged))
+        stop(event)
+        stop(event)
+
+    with pytest.raises(KeyboardInterrupt):
+        train("run", twice)
+    assert steps == list(range(6, 13))
+    train("run")
+    assert_same_run(here / "run", whole)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_python_says_the_same_as_the_command_line(here):
     interrupted("run")
     steps = []
@@ -297,22 +333,21 @@ def test_other_conditions_are_told(here):
     assert "not bit for bit" in (here / "run" / "report.md").read_text(encoding="utf-8")
 
 
-def test_settings_that_change_no_weight_may_change_on_the_way(here):
-    train("reference")
+@pytest.mark.usefixtures("no_report")
+def test_settings_that_change_no_weight_may_change_on_the_way(here, whole):
     interrupted("run")
     train("run", sample_tokens=5)
     for name in RESULTS:
-        ours, theirs = (safetensors.torch.load_file(here / folder / name) for folder in ("run", "reference"))
+        ours, theirs = (safetensors.torch.load_file(folder / name) for folder in (here / "run", whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 # --- between the end of the training and the end of the work
 
 
-def test_what_was_still_to_be_done_is_done_without_training_again(here):
-    train("run")
+def test_what_was_still_to_be_done_is_done_without_training_again(here, whole):
     interrupted("other")
-    run = here / "run"
+    run = Path(shutil.copytree(whole, here / "run"))
     before = contents(run)
     for missing in (["report.md"], ["sample.txt", "report.md", "curve.png"]):
         for name in missing:
@@ -322,6 +357,16 @@ def test_what_was_still_to_be_done_is_done_without_training_again(here):
         train("run", events.append)
         assert events == []
         assert contents(run) == before
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_kill_among_the_last_writes(here, whole):
+    """Both weights are written, run.json does not yet tell of them."""
+    interrupted("run")
+    for name in RESULTS:
+        shutil.copy(whole / name, here / "run")
+    train("run")
+    assert_same_run(here / "run", whole)
 
 
 # --- checkpoints that are damaged, or not what they seem
@@ -350,14 +395,13 @@ def damage_step(path: Path) -> None:
 
 
 def damage_kind(path: Path) -> None:
-    shutil.copy(path.parent.parent / "finished" / "last.safetensors", path)
+    shutil.copy(path.parent.parent / "last.safetensors", path)
 
 
 @pytest.mark.parametrize("damage", [damage_nothing, damage_end, damage_tensor, damage_step, damage_kind])
-def test_a_damaged_checkpoint_is_named_and_the_folder_left_alone(here, damage):
-    if damage is damage_kind:
-        train("finished")
+def test_a_damaged_checkpoint_is_named_and_the_folder_left_alone(here, damage, whole):
     interrupted("run")
+    shutil.copy(whole / "last.safetensors", here)
     damage(here / "run" / "checkpoint.safetensors")
     before = contents(here / "run")
     with pytest.raises(NanostudyError, match=r"checkpoint\.safetensors") as failure:
@@ -378,21 +422,51 @@ def test_a_checkpoint_of_another_run_is_refused(here):
     assert contents(here / "run") == before
 
 
-def test_without_its_checkpoint_a_run_begins_again(here):
-    train("reference")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what a process has mapped")
+def test_a_resumed_training_does_not_hang_on_its_file(here):
+    """Windows replaces no file that is mapped into memory, and a mapped file that a network drive loses ends the process."""
+    interrupted("run")
+    tensors, _ = load_tensors(here / "run" / "checkpoint.safetensors")
+    assert "checkpoint.safetensors" not in Path("/proc/self/maps").read_text()
+    assert tensors
+
+
+@posix_only
+@pytest.mark.usefixtures("no_report")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(here, whole):
+    import resource
+
+    interrupted("run")
+    checkpoint = here / "run" / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    handler, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(NanostudyError, match=r"checkpoint\.safetensors.*unchanged"):
+            train("run", Stop(step=12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoint.read_bytes() == before
+    train("run")
+    assert_same_run(here / "run", whole)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_without_its_checkpoint_a_run_begins_again(here, whole):
     interrupted("run")
     (here / "run" / "checkpoint.safetensors").unlink()
     train("run")
-    assert_same_run(here / "run", here / "reference")
+    assert_same_run(here / "run", whole)
 
 
-def test_what_killed_writes_leave_does_no_harm_and_is_cleared_away(here):
-    train("reference")
+@pytest.mark.usefixtures("no_report")
+def test_what_killed_writes_leave_does_no_harm_and_is_cleared_away(here, whole):
     interrupted("run")
     for name in ("checkpoint.safetensors", "run.json", "training.csv", "last.safetensors"):
         (here / "run" / f".{name}.4711.tmp").write_bytes(b"half of it")
     with (here / "run" / "training.csv").open("a") as file:
         file.write("6,3.1,0.00")
     train("run")
-    assert_same_run(here / "run", here / "reference")
+    assert_same_run(here / "run", whole)
     assert not list((here / "run").glob(".*.tmp"))

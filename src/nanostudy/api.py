@@ -17,14 +17,15 @@ from torch import Tensor
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
 from nanostudy.gpt.device import Resources, memory_errors, resolve
-from nanostudy.gpt.errors import Interrupted, UsageError
+from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
-from nanostudy.gpt.run import Recorder, Weights
+from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.train import train as train_stack
+from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.settings import preset_names
 from nanostudy.view import TrainingView
 
@@ -84,7 +85,10 @@ class Run:
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
     """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
     folder = Path(run)
-    weights = run_folder.load_weights(folder, which)
+    metadata = run_folder.read_metadata(folder) if folder.is_dir() else None
+    if metadata and metadata["status"] == "unfinished":
+        raise NanostudyError(f"The training of {folder} has not finished. Go on with: {_resume_command(folder)}")
+    weights = load_weights(folder, which)
     machine = resolve(Resources(device=device))
     return Run(folder, replace(weights, params=weights.params.to(machine.device)))
 
@@ -106,8 +110,8 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
     machine = resolve(resources)
-    initial = run_folder.load_weights(Path(experiment.init_from)) if experiment.init_from else None
-    row = run_folder.fitted(initial, experiment) if initial else None
+    initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
+    row = fitted(initial, experiment) if initial else None
     corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
     corpus.check_window(experiment.block_size)
     try:

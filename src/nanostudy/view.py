@@ -15,6 +15,7 @@ from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
 from nanostudy.gpt.events import Progress as Progressed
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.insight.words import duration
 
 
 class TrainingView:
@@ -93,13 +94,3 @@ class TrainingView:
                 say(
                     f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"
                 )
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: 8 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -12,26 +12,22 @@ checkpoint.safetensors   while unfinished: what a resume needs
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from nanostudy.gpt import version
-from nanostudy.gpt.corpus import Corpus, Tokenizer
+from nanostudy.gpt.corpus import Corpus
 from nanostudy.gpt.device import Machine
-from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
-from nanostudy.gpt.experiment import Experiment, from_settings
-from nanostudy.gpt.files import explain_writing, load_tensors, save_tensors, write_atomically
-from nanostudy.gpt.model import Shape, count_parameters, named_views, parameter_table
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import explain_writing, write_atomically
+from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.gpt.weights import Weights, save_weights
 
 TRAINING_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 EVALUATION_COLUMNS = (
@@ -131,8 +127,14 @@ class Recorder:
 
     def _finish(self, event: Finished) -> None:
         evaluations = read_rows(self.folder / "evaluations.csv")
-        self._save_weights("last.safetensors", event.last_weights, event.updates + event.skipped)
-        self._save_weights("best.safetensors", event.best_weights, event.best_step)
+        for name, row, step in (
+            ("last", event.last_weights, event.updates + event.skipped),
+            ("best", event.best_weights, event.best_step),
+        ):
+            weights = Weights(row, self.experiment, self.shape, self.corpus.tokenizer)
+            about = {"step": step, "identity": self.identity}
+            about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+            save_weights(self.folder / f"{name}.safetensors", weights, about)
         best = next((row for row in evaluations if row["step"] == event.best_step), None)
         self._write_metadata(
             status="diverged" if event.diverged else "finished",
@@ -146,18 +148,6 @@ class Recorder:
             best=best,
             context_losses=event.context_losses,
         )
-
-    def _save_weights(self, name: str, row_1P: Tensor, step: int) -> None:
-        tensors = {key: view[0] for key, view in named_views(row_1P, self.shape).items()}
-        metadata = {
-            "kind": "weights",
-            "step": step,
-            "identity": self.identity,
-            "settings": self.experiment.as_dict(),
-            "tokenizer": self.corpus.tokenizer.as_dict(),
-            "corpus": {"name": self.corpus.name, "sha256": self.corpus.sha256},
-        }
-        save_tensors(self.folder / name, tensors, metadata)
 
     def _write_metadata(self, **changes: Any) -> None:
         count = count_parameters(self.shape)
@@ -240,66 +230,3 @@ def _scalar(value: Any) -> str:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {before.get(k)} there, {now[k]} asked" for k in now if before.get(k) != now[k])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One trained model, as its file holds it."""
-
-    params: Tensor  # fp32 (1, P)
-    experiment: Experiment
-    shape: Shape
-    tokenizer: Tokenizer
-    metadata: dict[str, Any]
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.params.numpy().tobytes()).hexdigest()
-
-
-def load_weights(run: Path, which: str = "best") -> Weights:
-    """From a run folder ("best" or "last"), or a weights file. Raises NanostudyError."""
-    path = run if run.is_file() else run / f"{which}.safetensors"
-    if which not in ("best", "last"):
-        raise UsageError(f"There are no {which!r} weights: best or last.")
-    described = read_metadata(run) if run.is_dir() else None
-    if described and described["status"] == "unfinished":
-        raise NanostudyError(f"The training of {run} has not finished. Go on with: nanostudy train {run}")
-    if described is None and not path.is_file():
-        raise NanostudyError(f"There is no run folder {run}: no trained weights are there.")
-    if not path.is_file():
-        raise NanostudyError(
-            f"{run} holds no weights {path.name}. Restore the file, or train again in another folder with --out."
-        )
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != "weights":
-        raise NanostudyError(f"{path} holds no weights of one model.")
-    experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["tokenizer"])
-    shape = Shape.of(experiment, tokenizer.vocab_size)
-    table = parameter_table(shape)
-    if {p.name: p.size for p in table} != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
-        raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
-    row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
-    return Weights(row[None], experiment, shape, tokenizer, metadata)
-
-
-def fitted(weights: Weights, experiment: Experiment) -> Tensor:
-    """The row (P,) to start another experiment from. A shorter context keeps the first positions, as nanoGPT crops.
-
-    Raises UsageError where the shapes differ otherwise.
-    """
-    theirs = weights.experiment
-    for name in ("tokenizer", "n_layer", "n_head", "n_embd", "bias", "tie_embeddings"):
-        have, want = getattr(theirs, name), getattr(experiment, name)
-        if have != want:
-            raise UsageError(
-                f"init_from={experiment.init_from}: that run has {name}={have}, and this one {name}={want}."
-            )
-    if experiment.block_size > theirs.block_size:
-        raise UsageError(
-            f"init_from={experiment.init_from}: that run knows {theirs.block_size} positions, and block_size="
-            f"{experiment.block_size} needs more."
-        )
-    views = named_views(weights.params, weights.shape)
-    views["position_embedding"] = views["position_embedding"][:, : experiment.block_size]
-    return torch.cat([view.flatten() for view in views.values()])

@@ -18,6 +18,7 @@ from nanostudy.gpt.run import read_metadata, read_rows
 from nanostudy.gpt.sample import Picking
 from nanostudy.insight import curve, figures
 from nanostudy.insight.curve import Row, difference
+from nanostudy.insight.words import counted, digits, duration, plain, table
 
 MOST_EVALUATIONS = 40  # rows of the report's table; evaluations.csv has them all
 
@@ -80,16 +81,16 @@ class _Run:
 
     def model(self) -> str:
         e, count = self.experiment, self.metadata["parameters"]["without_positions"]
-        shape = f"{_count(e.n_layer, 'layer')}, {_count(e.n_head, 'head')}, width {e.n_embd}, context {e.block_size}"
+        shape = f"{counted(e.n_layer, 'layer')}, {counted(e.n_head, 'head')}, width {e.n_embd}, context {e.block_size}"
         return f"{count:,} parameters ({shape})"
 
     def epochs(self) -> str:
-        return f"{_digits(self.tokens / self.corpus['train']['tokens'])} epochs"
+        return f"{digits(self.tokens / self.corpus['train']['tokens'])} epochs"
 
     def length(self) -> str:
         skipped, seconds = self.metadata.get("skipped_updates", 0), self.seconds
         notes = (f" ({skipped:,} skipped)" if skipped else "") + ("" if seconds is None else f" in {duration(seconds)}")
-        return f"{_count(self.step, 'update')}{notes}: {self.tokens:,} tokens, {self.epochs()}"
+        return f"{counted(self.step, 'update')}{notes}: {self.tokens:,} tokens, {self.epochs()}"
 
 
 # --- sections: lines of Markdown
@@ -97,16 +98,16 @@ class _Run:
 
 def _summary(run: _Run) -> list[str]:
     m, machine, evaluations = run.metadata, run.machine, run.evaluations
-    lines = [f"# Training report: {_plain(m['name'])}", ""]
+    lines = [f"# Training report: {plain(m['name'])}", ""]
     if run.corpus.get("note"):
-        lines += [f"> **About the text: {_plain(run.corpus['note'])}**", ""]
+        lines += [f"> **About the text: {plain(run.corpus['note'])}**", ""]
     if m["status"] == "diverged":
-        lines += [f"**The training diverged: {_plain(m['diverged'])}.** The losses are from before that.", ""]
+        lines += [f"**The training diverged: {plain(m['diverged'])}.** The losses are from before that.", ""]
     elif m["status"] != "finished":
         lines += [f"**The training has not finished:** {run.step:,} of {run.experiment.max_iters:,} updates.", ""]
     told = (
-        f"A GPT with {run.model()} was trained on {_plain(run.corpus['name'])} for {run.length()}. "
-        f"It ran on {machine['device']} ({_plain(machine['device_name'])}, {machine['precision']})."
+        f"A GPT with {run.model()} was trained on {plain(run.corpus['name'])} for {run.length()}. "
+        f"It ran on {machine['device']} ({plain(machine['device_name'])}, {machine['precision']})."
     )
     if not evaluations:
         return [*lines, f"{told} It was never evaluated."]
@@ -128,8 +129,8 @@ def _surroundings(run: _Run) -> list[str]:
     hardware += [("CPU threads", machine["threads"]), ("kernels compiled", machine["compiled"])]
     resumed = ", ".join(f"{step:,}" for step in _resumes(m))
     notes = [*m.get("notes", []), *([f"resumed at update {resumed}"] if resumed else [])]
-    lines = ["## Environment", "", *_table(("what", "value"), software), "", "## Hardware", ""]
-    return [*lines, *_table(("what", "value"), hardware), *([""] if notes else []), *(f"- {_plain(n)}" for n in notes)]
+    lines = ["## Environment", "", *table(("what", "value"), software), "", "## Hardware", ""]
+    return [*lines, *table(("what", "value"), hardware), *([""] if notes else []), *(f"- {plain(n)}" for n in notes)]
 
 
 def _corpus(run: _Run) -> list[str]:
@@ -141,7 +142,7 @@ def _corpus(run: _Run) -> list[str]:
         known = "" if entropy is None else f", entropy {entropy:.4f} nats a character"
         rows.append((label, f"{split['characters']:,} characters, {split['tokens']:,} tokens{known}"))
     rows.append(("tokenizer", f"{c['tokenizer']['kind']}: {run.vocabulary:,} different tokens"))
-    return ["## Corpus", "", *_table(("what", "value"), rows)]
+    return ["## Corpus", "", *table(("what", "value"), rows)]
 
 
 def _model(run: _Run) -> list[str]:
@@ -155,7 +156,7 @@ def _model(run: _Run) -> list[str]:
         ("head shares the token embedding's weights", e.tie_embeddings),
         ("first weights", "fresh" if e.init_from is None else f"from {e.init_from}"),
     ]
-    return ["## Model", "", *_table(("what", "value"), rows)]
+    return ["## Model", "", *table(("what", "value"), rows)]
 
 
 def _settings(run: _Run) -> list[str]:
@@ -168,7 +169,7 @@ def _settings(run: _Run) -> list[str]:
         if value is None:
             shown = f"none: {decay[name]}" if name in decay and e.decay_lr else "none"
         rows.append((name, shown, field.metadata["meaning"]))
-    return ["## Settings", "", *_table(("setting", "value", "meaning"), rows)]
+    return ["## Settings", "", *table(("setting", "value", "meaning"), rows)]
 
 
 def _metrics(run: _Run) -> list[str]:
@@ -194,11 +195,11 @@ def _metrics(run: _Run) -> list[str]:
     speed = curve.median_speed(run.training)
     if speed:
         rows.append(("speed while training", _speed(speed[0], e)))
-        told += f" The speed while training is the median of {_count(speed[1], 'log row')}, evaluations left out."
+        told += f" The speed while training is the median of {counted(speed[1], 'log row')}, evaluations left out."
     if run.seconds and run.tokens:
         rows.append(("speed overall, evaluations included", _speed(run.tokens / run.seconds, e)))
         told += " The speed overall is all tokens over all the time."
-    return ["## Metrics", "", *_table(("metric", "value"), rows), "", told, *_contexts(run)]
+    return ["## Metrics", "", *table(("metric", "value"), rows), "", told, *_contexts(run)]
 
 
 def _contexts(run: _Run) -> list[str]:
@@ -208,13 +209,13 @@ def _contexts(run: _Run) -> list[str]:
     told = "The last weights' validation loss in windows of fixed lengths, at which runs of any context compare:"
     bits = {c: loss / run.characters_per_token / math.log(2) for c, loss in losses.items()}
     rows = [(f"{c:,}", f"{losses[c]:.4f}", f"{bits[c]:.4f}") for c in sorted(losses)]
-    return ["", told, "", *_table(("context, tokens", "nats a token", "bits a character"), rows)]
+    return ["", told, "", *table(("context, tokens", "nats a token", "bits a character"), rows)]
 
 
 def _curve(run: _Run, picture: bytes | str) -> list[str]:
     course = f" {curve.course(run.evaluations)}" if run.evaluations else ""
     image = f"![Losses against updates.{course}](curve.png)"
-    return ["## Curve", "", image if isinstance(picture, bytes) else _plain(picture)]
+    return ["## Curve", "", image if isinstance(picture, bytes) else plain(picture)]
 
 
 def _evaluations(run: _Run) -> list[str]:
@@ -227,7 +228,7 @@ def _evaluations(run: _Run) -> list[str]:
             start = (f"{curve.step(row)}{' (best)' if best else ''}", int(row["tokens"]), duration(row["seconds"]))
             rows.append((*start, *(difference(number) for number in numbers)))
     header = ("update", "tokens", "time", "training loss", "validation loss", "gap", "validation, bits a character")
-    lines += _table(header, rows) if rows else ["None was recorded."]
+    lines += table(header, rows) if rows else ["None was recorded."]
     if len(rows) < len(run.evaluations):
         lines += ["", f"These are {len(rows)} of {len(run.evaluations):,}; evaluations.csv has all."]
     return [*lines, "", f"Left out, their loss not being finite: {run.left_out:,}."] if run.left_out else lines
@@ -272,37 +273,5 @@ def _picture(run: _Run) -> bytes | str:
         return f"The curve could not be drawn here ({problem}). `nanostudy report` draws it elsewhere."
 
 
-# --- words, numbers and Markdown
-
-
-def duration(seconds: float) -> str:
-    """2.5 s, 12 min 34 s, 3 h 05 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
-
-
 def _speed(tokens_per_second: float, e: Experiment) -> str:
-    return f"{_digits(tokens_per_second)} tokens/s, {_digits(tokens_per_second / e.tokens_per_update)} updates/s"
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    lines = [f"| {' | '.join(_plain(cell) for cell in row)} |" for row in (header, *rows)]
-    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
-
-
-def _plain(value: Any) -> str:
-    """A value in words, on one line that Markdown and HTML leave as it is."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return re.sub(r"([\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return f"{digits(tokens_per_second)} tokens/s, {digits(tokens_per_second / e.tokens_per_update)} updates/s"
