@@ -214,7 +214,7 @@ def test_train_leaves_a_whole_folder(finished):
 
     settings = yaml.safe_load((run / "settings.yaml").read_text(encoding="utf-8"))
     assert set(settings) == {*FIELDS, "device", "precision", "threads"}
-    assert (settings["n_embd"], settings["corpus"], settings["threads"]) == (16, "small.txt", 1)
+    assert (settings["n_embd"], settings["corpus"], settings["threads"]) == (16, str((run.parent / "small.txt").resolve()), 1)
     assert len((run / "sample.txt").read_text(encoding="utf-8").removesuffix("\n")) == 40
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "# Training report" in (run / "report.md").read_text(encoding="utf-8")
@@ -266,7 +266,7 @@ def test_a_folder_of_another_format_version_is_left_alone(call, run):
 def test_a_folder_of_other_things_keeps_them(call, here):
     mine = here / "mine"
     mine.mkdir()
-    for name in ("settings.yaml", "report.md", "sample.txt", "curve.png", "training.csv", "notes.txt"):
+    for name in ("settings.yaml", "report.md", "sample.txt", "curve.png", "training.csv", "notes.txt", ".mine.tmp"):
         (mine / name).write_text(f"corpus: small.txt  # my {name}, of which there is no copy\n", encoding="utf-8")
     before = contents(mine)
     call("train", "quickstart", *SMALL, "--out", "mine")
@@ -296,6 +296,13 @@ def test_default_folders_are_named_after_what_was_asked(call, here):
 def test_no_updates_are_a_run_too(call, here):
     said(call("train", "quickstart", *SMALL, "max_iters=0", "--out", "run"), 0)
     assert set(contents(here / "run")) == FILES
+
+
+def test_threads_asked_for_hold_to_the_end(call, monkeypatch):
+    """Writing the sample is part of the training too."""
+    monkeypatch.setattr(device, "available_cores", lambda: 2)
+    said(call("train", "quickstart", *SMALL, "max_iters=1", "--out", "run"), 0)
+    assert torch.get_num_threads() == 1
 
 
 def test_half_precision_trains_on_a_cpu(call, here):

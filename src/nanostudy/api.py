@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
-from nanostudy.gpt.device import Resources, memory_errors, resolve
+from nanostudy.gpt.device import Machine, Resources, memory_errors, resolve
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Event, Stopped
 from nanostudy.gpt.experiment import Experiment
@@ -84,12 +84,14 @@ class Run:
 
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
     """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
-    folder = Path(run)
+    return _loaded(Path(run), which, resolve(Resources(device=device)))
+
+
+def _loaded(folder: Path, which: str, machine: Machine) -> Run:
     metadata = run_folder.read_metadata(folder) if folder.is_dir() else None
     if metadata and metadata["status"] == "unfinished":
         raise NanostudyError(f"The training of {folder} has not finished. Go on with: {_resume_command(folder)}")
     weights = load_weights(folder, which)
-    machine = resolve(Resources(device=device))
     return Run(folder, replace(weights, params=weights.params.to(machine.device)))
 
 
@@ -140,7 +142,7 @@ def train(
                         raise Interrupted(
                             f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
-        return complete(folder)
+        return complete(folder, machine)
 
 
 def _resume_command(folder: Path) -> str:
@@ -149,11 +151,11 @@ def _resume_command(folder: Path) -> str:
     return f"nanostudy train {shlex.quote(named)}"
 
 
-def complete(folder: Path) -> Run:
+def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
     from nanostudy.insight.report import write_report
 
-    run = load(folder)
+    run = _loaded(folder, "best", machine)
     e = run.experiment
     if not (folder / "sample.txt").exists():
         sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]

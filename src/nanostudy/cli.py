@@ -34,6 +34,7 @@ def train(
 ) -> None:
     """Train one GPT; run the same command again to go on after an interruption."""
     from nanostudy import api
+    from nanostudy.gpt.errors import Interrupted
     from nanostudy.gpt.run import read_metadata
     from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
 
@@ -42,7 +43,10 @@ def train(
     if out is None:
         out = _default_folder(source, given)
     before = read_metadata(out)
-    run = api.train(experiment, out, resources=resources)
+    try:
+        run = api.train(experiment, out, resources=resources)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
     if before and before["status"] == run.metadata["status"]:
         print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
     _say_finished(run)
@@ -50,7 +54,10 @@ def train(
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
     """The run folder that was named, or one under runs/ named after what was asked."""
+    from nanostudy.settings import RESOURCE_NAMES
+
     path = Path(source)
+    given = {key: value for key, value in given.items() if key not in RESOURCE_NAMES}  # they make no other run
     folder = path.parent if path.name == "settings.yaml" else path
     if (folder / "run.json").exists() and not given:
         return folder
@@ -211,9 +218,6 @@ def main() -> None:
         sys.exit(2)
     except NanostudyError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("nanostudy: stopped at once; the last checkpoint is whole.", file=sys.stderr)
         sys.exit(1)
 
 

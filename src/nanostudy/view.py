@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nanostudy.gpt.corpus import Corpus
 from nanostudy.gpt.device import Machine
@@ -25,11 +25,9 @@ class TrainingView:
         self.experiment, self.corpus, self.machine, self.folder = experiment, corpus, machine, folder
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from nanostudy.gpt import version
 from nanostudy.gpt.errors import NanostudyError
@@ -83,9 +83,10 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise NanostudyError(f"There is no file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("nanostudy", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        data = path.read_bytes()  # not mapped: what is mapped cannot be replaced on Windows
+        tensors = load(data)
+        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header = json.loads(described.get("nanostudy", "null"))
     except (SafetensorError, OSError, ValueError) as problem:
         raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
     if not isinstance(header, dict):
@@ -122,8 +123,6 @@ def sole_owner(folder: Path) -> Iterator[None]:
             raise NanostudyError(
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
             )
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
         yield
 
 

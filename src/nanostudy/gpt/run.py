@@ -96,8 +96,14 @@ class Recorder:
                 f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
                 "Choose another folder with --out; nothing was changed."
             )
+        else:
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
         if not (self.folder / "settings.yaml").exists():
-            write_atomically(self.folder / "settings.yaml", settings_yaml({**self.experiment.as_dict(), **resources}))
+            settings = {**self.experiment.as_dict(), **resources}
+            if Path(settings["corpus"]).is_file():  # so that it is found from any folder
+                settings["corpus"] = str(Path(settings["corpus"]).resolve())
+            write_atomically(self.folder / "settings.yaml", settings_yaml(settings))
         return before["status"] if before else "new"
 
     def record(self, event: Event) -> None:

@@ -74,7 +74,12 @@ def fetch_shakespeare() -> Path:
         ) from None
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
         raise NanostudyError(f"What {SHAKESPEARE_URL} sent is not tiny Shakespeare (wrong checksum). {by_hand}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise NanostudyError(
+            f"The cache {target.parent} cannot be made: {problem.strerror}. Name another in NANOSTUDY_CACHE."
+        ) from None
     write_atomically(target, content)
     return target
 
