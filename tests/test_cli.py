@@ -214,7 +214,11 @@ def test_train_leaves_a_whole_folder(finished):
 
     settings = yaml.safe_load((run / "settings.yaml").read_text(encoding="utf-8"))
     assert set(settings) == {*FIELDS, "device", "precision", "threads"}
-    assert (settings["n_embd"], settings["corpus"], settings["threads"]) == (16, str((run.parent / "small.txt").resolve()), 1)
+    assert (settings["n_embd"], settings["corpus"], settings["threads"]) == (
+        16,
+        str((run.parent / "small.txt").resolve()),
+        1,
+    )
     assert len((run / "sample.txt").read_text(encoding="utf-8").removesuffix("\n")) == 40
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "# Training report" in (run / "report.md").read_text(encoding="utf-8")
