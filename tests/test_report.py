@@ -16,7 +16,7 @@ from nanostudy.gpt.run import EVALUATION_COLUMNS, TRAINING_COLUMNS, Recorder
 from nanostudy.gpt.train import train
 from nanostudy.insight import curve, figures
 from nanostudy.insight.report import write_report
-from nanostudy.insight.words import duration
+from nanostudy.words import duration
 
 # --- a curve's observations
 

@@ -24,11 +24,11 @@ import torch
 
 from nanostudy import api, cli
 from nanostudy.gpt import device
-from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import Interrupted, NanostudyError
 from nanostudy.gpt.events import Evaluated, Logged
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import load_tensors
+from nanostudy.gpt.resources import Resources
 from nanostudy.insight import report
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -54,7 +54,7 @@ RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
 CHILD = """
 import json, sys
 from nanostudy import Experiment, train
-from nanostudy.gpt.device import Resources
+from nanostudy.gpt.resources import Resources
 settings, resources, out, save_every = json.loads(sys.argv[1])
 train(Experiment(**settings), out, resources=Resources(**resources), save_every=save_every)
 """

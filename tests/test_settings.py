@@ -9,10 +9,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanostudy.gpt.device import Resources, resolve
+from nanostudy.gpt.device import resolve
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, from_settings, names_of
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder, settings_yaml
 from nanostudy.settings import experiment_and_resources, parse_assignments, preset_names, preset_text, read_settings
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from nanostudy.gpt.version import VERSION as __version__
 
-__all__ = ["Experiment", "Run", "__version__", "load", "train"]
+__all__ = ["Experiment", "Run", "__version__", "load", "plan_study", "retry_study", "run_study", "train"]
 
 if TYPE_CHECKING:
     from nanostudy.api import Run, load, train
     from nanostudy.gpt.experiment import Experiment
+    from nanostudy.studies import plan_study, retry_study, run_study
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from nanostudy.gpt.experiment import Experiment
 
         return Experiment
+    if name.endswith("_study"):
+        from nanostudy import studies
+
+        return getattr(studies, name)
     if name in __all__:
         from nanostudy import api
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,19 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
+from nanostudy.gpt import checkpoint
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
-from nanostudy.gpt.device import Machine, Resources, memory_errors, resolve
+from nanostudy.gpt.device import Machine, memory_errors, resolve
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.train import train as train_stack
 from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.settings import preset_names
+from nanostudy.signals import stop_requests
 from nanostudy.view import TrainingView
 
 
@@ -162,26 +163,5 @@ def complete(folder: Path, machine: Machine) -> Run:
         write_atomically(folder / "sample.txt", sample + "\n")
     if not (folder / "report.md").exists():
         write_report(folder)
-    (folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
+    checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or a termination signal came. The second Ctrl-C is not waited for."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nanostudy.cli_study import app as study_app
+
 LONGEST_NAME = 80  # characters of a folder's name
 
 app = typer.Typer(
@@ -18,9 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
-    help="A laboratory for small GPTs: train, sample, report.",
+    help="A laboratory for small GPTs: train one or a whole study, sample, report.",
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The texts to train on.")
+app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
 
 
@@ -54,7 +57,7 @@ def train(
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
     """The run folder that was named, or one under runs/ named after what was asked."""
-    from nanostudy.settings import RESOURCE_NAMES
+    from nanostudy.gpt.resources import RESOURCE_NAMES
 
     path = Path(source)
     given = {key: value for key, value in given.items() if key not in RESOURCE_NAMES}  # they make no other run
@@ -145,8 +148,8 @@ def settings() -> None:
     """List every setting with its default and meaning."""
     from dataclasses import fields
 
-    from nanostudy.gpt.device import Resources
     from nanostudy.gpt.experiment import FIELDS
+    from nanostudy.gpt.resources import Resources
 
     for field in (*FIELDS.values(), *fields(Resources)):
         default = "none" if field.default is None else repr(field.default)

@@ -8,7 +8,6 @@ import torch
 
 from nanostudy.gpt.device import (
     DTYPES,
-    Resources,
     available_cores,
     compiler,
     cpu_flags,
@@ -19,6 +18,7 @@ from nanostudy.gpt.device import (
     resolve,
     total_memory,
 )
+from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.texts import cache_folder, locate_shakespeare
 
 _CPU = torch.device("cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import yaml
 
-from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
-
-RESOURCE_NAMES = tuple(field.name for field in dataclasses.fields(Resources))
+from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 
 
 def preset_names() -> list[str]:
@@ -29,11 +26,11 @@ def preset_text(name: str) -> str:
 def read_settings(source: str) -> dict[str, Any]:
     """The settings of a preset, a YAML file, or a run folder. Raises UsageError."""
     if source in preset_names():
-        return _parse(preset_text(source), source)
+        return parse_yaml(preset_text(source), source)
     path = Path(source)
     try:
         path = path / "settings.yaml" if path.is_dir() else path
-        return _parse(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path} cannot be read: {problem}.") from None
     except OSError:
@@ -42,14 +39,23 @@ def read_settings(source: str) -> dict[str, Any]:
         ) from None
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The one mapping that a YAML text holds. Raises UsageError."""
+    documents = parse_documents(text, source)
+    if len(documents) != 1:
+        raise UsageError(f"{source} must hold one document, and no line `---` between its settings.")
+    return documents[0]
+
+
+def parse_documents(text: str, source: str) -> list[dict[str, Any]]:
+    """The mappings, at least one, that a YAML text holds, one a document. Raises UsageError."""
     try:
-        settings = yaml.safe_load(text)
+        documents = list(yaml.safe_load_all(text)) or [None]
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise UsageError(f"{source} is not YAML: {problem}") from None
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+    if not all(isinstance(settings, dict) and all(isinstance(key, str) for key in settings) for settings in documents):
         raise UsageError(f"{source} must hold lines of the form `setting: value`.")
-    return settings
+    return documents
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.gpt.engine import State
-from nanostudy.gpt.errors import NanostudyError
+from nanostudy.gpt.errors import DamagedCheckpoint, NanostudyError
 from nanostudy.gpt.files import load_tensors, save_tensors
 
 
@@ -55,7 +56,29 @@ class Stack:
         self.best[m] = params_P
 
 
+def exists(path: Path) -> bool:
+    return path.exists() or _before(path).exists()
+
+
+def remove(path: Path) -> None:
+    for file in (path, _before(path)):
+        file.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Damaged files, out of the way of a training that begins again."""
+    for file in (path, _before(path)):
+        if file.exists():
+            file.replace(file.with_suffix(".damaged"))
+
+
+def _before(path: Path) -> Path:
+    """Where the checkpoint before the newest lies: what is left should the newest be damaged."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
 def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mapping[str, Any]) -> None:
+    """The checkpoint that was there is kept as the one before."""
     metadata = {
         "kind": "stack",
         "slots": [dataclasses.asdict(slot) for slot in stack.slots],
@@ -63,17 +86,15 @@ def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mappi
         "identities": dict(identities),
         "machine": dict(machine),
     }
-    save_tensors(path, {**stack.state.tensors(), "best": stack.best}, metadata)
+    save_tensors(path, {**stack.state.tensors(), "best": stack.best}, metadata, before=_before(path))
 
 
-def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tuple[Stack, dict[str, Any]]:
-    """The stack, and the machine that it was saved on. Raises NanostudyError where it is not of these experiments."""
-    try:
-        tensors, metadata = load_tensors(path)
-    except NanostudyError as problem:
-        raise NanostudyError(
-            f"{problem} Restore it, delete it to train from the beginning, or choose another folder with --out."
-        ) from None
+def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tuple[Stack, dict[str, Any], str | None]:
+    """The stack, the machine that it was saved on, and what was wrong with the newest file where the one before served.
+
+    Raises DamagedCheckpoint where no file is whole, NanostudyError where it is not of these experiments.
+    """
+    tensors, metadata, problem = _newest_whole(path)
     if metadata.get("kind") != "stack":
         raise NanostudyError(f"{path} holds no training to go on with.")
     if metadata["identities"] != dict(identities):
@@ -83,4 +104,42 @@ def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tup
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
     best = moved.pop("best")
     slots = [Slot(**slot) for slot in metadata["slots"]]
-    return Stack(slots, list(metadata["waiting"]), State(**moved), best), metadata["machine"]
+    return Stack(slots, list(metadata["waiting"]), State(**moved), best), metadata["machine"], problem
+
+
+def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    if not path.exists():  # killed between the two renames of a save
+        path = _before(path)
+    try:
+        return *load_tensors(path), None
+    except NanostudyError as problem:
+        if isinstance(problem.__cause__, OSError):  # it may be whole, and its drive out of reach
+            raise
+        with contextlib.suppress(NanostudyError):
+            return *load_tensors(_before(path)), str(problem)
+        raise DamagedCheckpoint(
+            f"{problem} Restore it, delete it to train from the beginning, or choose another folder with --out."
+        ) from None
+
+
+def members(path: Path) -> list[str]:
+    """Who has a slot in it."""
+    _, metadata, _ = _newest_whole(path)
+    return [slot["name"] for slot in metadata["slots"]]
+
+
+def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
+    """Takes a stack apart: each target path gets those of its members (name -> identity) that the stack holds.
+
+    A target none of whose members has begun gets no file: they start afresh. Raises as `load` does.
+    """
+    tensors, metadata, _ = _newest_whole(path)
+    best = tensors.pop("best")
+    slots = [Slot(**slot) for slot in metadata["slots"]]
+    for target, identities in parts.items():
+        rows = [m for m, slot in enumerate(slots) if slot.name in identities]
+        if rows:
+            waiting = [name for name in metadata["waiting"] if name in identities]
+            part = Stack(slots, waiting, State(**tensors), best)
+            part.keep(rows)
+            save(part, target, identities, metadata["machine"])

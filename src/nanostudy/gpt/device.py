@@ -11,38 +11,15 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nanostudy.gpt.errors import OutOfMemory, UsageError
+from nanostudy.gpt.resources import PRECISIONS, Resources
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a person asks for. It changes how a result is computed, and is no part of an experiment's identity."""
-
-    device: str = field(default="auto", metadata={"meaning": "auto, cpu, cuda, cuda:N or mps"})
-    precision: str = field(
-        default="auto", metadata={"meaning": "auto, fp32, bf16 or fp16: of products; weights stay fp32"}
-    )
-    threads: int | None = field(default=None, metadata={"meaning": "CPU threads; none: one a core"})
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.precision, str) or self.precision not in ("auto", *DTYPES):
-            raise UsageError(f"precision={self.precision!r} is not known: auto, {', '.join(DTYPES)}.")
-        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|mps", self.device):
-            raise UsageError(f"device={self.device!r} is not known: auto, cpu, cuda, cuda:N or mps.")
-        threads = str(self.threads).lower()
-        if threads in ("none", "null"):
-            object.__setattr__(self, "threads", None)
-        elif isinstance(self.threads, (int, str)) and re.fullmatch(r"0*[1-9]\d{0,3}", threads):
-            object.__setattr__(self, "threads", int(threads))
-        else:
-            raise UsageError(f"threads={self.threads!r} must be a whole number from 1 to 9999, or none.")
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 @dataclass(frozen=True)
@@ -87,10 +64,17 @@ def resolve(resources: Resources) -> Machine:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, or as many as a container's quota pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control_group("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
+
+
+def _control_group(name: str) -> str:
+    """What Linux's control group of this process says, as seen from inside a container; empty where nothing is said."""
+    with contextlib.suppress(OSError):
+        return Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip()
+    return ""
 
 
 def device_name(device: torch.device) -> str:
@@ -207,6 +191,20 @@ def total_memory(device: torch.device) -> int | None:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free now, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    limit, used = _control_group("memory.max"), re.search(r"^anon (\d+)$", _control_group("memory.stat"), re.M)
+    if limit.isdigit() and used:
+        found.append(int(limit) - int(used[1]))
+    return min(found) if found else total_memory(device)
 
 
 def compiler() -> str | None:

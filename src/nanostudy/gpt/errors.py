@@ -13,5 +13,9 @@ class OutOfMemory(NanostudyError):
     """The device's memory did not suffice."""
 
 
+class DamagedCheckpoint(NanostudyError):
+    """No checkpoint of a training is whole."""
+
+
 class Interrupted(NanostudyError):
     """A person asked to stop; everything is saved."""

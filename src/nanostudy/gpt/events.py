@@ -51,8 +51,10 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
-class Saved(Event):
-    """The stack's checkpoint holds everything up to here."""
+class Saving(Event):
+    """The stack's checkpoint is about to be written. What was told before will not be told again once it is: whoever
+    listens has it on disk before asking for the next event.
+    """
 
     step: int
 

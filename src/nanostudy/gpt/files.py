@@ -31,14 +31,19 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     replace_atomically(path, write)
 
 
-def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was."""
+def replace_atomically(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
+    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was.
+
+    What was there is kept as `before`, where that is named.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        if before and path.exists():
+            _move(path, before)
+        _move(temporary, path)
     except (OSError, SafetensorError) as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -52,10 +57,10 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.close(folder)
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _move(source: Path, target: Path) -> None:
     for attempt in range(6):
         try:
-            os.replace(temporary, path)
+            os.replace(source, target)
             return
         except PermissionError:  # on Windows, while a virus scanner or an editor has the old file open
             if sys.platform != "win32" or attempt == 5:
@@ -70,12 +75,14 @@ def explain_writing(path: Path, problem: Exception) -> str:
     return f"{path} could not be written: {problem}. What was there before is unchanged."
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
+) -> None:
     """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**metadata, "format_version": version.FORMAT}
     header["sha256"] = _checksum(whole, header)
-    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}))
+    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}), before)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -87,7 +94,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = load(data)
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         header = json.loads(described.get("nanostudy", "null"))
-    except (SafetensorError, OSError, ValueError) as problem:
+    except OSError as problem:
+        raise NanostudyError(f"{path} could not be read: {problem}.") from problem
+    except (SafetensorError, ValueError) as problem:
         raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
     if not isinstance(header, dict):
         raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
@@ -111,15 +120,22 @@ def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) ->
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system releases when the process ends, however it ends."""
+def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[None]:
+    """Holds the folder's lock, which the system releases when the process ends, however it ends.
+
+    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it after `patience` seconds.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+b")  # noqa: SIM115 (closed below)
     except OSError as problem:
-        raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from None
+        raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from problem
     with file:
-        if not _lock(file.fileno()):
+        since = time.monotonic()
+        while not (locked := _lock(file.fileno())) and time.monotonic() - since < patience:
+            time.sleep(0.1)
+        if not locked:
             raise NanostudyError(
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
             )

@@ -110,6 +110,11 @@ def count_parameters(shape: Shape) -> ParameterCount:
     return ParameterCount(total, sum(row.numel for row in table if row.decayed), total - positions)
 
 
+def flops_per_token(shape: Shape) -> int:
+    """Floating-point operations of a forward and backward pass (Chowdhery et al., 2022, appendix B); forward: a third."""
+    return 6 * count_parameters(shape).without_positions + 12 * shape.n_layer * shape.n_embd * shape.block_size
+
+
 def initial_parameters(shape: Shape, seeds: Sequence[int]) -> Tensor:
     """Fresh weights, fp32 (M, P), on the CPU. A member's row is a function of its seed and the shape alone."""
     table = parameter_table(shape)

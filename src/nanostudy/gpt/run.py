@@ -75,6 +75,7 @@ class Recorder:
         self.folder, self.experiment, self.identity = folder, experiment, identity
         self.corpus, self.machine = corpus, machine
         self.shape = Shape.of(experiment, corpus.tokenizer.vocab_size)
+        self.unsure = False  # whether a row that could not be written left a part of itself
 
     def claim(self, resources: Mapping[str, Any]) -> str:
         """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
@@ -120,16 +121,24 @@ class Recorder:
             self._write_metadata(sittings=[*kept, sitting], notes=notes)
         elif isinstance(event, Logged):
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
-            append_row(self.folder / "training.csv", row)
+            self._append("training.csv", TRAINING_COLUMNS, row)
         elif isinstance(event, Evaluated):
             bits = (
                 self.corpus.train.bits_per_character(event.train_loss),
                 self.corpus.val.bits_per_character(event.val_loss),
             )
             start = (event.step, event.tokens, round(event.seconds, 2), event.train_loss, event.val_loss)
-            append_row(self.folder / "evaluations.csv", (*start, *bits))
+            self._append("evaluations.csv", EVALUATION_COLUMNS, (*start, *bits))
         elif isinstance(event, Finished):
             self._finish(event)
+
+    def _append(self, table: str, columns: tuple[str, ...], row: tuple[int | float, ...]) -> None:
+        path = self.folder / table
+        if self.unsure:
+            keep_rows(path, columns, int(row[0]) - 1)
+        self.unsure = True
+        append_row(path, row)
+        self.unsure = False
 
     def _finish(self, event: Finished) -> None:
         evaluations = read_rows(self.folder / "evaluations.csv")
@@ -185,7 +194,7 @@ def append_row(path: Path, row: tuple[object, ...]) -> None:
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
     except OSError as problem:
-        raise NanostudyError(explain_writing(path, problem)) from None
+        raise NanostudyError(explain_writing(path, problem)) from problem
 
 
 def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from nanostudy.gpt.checkpoint import Slot, Stack
 from nanostudy.gpt.corpus import Corpus, evaluation_windows
 from nanostudy.gpt.device import Machine
 from nanostudy.gpt.engine import Batch, Metrics, State, evaluate, train_step
-from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saved, Started, Stopped
+from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Dropout, Shape, initial_parameters
 from nanostudy.gpt.optim import Rates, learning_rate
@@ -50,36 +51,69 @@ def train(
     """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
 
     Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds, and when `stop` asks
-    to stop. Everything yielded before a Saved event is in it. The file stays; whoever listens removes it.
+    to stop, each time after a Saving event. An experiment that finished after the last checkpoint finishes again after
+    a resume, with the same result. The file stays; whoever listens removes it.
     """
-    run = _Training(jobs, corpus, machine)
-    stack, notes = run.resume(path) if path.exists() else (run.fresh(width or len(jobs)), ())
+    run = _Training(jobs, corpus, machine, stop)
+    stack, notes = run.resume(path) if checkpoint.exists(path) else (run.fresh(width or len(jobs)), ())
     yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
     saved = time.monotonic()
-    while stack.slots:
-        yield from run.evaluate_due(stack)
-        if run.done(stack):
-            yield from run.retire(stack)
-            continue
-        if stop():
-            run.save(stack, path)
-            yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
-            return
-        metrics = run.step(stack)
-        yield from run.log_due(stack, metrics)
-        if time.monotonic() - saved >= save_every:
-            run.save(stack, path)
-            saved = time.monotonic()
-            yield from (Saved(slot.name, slot.step) for slot in stack.slots)
+    try:
+        while stack.slots:
+            yield from run.evaluate_due(stack)
+            if run.done(stack):
+                yield from run.retire(stack)
+                continue
+            run.heed_stop()
+            metrics = run.step(stack)
+            yield from run.log_due(stack, metrics)
+            if time.monotonic() - saved >= save_every:
+                yield from run.save(stack, path)
+                saved = time.monotonic()
+    except _StopAsked:
+        yield from run.save(stack, path)
+        yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
+
+
+def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: float) -> tuple[float, float]:
+    """Seconds that an update of the stack takes, and a token of its evaluation, for all members together.
+
+    Each is tried for about `seconds`, after two updates that warm the machine up.
+    """
+    run = _Training(jobs, corpus, machine, lambda: False)
+    stack = run.fresh(len(jobs))
+
+    def spent(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            metrics = run.step(stack)
+        metrics.loss.tolist()  # waits for the device
+        return time.perf_counter() - start
+
+    spent(2)
+    count = max(2, min(50, int(seconds / spent(1))))
+    update = spent(count) / count
+    context = run.shape.block_size
+    run.losses(stack.state.params, "val", context, batches=1)
+    tokens = min(EVALUATION_TOKENS // len(jobs), len(corpus.val.tokens))
+    batches, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not batches:
+        run.losses(stack.state.params, "val", context, batches=1)
+        batches += 1
+    return update, (time.perf_counter() - start) / batches / tokens
+
+
+class _StopAsked(Exception):
+    """Between two updates, or two batches of an evaluation, which is then made again."""
 
 
 class _Training:
     """What does not change while a stack trains, and the clock."""
 
-    def __init__(self, jobs: Sequence[Job], corpus: Corpus, machine: Machine) -> None:
+    def __init__(self, jobs: Sequence[Job], corpus: Corpus, machine: Machine, stop: Callable[[], bool]) -> None:
         self.jobs = {job.name: job for job in jobs}
         self.identities = {job.name: job.identity for job in jobs}
-        self.corpus, self.machine = corpus, machine
+        self.corpus, self.machine, self.stop = corpus, machine, stop
         first = jobs[0].experiment
         corpus.check_window(first.block_size)
         self.shape = Shape.of(first, corpus.tokenizer.vocab_size)
@@ -95,12 +129,14 @@ class _Training:
         return Stack([Slot(name) for name in names[:width]], names[width:], State.fresh(rows), rows.clone())
 
     def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
-        stack, before = checkpoint.load(path, self.identities, self.machine.device)
+        stack, before, problem = checkpoint.load(path, self.identities, self.machine.device)
         now = self.machine.as_dict()
         compared = ("device", "device_name", "precision", "threads", "torch")
         changed = [f"{key} {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
-        note = f"resumed under other conditions, so not bit for bit: {', '.join(changed)}"
-        return stack, (note,) if changed else ()
+        notes = [f"{problem} Going on from the checkpoint before it."] if problem else []
+        if changed:
+            notes.append(f"resumed under other conditions, so not bit for bit: {', '.join(changed)}")
+        return stack, tuple(notes)
 
     def first_weights(self, name: str) -> Tensor:
         job = self.jobs[name]
@@ -146,14 +182,20 @@ class _Training:
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
             slot.diverged = diverged
 
-    def losses(self, params: Tensor, split: str, context: int) -> list[float]:
-        batch = max(1, EVALUATION_TOKENS // (context * len(params)))
-        device = self.machine.device
-        windows = (
-            (torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-            for inputs, targets in evaluation_windows(self.corpus, split, context, batch)
-        )
+    def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
+        """Over all windows, or the first batches of them."""
+        windows = islice(self.windows(split, context, len(params)), batches)
         return evaluate(params, windows, self.shape, self.machine.dtype)
+
+    def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batch = max(1, EVALUATION_TOKENS // (context * members))
+        for inputs, targets in evaluation_windows(self.corpus, split, context, batch):
+            self.heed_stop()
+            yield torch.from_numpy(inputs).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
+
+    def heed_stop(self) -> None:
+        if self.stop():
+            raise _StopAsked
 
     def done(self, stack: Stack) -> list[int]:
         return [
@@ -163,18 +205,15 @@ class _Training:
         ]
 
     def retire(self, stack: Stack) -> Iterator[Event]:
-        """Members that are done leave; waiting experiments take their slots, and when none waits the rest close up."""
-        stay = list(range(len(stack.slots)))
-        for m in self.done(stack):
-            yield self.finished(stack, m)
-            if stack.waiting:
-                name = stack.waiting.pop(0)
-                stack.put(m, name, self.first_weights(name).to(self.machine.device))
-                yield Started(name, 0, -1, len(stack.slots))
-            else:
-                stay.remove(m)
-        if len(stay) < len(stack.slots):
-            stack.keep(stay)
+        """A member that is done leaves; a waiting experiment takes its slot, and when none waits the others close up."""
+        m = self.done(stack)[0]
+        yield self.finished(stack, m)
+        if stack.waiting:
+            name = stack.waiting.pop(0)
+            stack.put(m, name, self.first_weights(name).to(self.machine.device))
+            yield Started(name, 0, -1, len(stack.slots))
+        else:
+            stack.keep([other for other in range(len(stack.slots)) if other != m])
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
@@ -235,7 +274,8 @@ class _Training:
 
     # --- accounts
 
-    def save(self, stack: Stack, path: Path) -> None:
+    def save(self, stack: Stack, path: Path) -> Iterator[Event]:
+        yield from (Saving(slot.name, slot.step) for slot in stack.slots)
         self.elapse(stack)
         checkpoint.save(stack, path, self.identities, self.machine.as_dict())
 

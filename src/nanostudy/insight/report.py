@@ -18,7 +18,7 @@ from nanostudy.gpt.run import read_metadata, read_rows
 from nanostudy.gpt.sample import Picking
 from nanostudy.insight import curve, figures
 from nanostudy.insight.curve import Row, difference
-from nanostudy.insight.words import counted, digits, duration, plain, table
+from nanostudy.words import counted, digits, duration, plain, table
 
 MOST_EVALUATIONS = 40  # rows of the report's table; evaluations.csv has them all
 

@@ -1,0 +1,304 @@
+"""The commands of `nanostudy study`: parse, call, print."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nanostudy.gpt.resources import Resources
+    from nanostudy.studies import Plan
+    from nanostudy.study.store import Row
+
+
+class Form(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
+
+Source = Annotated[
+    str, typer.Argument(help="A study (nanostudy study list), a study file (YAML), or a study's folder.")
+]
+Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
+Folder = Annotated[str, typer.Argument(help="A study's folder, or the name of a study in its default folder.")]
+Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
+Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
+Only = Annotated[
+    str | None,
+    typer.Option(help="Only experiments like this: 'n_embd=256,dropout=0.1'. The same setting twice: either."),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(min=1, help="Worker processes. Default: one a core on a CPU, one a GPU; no more than experiments."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
+Executor = Annotated[str, typer.Option(help="workers, or inline: all in this process.")]
+Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
+
+
+@app.command("run")
+def run_command(
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+) -> None:
+    """Run a study; run the same command again to go on after an interruption."""
+    from nanostudy.settings import parse_assignments
+    from nanostudy.studies import run_study
+    from nanostudy.study.definition import folder_of
+
+    path = out or folder_of(source)
+    _run(
+        lambda: run_study(
+            source,
+            path,
+            settings=parse_assignments(axes or []),
+            parts=part or [],
+            only=only,
+            workers=workers,
+            executor=executor,
+            resources=_resources(device, precision, threads),
+        ),
+        path,
+    )
+
+
+@app.command("retry")
+def retry_command(
+    folder: Folder,
+    names: Annotated[list[str] | None, typer.Argument(help="Failed experiments. Default: all.")] = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+) -> None:
+    """Run failed experiments again."""
+    from nanostudy.studies import retry_study
+    from nanostudy.study.definition import existing_folder
+
+    path = existing_folder(folder)
+    asked = _resources(device, precision, threads)
+    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked), path)
+
+
+def _resources(device: str, precision: str, threads: int | None) -> Resources:
+    from nanostudy.gpt.resources import Resources
+
+    return Resources(device=device, precision=precision, threads=threads)
+
+
+def _run(run: Callable[[], list[Row]], path: Path) -> None:
+    """Runs it and says what came out; exit code 1 where something failed."""
+    from nanostudy.gpt.errors import Interrupted
+    from nanostudy.study.folder import RESULTS_FILE
+    from nanostudy.study.listing import best_lines, failure_lines
+    from nanostudy.words import duration
+
+    since = time.monotonic()
+    try:
+        rows = run()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
+    finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    print(f"\n{len(finished)} of {len(rows)} experiments finished; this took {duration(time.monotonic() - since)}")
+    for line in best_lines(rows):
+        print(line)
+    if finished:
+        best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
+        print(f"\nresults  {path / RESULTS_FILE}")
+        print(f"sample   {best / 'sample.txt'}")
+        print(f"more     nanostudy sample {shlex.quote(str(best))}")
+    for line in failure_lines(rows, path):
+        print(line)
+    if any(row.status == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("plan")
+def plan_command(
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+    format: Format = Form.table,
+) -> None:
+    """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
+    from nanostudy.settings import parse_assignments
+    from nanostudy.studies import plan_study
+
+    plan = plan_study(
+        source,
+        out,
+        settings=parse_assignments(axes or []),
+        parts=part or [],
+        only=only,
+        workers=workers,
+        executor=executor,
+        resources=_resources(device, precision, threads),
+    )
+    if format is Form.table:
+        _say_plan(plan)
+    else:
+        _print_records(_of_plan(plan), format)
+
+
+def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
+    from nanostudy.study.listing import as_csv, as_json
+
+    print(as_csv(table).removesuffix("\n") if format is Form.csv else as_json(table))
+
+
+def _of_plan(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "stack": i,
+            "members": len(stack.members),
+            "width": stack.width,
+            "memory_bytes": stack.memory,
+            "flops": stack.flops,
+            "tokens": stack.tokens,
+            "seconds": round(stack.seconds or 0.0, 1),
+            "first": stack.members[0].name,
+            "ids": " ".join(str(entry.id) for entry in stack.members),
+        }
+        for i, stack in enumerate(plan.stacks, start=1)
+    ]
+
+
+def _say_plan(plan: Plan) -> None:
+    from nanostudy.study.listing import as_lines
+    from nanostudy.words import counted, duration
+
+    shown = [
+        {
+            "": str(row["stack"]),
+            "members": str(row["members"]),
+            "width": str(row["width"]),
+            "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
+            "flop": f"{row['flops']:.1e}",
+            "tokens": f"{row['tokens']:,}",
+            "time": f"~{duration(row['seconds'])}",
+            "experiments": row["first"] + (f" and {row['members'] - 1} more" if row["members"] > 1 else ""),
+        }
+        for row in _of_plan(plan)
+    ]
+    for line in as_lines(shown):
+        print(line)
+    for text in plan.skipped:
+        print(f"skipped as impossible: {text}")
+    capacity, waiting = plan.capacity, sum(len(stack.members) for stack in plan.stacks)
+    done = f"; {plan.done:,} done already" if plan.done else ""
+    failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
+    order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
+    print(f"{chr(10) if shown else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
+    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB a worker"
+    of_each = f"{counted(plan.threads, 'thread')} each, {capacity.precision}"
+    print(f"workers  {capacity.workers} on {capacity.device}, {of_each}; memory {limit}")
+    for note in plan.notes:
+        print(f"         {note}")
+    for stack in plan.stacks:
+        if capacity.memory is not None and stack.memory > capacity.memory:
+            print(f"         {stack.members[0].name} may need more memory than that: fewer --workers leave it more")
+    if waiting:
+        flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
+        print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
+        print(f"time     about {duration(plan.seconds)} (calibration: {plan.calibration})")
+
+
+@app.command("status")
+def status_command(
+    folder: Folder,
+    format: Format = Form.table,
+    all: Annotated[bool, typer.Option("--all", help="Every experiment, not only the best.")] = False,
+) -> None:
+    """How far a study is, also while it runs: done, running, failed, time left, best so far."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.listing import records, status_lines
+    from nanostudy.study.store import FILE, Store
+
+    path = existing_folder(folder)
+    with Store.read(path / FILE) as store:
+        if format is Form.table:
+            print("\n".join(status_lines(store, path, all)))
+        else:
+            _print_records(records(store.rows()), format)
+
+
+@app.command("list")
+def list_command(format: Format = Form.table) -> None:
+    """List the studies that come with nanostudy."""
+    from nanostudy.study.definition import read_study, study_names
+
+    studies = [{"name": name, "description": read_study(name).description} for name in study_names()]
+    if format is not Form.table:
+        _print_records(studies, format)
+        return
+    for study in studies:
+        print(f"{study['name']:31}{study['description']}")
+
+
+@app.command("merge")
+def merge_command(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of parts of one study.")],
+    into: Annotated[Path, typer.Option(help="The folder that gets all results.")],
+) -> None:
+    """Put the results of several people's or machines' folders together."""
+    from nanostudy.study.merge import merge
+
+    for line in merge(sources, into):
+        print(line)
+
+
+@app.command("export")
+def export_command(
+    folder: Folder,
+    to: Annotated[Path | None, typer.Option(help="Where to. Default: the study's folder, under published/.")] = None,
+    layout: Annotated[str, typer.Option(help="published: the hand-run study's tables and folders.")] = "published",
+) -> None:
+    """Write a study's results in the layout of the published study."""
+    from nanostudy.gpt.errors import UsageError
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.export import export_published
+
+    if layout != "published":
+        raise UsageError(f"--layout {layout!r} is not known: published.")
+    path = existing_folder(folder)
+    for line in export_published(path, to or path / "published"):
+        print(line)
+
+
+@app.command("rebuild")
+def rebuild_command(folder: Folder) -> None:
+    """Make a lost or damaged store again from the run folders."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.folder import rebuild
+
+    experiments, results = rebuild(existing_folder(folder))
+    print(f"{experiments:,} experiments, {results:,} results found in their run folders")

@@ -1,0 +1,247 @@
+"""The Python interface to studies: what `nanostudy study ...` does, as short calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from nanostudy.gpt.device import available_cores, available_memory, resolve
+from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.files import write_atomically
+from nanostudy.gpt.resources import Resources
+from nanostudy.gpt.train import Job
+from nanostudy.signals import stop_requests
+from nanostudy.study.backends import Backend, Inline, Workers
+from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
+from nanostudy.study.execute import Execution
+from nanostudy.study.folder import RESULTS_FILE, Design, StudyFolder, Texts, definitions, design, open_study
+from nanostudy.study.grid import Entry, select
+from nanostudy.study.listing import as_csv, records
+from nanostudy.study.owner import owner
+from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
+from nanostudy.study.progress import Listener
+from nanostudy.study.store import FILE, Row, Store
+from nanostudy.study.tasks import Broken, Done, Measure, Measured
+from nanostudy.view import StudyView
+from nanostudy.words import counted
+
+MEMORY_SHARE = 0.8  # of what is free, for all workers together
+CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
+CALIBRATED_SIZES = 3
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work."""
+
+    backend: Backend
+    capacity: Capacity
+    each: Resources  # of one worker
+    notes: tuple[str, ...]  # what was chosen for the machine, and why
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do here. `seconds` is from start to end, with all workers."""
+
+    stacks: list[PlannedStack]
+    capacity: Capacity
+    threads: int  # of each worker
+    notes: tuple[str, ...]  # what was chosen for the machine, and why
+    seconds: float
+    calibration: str
+    skipped: list[str]  # impossible combinations, in words
+    done: int  # experiments that have results already
+    failed: int  # experiments that only `retry` runs again
+
+
+def _drafted(
+    source: str | Path,
+    out: str | Path | None,
+    settings: Mapping[str, str] | None,
+    parts: Sequence[str],
+    only: str | None,
+) -> tuple[Design, list[Entry]]:
+    """What is asked, and the experiments chosen from it; nothing is written. Raises UsageError."""
+    path = Path(out) if out is not None else folder_of(str(source))
+    there = definitions(Path(source)) if has_study(Path(source)) else []
+    if there and not settings and path == Path(source):
+        asked = design(path)
+        return asked, select(asked.entries, parts, only)
+    study = with_assignments(there[-1], settings or {}) if there else read_study(str(source), settings or {})
+    asked = design(path, study)
+    return asked, select(asked.asked, parts, only)
+
+
+def run_study(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+    only: str | None = None,
+    workers: int | None = None,
+    executor: str = "workers",
+    resources: Resources | None = None,
+    save_every: float = 60.0,
+    listener: Listener | None = None,
+) -> list[Row]:
+    """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
+
+    Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
+    `only` choose experiments. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    """
+    asked, chosen = _drafted(source, out, settings, parts, only)
+    crew = _crew(executor, workers, resources or Resources(), len(chosen))
+    with open_study(asked.path, asked) as folder:
+        return _execute(folder, chosen, crew, save_every, listener)
+
+
+def retry_study(
+    path: str | Path,
+    names: Sequence[str] = (),
+    *,
+    workers: int | None = None,
+    executor: str = "workers",
+    resources: Resources | None = None,
+    save_every: float = 60.0,
+    listener: Listener | None = None,
+) -> list[Row]:
+    """Runs the failed experiments of a study's folder again, or those of them that are named."""
+    with open_study(Path(path)) as folder:
+        for name in names:
+            folder.store.row(name)  # raises at an unknown one
+        failed = {row.name for row in folder.store.rows(status="failed") if not names or row.name in names}
+        if not failed:
+            raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
+        chosen = [entry for entry in folder.entries if entry.name in failed]
+        crew = _crew(executor, workers, resources or Resources(), len(chosen))
+        folder.store.requeue(failed)
+        return _execute(folder, chosen, crew, save_every, listener)
+
+
+def _execute(
+    folder: StudyFolder, chosen: Sequence[Entry], crew: Crew, save_every: float, listener: Listener | None
+) -> list[Row]:
+    backend, capacity, each = crew.backend, crew.capacity, crew.each
+    with contextlib.ExitStack() as stack:
+        listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, crew.notes))
+        stop = stack.enter_context(stop_requests())
+        renew = stack.enter_context(owner(folder.path, listener.say)).renew
+        try:
+            Execution(folder, chosen, backend, capacity, each, listener, stop, save_every, renew).run()
+        finally:
+            with contextlib.suppress(NanostudyError):
+                write_atomically(folder.path / RESULTS_FILE, as_csv(records(folder.store.rows())))
+        return folder.store.rows(names=[entry.name for entry in chosen])
+
+
+def plan_study(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+    only: str | None = None,
+    workers: int | None = None,
+    executor: str = "workers",
+    resources: Resources | None = None,
+) -> Plan:
+    """What run_study would do here: runs nothing but a short calibration, and writes nothing."""
+    asked, chosen = _drafted(source, out, settings, parts, only)
+    status = _status(asked.path)
+    undone = [entry for entry in chosen if status.get(entry.name, "waiting") in ("waiting", "running")]
+    failed = sum(status.get(entry.name) == "failed" for entry in chosen)
+    crew = _crew(executor, workers, resources or Resources(), len(chosen))
+    corpora, capacity = asked.texts.corpora, crew.capacity
+    try:
+        pace, how = calibrate(crew.backend, plan(undone, corpora, capacity), asked.texts, capacity)
+    finally:
+        crew.backend.close()
+    stacks = plan(undone, corpora, capacity, pace)
+    seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers)
+    done = len(chosen) - len(undone) - failed
+    return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
+
+
+def _status(path: Path) -> dict[str, str]:
+    if not (path / FILE).is_file():
+        return {}
+    with Store.read(path / FILE) as store:
+        return {row.name: row.status for row in store.rows()}
+
+
+def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, capacity: Capacity) -> tuple[Pace, str]:
+    """Tries stacks of a few sizes, on all workers at once as the study would, and says what it did."""
+    longest_last = reversed(stacks)
+    by_size = {update_flops(s.members[0].experiment, texts.corpus(s.members[0].experiment)): s for s in longest_last}
+    sizes = sorted(by_size)
+    steps = [i * (len(sizes) - 1) / (CALIBRATED_SIZES - 1) for i in range(CALIBRATED_SIZES)] if sizes else []
+    tried = sorted({sizes[round(step)] for step in steps})
+    training, evaluation = [], []
+    for size in tried:
+        stack = by_size[size]
+        first = stack.members[0].experiment
+        jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
+        for worker in backend.idle():
+            backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
+        measured = list(_answers(backend, capacity.workers))
+        update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
+        token = sum(m.evaluated_token for m in measured) / len(measured)
+        training.append((float(size), len(jobs) * size / update))
+        evaluation.append((float(size), len(jobs) * size / first.tokens_per_update / 3 / token))
+    at_once = f", on {capacity.workers} workers at once" if capacity.workers > 1 else ""
+    how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
+    return Pace(tuple(training), tuple(evaluation)), how
+
+
+def _one_micro_batch(job: Job) -> Job:
+    """An update of forty micro-batches takes forty times as long, and minutes on a small machine."""
+    return replace(job, experiment=replace(job.experiment, gradient_accumulation_steps=1))
+
+
+def _answers(backend: Backend, expected: int) -> Iterator[Measured]:
+    ended = 0
+    while ended < expected:
+        arrived = backend.next(60.0)
+        report = arrived[1] if arrived else None  # it takes longer: a worker that dies says so
+        if isinstance(report, Measured):
+            yield report
+        elif isinstance(report, Broken):
+            raise NanostudyError(f"The calibration failed: {report.reason}")
+        elif isinstance(report, Done):
+            ended += 1
+
+
+def _crew(executor: str, workers: int | None, resources: Resources, experiments: int) -> Crew:
+    """Nothing is started yet. By default no more workers than experiments: the cores are theirs, then."""
+    if executor not in ("workers", "inline"):
+        raise UsageError(f"executor={executor!r} is not known: workers or inline.")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers={workers} must be at least 1.")
+    if executor == "inline" and workers not in (None, 1):
+        raise UsageError("inline is one worker; --executor workers takes several.")
+    machine = resolve(resources)
+    kind, cores = machine.device.type, available_cores()
+    if executor == "inline":
+        alone = replace(resources, threads=machine.threads)
+        return Crew(
+            Inline(alone), Capacity(kind, machine.precision, 1, _memory(machine.device, 1)), alone, machine.notes
+        )
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
+    devices = devices if resources.device in ("auto", kind) else [resources.device]
+    most = max(1, cores // (resources.threads or 1)) if kind == "cpu" else len(devices)
+    count = workers or min(most, max(1, experiments))
+    threads = resources.threads or max(1, cores // count)
+    each = [replace(resources, device=devices[i % len(devices)], threads=threads) for i in range(count)]
+    memory = _memory(machine.device, -(-count // len(devices)))
+    return Crew(Workers(each), Capacity(kind, machine.precision, count, memory), each[0], machine.notes)
+
+
+def _memory(device: torch.device, workers: int) -> int | None:
+    free = available_memory(device)
+    return None if free is None else int(MEMORY_SHARE * free / workers)

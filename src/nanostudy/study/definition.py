@@ -1,0 +1,267 @@
+"""A study's definition: a few lines of YAML, checked, with the command line's changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, names_of
+from nanostudy.settings import parse_documents, parse_yaml
+
+Axes = dict[str, tuple[Any, ...]]
+
+DEFINITION = "study.yaml"  # in a study's folder
+ONE_PER_EXPERIMENT = "one per experiment"
+GIVEN_ELSEWHERE = {  # settings of an experiment that a study gives for all of its experiments
+    "seed": "use `seeds: [1, 2, 3]` or `seeds: one per experiment`, outside settings, grid and parts",
+    "sample_prompt": "use `prompts: [...]`, outside settings, grid and parts",
+    "sample_tokens": "it stands outside settings, grid and parts",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's definition. Checked when made, and its values are then of the settings' types. Raises UsageError."""
+
+    name: str
+    settings: dict[str, Any]  # fixed; never the seed
+    grid: Axes  # the last axis varies fastest
+    parts: dict[str, Axes]  # a part's own axes, which stand before the grid's and replace those of the same names
+    seeds: tuple[int, ...] | None  # None: one per experiment, its number within its part
+    prompts: tuple[str | None, ...] = (None,)  # None: a new line
+    sample_tokens: int = 300
+    keep: str = "all"
+    skip_impossible: bool = False
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_settings(self.settings, "settings")
+        _check_parts(self.parts)
+        checked = {
+            "settings": {name: _fixed(name, value) for name, value in self.settings.items()},
+            "grid": _axes(self.grid, "grid"),
+            "parts": {part: _axes(axes, f"part {part}") for part, axes in self.parts.items()},
+            "seeds": None if self.seeds is None else _values("seed", self.seeds, "seeds"),
+            "prompts": _values("sample_prompt", self.prompts, "prompts"),
+            "sample_tokens": check_value("sample_tokens", self.sample_tokens),
+            "keep": " ".join(self.keep.split()) if isinstance(self.keep, str) else self.keep,
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        kept_best(self.keep)
+        if not isinstance(self.skip_impossible, bool):
+            raise UsageError(f"skip_impossible={self.skip_impossible!r} must be true or false.")
+        if not isinstance(self.name, str) or not isinstance(self.description, str):
+            raise UsageError("name and description must be text: put it in quotes.")
+        for name in self.grid:
+            if name in self.settings:
+                raise UsageError(f"{name} is both fixed (settings) and an axis (grid): keep one of the two.")
+
+
+def kept_best(keep: str) -> int | None:
+    """N of `best N`; None for all, final and none. Raises UsageError at anything else."""
+    best = re.fullmatch(r"best ([1-9]\d{0,8})", str(keep))
+    if not best and keep not in ("all", "final", "none"):
+        raise UsageError(f"keep={keep!r} is not known: all, final, best N (for example best 5) or none.")
+    return int(best[1]) if best else None
+
+
+# --- checks
+
+
+def _check_settings(settings: Any, where: str) -> None:
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"{where} must hold lines of the form `setting: value`.")
+    check_names(settings, FIELDS)
+    for name, instead in GIVEN_ELSEWHERE.items():
+        if name in settings:
+            raise UsageError(f"{where} cannot hold {name}: {instead}.")
+
+
+def _check_parts(parts: Mapping[Any, Any]) -> None:
+    if not parts:
+        raise UsageError("parts is empty: name at least one, or leave parts out.")
+    for part in parts:  # a part's name becomes a folder's
+        if not isinstance(part, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{0,99}[A-Za-z0-9_-]", part):
+            raise UsageError(f"part {part!r}: a part's name is text of letters, digits, and _ - . between them.")
+    if len({part.casefold() for part in parts}) < len(parts):
+        raise UsageError(
+            f"Two parts differ only in letter case, which is one folder on some machines: {', '.join(parts)}."
+        )
+
+
+def check_value(name: str, value: Any) -> Any:
+    """One setting's value in its type. Raises UsageError."""
+    # n_head and n_embd are judged together only in a combination, so here each stands beside one that fits.
+    fitting = {"n_head": 1, "n_embd": value if name == "n_head" else 1}
+    return getattr(Experiment(**{**fitting, name: value}), name)
+
+
+def _fixed(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        raise UsageError(f"settings holds several values of {name}: an axis belongs under `grid:`.")
+    return check_value(name, value)
+
+
+def _values(name: str, values: Any, where: str) -> tuple[Any, ...]:
+    values = values if isinstance(values, (list, tuple)) else (values,)
+    if not values:
+        raise UsageError(f"{where}: {name} has no values; list at least one, or leave it out.")
+    values = tuple(check_value(name, value) for value in values)
+    value, times = Counter(values).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{where}: {name} lists {word(value)} {'twice' if times == 2 else f'{times} times'}.")
+    return values
+
+
+def _axes(axes: Any, where: str) -> Axes:
+    _check_settings(axes, where)
+    for name in names_of("record"):
+        if name in axes:
+            raise UsageError(f"{where}: {name} changes no result, so it cannot be an axis; put it under `settings:`.")
+    return {name: _values(name, values, where) for name, values in axes.items()}
+
+
+# --- study files and folders
+
+
+def folder_of(source: str) -> Path:
+    """A study's folder: itself, or the default one of a study by this name, which need not be there. Raises NanostudyError."""
+    path = Path(source)
+    name = path.name.removesuffix(".yaml").removesuffix(".yml")
+    return path if has_study(path) or not name.strip(".") else Path("studies") / name
+
+
+def existing_folder(name: str) -> Path:
+    """As folder_of, and UsageError where there is no study."""
+    path = folder_of(name)
+    if not has_study(path):
+        there = sorted(file.parent.as_posix() for file in Path("studies").glob(f"*/{DEFINITION}"))
+        known = f"There are {', '.join(there)}." if there else "`nanostudy study run` begins one."
+        default = "" if path == Path(name) else f", and none in {path.as_posix()}"
+        raise UsageError(f"There is no study in {name}{default}. {known}")
+    return path
+
+
+def has_study(path: Path) -> bool:
+    try:
+        return (path / DEFINITION).is_file()
+    except OSError as problem:
+        raise NanostudyError(f"{path} cannot be read: {problem.strerror}.") from problem
+
+
+def study_names() -> list[str]:
+    """The studies that come with nanostudy."""
+    folder = resources.files("nanostudy.study") / "studies"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def study_text(name: str) -> str:
+    return (resources.files("nanostudy.study") / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
+    """A shipped study by name, or a YAML file by path, with the command line's key=value texts. Raises UsageError."""
+    if source in study_names():
+        return with_assignments(_study(parse_yaml(study_text(source), source), source), assignments)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{source} cannot be read: {problem}.") from None
+    except (OSError, ValueError):
+        raise UsageError(f"There is no study or study file {source!r}. Studies: {', '.join(study_names())}.") from None
+    return with_assignments(_study(parse_yaml(text, source), source), assignments)
+
+
+def parse_studies(text: str, source: str) -> list[Study]:
+    """The definitions in a study folder's file: the study as begun, then its extensions. Raises UsageError."""
+    return [_study(document, source) for document in parse_documents(text, source)]
+
+
+def study_yaml(study: Study) -> str:
+    """One document, which parse_studies reads as the same study. What is empty is left out."""
+    document: dict[str, Any] = {"name": study.name, "description": study.description}
+    document |= {field.name: getattr(study, field.name) for field in dataclasses.fields(Study)}
+    parts = {part: {n: v[0] if len(v) == 1 else list(v) for n, v in axes.items()} for part, axes in study.parts.items()}
+    document["grid"] = {name: list(values) for name, values in study.grid.items()}
+    document["parts"] = {} if study.parts == {"all": {}} else parts
+    document["seeds"] = ONE_PER_EXPERIMENT if study.seeds is None else list(study.seeds)
+    document["prompts"] = list(study.prompts)
+    return "---\n" + "".join(_yaml(key, value) for key, value in document.items() if value not in ({}, ""))
+
+
+def _yaml(key: str, value: Any) -> str:
+    # None: a list or a mapping of nothing but scalars stands in one line
+    flow = None if isinstance(value, (list, dict)) and key != "settings" else False
+    form: dict[str, Any] = {"default_flow_style": flow, "sort_keys": False, "width": 10**9}
+    text = yaml.safe_dump({key: value}, allow_unicode=True, **form)
+    # PyYAML does not read back every character that it leaves as it is, U+0085 for one.
+    return text if text.replace("\n", "").isprintable() else yaml.safe_dump({key: value}, **form)
+
+
+def _study(document: Mapping[str, Any], source: str) -> Study:
+    keys = [field.name for field in dataclasses.fields(Study)]
+    try:
+        for key in document:
+            if key in FIELDS and key not in keys:
+                instead = GIVEN_ELSEWHERE.get(key, "put it under `settings:` (one value) or `grid:` (several)")
+                raise UsageError(f"{key} is no key of a study: {instead}.")
+        check_names(document, keys)
+        for key in ("settings", "grid", "parts"):
+            if key in document and (not isinstance(document[key], Mapping) or not document[key]):
+                raise UsageError(
+                    f"{key} must hold lines of the form `{key[:4]}...: ...`; leave it out if there are none."
+                )
+        defaults = {"name": Path(source).stem, "settings": {}, "grid": {}, "parts": {"all": {}}}
+        return Study(**{**defaults, **document, "seeds": _seeds(document.get("seeds", [1]))})
+    except UsageError as problem:
+        raise UsageError(f"{source}: {problem}") from None
+
+
+def _seeds(seeds: Any) -> Any:
+    """None for the text `one per experiment`; the rest is Study's to check."""
+    if seeds is None or (isinstance(seeds, str) and not re.fullmatch(r"\s*\d+\s*", seeds)):
+        if seeds is None or " ".join(seeds.split()) != ONE_PER_EXPERIMENT:
+            raise UsageError(f"seeds={seeds!r} must be whole numbers, [1, 2, 3], or the text `{ONE_PER_EXPERIMENT}`.")
+        return None
+    return seeds
+
+
+def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
+    """The study with the command line's key=value texts: a, b, c is an axis, one value is fixed."""
+    own = [field.name for field in dataclasses.fields(Study)]
+    check_names(assignments, (*FIELDS, *own))
+    settings, grid = dict(study.settings), dict(study.grid)
+    changes: dict[str, Any] = {}
+    for key, text in assignments.items():
+        values = [value.strip() for value in text.split(",")]
+        if key in ("seed", "seeds"):
+            changes["seeds"] = _seeds(text) if len(values) == 1 else values
+        elif key == "skip_impossible":
+            changes[key] = {"true": True, "false": False}.get(text.strip().lower(), text)
+        elif key in ("keep", "sample_tokens"):
+            changes[key] = text
+        elif key in own or key in GIVEN_ELSEWHERE:
+            raise UsageError(f"{key} cannot be given on the command line; copy the study file and edit it there.")
+        elif any(key in axes for axes in study.parts.values()):
+            raise UsageError(f"{key} is set by the parts of this study; choose with --part: {', '.join(study.parts)}.")
+        elif key in grid or len(values) > 1:
+            settings.pop(key, None)
+            grid[key] = tuple(values)
+        else:
+            settings[key] = values[0]
+    return dataclasses.replace(study, settings=settings, grid=grid, **changes)
+
+
+def word(value: Any) -> str:
+    """As YAML writes it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,372 @@
+"""The policy of a study: who trains next, what is recorded, what happens when something fails.
+
+One loop in one process, which alone writes the store and the run folders. A backend starts tasks and yields their
+reports; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nanostudy.gpt.errors import Interrupted, NanostudyError
+from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
+from nanostudy.gpt.resources import Resources
+from nanostudy.gpt.run import CHECKPOINT, Recorder
+from nanostudy.study.apart import apart, divide, make_folder, saved_slots
+from nanostudy.study.backends import Backend
+from nanostudy.study.folder import STACKS, StudyFolder
+from nanostudy.study.grid import Entry
+from nanostudy.study.keeping import Keeping
+from nanostudy.study.patience import Patience
+from nanostudy.study.plan import Capacity, cost, plan, stack_key
+from nanostudy.study.progress import Assignment, Listener, Snapshot, seconds_left
+from nanostudy.study.store import StackRow
+from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
+from nanostudy.words import duration
+
+DEATHS = 3  # of its worker without progress in between, after which a stack is taken apart
+RESULTS = ("finished", "diverged")
+
+
+class Execution:
+    """Runs chosen experiments of an open study to their end."""
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        chosen: Sequence[Entry],
+        backend: Backend,
+        capacity: Capacity,
+        resources: Resources,
+        listener: Listener,
+        stop: Callable[[], bool] = lambda: False,
+        save_every: float = 60.0,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.store, self.backend, self.capacity = folder, folder.store, backend, capacity
+        self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
+        self.renew = renew  # the sign that the folder is in use (owner.py)
+        self.entries = {entry.name: entry for entry in folder.entries}
+        self.chosen = {entry.name for entry in chosen}
+        self.status = {row.name: row.status for row in self.store.rows()}
+        self.flops = {
+            name: cost(e.experiment, folder.texts.corpus(e.experiment)).flops for name, e in self.entries.items()
+        }
+        self.to_train: deque[StackRow] = deque()
+        self.hands: dict[int, Assignment] = {}
+        self.deaths: Counter[tuple[str, ...]] = Counter()  # of the worker that has these in hand, since it last got on
+        backend.stop = stop
+        self.stillborn = 0  # workers that died before they began, in a row
+        self.stopping = False
+        self.patiently = Patience(folder.path, listener.say, stop)
+        self.keeping = Keeping(folder, self.patiently, listener.say)
+        self.best = next(iter(self.store.best(1)), None)
+        self.committed, self.commit_took, self.shown = time.monotonic(), 0.0, 0.0
+
+    def run(self) -> None:
+        """Returns when all is done. Raises Interrupted where it was asked to stop; everything is saved then."""
+        try:
+            self.gather()
+            while self.hands or (not self.stopping and (self.to_train or self.keeping.waiting)):
+                if self.stop() and not self.stopping:
+                    self.stopping = True
+                    self.listener.say("stopping: saving what is under way")
+                if not self.stopping:
+                    self.assign()
+                arrived = self.backend.next(0.5)
+                if arrived:
+                    self.hear(*arrived)
+                self.keep_up()
+                self.renew()
+        finally:
+            self.backend.close()
+            self.store.end_sitting()
+            self.store.set_progress(None, [])
+            with contextlib.suppress(NanostudyError):  # what could not be written is made up for by the next sitting
+                self.store.commit()
+        if self.stopping:
+            raise Interrupted("Stopped. Everything is saved; the same command goes on.")
+
+    # --- what there is to do
+
+    def gather(self) -> None:
+        """Stacks of an earlier sitting go on as they were; what is in none is planned."""
+        stacks = self.store.open_stacks()
+        self.sweep({stack.id for stack in stacks})
+        in_stacks: set[str] = set()
+        for stack in stacks:
+            if not any(self.undone(name) for name in stack.members):
+                self.close(stack)
+                continue
+            in_stacks.update(stack.members)
+            if any(name in self.chosen and self.undone(name) for name in stack.members):
+                self.to_train.append(stack)
+        fresh = [self.entries[name] for name in self.chosen if self.undone(name) and name not in in_stacks]
+        self.add_stacks(
+            ([e.name for e in s.members], s.width) for s in plan(fresh, self.folder.texts.corpora, self.capacity)
+        )
+        silent: dict[object, list[str]] = {}  # done, and have written nothing; those of open stacks do it in their turn
+        for row in self.store.rows():
+            if row.status in RESULTS and row.name not in in_stacks:
+                silent.setdefault((row.stack, stack_key(row.experiment)), []).append(row.name)
+        for names in silent.values():
+            self.keeping.later(names)
+        self.patiently(self.keeping.drop_weights)
+        self.commit()
+
+    def sweep(self, open_stacks: set[int]) -> None:
+        """Removes what a kill left of stacks that the store no longer, or not yet, has: their ids are given again."""
+        for place in self.folder.path.glob(f"{STACKS}/*"):
+            if place.name not in {str(id) for id in open_stacks}:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def undone(self, name: str) -> bool:
+        return self.status[name] in ("waiting", "running")
+
+    def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> None:
+        self.to_train.extend(self.store.add_stacks([(names, width, None) for names, width in stacks]))
+
+    def assign(self) -> None:
+        """Every idle worker takes the longest stack left; texts are written first, since weights may go after them."""
+        for worker in self.backend.idle():
+            if self.keeping.waiting:
+                names = self.keeping.waiting.popleft()
+                writing = self.keeping.task(names)
+                if writing:
+                    self.hands[worker] = Assignment(f"samples of {_and_more(names)}", names, None)
+                    self.backend.start(worker, writing)
+            elif self.to_train:
+                stack = self.to_train.popleft()
+                label = _and_more([name for name in stack.members if self.undone(name)])
+                self.hands[worker] = Assignment(label, stack.members, stack)
+                self.backend.start(worker, self.training(stack))
+
+    def training(self, stack: StackRow) -> TrainStack:
+        jobs = tuple(self.folder.texts.job(self.entries[name]) for name in stack.members)
+        corpus, place = self.folder.texts.corpus(jobs[0].experiment), self.place(stack)
+        self.patiently(lambda: make_folder(place))
+        return TrainStack(jobs, corpus, place, stack.width, self.save_every)
+
+    def place(self, stack: StackRow) -> Path:
+        return self.folder.path / STACKS / str(stack.id)
+
+    # --- what is told
+
+    def hear(self, worker: int, report: Report) -> None:
+        hand = self.hands[worker]
+        if isinstance(report, Prepared):
+            hand.machine, self.stillborn = report.machine, 0
+        elif isinstance(report, Noted):
+            self.note(hand, report.text)
+        elif isinstance(report, Sampled):
+            self.patiently(lambda: self.keeping.keep(report.texts))
+        elif isinstance(report, Done):
+            del self.hands[worker]
+            if hand.stack and not self.stop():
+                self.conclude(hand.stack)
+        elif isinstance(report, Broken):
+            del self.hands[worker]
+            self.mend(hand, report)
+        elif isinstance(report, Event):
+            self.follow(hand, report)
+
+    def follow(self, hand: Assignment, event: Event) -> None:
+        """What is told of a stack as a whole; the rest is for those of its members that are not done yet."""
+        for text in event.notes if isinstance(event, Started) else ():
+            self.note(hand, text)
+        if isinstance(event, Saving):
+            hand.saving = True
+            self.commit()
+        elif hand.saving:  # what follows tells that it is saved
+            hand.saving = False
+            self.deaths.pop(hand.members, None)
+        if self.undone(event.name):  # else it finished after the last checkpoint, and does so again
+            self.record(hand, event)
+
+    def note(self, hand: Assignment, text: str) -> None:
+        """Once, though every member of a stack may tell it."""
+        if hand.stack and text not in hand.notes:
+            hand.notes.add(text)
+            self.store.note("note", text, stack=hand.stack.id)
+            self.listener.say(f"{hand.label}: {text}", "yellow")
+
+    def record(self, hand: Assignment, event: Event) -> None:
+        assert hand.stack
+        name = event.name
+        if name not in hand.recorders:
+            hand.recorders[name] = self.patiently(lambda: self.claim(name, hand))
+        self.patiently(lambda: hand.recorders[name].record(event))
+        if isinstance(event, Started):
+            assert hand.machine
+            machine = hand.machine.as_dict()
+            self.store.started(name, event.step, event.evaluated_at, event.members, hand.stack.id, machine)
+            self.status[name] = "running"
+        elif isinstance(event, Progress):
+            hand.steps[name] = event.step
+            hand.seconds_left, hand.told_at = event.seconds_left, time.monotonic()
+        elif isinstance(event, Logged):
+            hand.rates[name] = event.tokens_per_second
+        elif isinstance(event, Evaluated):
+            values = (event.step, event.tokens, event.seconds, event.train_loss, event.val_loss)
+            self.store.evaluated(name, *values)
+        elif isinstance(event, Stopped):
+            self.store.progressed(name, event.step)
+        elif isinstance(event, Finished):
+            self.finished(hand, event)
+
+    def claim(self, name: str, hand: Assignment) -> Recorder:
+        job = self.folder.texts.job(self.entries[name])
+        folder, corpus = self.folder.run(name), self.folder.texts.corpus(job.experiment)
+        folder.mkdir(exist_ok=True)
+        assert hand.machine
+        recorder = Recorder(folder, job.experiment, job.identity, corpus, hand.machine)
+        recorder.claim(asdict(self.resources))
+        return recorder
+
+    def finished(self, hand: Assignment, event: Finished) -> None:
+        name = event.name
+        self.store.finished(
+            name,
+            updates=event.updates,
+            skipped=event.skipped,
+            tokens=event.tokens,
+            seconds=event.seconds,
+            diverged=event.diverged,
+            best_step=event.best_step,
+            context_losses=event.context_losses,
+        )
+        self.commit()
+        self.status[name] = "diverged" if event.diverged else "finished"
+        for told in (hand.steps, hand.rates, hand.recorders):
+            told.pop(name, None)
+        done = sum(self.status[other] not in ("waiting", "running") for other in self.chosen)
+        count = f"[{done}/{len(self.chosen)}]"
+        if event.diverged:
+            self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
+        else:
+            row = self.store.row(name)
+            self.best = next(iter(self.store.best(1)), None)
+            took = duration(event.seconds)
+            self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
+
+    def conclude(self, stack: StackRow) -> None:
+        """A stack has come to its end: its models write, its checkpoint goes."""
+        left = [name for name in stack.members if self.undone(name)]
+        if left:  # their rows were lost with a run folder or a store, and the checkpoint knew them as done
+            self.add_stacks([(left, stack.width)])
+        self.close(stack)
+        self.sample(stack)
+
+    def sample(self, stack: StackRow) -> None:
+        self.keeping.later(name for name in stack.members if self.status[name] in RESULTS)
+
+    def close(self, stack: StackRow) -> None:
+        self.store.close_stack(stack.id)
+        self.commit()
+        shutil.rmtree(self.place(stack), ignore_errors=True)
+
+    # --- what goes wrong
+
+    def mend(self, hand: Assignment, broken: Broken) -> None:
+        if hand.machine is None and broken.cause == "died":
+            self.stillborn += 1
+            if self.stillborn >= DEATHS:
+                raise NanostudyError(
+                    f"Worker processes end before they begin ({broken.reason}); --executor inline shows why."
+                )
+        if self.stopping:
+            self.listener.say(f"{hand.label}: {broken.reason}; its last checkpoint is kept", "yellow")
+        elif broken.cause == "files":
+            gone = self.patiently.wait(broken.problem, self.deaths[hand.members])
+            self.deaths[hand.members] = 0 if gone else self.deaths[hand.members] + 1
+            self.again(hand)
+        elif broken.cause == "died" and self.deaths[hand.members] < DEATHS - 1:
+            self.deaths[hand.members] += 1
+            self.listener.say(f"{hand.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
+            self.again(hand)
+        elif hand.stack:
+            self.isolate(hand.stack, broken.reason)
+        else:
+            self.keeping.failed(hand.members, broken.reason)
+
+    def again(self, hand: Assignment) -> None:
+        if hand.stack:
+            self.to_train.appendleft(hand.stack)
+        else:
+            self.keeping.waiting.append(hand.members)
+
+    def isolate(self, stack: StackRow, reason: str) -> None:
+        """Takes a stack that keeps failing apart (see apart.py)."""
+        left = [name for name in stack.members if self.undone(name)]
+        if not left:
+            self.conclude(stack)
+            return
+        path = self.place(stack) / CHECKPOINT
+        saved = self.patiently(lambda: saved_slots(path))
+        # the first in order have the slots that others left
+        result, identities = apart(left, saved or left[: stack.width]), self.store.identities()
+        if result.at_fault:
+            self.fail(result.at_fault, reason)
+        else:
+            self.listener.say(f"{_and_more(left)}: {reason} Going on in smaller stacks.", "yellow")
+        stacks = self.store.add_stacks([(names, result.width, None) for names in result.parts])
+        if saved:
+            places = {self.place(s) / CHECKPOINT: {name: identities[name] for name in s.members} for s in stacks}
+            self.patiently(lambda: divide(path, places))
+        self.close(stack)  # and with it, in one transaction, the others are there
+        self.sample(stack)
+        self.to_train.extendleft(reversed(stacks))
+
+    def fail(self, name: str, reason: str) -> None:
+        self.store.failed(name, reason)
+        self.store.note("failed", reason, experiment=name)
+        self.status[name] = "failed"
+        self.listener.say(f"{name} failed: {reason}", "red")
+
+    # --- accounts
+
+    def commit(self) -> None:
+        start = time.monotonic()
+        self.patiently(self.store.commit)
+        self.committed = time.monotonic()
+        self.commit_took = self.committed - start
+
+    def keep_up(self) -> None:
+        """Tells those who look, seldom enough to cost nothing: a commit waits for the disk."""
+        now = time.monotonic()
+        if now - self.shown < 0.25:
+            return
+        self.shown = now
+        steps = {name: step for hand in self.hands.values() for name, step in hand.steps.items()}
+
+        def left(name: str) -> float:
+            iters = max(1, self.entries[name].experiment.max_iters)
+            return self.flops[name] * (1 - steps.get(name, 0) / iters) if self.undone(name) else 0.0
+
+        snapshot = Snapshot(
+            counts=dict(Counter(self.status[name] for name in self.chosen)),
+            workers=dict(self.hands),
+            best=self.best,
+            seconds_left=seconds_left(list(self.hands.values()), self.to_train, left, self.capacity.workers),
+            share=1 - sum(left(name) for name in self.chosen) / (sum(self.flops[n] for n in self.chosen) or 1),
+        )
+        self.listener.show(snapshot)
+        if now - self.committed > max(2.0, 50 * self.commit_took):
+            for name, step in steps.items():
+                self.store.progressed(name, step)
+            workers = [
+                {"worker": worker, "doing": hand.label, "tokens_per_second": round(sum(hand.rates.values()))}
+                for worker, hand in self.hands.items()
+            ]
+            self.store.set_progress(snapshot.seconds_left, workers)
+            self.commit()
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,220 @@
+"""The results in the layout of the published, hand-run study: tables, nanoGPT configurations, run folders, samples.
+
+nanoGPT_results_PART/results.csv          a row a finished experiment
+nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it what the run folder keeps
+nanoGPT_results_PART/samples/NAME.txt
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from nanostudy.gpt.errors import NanostudyError
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import explain_writing, replace_atomically, write_atomically
+from nanostudy.study.store import FILE, Row, Store
+from nanostudy.words import counted
+
+COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
+COPIED = ("run.json", "training.csv", "evaluations.csv")
+WEIGHTS = ("best.safetensors", "last.safetensors")
+IN_CONFIG = (
+    *("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size", "block_size"),
+    *("n_layer", "n_head", "n_embd", "dropout", "bias"),
+    *("learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip"),
+    *("decay_lr", "warmup_iters", "lr_decay_iters", "min_lr"),
+)
+
+
+def export_published(path: Path, to: Path) -> list[str]:
+    """Writes the study's finished experiments under `to` and tells in lines what went where. The study may run meanwhile.
+
+    Files of an earlier export are replaced one by one; nothing is deleted. Raises NanostudyError.
+    """
+    with Store.read(path / FILE) as store:
+        rows = store.rows()
+    lines, incomplete = [], []
+    for part in dict.fromkeys(row.part for row in rows):
+        own = [row for row in rows if row.part == part]
+        finished = [row for row in own if _has_result(row)]
+        folder = to / f"nanoGPT_results_{part}"
+        _make(folder / "samples")
+        for row in finished:
+            missing = _export_run(path / row.name, folder, row)
+            if missing:
+                incomplete.append(f"{row.name}: {' and '.join(missing)} not there, not exported")
+        write_atomically(folder / "results.csv", results_csv(finished))
+        lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / 'results.csv'}")
+    return lines + incomplete + _left_out(rows)
+
+
+def results_csv(rows: Sequence[Row]) -> str:
+    """The published table of finished experiments. The gap is that of the rounded losses, which stand beside it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        assert row.train_loss is not None
+        assert row.val_loss is not None
+        train, val = round(row.train_loss, 4), round(row.val_loss, 4)
+        losses = [f"{value:.4f}" for value in (train, val, val - train)]
+        name = safe(row.name)
+        writer.writerow([row.name, *losses, total_params(row), f"{name}/{name}.py"])
+    return text.getvalue()
+
+
+def total_params(row: Row) -> float:
+    """What nanoGPT prints: without the position embeddings, in millions with two decimals."""
+    positions = row.experiment.block_size * row.experiment.n_embd
+    return float(f"{(row.parameters - positions) / 1e6:.2f}e6")
+
+
+def safe(name: str) -> str:
+    """The name of files and folders: nanoGPT takes an argument with = in it for a setting, not for a file."""
+    return name.replace("=", "-")
+
+
+# --- the configuration
+
+
+def config_py(row: Row) -> str:
+    """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
+    e, name = row.experiment, safe(row.name)
+    resolved = {
+        "lr_decay_iters": e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters,
+        "min_lr": e.learning_rate / 10 if e.min_lr is None else e.min_lr,
+    }
+    values: dict[str, Any] = {
+        "out_dir": f"nanoGPT_results_{row.part}/{name}",
+        "dataset": dataset(e),
+        "always_save_checkpoint": True,
+        **{setting: resolved.get(setting, getattr(e, setting)) for setting in IN_CONFIG},
+        "compile": False,
+    }
+    comments = "".join(f"# {comment}\n" for comment in _comments(e))
+    lines = "".join(f"{setting} = {value!a}\n" for setting, value in values.items())
+    return f"# {row.name}: in nanoGPT's folder, python train.py {name}.py\n{comments}\n{lines}"
+
+
+def dataset(experiment: Experiment) -> str:
+    """The folder under nanoGPT's data/ that holds the text as train.bin, val.bin and meta.pkl."""
+    if _nanogpt_has_text(experiment):
+        return "shakespeare_char"
+    file = re.split(r"[\\/]", experiment.corpus.rstrip("\\/"))[-1]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem).strip("_") or "text"
+    return stem if experiment.tokenizer == "char" else f"{stem}_{experiment.tokenizer}"
+
+
+def _nanogpt_has_text(experiment: Experiment) -> bool:
+    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
+
+
+def _comments(e: Experiment) -> list[str]:
+    """What nanoGPT does otherwise."""
+    comments = [
+        f"seed {e.seed} has no counterpart: train.py always seeds with 1337.",
+        f"max_iters: train.py makes one update more than it says, {e.max_iters + 1}. Its evaluation and checkpoint of "
+        f"iteration {e.max_iters},",
+        "after as many updates, is the one to compare, if eval_interval divides it: train.py makes no other at the end.",
+        "Its losses are means over 200 random batches (eval_iters); here they are exact.",
+    ]
+    if not _nanogpt_has_text(e):
+        comments.append(
+            f"data/{dataset(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a}, a {e.tokenizer} a "
+            "token, split 90 to 10."
+        )
+    if not e.tie_embeddings:
+        comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")
+    if e.init_from is not None:
+        comments.append(f"init_from {e.init_from!a} has no counterpart: this starts from fresh weights.")
+    if e.decay_lr and e.warmup_iters == (e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters) <= e.max_iters:
+        comments.append(
+            f"warmup_iters = lr_decay_iters: train.py divides zero by zero at iteration {e.warmup_iters} and stops "
+            "before it evaluates there."
+        )
+    return comments
+
+
+# --- files
+
+
+def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
+    """One experiment's files; returns which of those that every result has are not there."""
+    name = safe(row.name)
+    target = folder / name
+    _make(target)
+    write_atomically(target / f"{name}.py", config_py(row))
+    missing = [file for file in COPIED if not _copy(run / file, target / file)]
+    for file in WEIGHTS:
+        _copy(run / file, target / file, link=True)
+    _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
+    return missing
+
+
+def _copy(source: Path, target: Path, link: bool = False) -> bool:
+    """Atomically; a link where that is asked and works. False where there is no source."""
+
+    def copy(temporary: Path) -> None:
+        shutil.copyfile(source, temporary)
+
+    if link and _link(source, target):
+        return True
+    try:
+        replace_atomically(target, copy)
+    except NanostudyError:
+        if source.exists():
+            raise
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether both are now one file, which costs no space. Weights are never written in place, so neither changes the other."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
+    try:
+        if target.exists() and os.path.samefile(source, target):
+            return True
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise NanostudyError(explain_writing(folder, problem)) from None
+
+
+# --- what is told
+
+
+def _has_result(row: Row) -> bool:
+    return row.status == "finished" and row.train_loss is not None and row.val_loss is not None
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    out = [row for row in rows if not _has_result(row)]
+    lines = [
+        f"{row.status}, so not in the tables: {row.name} ({row.reason or 'no loss'})" for row in out if _ended(row)
+    ]
+    unfinished = sum(not _ended(row) for row in out)
+    if unfinished:
+        lines.append(f"{counted(unfinished, 'experiment')} unfinished, so not in the tables")
+    return lines
+
+
+def _ended(row: Row) -> bool:
+    return row.status in ("finished", "diverged", "failed")

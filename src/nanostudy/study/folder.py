@@ -1,0 +1,255 @@
+"""A study's folder: what was asked, what is known, and the run folders.
+
+study.yaml       the study as it began and each extension, one YAML document each: the ids and names follow from it
+study.sqlite     what happened (store.py); can be rebuilt from the rest
+results.csv      a row an experiment
+NAME/            the run folder of an experiment
+stacks/ID/       checkpoints of what is training
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nanostudy.gpt import run as run_folder
+from nanostudy.gpt.corpus import Corpus, load_corpus
+from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.model import count_parameters
+from nanostudy.gpt.train import Job
+from nanostudy.gpt.weights import Weights, fitted, load_weights
+from nanostudy.study.definition import DEFINITION as DEFINITION
+from nanostudy.study.definition import Study, parse_studies, study_yaml
+from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.plan import corpus_key, shape_of
+from nanostudy.study.store import FILE, Store
+
+STACKS, RESULTS_FILE = "stacks", "results.csv"
+
+
+def definitions(path: Path) -> list[Study]:
+    """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
+    file = path / DEFINITION
+    try:
+        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
+
+
+def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
+    """All experiments that the definitions ask for, with their ids; and the impossible ones that were skipped."""
+    entries: list[Entry] = []
+    skipped: list[str] = []
+    for study in studies:
+        entries, impossible = extend(entries, study)
+        skipped += (text for text in impossible if text not in skipped)
+    return entries, skipped
+
+
+@dataclass
+class Texts:
+    """The corpora and first weights of a study's experiments, each read once."""
+
+    corpora: dict[Hashable, Corpus] = field(default_factory=dict)
+    first_weights: dict[str, Weights] = field(default_factory=dict)
+
+    def corpus(self, experiment: Experiment) -> Corpus:
+        key = corpus_key(experiment)
+        if key not in self.corpora:
+            first = self._first(experiment)
+            self.corpora[key] = load_corpus(experiment.corpus, first.tokenizer if first else experiment.tokenizer)
+        self.corpora[key].check_window(experiment.block_size)
+        return self.corpora[key]
+
+    def identity(self, experiment: Experiment) -> str:
+        corpus, first = self.corpus(experiment), self._first(experiment)
+        return experiment.identity(corpus.sha256, corpus.tokenizer.kind, first.sha256 if first else None)
+
+    def job(self, entry: Entry) -> Job:
+        first = self._first(entry.experiment)
+        initial = fitted(first, entry.experiment) if first else None
+        return Job(entry.name, entry.experiment, self.identity(entry.experiment), initial)
+
+    def _first(self, experiment: Experiment) -> Weights | None:
+        if experiment.init_from is None:
+            return None
+        if experiment.init_from not in self.first_weights:
+            self.first_weights[experiment.init_from] = load_weights(Path(experiment.init_from))
+        return self.first_weights[experiment.init_from]
+
+
+@dataclass
+class StudyFolder:
+    """An open study: the one process that writes has it."""
+
+    path: Path
+    study: Study  # as asked last
+    entries: list[Entry]
+    skipped: list[str]
+    texts: Texts
+    store: Store
+
+    @property
+    def asked(self) -> list[Entry]:
+        return asked(self.entries, self.study)
+
+    def run(self, name: str) -> Path:
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a folder's study is, or becomes. Nothing is written yet."""
+
+    path: Path
+    before: list[Study]  # the folder's definitions
+    study: Study
+    entries: list[Entry]
+    skipped: list[str]
+    texts: Texts
+
+    @property
+    def asked(self) -> list[Entry]:
+        return asked(self.entries, self.study)
+
+    @property
+    def studies(self) -> list[Study]:
+        return self.before if self.before and self.study == self.before[-1] else [*self.before, self.study]
+
+
+def design(path: Path, study: Study | None = None) -> Design:
+    """The study in the folder, begun or extended as `study` asks; none: as it is. Raises UsageError where that cannot be."""
+    before = definitions(path)
+    if study is None and not before:
+        raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
+    now = settled(study, before) if study else before[-1]
+    changed = changed_settings(before, now)
+    if changed:
+        raise UsageError(
+            f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
+            "or make an axis of the setting; nothing was changed."
+        )
+    texts = Texts()
+    draft = Design(path, before, now, [], [], texts)
+    entries, skipped = entries_of(draft.studies)
+    for entry in entries:
+        texts.corpus(entry.experiment)  # raises where a window does not fit
+    _check_prompts(now, texts)
+    return replace(draft, entries=entries, skipped=skipped)
+
+
+@contextlib.contextmanager
+def open_study(path: Path, study: Study | Design | None = None) -> Iterator[StudyFolder]:
+    """Writes the design, or that of this study, and holds the folder. Raises NanostudyError where another process has it, or
+    its experiments are no longer what they were; what was there is untouched then.
+    """
+    plan = study if isinstance(study, Design) else design(path, study)
+    with sole_owner(path), contextlib.ExitStack() as stack:
+        if definitions(path) != plan.before:
+            raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
+        store = stack.enter_context(Store.open(path / FILE))
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store)
+        identities = _identities(folder)
+        if len(plan.studies) > len(plan.before):
+            write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
+        _register(folder, identities)
+        yield folder
+
+
+def settled(study: Study, before: Sequence[Study] = ()) -> Study:
+    """With the corpus that `auto` stands for: the folder's, or what this machine has."""
+    if study.settings.get("corpus") != "auto":
+        return study
+    known = before[0].settings.get("corpus") if before else None
+    return replace(study, settings={**study.settings, "corpus": known or load_corpus("auto").name})
+
+
+def _check_prompts(study: Study, texts: Texts) -> None:
+    for corpus in texts.corpora.values():
+        for prompt in study.prompts:
+            try:
+                corpus.tokenizer.encode(prompt or "")
+            except UsageError as problem:
+                raise UsageError(f"prompts: {problem}") from None
+
+
+def _identities(folder: StudyFolder) -> dict[str, str]:
+    """By name. Refuses a folder whose experiments are no longer what they were."""
+    identities = {entry.name: folder.texts.identity(entry.experiment) for entry in folder.entries}
+    changed = [name for name, identity in folder.store.identities().items() if identities.get(name) != identity]
+    if changed:
+        raise NanostudyError(
+            f"{len(changed)} experiments of {folder.path}, such as {changed[0]}, are no longer what they were: the text, the first "
+            "weights or nanostudy itself changed since. Go on with those, or begin in another folder with --out."
+        )
+    return identities
+
+
+def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
+    """Puts new experiments into the store, and takes in results that it does not know."""
+    known = folder.store.identities()
+    new = [entry for entry in folder.entries if entry.name not in known]
+    shapes = (shape_of(entry.experiment, folder.texts.corpus(entry.experiment)) for entry in new)
+    counts = [count_parameters(shape).total for shape in shapes]
+    folder.store.add(new, [identities[entry.name] for entry in new], counts)
+    folder.store.end_sitting()
+    folder.store.commit()
+    for row in folder.store.rows(status="waiting"):
+        if (folder.run(row.name) / "run.json").is_file():
+            adopt(folder, row.name)
+
+
+def adopt(folder: StudyFolder, name: str) -> bool:
+    """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
+    metadata = run_folder.read_metadata(folder.run(name))
+    if metadata is None or metadata["status"] == "unfinished":
+        return False
+    row, store = folder.store.row(name), folder.store
+    if metadata["identity"] != row.identity:
+        raise NanostudyError(
+            f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
+        )
+    sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
+    machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
+    store.started(name, 0, -1, sitting["members"], None, machine, ())
+    for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
+        store.evaluated(
+            name,
+            int(point["step"]),
+            int(point["tokens"]),
+            *(point[key] for key in ("seconds", "train_loss", "val_loss")),
+        )
+    store.finished(
+        name,
+        updates=metadata["updates"],
+        skipped=metadata["skipped_updates"],
+        tokens=metadata["tokens"],
+        seconds=metadata["seconds"],
+        diverged=metadata["diverged"],
+        best_step=metadata["best"]["step"] if metadata["best"] else -1,
+        context_losses={int(context): loss for context, loss in metadata["context_losses"].items()},
+    )
+    if (folder.run(name) / "sample.txt").is_file():
+        store.sampled([name])
+    store.commit()
+    return True
+
+
+def rebuild(path: Path) -> tuple[int, int]:
+    """Makes the store again from study.yaml and the run folders; the old one is kept beside it.
+
+    Returns how many experiments there are, and how many results were found.
+    """
+    if not definitions(path):
+        raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
+    with sole_owner(path):
+        for name in (FILE, f"{FILE}-journal"):
+            if (path / name).exists():
+                (path / name).replace(path / f"{name}.old")
+    with open_study(path) as folder:
+        counts = folder.store.counts()
+        return sum(counts.values()), counts["finished"] + counts["diverged"]

@@ -1,0 +1,191 @@
+"""A study's experiments: order, ids, parts, seeds and names as in the published grid; extension and selection."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import operator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from nanostudy.gpt.errors import UsageError
+from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, names_of
+from nanostudy.study.definition import Study, check_value, word
+
+Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result but the seed
+
+CELL_SETTINGS = tuple(name for name in FIELDS if name not in names_of("record") and name != "seed")
+_cell = operator.attrgetter(*CELL_SETTINGS)  # of an experiment
+DEFAULTS = {name: field.default for name, field in FIELDS.items()}
+IN_PUBLISHED_NAME = ("block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "dropout")
+LONGEST_NAME = 200  # bytes; file systems take 255, and what is written beside a run folder adds to it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment of a study."""
+
+    id: int  # from 1, given once
+    name: str  # unique in the study, whatever the letter case; the run folder's name
+    part: str
+    experiment: Experiment
+
+
+def extend(known: Sequence[Entry], study: Study) -> tuple[list[Entry], list[str]]:
+    """The known entries as they are, then the study's new ones; and, in words, the combinations it skips.
+
+    An entry's seed is kept while the study grows: with one seed per experiment, a new cell gets its part's next number.
+    Raises UsageError at duplicates, and at an impossible combination unless the study skips those.
+    """
+    entries, skipped, cells = list(known), [], _cells(study)
+    seeds: defaultdict[Cell, set[int]] = defaultdict(set)
+    last_seed: Counter[str] = Counter()
+    for entry in known:
+        seeds[_cell(entry.experiment)].add(entry.experiment.seed)
+        last_seed[entry.part] = max(last_seed[entry.part], entry.experiment.seed)
+    columns = zip(CELL_SETTINGS, zip(*{**seeds, **cells}, strict=True), strict=True)
+    varying = [n for n, values in columns if n not in IN_PUBLISHED_NAME and len(set(values)) > 1]
+    taken = {entry.name.casefold() for entry in known}
+    next_id = max((entry.id for entry in known), default=0) + 1
+    for cell, (part, axes) in cells.items():
+        there = seeds.get(cell, set())
+        one = () if there else (last_seed[part] + 1,)
+        try:
+            new = [Experiment(**{**study.settings, **axes, "seed": s}) for s in study.seeds or one if s not in there]
+        except UsageError as problem:
+            if not study.skip_impossible:
+                raise UsageError(
+                    f"{study.name}: {_words(axes, part)}: {problem} Or say `skip_impossible: true`."
+                ) from None
+            skipped.append(f"{_words(axes, part)}: {problem}")
+            continue
+        for experiment in new:
+            name = _name(experiment, varying, taken)
+            taken.add(name.casefold())
+            entries.append(Entry(next_id, name, part, experiment))
+            last_seed[part], next_id = max(last_seed[part], experiment.seed), next_id + 1
+    if len(skipped) == len(cells):
+        raise UsageError(f"{study.name}: every combination is impossible, for example {skipped[0]}")
+    return entries, skipped
+
+
+def asked(entries: Iterable[Entry], study: Study) -> list[Entry]:
+    """Those of the entries that the study contains, in order of ids."""
+    cells, met, chosen, seeds = _cells(study), set(), [], set(study.seeds or ())
+    for entry in sorted(entries, key=lambda entry: entry.id):
+        cell = _cell(entry.experiment)
+        wanted = cell not in met if study.seeds is None else entry.experiment.seed in seeds
+        if cell in cells and wanted:
+            met.add(cell)
+            chosen.append(entry)
+    return chosen
+
+
+def changed_settings(before: Sequence[Study], now: Study) -> str | None:
+    """In words, the settings that every earlier definition and this one fix, by default too, at different values."""
+    changes = []
+    for name in CELL_SETTINGS:
+        if any(name in axes for study in (*before, now) for axes in (study.grid, *study.parts.values())):
+            continue
+        there = [study.settings.get(name, DEFAULTS[name]) for study in before]
+        value = now.settings.get(name, DEFAULTS[name])
+        if there and value not in there:
+            changes.append(f"{name} {word(there[-1])} there, {word(value)} asked")
+    return ", ".join(changes) or None
+
+
+def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None = None) -> list[Entry]:
+    """The entries of the parts, and of them those that `only` ('n_embd=256,dropout=0.1') describes.
+
+    It takes every setting, and id, name and part; a key given twice means either value. Raises UsageError where nothing
+    is left, with the values that there are.
+    """
+    wanted: dict[str, list[Any]] = {}
+    for piece in only.split(",") if only is not None else ():
+        key, equals, text = (side.strip() for side in piece.partition("="))
+        if not equals:
+            raise UsageError(f"--only: {piece!r} is not of the form setting=value. Either of two values: a=1,a=2.")
+        check_names([key], (*FIELDS, "id", "name", "part"))
+        wanted.setdefault(key, []).append(text if key in ("id", "name", "part") else check_value(key, text))
+    chosen, passed = list(entries), ""
+    for key, values in [*([("part", list(parts))] if parts else []), *wanted.items()]:
+        there = list(dict.fromkeys(_of(entry, key) for entry in chosen))
+        for value in values if key == "part" else ():
+            check_part(value, dict.fromkeys(entry.part for entry in entries))
+        described = " or ".join(f"{key}={word(value)}" for value in values)
+        chosen = [entry for entry in chosen if _of(entry, key) in values]
+        if not chosen:
+            raise UsageError(
+                f"No experiment has {passed}{described}. {key} is {_listed(there)}{' there' if passed else ''}."
+            )
+        passed += f"{described} and "
+    return chosen
+
+
+def check_part(part: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if part not in known:
+        near = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
+        raise UsageError(
+            f"There is no part {part!r}. {f'Did you mean {near[0]}? ' if near else ''}Parts: {', '.join(known)}."
+        )
+
+
+def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
+    """Every combination in order, with its part and its values on the axes. Raises UsageError at one met twice."""
+    cells: dict[Cell, tuple[str, dict[str, Any]]] = {}
+    fixed = {**DEFAULTS, **study.settings}
+    for part, own in study.parts.items():
+        axes = {**own, **{name: values for name, values in study.grid.items() if name not in own}}
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            settings = {**fixed, **chosen}
+            cell = tuple(settings[name] for name in CELL_SETTINGS)
+            if cell in cells:
+                part_before, before = cells[cell]
+                raise UsageError(f"duplicate experiments: {_words(before, part_before)} and {_words(chosen, part)}.")
+            cells[cell] = part, chosen
+    return cells
+
+
+def _name(experiment: Experiment, varying: Iterable[str], taken: set[str]) -> str:
+    """The published pattern, then the varying settings. Safe as a file's name, and unlike every taken (casefolded) one."""
+    others = (f"_{name}={_safe(getattr(experiment, name))}" for name in varying)
+    whole = experiment.name + "".join(others)
+    name = whole if len(whole) <= LONGEST_NAME else _cut(whole, whole)
+    for attempt in itertools.count():
+        if name.casefold() not in taken:
+            break
+        name = _cut(whole, f"{experiment} {attempt}")
+    return name
+
+
+def _cut(name: str, hashed: str) -> str:
+    return f"{name[: LONGEST_NAME - 9]}_{hashlib.sha256(hashed.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def _safe(value: Any) -> str:
+    if isinstance(value, str):  # of a path, its stem, on every system
+        value = PurePosixPath(re.split(r"[\\/]", value.rstrip("\\/"))[-1]).stem
+        return re.sub(r"[^A-Za-z0-9._-]", "", value).strip(".")
+    return word(value).removesuffix(".0")
+
+
+def _words(axes: Mapping[str, Any], part: str) -> str:
+    return (
+        f"{', '.join(f'{name}={word(value)}' for name, value in axes.items()) or 'the only experiment'} (part {part})"
+    )
+
+
+def _of(entry: Entry, key: str) -> Any:
+    return str(getattr(entry, key)) if key in ("id", "name", "part") else getattr(entry.experiment, key)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    words = [word(value) for value in values]
+    return ", ".join(words if len(words) <= 8 else [*words[:3], "...", f"{words[-1]} ({len(words)} values)"])

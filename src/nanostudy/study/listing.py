@@ -1,0 +1,143 @@
+"""A study's results as plain records, CSV, JSON, and lines for a person. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nanostudy.gpt.experiment import FIELDS
+from nanostudy.study.store import STATUSES, Row, Store
+from nanostudy.words import duration
+
+Record = Mapping[str, Any]
+
+BEST = 5  # experiments that are shown
+MOST_FAILED = 10
+QUIET = 120.0  # seconds after which a study that tells nothing may have ended
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats a token)."""
+    settings = [json.loads(row.settings) for row in rows]
+    varying = [name for name in FIELDS if len({str(each.get(name)) for each in settings}) > 1]
+    return [
+        {
+            "id": row.id,
+            "name": row.name,
+            "part": row.part,
+            "status": row.status,
+            **{name: each.get(name) for name in varying},
+            "step": row.step,
+            "train_loss": row.train_loss,
+            "val_loss": row.val_loss,
+            "loss_gap": row.loss_gap,
+            "best_step": row.best_step,
+            "best_val_loss": row.best_val_loss,
+            "parameters": row.parameters,
+            "tokens": row.tokens,
+            "seconds": row.seconds,
+            "reason": row.reason,
+        }
+        for row, each in zip(rows, settings, strict=True)
+    ]
+
+
+def as_csv(table: Sequence[Record]) -> str:
+    """With a line of column names; what is unknown is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(content, indent=1)
+
+
+def as_lines(table: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line of column names, then the rows, aligned; numbers to the right."""
+    if not table:
+        return []
+    cells = [list(table[0]), *(list(row.values()) for row in table)]
+    columns = list(zip(*cells, strict=True))
+    right = [all(cell[:1].isdigit() or cell[:1] in "-~" for cell in column[1:]) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    aligned = [
+        [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)] for row in cells
+    ]
+    return ["  ".join(row).rstrip() for row in aligned]
+
+
+def of_results(rows: Sequence[Row], with_status: bool = False) -> list[dict[str, str]]:
+    """Losses in nats a token."""
+    return [
+        {
+            "": str(row.id),
+            "experiment": row.name,
+            "train": _loss(row.train_loss),
+            "val": _loss(row.val_loss),
+            "gap": _loss(row.loss_gap),
+            "parameters": f"{row.parameters:,}",
+            **({"status": row.status} if with_status else {}),
+        }
+        for row in rows
+    ]
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def best_lines(rows: Sequence[Row]) -> list[str]:
+    """The finished ones of lowest validation loss."""
+    finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
+    best = [row for _, _, row in sorted(finished)[:BEST]]
+    return ["", "best by validation loss (nats a token)", *as_lines(of_results(best))] if best else []
+
+
+def failure_lines(rows: Sequence[Row], path: Path, most: int | None = None) -> list[str]:
+    """Diverged and failed experiments with their reasons, and how to try again."""
+    told = []
+    for status in ("diverged", "failed"):
+        those = [row for row in rows if row.status == status]
+        told += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
+        told += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
+    if any(row.status == "failed" for row in rows):
+        told.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(path))}")
+    return ["", *told] if told else []
+
+
+def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
+    """How far a study is; `every`: with all of its experiments."""
+    counts = store.counts()
+    others = [f"{counts[status]:,} {status}" for status in STATUSES if counts[status] and status != "finished"]
+    lines = [
+        f"{counts['finished']:,} of {sum(counts.values()):,} experiments finished" + "".join(f", {o}" for o in others)
+    ]
+    progress = store.progress()
+    if progress and progress[2]:
+        lines += _progress_lines(*progress, path)
+    lines += failure_lines([*store.rows(status="diverged"), *store.rows(status="failed")], path, MOST_FAILED)
+    if every:
+        return [*lines, "", *as_lines(of_results(store.rows(), with_status=True))]
+    return [*lines, *best_lines(store.best(BEST))]
+
+
+def _progress_lines(told: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(told)).total_seconds())
+    if age > QUIET:
+        again = f"nanostudy study run {shlex.quote(str(path))}"
+        return [f"\nNothing was heard of it for {duration(age)}. If it no longer runs, this goes on: {again}"]
+    known = "not known yet" if left is None else f"about {duration(max(0.0, left - age))}"
+    doing = [
+        {"": f"worker {w['worker']}", " ": str(w["doing"]), "  ": f"{w['tokens_per_second']:,} tokens/s"}
+        for w in workers
+    ]
+    return ["", f"time left  {known}", *as_lines(doing)[1:]]

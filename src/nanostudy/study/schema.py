@@ -1,0 +1,133 @@
+"""The store's tables, and how an older store becomes a newer one.
+
+A migration is a function that is never changed once released; its name goes into the table `migrations`. What it makes is
+written out here, even where the code elsewhere says the same, because the old files out there hold what it made then.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nanostudy.gpt.errors import NanostudyError
+
+TABLES = """
+CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);
+
+CREATE TABLE stacks (
+    id INTEGER PRIMARY KEY, members TEXT NOT NULL, width INTEGER NOT NULL, seconds REAL,
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')));
+
+CREATE TABLE experiments (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, part TEXT NOT NULL, identity TEXT NOT NULL UNIQUE,
+    settings TEXT NOT NULL, parameters INTEGER NOT NULL,
+    status TEXT NOT NULL DEFAULT 'waiting' CHECK (status IN ('waiting', 'running', 'finished', 'diverged', 'failed')),
+    reason TEXT, stack INTEGER, step INTEGER NOT NULL DEFAULT 0, tokens INTEGER, seconds REAL,
+    updates INTEGER, skipped INTEGER, train_loss REAL, val_loss REAL, best_step INTEGER, best_val_loss REAL,
+    context_losses TEXT NOT NULL DEFAULT '{}', environment INTEGER REFERENCES environments, members INTEGER,
+    sampled INTEGER NOT NULL DEFAULT 0 CHECK (sampled IN (0, 1)), finished_at TEXT);
+
+CREATE INDEX experiments_by_result ON experiments (status, val_loss, id);
+
+CREATE TABLE evaluations (
+    experiment INTEGER NOT NULL REFERENCES experiments, step INTEGER NOT NULL, tokens INTEGER, seconds REAL,
+    train_loss REAL, val_loss REAL, PRIMARY KEY (experiment, step)) WITHOUT ROWID;
+
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, at TEXT NOT NULL, experiment INTEGER, stack INTEGER, kind TEXT NOT NULL, detail TEXT NOT NULL);
+
+CREATE TABLE progress (
+    id INTEGER PRIMARY KEY CHECK (id = 1), updated_at TEXT NOT NULL, seconds_left REAL, workers TEXT NOT NULL);
+"""
+
+
+def create(db: sqlite3.Connection) -> None:
+    """The first tables, and triggers that keep what is finished whoever writes: this program or another."""
+    for statement in TABLES.split(";"):
+        db.execute(statement)
+    fixed = ("id", "name", "identity", "settings")
+    results = (
+        *("part", "parameters", "status", "reason", "stack", "step", "tokens", "seconds", "updates", "skipped"),
+        *("train_loss", "val_loss", "best_step", "best_val_loss", "context_losses", "environment", "members"),
+        "finished_at",
+    )
+    done = "SELECT 1 FROM experiments WHERE status IN ('finished', 'diverged') AND"
+    held = "a finished experiment is never changed"
+
+    def refuse(name: str, when: str, condition: str, message: str) -> None:
+        db.execute(f"CREATE TRIGGER {name} {when} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{message}'); END")
+
+    def changed(columns: Iterable[str]) -> str:
+        return " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in columns)
+
+    refuse(
+        "experiments_are_themselves",
+        "BEFORE UPDATE ON experiments",
+        changed(fixed),
+        "id, name, identity and settings of an experiment never change",
+    )
+    finished = "OLD.status IN ('finished', 'diverged')"
+    refuse("results_stay", "BEFORE UPDATE ON experiments", f"{finished} AND ({changed(results)})", held)
+    refuse("results_are_kept", "BEFORE DELETE ON experiments", finished, held)
+    # INSERT OR REPLACE deletes what is in its way without firing the trigger on DELETE.
+    same = "(id = NEW.id OR name = NEW.name OR identity = NEW.identity)"
+    refuse("results_are_not_replaced", "BEFORE INSERT ON experiments", f"EXISTS ({done} {same})", held)
+    for when, rows in (("INSERT", "(NEW.experiment)"), ("DELETE", "(OLD.experiment)"), ("UPDATE", None)):
+        condition = f"EXISTS ({done} id IN {rows or '(NEW.experiment, OLD.experiment)'})"
+        refuse(f"curves_stay_{when.lower()}", f"BEFORE {when} ON evaluations", condition, held)
+    refuse(
+        "environments_stay",
+        "BEFORE UPDATE ON environments",
+        changed(("id", "machine")),
+        "a recorded environment never changes",
+    )
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [create]
+APPLIED = "SELECT name FROM migrations ORDER BY rowid"
+KIND = "SELECT coalesce(sum(name = 'migrations'), 0), count(*) FROM sqlite_master"  # ours?, anything?
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Brings the file to this version: wholly, or not at all and NanostudyError."""
+    db.execute("BEGIN IMMEDIATE")
+    ours, anything = db.execute(KIND).fetchone()
+    if not ours:
+        if anything:
+            raise NanostudyError(f"{path} is a database, but no study's. Move it away, or choose another folder.")
+        db.execute("CREATE TABLE migrations (name TEXT NOT NULL UNIQUE, applied_at TEXT NOT NULL)")
+    applied = [name for (name,) in db.execute(APPLIED)]
+    _refuse_newer(applied, path)
+    for migration in MIGRATIONS:
+        if migration.__name__ not in applied:
+            migration(db)
+            row = (migration.__name__, datetime.now(UTC).isoformat(timespec="seconds"))
+            db.execute("INSERT INTO migrations VALUES (?, ?)", row)
+    db.execute("COMMIT")
+
+
+def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
+    """For readers, who change nothing: NanostudyError where the file is not of this version."""
+    [(ours, anything)] = fetch(KIND)
+    if not ours:
+        kind = "is a database, but no study's" if anything else "is empty: its study has not begun"
+        raise NanostudyError(f"{path} {kind}. Choose a study's folder.")
+    applied = [name for (name,) in fetch(APPLIED)]
+    _refuse_newer(applied, path)
+    if len(applied) < len(MIGRATIONS):
+        raise NanostudyError(
+            f"{path} was written by an older nanostudy. `nanostudy study run {path.parent}` brings it to this version."
+        )
+
+
+def _refuse_newer(applied: Iterable[str], path: Path) -> None:
+    known = [migration.__name__ for migration in MIGRATIONS]
+    unknown = [name for name in applied if name not in known]
+    if unknown:
+        raise NanostudyError(
+            f"{path} was written by a newer nanostudy (this one does not know its {', '.join(unknown)}). "
+            "Update nanostudy, or use the version that wrote the study."
+        )

@@ -1,0 +1,342 @@
+"""The study's memory: which experiments there are, how far each is, and what came out. `study.sqlite`, plain SQL.
+
+One process writes, any number read meanwhile. Everything in it can be made again from the run folders. Times of day
+are for people; nothing depends on the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.experiment import Experiment, from_settings
+from nanostudy.study import schema
+from nanostudy.study.database import Database
+
+if TYPE_CHECKING:
+    from nanostudy.study.grid import Entry
+
+FILE = "study.sqlite"  # in the study's folder
+STATUSES = ("waiting", "running", "finished", "diverged", "failed")
+EVALUATION = ("step", "tokens", "seconds", "train_loss", "val_loss")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An experiment as the store knows it. Fields are the table's columns; losses are None until measured, or not finite."""
+
+    id: int
+    name: str
+    part: str
+    identity: str
+    settings: str  # JSON; `experiment` is what it says
+    parameters: int
+    status: str
+    reason: str | None  # of a failure or divergence
+    stack: int | None  # the last that it trained in
+    step: int
+    tokens: int | None
+    seconds: float | None
+    updates: int | None
+    skipped: int | None
+    train_loss: float | None  # of the last evaluation
+    val_loss: float | None
+    best_step: int | None
+    best_val_loss: float | None
+    context_losses: dict[int, float]
+    environment: int | None  # a key of Store.environments()
+    members: int | None  # of the stack, this one included, when it last started
+    sampled: bool
+    finished_at: str | None
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return from_settings(json.loads(self.settings))
+
+    @property
+    def loss_gap(self) -> float | None:
+        if self.val_loss is None or self.train_loss is None:
+            return None
+        return self.val_loss - self.train_loss
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+@dataclass(frozen=True)
+class StackRow:
+    id: int
+    members: tuple[str, ...]
+    width: int
+    seconds: float | None  # planned
+
+
+class Store:
+    """Store.open(path) writes, Store.read(path) reads. Writes are kept in memory until commit(), through failures too."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._ids: dict[str, int] = {}
+        self._last_stack = 0
+        if database.writes:
+            self._ids = dict(database.fetch("SELECT name, id FROM experiments"))
+            self._last_stack = database.fetch("SELECT coalesce(max(id), 0) FROM stacks")[0][0]
+
+    @staticmethod
+    def open(path: Path) -> Store:
+        """For the one process that writes (a lock elsewhere sees to that); makes and migrates the file."""
+        return Store(Database(path, schema.migrate))
+
+    @staticmethod
+    def read(path: Path) -> Store:
+        """For everybody else, at any time. NanostudyError where there is no store."""
+        if not os.path.isfile(path):
+            raise NanostudyError(
+                f"There is no study in {path.parent}: {path.name} is not there. If it was lost, "
+                f"`nanostudy study rebuild {path.parent}` makes it again from the run folders."
+            )
+        database = Database(path)
+        try:
+            schema.check(database.fetch, path)
+        except BaseException:
+            database.close()
+            raise
+        return Store(database)
+
+    def commit(self) -> None:
+        """One transaction of all writes since the last. After NanostudyError they are kept: commit again."""
+        self._db.commit()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(*[NanostudyError] * (kind is not None)):  # what went wrong first is what counts
+            self.close()
+
+    # --- writing
+
+    def add(self, entries: Sequence[Entry], identities: Sequence[str], parameters: Sequence[int]) -> None:
+        """New experiments, waiting. One that is there already, under the same id, name and identity, stays as it is."""
+        for entry, identity, count in zip(entries, identities, parameters, strict=True):
+            settings = json.dumps(entry.experiment.as_dict())
+            self._db.write(
+                "INSERT INTO experiments (id, name, part, identity, settings, parameters) SELECT ?, ?, ?, ?, ?, ? "
+                "WHERE NOT EXISTS (SELECT 1 FROM experiments WHERE id = ? AND name = ? AND identity = ?)",
+                *(entry.id, entry.name, entry.part, identity, settings, int(count)),
+                *(entry.id, entry.name, identity),
+            )
+            self._ids[entry.name] = entry.id
+
+    def started(
+        self,
+        name: str,
+        step: int,
+        evaluated_at: int,
+        members: int,
+        stack: int | None,
+        machine: Mapping[str, Any],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """It trains. Evaluations after `evaluated_at` (-1: all) are dropped: they are made again."""
+        id, where = self._id(name), json.dumps(dict(machine), sort_keys=True)
+        self._db.write("INSERT OR IGNORE INTO environments (machine) VALUES (?)", where)
+        self._db.write(
+            "UPDATE experiments SET status = 'running', reason = NULL, step = ?, stack = ?, members = ?, "
+            "environment = (SELECT id FROM environments WHERE machine = ?) WHERE id = ?",
+            *(step, stack, members, where, id),
+        )
+        self._db.write("DELETE FROM evaluations WHERE experiment = ? AND step > ?", id, evaluated_at)
+        self._summarise(id)
+        for note in notes:
+            self.note("note", note, experiment=name, stack=stack)
+
+    def evaluated(self, name: str, step: int, tokens: int, seconds: float, train_loss: float, val_loss: float) -> None:
+        id = self._id(name)
+        self._db.write(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
+            *(id, step, tokens, seconds, _finite(train_loss), _finite(val_loss)),
+        )
+        self._summarise(id)
+        self.progressed(name, step)
+
+    def _summarise(self, id: int) -> None:
+        """The last and the best evaluation stand in the experiment's row, so that `status` reads no curves."""
+        last, best = "ORDER BY step DESC LIMIT 1", "AND val_loss IS NOT NULL ORDER BY val_loss, step LIMIT 1"
+        curve = "FROM evaluations WHERE experiment = experiments.id"
+        self._db.write(
+            "UPDATE experiments SET "
+            f"(tokens, seconds, train_loss, val_loss) = (SELECT tokens, seconds, train_loss, val_loss {curve} {last}), "
+            f"(best_step, best_val_loss) = (SELECT step, val_loss {curve} {best}) WHERE id = ?",
+            id,
+        )
+
+    def progressed(self, name: str, step: int) -> None:
+        self._db.write("UPDATE experiments SET step = ? WHERE id = ?", step, self._id(name))
+
+    def finished(
+        self,
+        name: str,
+        *,
+        updates: int,
+        skipped: int,
+        tokens: int,
+        seconds: float,
+        diverged: str | None,
+        best_step: int,
+        context_losses: Mapping[int, float],
+    ) -> None:
+        """Done, or diverged for that reason. From here on nothing of it changes."""
+        id, contexts = self._id(name), {str(k): _finite(v) for k, v in context_losses.items()}
+        self._db.write(
+            "UPDATE experiments SET status = ?, reason = ?, updates = ?, skipped = ?, step = ?, tokens = ?, seconds = ?, "
+            "(best_step, best_val_loss) = (SELECT step, val_loss FROM evaluations WHERE experiment = ? AND step = ?), "
+            "context_losses = ?, finished_at = ? WHERE id = ?",
+            *("finished" if diverged is None else "diverged", diverged, updates, skipped, updates + skipped),
+            *(tokens, seconds, id, best_step, json.dumps(contexts), _now(), id),
+        )
+
+    def failed(self, name: str, reason: str) -> None:
+        self._db.write("UPDATE experiments SET status = 'failed', reason = ? WHERE id = ?", reason, self._id(name))
+
+    def sampled(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._db.write("UPDATE experiments SET sampled = 1 WHERE id = ?", self._id(name))
+
+    def requeue(self, names: Iterable[str]) -> None:
+        """Those of them that failed wait again."""
+        again = "UPDATE experiments SET status = 'waiting', reason = NULL WHERE id = ? AND status = 'failed'"
+        for name in names:
+            self._db.write(again, self._id(name))
+
+    def end_sitting(self) -> None:
+        """Nobody trains now: what ran, waits."""
+        self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
+
+    def note(self, kind: str, detail: str, *, experiment: str | None = None, stack: int | None = None) -> None:
+        id = None if experiment is None else self._id(experiment)
+        insert = "INSERT INTO events (at, experiment, stack, kind, detail) VALUES (?, ?, ?, ?, ?)"
+        self._db.write(insert, _now(), id, stack, kind, detail)
+
+    def add_stacks(self, stacks: Sequence[tuple[Sequence[str], int, float | None]]) -> list[StackRow]:
+        """Members, width and planned seconds of each become an open stack with an id of its own."""
+        rows = [StackRow(self._last_stack + i, tuple(m), w, s) for i, (m, w, s) in enumerate(stacks, start=1)]
+        for row in rows:
+            insert = "INSERT INTO stacks (id, members, width, seconds) VALUES (?, ?, ?, ?)"
+            self._db.write(insert, row.id, json.dumps(row.members), row.width, row.seconds)
+        self._last_stack += len(rows)
+        return rows
+
+    def close_stack(self, id: int) -> None:
+        self._db.write("UPDATE stacks SET state = 'closed' WHERE id = ?", id)
+
+    def set_progress(self, seconds_left: float | None, workers: Sequence[Mapping[str, Any]]) -> None:
+        told = json.dumps([dict(worker) for worker in workers])
+        self._db.write("INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", _now(), seconds_left, told)
+
+    def _id(self, name: str) -> int:
+        """From memory: no write waits for the disk."""
+        if name not in self._ids:
+            raise _unknown(name, self._ids)
+        return self._ids[name]
+
+    # --- reading
+
+    def rows(
+        self, status: str | None = None, names: Sequence[str] | None = None, limit: int | None = None
+    ) -> list[Row]:
+        """By id. Names that are not there are left out."""
+        wanted = None if names is None else json.dumps(list(names))  # any number of names is one value
+        return self._rows(
+            "WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR name IN (SELECT value FROM json_each(?2))) "
+            "ORDER BY id LIMIT ?3",
+            *(status, wanted, -1 if limit is None else limit),
+        )
+
+    def row(self, name: str) -> Row:
+        """NanostudyError with the nearest names where there is none of this one."""
+        found = self._rows("WHERE name = ?", name)
+        if not found:
+            raise _unknown(name, self.identities())
+        return found[0]
+
+    def best(self, n: int) -> list[Row]:
+        """The finished ones of lowest validation loss."""
+        return self._rows("WHERE status = 'finished' AND val_loss IS NOT NULL ORDER BY val_loss, id LIMIT ?", n)
+
+    def _rows(self, which: str, *values: Any) -> list[Row]:
+        rows = []
+        for found in self._db.fetch(f"SELECT {', '.join(COLUMNS)} FROM experiments {which}", *values):
+            named: dict[str, Any] = dict(zip(COLUMNS, found, strict=True))
+            contexts = {int(context): loss for context, loss in json.loads(named["context_losses"]).items()}
+            rows.append(Row(**{**named, "context_losses": contexts, "sampled": bool(named["sampled"])}))
+        return rows
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of every status."""
+        counted = dict(self._db.fetch("SELECT status, count(*) FROM experiments GROUP BY status"))
+        return {status: counted.get(status, 0) for status in STATUSES}
+
+    def identities(self) -> dict[str, str]:
+        return dict(self._db.fetch("SELECT name, identity FROM experiments ORDER BY id"))
+
+    def evaluations(self, name: str) -> list[dict[str, Any]]:
+        """The curve, by step. A loss that was not finite is None."""
+        select = f"SELECT {', '.join(EVALUATION)} FROM evaluations WHERE experiment = ? ORDER BY step"
+        return [dict(zip(EVALUATION, row, strict=True)) for row in self._db.fetch(select, self.row(name).id)]
+
+    def events(
+        self, *, experiment: str | None = None, kind: str | None = None, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The last `limit`, oldest first."""
+        keys = ("id", "at", "experiment", "stack", "kind", "detail")
+        found = self._db.fetch(
+            "SELECT e.id, at, name, e.stack, kind, detail FROM events e LEFT JOIN experiments x ON x.id = experiment "
+            "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR kind = ?2) ORDER BY e.id DESC LIMIT ?3",
+            *(experiment, kind, -1 if limit is None else limit),
+        )
+        return [dict(zip(keys, row, strict=True)) for row in reversed(found)]
+
+    def environments(self) -> dict[int, dict[str, Any]]:
+        """The machines that Row.environment names."""
+        return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
+
+    def open_stacks(self) -> list[StackRow]:
+        found = self._db.fetch("SELECT id, members, width, seconds FROM stacks WHERE state = 'open' ORDER BY id")
+        return [StackRow(id, tuple(json.loads(members)), width, seconds) for id, members, width, seconds in found]
+
+    def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
+        """When it was told (UTC), seconds left, and what each worker does."""
+        for updated_at, seconds_left, workers in self._db.fetch(
+            "SELECT updated_at, seconds_left, workers FROM progress"
+        ):
+            return updated_at, seconds_left, json.loads(workers)
+        return None
+
+
+def _finite(value: float) -> float | None:
+    """As a plain float; NaN and infinity are stored as NULL."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _unknown(name: str, known: Iterable[str]) -> UsageError:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return UsageError(f"The study has no experiment {name!r}.{hint}")
