@@ -28,7 +28,7 @@ from nanostudy import cli, studies
 from nanostudy.gpt import checkpoint, files
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt import train as trainer
-from nanostudy.gpt.errors import Interrupted, NanostudyError
+from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Evaluated, Finished, Logged, Saving, Started
 from nanostudy.gpt.resources import Resources
 from nanostudy.study import backends, database, patience, plan
@@ -391,7 +391,7 @@ def test_models_that_cannot_write_together_write_alone(run, source, reference, t
 
     def fault(task, reports):
         if isinstance(task, WriteSamples) and (len(task.names) > 1 or task.names == (broken,)):
-            return iter([Broken("memory", "Memory ran out.")])
+            return iter([next(reports), Broken("memory", "Memory ran out.")])
         return reports
 
     heard = run(source, fault=fault)
@@ -675,14 +675,14 @@ def failing(original, number: int, code: int, times: int = 1, half=lambda *args:
     return call
 
 
-def half_a_row(path: Path, row) -> None:
+def half_a_row(path: Path, rows) -> None:
     with path.open("a") as file:
-        file.write(f"{row[0]},1.2")
+        file.write(f"{rows[0][0]},1.2")
 
 
 WRITES = {  # what writes, and a call of it in the midst
     "checkpoint": (checkpoint, "save_tensors", 9, lambda *args: None),
-    "table": (run_folder, "append_row", 20, half_a_row),
+    "table": (run_folder, "append_rows", 7, half_a_row),
     "metadata": (run_folder, "write_atomically", 9, lambda *args: None),
     "weights": (run_folder, "save_weights", 2, lambda *args: None),
 }
@@ -736,7 +736,7 @@ def test_a_folder_that_is_away_is_waited_for(run, source, reference, tmp_path):
 def test_ctrl_c_while_the_folder_is_away(run, source, reference, tmp_path):
     def fault(task, reports):
         for report in reports:
-            if isinstance(report, Logged) and report.step == 15:
+            if isinstance(report, Logged) and report.step == 15 and (tmp_path / "out").exists():
                 (tmp_path / "out").rename(tmp_path / "away")
                 threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
             yield report
@@ -834,6 +834,49 @@ def test_nothing_depends_on_the_clock(run, source, reference, tmp_path, monkeypa
 def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeypatch):
     monkeypatch.setattr(backends.sys, "executable", shutil.which("false"))
     begun = time.monotonic()
-    with pytest.raises(NanostudyError, match=r"end before they begin \(its process ended \(exit code 1\)\).*inline"):
+    with pytest.raises(NanostudyError, match=r"fail before they begin \(its process ended \(exit code 1\)\).*inline"):
         studies.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Heard())
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.usefixtures("reference")
+def test_a_lost_store_loses_no_training(run, source, reference, tmp_path):
+    """What was under way goes on from its checkpoints, to the same bits, in the same stacks."""
+
+    def fault(task, reports):
+        for report in reports:
+            yield report
+            if isinstance(report, Logged) and report.step == 15:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, fault=fault, save_every=0.0)
+    assert list((tmp_path / "out" / "stacks").glob("*/checkpoint.safetensors"))
+    (tmp_path / "out" / FILE).unlink()
+    heard = run(source)
+    assert any(isinstance(report, Started) and report.step > 0 for report in heard.told)
+    assert_same_study(tmp_path / "out", reference)
+
+
+def test_workers_that_cannot_use_their_device_fail_no_experiment(run, source, tmp_path, reference):
+    """As with a GPU that is out of order: it is not the experiments' fault."""
+
+    def broken(task, reports):
+        yield Broken("error", "the GPU does not work")
+
+    with pytest.raises(NanostudyError, match=r"Workers fail before they begin.*does not work"):
+        run(source, fault=broken)
+    run(source)
+    assert_same_study(tmp_path / "out", reference)
+
+
+def test_two_experiments_of_one_identity_are_refused(run, source, tmp_path):
+    """Other names for the same text make no other experiment."""
+    text = tmp_path / "copy.txt"
+    settings = yaml.safe_load(source.read_text())
+    text.write_bytes(Path(settings["settings"]["corpus"]).read_bytes())
+    settings["grid"]["corpus"] = [settings["settings"].pop("corpus"), str(text)]
+    source.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UsageError, match=r"duplicate experiments.*same text"):
+        run(source)
+    assert not (tmp_path / "out" / "study.yaml").exists()

@@ -133,7 +133,7 @@ def assert_equals_plain_models(shape: Shape, dropout: Dropout | None):
     """Loss, logits and every parameter's gradient. Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
     params_MP, inputs, targets = lively(shape), tokens_of(shape, M, B, T), tokens_of(shape, M, B, T, seed=2)
     logits = forward(named_views(params_MP, shape), inputs, shape, dropout)
-    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], shape, torch.float32, None)
+    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], 1, shape, torch.float32, None)
     grads = named_views(grads_MP, shape)
     for m in range(M):
         masks = None if dropout is None else Masks(dropout.keys_MB[m], dropout.rate_M[m].item())
@@ -213,7 +213,7 @@ def test_initial_loss(bias, tie_embeddings, tolerance):
     shape = shape_of(bias, tie_embeddings, n_embd=128, block_size=64, vocab_size=65)
     params_MP = initial_parameters(shape, [1, 2, 3, 4])
     batch = Batch(tokens_of(shape, 4, 8, 64), tokens_of(shape, 4, 8, 64, seed=2), None)
-    loss_M, _ = gradients(params_MP, [batch], shape, torch.float32, None)
+    loss_M, _ = gradients(params_MP, [batch], 1, shape, torch.float32, None)
     assert loss_M.mean().item() == pytest.approx(math.log(65) + 128 * 0.02**2 / 2, abs=tolerance)
 
 

@@ -414,7 +414,7 @@ def fp16_step(state, members, shape, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
     rates = Rates.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
-    return train_step(state, [Batch(inputs, targets, None)], rates, shape, torch.float16)
+    return train_step(state, [Batch(inputs, targets, None)], 1, rates, shape, torch.float16)
 
 
 def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():
@@ -511,8 +511,10 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
     jobs, machine = [*jobs_of(*RESUMED), sick("rate")], cpu(precision)
     uninterrupted, path, events = run(jobs, machine, width=2), tmp_path / "resumed", []
     for sittings in range(1, 100):  # noqa: B007
-        asked = itertools.count()
-        part = list(train(jobs, corpus, machine, path, width=2, save_every=math.inf, stop=lambda c=asked: next(c) >= 2))
+        part = []
+        stop = lambda heard=part: sum(isinstance(e, Logged) for e in heard) >= 2  # noqa: E731
+        for event in train(jobs, corpus, machine, path, width=2, save_every=math.inf, stop=stop):
+            part.append(event)
         events += part
         stops = {e.name: e.step for e in part if isinstance(e, Stopped)}
         if not stops:
@@ -584,3 +586,26 @@ def test_a_member_moves_with_its_whole_state(corpus):
     assert state.params.abs().sum() > 0
     assert state.params.shape == (3, count_parameters(shape).total)
     assert forward(named_views(state.params, shape), torch.zeros(3, 1, 8, dtype=torch.int64), shape).isfinite().all()
+
+
+def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_path):
+    """Also when the first one's slot goes to another before the second one leaves."""
+    shape = Shape.of(small(), corpus.tokenizer.vocab_size)
+    ill = torch.full((count_parameters(shape).total,), math.nan)
+    jobs = jobs_of(small(max_iters=0), small(max_iters=0, seed=2), small(seed=3))
+    jobs = [dataclasses.replace(job, initial=ill) if i < 2 else job for i, job in enumerate(jobs)]
+    ends = {e.name: e for e in train(jobs, corpus, machine, tmp_path / "stack", width=2) if isinstance(e, Finished)}
+    assert ends["job0"].diverged
+    assert ends["job1"].diverged
+    assert ends["job2"].diverged is None
+
+
+def test_a_stop_is_heard_between_the_micro_batches_of_an_update(corpus, machine, tmp_path):
+    """An update may take a minute; one that was begun leaves no trace."""
+    jobs, path = jobs_of(small(gradient_accumulation_steps=8, eval_interval=100)), tmp_path / "stack"
+    whole = told(train(jobs, corpus, machine, tmp_path / "whole"))
+    asked = itertools.count()
+    heard = list(train(jobs, corpus, machine, path, stop=lambda: next(asked) > 40))
+    assert 0 < heard[-1].step < 20
+    assert isinstance(heard[-1], Stopped)
+    assert told([*heard, *train(jobs, corpus, machine, path)]) == whole

@@ -212,13 +212,13 @@ def test_events_stacks_and_progress(store, path):
     assert [event["detail"] for event in store.events(kind="worker", limit=1)] == ["worker 2 died"]
     assert [event["detail"] for event in store.events(experiment="e1")] == ["again"]
 
-    first = store.add_stacks([(["e1", "e2"], 2, 1.5), (["e3"], 1, None)])
-    assert first == [StackRow(1, ("e1", "e2"), 2, 1.5), StackRow(2, ("e3",), 1, None)]
+    first = store.add_stacks([(["e1", "e2"], 2), (["e3"], 1)])
+    assert first == [StackRow(1, ("e1", "e2"), 2), StackRow(2, ("e3",), 1)]
     store.close_stack(2)
     assert store.open_stacks() == first[:1]
     store.close()
     with Store.open(path) as again:
-        assert [row.id for row in again.add_stacks([(["e3"], 1, None)])] == [3]  # an id is given once
+        assert [row.id for row in again.add_stacks([(["e3"], 1)])] == [3]  # an id is given once
         assert [row.id for row in again.open_stacks()] == [1, 3]
 
         assert again.progress() is None

@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
         from nanostudy.gpt.experiment import Experiment
 
         return Experiment
-    if name.endswith("_study"):
+    if name in __all__ and name.endswith("_study"):
         from nanostudy import studies
 
         return getattr(studies, name)

@@ -184,7 +184,7 @@ def _of_plan(plan: Plan) -> list[dict[str, Any]]:
             "memory_bytes": stack.memory,
             "flops": stack.flops,
             "tokens": stack.tokens,
-            "seconds": round(stack.seconds or 0.0, 1),
+            "seconds": None if stack.seconds is None else round(stack.seconds, 1),
             "first": stack.members[0].name,
             "ids": " ".join(str(entry.id) for entry in stack.members),
         }
@@ -194,7 +194,7 @@ def _of_plan(plan: Plan) -> list[dict[str, Any]]:
 
 def _say_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
-    from nanostudy.words import counted, duration
+    from nanostudy.words import counted, duration, ranges
 
     shown = [
         {
@@ -204,10 +204,11 @@ def _say_plan(plan: Plan) -> None:
             "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
             "flop": f"{row['flops']:.1e}",
             "tokens": f"{row['tokens']:,}",
-            "time": f"~{duration(row['seconds'])}",
-            "experiments": row["first"] + (f" and {row['members'] - 1} more" if row["members"] > 1 else ""),
+            "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
+            "ids": ranges([entry.id for entry in stack.members]),
+            "the first": row["first"],
         }
-        for row in _of_plan(plan)
+        for row, stack in zip(_of_plan(plan), plan.stacks, strict=True)
     ]
     for line in as_lines(shown):
         print(line)
@@ -229,7 +230,8 @@ def _say_plan(plan: Plan) -> None:
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
-        print(f"time     about {duration(plan.seconds)} (calibration: {plan.calibration})")
+        known = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
+        print(f"time     {known} (calibration: {plan.calibration})")
 
 
 @app.command("status")

@@ -11,25 +11,23 @@ import torch
 
 from nanostudy.gpt.device import available_cores, available_memory, resolve
 from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.files import write_atomically
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import Job
 from nanostudy.signals import stop_requests
 from nanostudy.study.backends import Backend, Inline, Workers
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
-from nanostudy.study.folder import RESULTS_FILE, Design, StudyFolder, Texts, definitions, design, open_study
+from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
 from nanostudy.study.grid import Entry, select
-from nanostudy.study.listing import as_csv, records
-from nanostudy.study.owner import owner
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
 from nanostudy.study.progress import Listener
-from nanostudy.study.store import FILE, Row, Store
+from nanostudy.study.store import FILE, UNDONE, Row, Store
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
 from nanostudy.view import StudyView
 from nanostudy.words import counted
 
 MEMORY_SHARE = 0.8  # of what is free, for all workers together
+PROCESS_MEMORY = 2**28  # bytes that a worker takes before it has any stack: measured 242 MiB
 CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
 CALIBRATED_SIZES = 3
 
@@ -40,6 +38,7 @@ class Crew:
 
     backend: Backend
     capacity: Capacity
+    asked: Resources
     each: Resources  # of one worker
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
@@ -52,7 +51,7 @@ class Plan:
     capacity: Capacity
     threads: int  # of each worker
     notes: tuple[str, ...]  # what was chosen for the machine, and why
-    seconds: float
+    seconds: float | None  # None where the calibration failed
     calibration: str
     skipped: list[str]  # impossible combinations, in words
     done: int  # experiments that have results already
@@ -131,12 +130,11 @@ def _execute(
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, crew.notes))
         stop = stack.enter_context(stop_requests())
-        renew = stack.enter_context(owner(folder.path, listener.say)).renew
         try:
-            Execution(folder, chosen, backend, capacity, each, listener, stop, save_every, renew).run()
+            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every).run()
         finally:
             with contextlib.suppress(NanostudyError):
-                write_atomically(folder.path / RESULTS_FILE, as_csv(records(folder.store.rows())))
+                folder.write_results()
         return folder.store.rows(names=[entry.name for entry in chosen])
 
 
@@ -151,19 +149,22 @@ def plan_study(
     executor: str = "workers",
     resources: Resources | None = None,
 ) -> Plan:
-    """What run_study would do here: runs nothing but a short calibration, and writes nothing."""
+    """What run_study would do here, were no stack under way: runs nothing but a short calibration, and writes nothing."""
     asked, chosen = _drafted(source, out, settings, parts, only)
     status = _status(asked.path)
-    undone = [entry for entry in chosen if status.get(entry.name, "waiting") in ("waiting", "running")]
+    undone = [entry for entry in chosen if status.get(entry.name, "waiting") in UNDONE]
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
     crew = _crew(executor, workers, resources or Resources(), len(chosen))
     corpora, capacity = asked.texts.corpora, crew.capacity
+    pace: Pace | None = None
     try:
         pace, how = calibrate(crew.backend, plan(undone, corpora, capacity), asked.texts, capacity)
+    except NanostudyError as problem:
+        how = str(problem)
     finally:
         crew.backend.close()
     stacks = plan(undone, corpora, capacity, pace)
-    seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers)
+    seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
     done = len(chosen) - len(undone) - failed
     return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
 
@@ -212,7 +213,7 @@ def _answers(backend: Backend, expected: int) -> Iterator[Measured]:
         if isinstance(report, Measured):
             yield report
         elif isinstance(report, Broken):
-            raise NanostudyError(f"The calibration failed: {report.reason}")
+            raise NanostudyError(f"it failed: {report.reason}")
         elif isinstance(report, Done):
             ended += 1
 
@@ -229,19 +230,20 @@ def _crew(executor: str, workers: int | None, resources: Resources, experiments:
     kind, cores = machine.device.type, available_cores()
     if executor == "inline":
         alone = replace(resources, threads=machine.threads)
-        return Crew(
-            Inline(alone), Capacity(kind, machine.precision, 1, _memory(machine.device, 1)), alone, machine.notes
-        )
+        capacity = Capacity(kind, machine.precision, 1, _memory(machine.device, 1))
+        return Crew(Inline(alone), capacity, resources, alone, machine.notes)
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
     devices = devices if resources.device in ("auto", kind) else [resources.device]
     most = max(1, cores // (resources.threads or 1)) if kind == "cpu" else len(devices)
     count = workers or min(most, max(1, experiments))
     threads = resources.threads or max(1, cores // count)
-    each = [replace(resources, device=devices[i % len(devices)], threads=threads) for i in range(count)]
+    each = [replace(resources, threads=threads)] * count
+    if len(devices) > 1:
+        each = [replace(one, device=devices[i % len(devices)]) for i, one in enumerate(each)]
     memory = _memory(machine.device, -(-count // len(devices)))
-    return Crew(Workers(each), Capacity(kind, machine.precision, count, memory), each[0], machine.notes)
+    return Crew(Workers(each), Capacity(kind, machine.precision, count, memory), resources, each[0], machine.notes)
 
 
 def _memory(device: torch.device, workers: int) -> int | None:
     free = available_memory(device)
-    return None if free is None else int(MEMORY_SHARE * free / workers)
+    return None if free is None else max(0, int(MEMORY_SHARE * free / workers) - PROCESS_MEMORY)

@@ -144,7 +144,7 @@ class StudyView:
         for text in self.folder.skipped:
             say(f"         skipped as impossible: {text}", style="yellow")
         say(
-            f"workers  {workers} on {self.resources.device}, {counted(self.resources.threads or 1, 'thread')} each, "
+            f"workers  {workers} on {self.capacity.device}, {counted(self.resources.threads or 1, 'thread')} each, "
             f"{self.capacity.precision}"
         )
         for note in self.notes:

@@ -122,10 +122,10 @@ def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
         ) from None
 
 
-def members(path: Path) -> list[str]:
-    """Who has a slot in it."""
+def members(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Who has a slot in it, and the identities of all that the stack was made of, by name."""
     _, metadata, _ = _newest_whole(path)
-    return [slot["name"] for slot in metadata["slots"]]
+    return [slot["name"] for slot in metadata["slots"]], metadata["identities"]
 
 
 def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:

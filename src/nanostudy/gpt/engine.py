@@ -75,9 +75,14 @@ def mean_losses(logits_MBTV: Tensor, targets_MBT: Tensor) -> Tensor:
 
 
 def gradients(
-    params_MP: Tensor, batches: Sequence[Batch], shape: Shape, dtype: torch.dtype, loss_scale_M: Tensor | None
+    params_MP: Tensor,
+    batches: Iterable[Batch],
+    count: int,
+    shape: Shape,
+    dtype: torch.dtype,
+    loss_scale_M: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss (M,) over the micro-batches, and its gradient, fp32 (M, P).
+    """Mean loss (M,) over `count` micro-batches, and its gradient, fp32 (M, P).
 
     What is differentiated is the sum of the members' mean losses: no member's gradient knows of another.
     """
@@ -87,7 +92,7 @@ def gradients(
     grads = named_views(grads_MP, shape)
     total_M = torch.zeros(len(params_MP), device=params_MP.device)
     for i, batch in enumerate(batches):
-        losses_M = mean_losses(forward(leaves, batch.inputs, shape, batch.dropout), batch.targets) / len(batches)
+        losses_M = mean_losses(forward(leaves, batch.inputs, shape, batch.dropout), batch.targets) / count
         scaled_M = losses_M if loss_scale_M is None else losses_M * loss_scale_M
         found = torch.autograd.grad(scaled_M.sum(), list(leaves.values()))
         for into, grad in zip(grads.values(), found, strict=True):
@@ -98,14 +103,16 @@ def gradients(
     return total_M, grads_MP
 
 
-def train_step(state: State, batches: Sequence[Batch], rates: Rates, shape: Shape, dtype: torch.dtype) -> Metrics:
-    """One update of every member, in place. A member whose loss or gradient is not finite has diverged and stays as it was.
+def train_step(
+    state: State, batches: Iterable[Batch], count: int, rates: Rates, shape: Shape, dtype: torch.dtype
+) -> Metrics:
+    """One update of every member by `count` micro-batches, in place; nothing changes before the last. A member whose loss or gradient is not finite has diverged and stays as it was.
 
     In fp16 a gradient that is not finite is no divergence yet: the member stays as it was, halves its loss scale and goes on
     with the next batch, until no scale is left.
     """
     scaled = dtype == torch.float16
-    loss_M, grads_MP = gradients(state.params, batches, shape, dtype, state.loss_scale if scaled else None)
+    loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, state.loss_scale if scaled else None)
     norm_M, finite_M = clip(grads_MP, rates.grad_clip)
     lost_M = ~loss_M.isfinite()
     if scaled:

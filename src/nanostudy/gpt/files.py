@@ -120,10 +120,12 @@ def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) ->
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[None]:
-    """Holds the folder's lock, which the system releases when the process ends, however it ends.
+def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[bool]:
+    """Holds the folder's lock, which the system releases when the process ends, however it ends. Yields whether it has one:
+    a file system may know no locks.
 
-    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it after `patience` seconds.
+    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it
+    after `patience` seconds.
     """
     try:
         if make:
@@ -133,17 +135,17 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
         raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from problem
     with file:
         since = time.monotonic()
-        while not (locked := _lock(file.fileno())) and time.monotonic() - since < patience:
+        while (locked := _lock(file.fileno())) is False and time.monotonic() - since < patience:
             time.sleep(0.1)
-        if not locked:
+        if locked is False:
             raise NanostudyError(
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
-            )
-        yield
+            ) from BlockingIOError(errno.EAGAIN, "locked")
+        yield locked is True
 
 
-def _lock(descriptor: int) -> bool:
-    """False where another process holds it. A file system without locks has no say."""
+def _lock(descriptor: int) -> bool | None:
+    """False where another process holds it, None where the file system knows no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -155,5 +157,5 @@ def _lock(descriptor: int) -> bool:
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
-        return problem.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+        return False if problem.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK) else None
     return True

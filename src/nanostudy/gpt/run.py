@@ -15,7 +15,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nanostudy.gpt import version
 from nanostudy.gpt.corpus import Corpus
 from nanostudy.gpt.device import Machine
 from nanostudy.gpt.errors import NanostudyError
-from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
+from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import explain_writing, write_atomically
 from nanostudy.gpt.model import Shape, count_parameters
@@ -39,6 +40,7 @@ EVALUATION_COLUMNS = (
     "train_bits_per_character",
     "val_bits_per_character",
 )
+COLUMNS = {"training.csv": TRAINING_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -75,7 +77,12 @@ class Recorder:
         self.folder, self.experiment, self.identity = folder, experiment, identity
         self.corpus, self.machine = corpus, machine
         self.shape = Shape.of(experiment, corpus.tokenizer.vocab_size)
-        self.unsure = False  # whether a row that could not be written left a part of itself
+        self.rows: dict[str, dict[int, tuple[object, ...]]] = {
+            table: {} for table in COLUMNS
+        }  # told, and not written yet
+        self.unsure: set[str] = (
+            set()
+        )  # tables in which rows that could not be written may have left a part of themselves
 
     def claim(self, resources: Mapping[str, Any]) -> str:
         """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
@@ -108,8 +115,10 @@ class Recorder:
         return before["status"] if before else "new"
 
     def record(self, event: Event) -> None:
-        """Takes what a run folder keeps; other events pass."""
+        """Takes what a run folder keeps; other events pass. Rows are on disk after an evaluation, and before a checkpoint."""
         if isinstance(event, Started):
+            for rows in self.rows.values():
+                rows.clear()
             keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
             keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
             for stale in ("sample.txt", "report.md", "curve.png"):
@@ -121,24 +130,29 @@ class Recorder:
             self._write_metadata(sittings=[*kept, sitting], notes=notes)
         elif isinstance(event, Logged):
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
-            self._append("training.csv", TRAINING_COLUMNS, row)
+            self.rows["training.csv"][event.step] = row
         elif isinstance(event, Evaluated):
             bits = (
                 self.corpus.train.bits_per_character(event.train_loss),
                 self.corpus.val.bits_per_character(event.val_loss),
             )
             start = (event.step, event.tokens, round(event.seconds, 2), event.train_loss, event.val_loss)
-            self._append("evaluations.csv", EVALUATION_COLUMNS, (*start, *bits))
-        elif isinstance(event, Finished):
+            self.rows["evaluations.csv"][event.step] = (*start, *bits)
+        if isinstance(event, Evaluated | Saving | Stopped | Finished):
+            self._write_rows()
+        if isinstance(event, Finished):
             self._finish(event)
 
-    def _append(self, table: str, columns: tuple[str, ...], row: tuple[int | float, ...]) -> None:
-        path = self.folder / table
-        if self.unsure:
-            keep_rows(path, columns, int(row[0]) - 1)
-        self.unsure = True
-        append_row(path, row)
-        self.unsure = False
+    def _write_rows(self) -> None:
+        for table, rows in self.rows.items():
+            path = self.folder / table
+            if rows:
+                if table in self.unsure:
+                    keep_rows(path, COLUMNS[table], min(rows) - 1)
+                self.unsure.add(table)
+                append_rows(path, list(rows.values()))
+                self.unsure.discard(table)
+                rows.clear()
 
     def _finish(self, event: Finished) -> None:
         evaluations = read_rows(self.folder / "evaluations.csv")
@@ -189,10 +203,13 @@ def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
 # --- tables
 
 
-def append_row(path: Path, row: tuple[object, ...]) -> None:
+def append_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
+    """On disk when it returns: a checkpoint that knows of them may follow."""
     try:
         with open(path, "a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
+            csv.writer(file, lineterminator="\n").writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as problem:
         raise NanostudyError(explain_writing(path, problem)) from problem
 

@@ -26,6 +26,7 @@ from nanostudy.gpt.randomness import dropout_keys, offsets
 
 EVALUATION_TOKENS = 8192  # tokens of a stack that an evaluation reads at once: a bound on memory, not on the result
 SMALLEST_CONTEXT = 32
+SAVING_SHARE = 20  # saving takes at most one part in so many of the time, however large the stack
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ def train(
 ) -> Iterator[Event]:
     """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
 
-    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds, and when `stop` asks
+    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update), and when `stop` asks
     to stop, each time after a Saving event. An experiment that finished after the last checkpoint finishes again after
     a resume, with the same result. The file stays; whoever listens removes it.
     """
     run = _Training(jobs, corpus, machine, stop)
     stack, notes = run.resume(path) if checkpoint.exists(path) else (run.fresh(width or len(jobs)), ())
     yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
-    saved = time.monotonic()
+    saved, took = time.monotonic(), 0.0
     try:
         while stack.slots:
             yield from run.evaluate_due(stack)
@@ -67,9 +68,11 @@ def train(
             run.heed_stop()
             metrics = run.step(stack)
             yield from run.log_due(stack, metrics)
-            if time.monotonic() - saved >= save_every:
+            if time.monotonic() - saved >= (save_every and max(save_every, SAVING_SHARE * took)):
+                start = time.monotonic()
                 yield from run.save(stack, path)
                 saved = time.monotonic()
+                took = saved - start
     except _StopAsked:
         yield from run.save(stack, path)
         yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
@@ -95,7 +98,7 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     update = spent(count) / count
     context = run.shape.block_size
     run.losses(stack.state.params, "val", context, batches=1)
-    tokens = min(EVALUATION_TOKENS // len(jobs), len(corpus.val.tokens))
+    tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not batches:
         run.losses(stack.state.params, "val", context, batches=1)
@@ -131,7 +134,7 @@ class _Training:
     def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
         stack, before, problem = checkpoint.load(path, self.identities, self.machine.device)
         now = self.machine.as_dict()
-        compared = ("device", "device_name", "precision", "threads", "torch")
+        compared = ("device_name", "precision", "threads", "torch")  # not which of several equal GPUs
         changed = [f"{key} {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
         notes = [f"{problem} Going on from the checkpoint before it."] if problem else []
         if changed:
@@ -180,7 +183,7 @@ class _Training:
     def look_for_divergence(self, stack: Stack) -> None:
         """Waits for the device, so it is asked only where results are read anyway."""
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
-            slot.diverged = diverged
+            slot.diverged |= diverged  # an evaluation may have found it out before
 
     def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
         """Over all windows, or the first batches of them."""
@@ -188,8 +191,7 @@ class _Training:
         return evaluate(params, windows, self.shape, self.machine.dtype)
 
     def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batch = max(1, EVALUATION_TOKENS // (context * members))
-        for inputs, targets in evaluation_windows(self.corpus, split, context, batch):
+        for inputs, targets in evaluation_windows(self.corpus, split, context, windows_at_once(context, members)):
             self.heed_stop()
             yield torch.from_numpy(inputs).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
 
@@ -233,19 +235,22 @@ class _Training:
     def step(self, stack: Stack) -> Metrics:
         experiments, steps = self.experiments(stack), [slot.step for slot in stack.slots]
         e = experiments[0]
-        micro_batches = [
+        micro_batches = (
             self.batch(experiments, steps, range(i * e.batch_size, (i + 1) * e.batch_size))
             for i in range(e.gradient_accumulation_steps)
-        ]
+        )
         rates = Rates.at(experiments, steps, self.machine.device)
-        metrics = train_step(stack.state, micro_batches, rates, self.shape, self.machine.dtype)
+        count = e.gradient_accumulation_steps
+        metrics = train_step(stack.state, micro_batches, count, rates, self.shape, self.machine.dtype)
         for slot in stack.slots:
             slot.step += 1
         self.pace.stepped()
         return metrics
 
     def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
-        """The micro-batch of these places in the global batch, for every member."""
+        """The micro-batch of these places in the global batch, for every member. Nothing of the update is done yet, so that
+        it may still be stopped."""
+        self.heed_stop()
         device, T = self.machine.device, self.shape.block_size
         seeds, per_update = [e.seed for e in experiments], experiments[0].sequences_per_update
         choices = len(self.tokens) - T
@@ -296,8 +301,14 @@ class _Training:
         updates = [max(0, e.max_iters - step) for e, step in ahead]
         evaluations = sum(-(-n // e.eval_interval) for n, (e, _) in zip(updates, ahead, strict=True))
         scores = len(ahead) * len(contexts_within(self.shape.block_size)) / 2
-        share = max(max(updates), sum(updates) / len(stack.slots)) if updates else 0
+        share = sum(updates) / len(stack.slots)
+        if self.machine.device.type != "cpu":  # there a stack that narrows gets no faster
+            share = max(share, *updates)
         return self.pace.estimate(share, (evaluations + scores) / len(stack.slots))
+
+
+def windows_at_once(context: int, members: int) -> int:
+    return max(1, EVALUATION_TOKENS // (context * members))
 
 
 def contexts_within(block_size: int) -> list[int]:

@@ -33,15 +33,15 @@ def apart(left: Sequence[str], in_slots: Collection[str]) -> Apart:
     return Apart(at_fault, [part for part in parts if part], (len(in_slots) + 1) // 2)
 
 
-def saved_slots(path: Path) -> list[str]:
-    """Who has a slot in the checkpoint; nobody where none is whole, and then it is set aside."""
+def checkpoint_of(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Who has a slot in the checkpoint, and the identities of its stack; nothing where none is whole, and then it is set aside."""
     if not checkpoint.exists(path):
-        return []
+        return [], {}
     try:
         return checkpoint.members(path)
     except DamagedCheckpoint:
         checkpoint.set_aside(path)
-        return []
+        return [], {}
 
 
 def divide(path: Path, places: Mapping[Path, Mapping[str, str]]) -> None:

@@ -117,6 +117,9 @@ class Workers:
                 self.unanswered.append((worker, process))
             if isinstance(report, Done | Broken):
                 self.busy.discard(worker)
+            if isinstance(report, Broken):  # its device may be out of order, or its memory in pieces
+                process.kill()
+                process.wait()
             return worker, report
         return None
 
@@ -129,13 +132,13 @@ class Workers:
 
     def _spawn(self, worker: int) -> None:
         threads = str(self.resources[worker].threads or 1)
-        package = str(Path(__file__).parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        # -P, and the package last: files of the current folder are not taken for modules of the library
+        code = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); import nanostudy.study.worker as w; w.main()"
         process = subprocess.Popen(
-            [sys.executable, "-m", "nanostudy.study.worker"],
+            [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "OMP_NUM_THREADS": threads},
             # Ctrl-C is for the study, which asks its workers to stop
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

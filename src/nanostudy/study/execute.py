@@ -18,20 +18,19 @@ from nanostudy.gpt.errors import Interrupted, NanostudyError
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import CHECKPOINT, Recorder
-from nanostudy.study.apart import apart, divide, make_folder, saved_slots
+from nanostudy.study.apart import apart, checkpoint_of, divide, make_folder
 from nanostudy.study.backends import Backend
-from nanostudy.study.folder import STACKS, StudyFolder
+from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
 from nanostudy.study.grid import Entry
 from nanostudy.study.keeping import Keeping
 from nanostudy.study.patience import Patience
 from nanostudy.study.plan import Capacity, cost, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, seconds_left
-from nanostudy.study.store import StackRow
+from nanostudy.study.store import RESULTS, UNDONE, StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.words import duration
 
 DEATHS = 3  # of its worker without progress in between, after which a stack is taken apart
-RESULTS = ("finished", "diverged")
 
 
 class Execution:
@@ -47,13 +46,12 @@ class Execution:
         listener: Listener,
         stop: Callable[[], bool] = lambda: False,
         save_every: float = 60.0,
-        renew: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.store, self.backend, self.capacity = folder, folder.store, backend, capacity
         self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
-        self.renew = renew  # the sign that the folder is in use (owner.py)
         self.entries = {entry.name: entry for entry in folder.entries}
         self.chosen = {entry.name for entry in chosen}
+        self.identities = self.store.identities()
         self.status = {row.name: row.status for row in self.store.rows()}
         self.flops = {
             name: cost(e.experiment, folder.texts.corpus(e.experiment)).flops for name, e in self.entries.items()
@@ -62,7 +60,7 @@ class Execution:
         self.hands: dict[int, Assignment] = {}
         self.deaths: Counter[tuple[str, ...]] = Counter()  # of the worker that has these in hand, since it last got on
         backend.stop = stop
-        self.stillborn = 0  # workers that died before they began, in a row
+        self.stillborn = 0  # workers that failed before they began, in a row
         self.stopping = False
         self.patiently = Patience(folder.path, listener.say, stop)
         self.keeping = Keeping(folder, self.patiently, listener.say)
@@ -83,7 +81,7 @@ class Execution:
                 if arrived:
                     self.hear(*arrived)
                 self.keep_up()
-                self.renew()
+                self.folder.owner.check()
         finally:
             self.backend.close()
             self.store.end_sitting()
@@ -98,7 +96,7 @@ class Execution:
     def gather(self) -> None:
         """Stacks of an earlier sitting go on as they were; what is in none is planned."""
         stacks = self.store.open_stacks()
-        self.sweep({stack.id for stack in stacks})
+        stacks += self.recover({stack.id for stack in stacks}, {name for stack in stacks for name in stack.members})
         in_stacks: set[str] = set()
         for stack in stacks:
             if not any(self.undone(name) for name in stack.members):
@@ -120,17 +118,29 @@ class Execution:
         self.patiently(self.keeping.drop_weights)
         self.commit()
 
-    def sweep(self, open_stacks: set[int]) -> None:
-        """Removes what a kill left of stacks that the store no longer, or not yet, has: their ids are given again."""
-        for place in self.folder.path.glob(f"{STACKS}/*"):
-            if place.name not in {str(id) for id in open_stacks}:
+    def recover(self, open_stacks: set[int], in_stacks: set[str]) -> list[StackRow]:
+        """Checkpoints that the store does not know, as after a rebuild, become stacks again; what else a kill left goes."""
+        found = []
+        unknown = [p for p in self.folder.path.glob(f"{STACKS}/*") if p.name not in {str(id) for id in open_stacks}]
+        for place in unknown:
+            slots, identities = checkpoint_of(place / CHECKPOINT)
+            known = all(self.identities.get(name) == identity for name, identity in identities.items())
+            if slots and known and not in_stacks & set(identities) and any(self.undone(name) for name in identities):
+                in_stacks |= set(identities)
+                place = place.rename(place.with_name(f"found-{place.name}"))  # out of the way of new ids
+                found.append((place, tuple(identities), len(slots)))
+            else:
                 shutil.rmtree(place, ignore_errors=True)
+        rows = self.store.add_stacks([(names, width) for _, names, width in found])
+        for (place, _, _), row in zip(found, rows, strict=True):
+            place.rename(self.place(row))
+        return rows
 
     def undone(self, name: str) -> bool:
-        return self.status[name] in ("waiting", "running")
+        return self.status[name] in UNDONE
 
     def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> None:
-        self.to_train.extend(self.store.add_stacks([(names, width, None) for names, width in stacks]))
+        self.to_train.extend(self.store.add_stacks(stacks))
 
     def assign(self) -> None:
         """Every idle worker takes the longest stack left; texts are written first, since weights may go after them."""
@@ -206,6 +216,7 @@ class Execution:
             assert hand.machine
             machine = hand.machine.as_dict()
             self.store.started(name, event.step, event.evaluated_at, event.members, hand.stack.id, machine)
+            self.patiently(lambda: adopt_evaluations(self.folder, name))
             self.status[name] = "running"
         elif isinstance(event, Progress):
             hand.steps[name] = event.step
@@ -245,13 +256,13 @@ class Execution:
         self.status[name] = "diverged" if event.diverged else "finished"
         for told in (hand.steps, hand.rates, hand.recorders):
             told.pop(name, None)
-        done = sum(self.status[other] not in ("waiting", "running") for other in self.chosen)
+        done = sum(not self.undone(other) for other in self.chosen)
         count = f"[{done}/{len(self.chosen)}]"
         if event.diverged:
             self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
         else:
-            row = self.store.row(name)
-            self.best = next(iter(self.store.best(1)), None)
+            row = self.patiently(lambda: self.store.row(name))
+            self.best = self.patiently(lambda: self.store.best(1))[0]
             took = duration(event.seconds)
             self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
 
@@ -274,14 +285,13 @@ class Execution:
     # --- what goes wrong
 
     def mend(self, hand: Assignment, broken: Broken) -> None:
-        if hand.machine is None and broken.cause == "died":
-            self.stillborn += 1
-            if self.stillborn >= DEATHS:
-                raise NanostudyError(
-                    f"Worker processes end before they begin ({broken.reason}); --executor inline shows why."
-                )
         if self.stopping:
             self.listener.say(f"{hand.label}: {broken.reason}; its last checkpoint is kept", "yellow")
+        elif hand.machine is None and broken.cause != "files":  # no experiment's fault
+            self.stillborn += 1
+            if self.stillborn >= DEATHS:
+                raise NanostudyError(f"Workers fail before they begin ({broken.reason}); --executor inline shows why.")
+            self.again(hand)
         elif broken.cause == "files":
             gone = self.patiently.wait(broken.problem, self.deaths[hand.members])
             self.deaths[hand.members] = 0 if gone else self.deaths[hand.members] + 1
@@ -308,16 +318,16 @@ class Execution:
             self.conclude(stack)
             return
         path = self.place(stack) / CHECKPOINT
-        saved = self.patiently(lambda: saved_slots(path))
+        saved, _ = self.patiently(lambda: checkpoint_of(path))
         # the first in order have the slots that others left
-        result, identities = apart(left, saved or left[: stack.width]), self.store.identities()
+        result = apart(left, saved or left[: stack.width])
         if result.at_fault:
             self.fail(result.at_fault, reason)
         else:
             self.listener.say(f"{_and_more(left)}: {reason} Going on in smaller stacks.", "yellow")
-        stacks = self.store.add_stacks([(names, result.width, None) for names in result.parts])
+        stacks = self.store.add_stacks([(names, result.width) for names in result.parts])
         if saved:
-            places = {self.place(s) / CHECKPOINT: {name: identities[name] for name in s.members} for s in stacks}
+            places = {self.place(s) / CHECKPOINT: {name: self.identities[name] for name in s.members} for s in stacks}
             self.patiently(lambda: divide(path, places))
         self.close(stack)  # and with it, in one transaction, the others are there
         self.sample(stack)

@@ -18,13 +18,15 @@ from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import Corpus, load_corpus
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.files import write_atomically
 from nanostudy.gpt.model import count_parameters
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, parse_studies, study_yaml
 from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.listing import as_csv, records
+from nanostudy.study.owner import Owner, owner
 from nanostudy.study.plan import corpus_key, shape_of
 from nanostudy.study.store import FILE, Store
 
@@ -92,6 +94,7 @@ class StudyFolder:
     skipped: list[str]
     texts: Texts
     store: Store
+    owner: Owner
 
     @property
     def asked(self) -> list[Entry]:
@@ -99,6 +102,9 @@ class StudyFolder:
 
     def run(self, name: str) -> Path:
         return self.path / name
+
+    def write_results(self) -> None:
+        write_atomically(self.path / RESULTS_FILE, as_csv(records(self.store.rows())))
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,11 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     its experiments are no longer what they were; what was there is untouched then.
     """
     plan = study if isinstance(study, Design) else design(path, study)
-    with sole_owner(path), contextlib.ExitStack() as stack:
+    with owner(path) as sign, contextlib.ExitStack() as stack:
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store)
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, sign)
         identities = _identities(folder)
         if len(plan.studies) > len(plan.before):
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -180,6 +186,12 @@ def _check_prompts(study: Study, texts: Texts) -> None:
 def _identities(folder: StudyFolder) -> dict[str, str]:
     """By name. Refuses a folder whose experiments are no longer what they were."""
     identities = {entry.name: folder.texts.identity(entry.experiment) for entry in folder.entries}
+    first: dict[str, str] = {}
+    for name, identity in identities.items():
+        if first.setdefault(identity, name) != name:
+            raise UsageError(
+                f"duplicate experiments: {first[identity]} and {name} read the same text from the same first weights."
+            )
     changed = [name for name, identity in folder.store.identities().items() if identities.get(name) != identity]
     if changed:
         raise NanostudyError(
@@ -216,13 +228,7 @@ def adopt(folder: StudyFolder, name: str) -> bool:
     sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
     machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
     store.started(name, 0, -1, sitting["members"], None, machine, ())
-    for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
-        store.evaluated(
-            name,
-            int(point["step"]),
-            int(point["tokens"]),
-            *(point[key] for key in ("seconds", "train_loss", "val_loss")),
-        )
+    adopt_evaluations(folder, name)
     store.finished(
         name,
         updates=metadata["updates"],
@@ -239,6 +245,13 @@ def adopt(folder: StudyFolder, name: str) -> bool:
     return True
 
 
+def adopt_evaluations(folder: StudyFolder, name: str) -> None:
+    """The curve in the run folder, which may hold more than a store that was lost and made again."""
+    for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
+        losses = (point[key] for key in ("seconds", "train_loss", "val_loss"))
+        folder.store.evaluated(name, int(point["step"]), int(point["tokens"]), *losses)
+
+
 def rebuild(path: Path) -> tuple[int, int]:
     """Makes the store again from study.yaml and the run folders; the old one is kept beside it.
 
@@ -246,7 +259,7 @@ def rebuild(path: Path) -> tuple[int, int]:
     """
     if not definitions(path):
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    with sole_owner(path):
+    with owner(path):
         for name in (FILE, f"{FILE}-journal"):
             if (path / name).exists():
                 (path / name).replace(path / f"{name}.old")

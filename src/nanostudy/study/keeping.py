@@ -13,7 +13,8 @@ from nanostudy.study.folder import StudyFolder
 from nanostudy.study.patience import Patience
 from nanostudy.study.tasks import WriteSamples
 
-AT_ONCE = 64  # models that write together
+AT_ONCE = 2**28  # bytes of weights that write together: they travel to a worker
+BYTES_A_PARAMETER = 4
 
 
 class Keeping:
@@ -22,14 +23,15 @@ class Keeping:
     def __init__(self, folder: StudyFolder, patiently: Patience, say: Callable[[str, str], None]) -> None:
         self.folder, self.store, self.patiently, self.say = folder, folder.store, patiently, say
         self.waiting: deque[tuple[str, ...]] = deque()
-        self.ids = {entry.name: entry.id for entry in folder.entries}
         self.with_weights = {row.name for row in self.store.rows() if row.sampled}
 
     def later(self, names: Iterable[str]) -> None:
         """Those of the names, all of one shape, that have not written yet will."""
-        sampled = {row.name for row in self.store.rows() if row.sampled}
-        left = sorted(set(names) - sampled, key=self.ids.__getitem__)
-        self.waiting.extend(tuple(left[i : i + AT_ONCE]) for i in range(0, len(left), AT_ONCE))
+        rows = self.patiently(lambda: self.store.rows(names=list(names)))
+        left = [row.name for row in rows if not row.sampled]
+        if left:
+            at_once = max(1, AT_ONCE // (BYTES_A_PARAMETER * rows[0].parameters))
+            self.waiting.extend(tuple(left[i : i + at_once]) for i in range(0, len(left), at_once))
 
     def task(self, names: tuple[str, ...]) -> WriteSamples | None:
         """None where the weights cannot be read: these models do not write."""

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.files import explain_writing, sole_owner, write_atomically
+from nanostudy.gpt.files import explain_writing, write_atomically
 from nanostudy.gpt.weights import load_weights
 from nanostudy.study.agreement import Result, check_identities, one_study
 from nanostudy.study.definition import study_yaml
 from nanostudy.study.folder import (
     DEFINITION,
-    RESULTS_FILE,
     StudyFolder,
     adopt,
     definitions,
@@ -26,10 +25,10 @@ from nanostudy.study.folder import (
     open_study,
 )
 from nanostudy.study.grid import Entry
-from nanostudy.study.listing import as_csv, records
+from nanostudy.study.owner import owner
+from nanostudy.study.store import RESULTS
 from nanostudy.words import counted
 
-RESULTS = ("finished", "diverged")
 COMING, GOING = ".merging", ".replaced"  # how the names of folders end that are on their way in or out
 MOST_NAMED = 3
 
@@ -54,7 +53,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     first = dict(before)
     for results in found.values():
         first = {**results, **first}
-    with sole_owner(into):
+    with owner(into):
         _clean(into)
         if studies != definitions(into):
             write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
@@ -64,7 +63,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
                 _copy(first[row.name].path, folder.run(row.name))
             if row.name in first and row.status not in RESULTS:
                 adopt(folder, row.name)
-        write_atomically(into / RESULTS_FILE, as_csv(records(folder.store.rows())))
+        folder.write_results()
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
         for source, results in found.items():

@@ -63,7 +63,7 @@ def passing(problem: NanostudyError) -> bool:
     cause = problem.__cause__
     if isinstance(cause, sqlite3.Error):
         return getattr(cause, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(OF_STORE)
-    return isinstance(cause, OSError) and cause.errno in OUT_OF_REACH | GONE
+    return isinstance(cause, OSError) and cause.errno in OUT_OF_REACH | GONE | {errno.EAGAIN}
 
 
 def out_of_reach(folder: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Experiments, memory and workers -> stacks. Pure: a plan is a function of its arguments, and no timing changes it.
 
-What shares a stack depends on the experiments and on the capacity alone, so that the same command makes the same
-plan again; a measured pace only tells how long it will take.
+What shares a stack depends on the experiments and on the capacity alone, so that where memory is no limit the same command
+makes the same plan again; a measured pace only tells how long it will take.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
 from nanostudy.gpt.train import EVALUATION_TOKENS, contexts_within
 from nanostudy.study.grid import Entry
 
-# Slots that a stack has at most. Measured on a CPU (docs/log.md): a member's step costs 8% to 30% less at 4 than at 1, and
-# no less beyond. A GPU is filled by members.
+# Slots that a stack has at most. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
+# hardly less beyond. A GPU is filled by members; its figures are not measured yet.
 WIDEST = {"cpu": 4, "cuda": 64, "mps": 16}
 # How much of a step does not grow with the members, in members: what makes narrow stacks dear.
 OVERHEAD = {"cpu": 0.2, "cuda": 16.0, "mps": 8.0}

@@ -18,7 +18,7 @@ TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);
 
 CREATE TABLE stacks (
-    id INTEGER PRIMARY KEY, members TEXT NOT NULL, width INTEGER NOT NULL, seconds REAL,
+    id INTEGER PRIMARY KEY, members TEXT NOT NULL, width INTEGER NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')));
 
 CREATE TABLE experiments (

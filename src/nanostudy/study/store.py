@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from nanostudy.study.grid import Entry
 
 FILE = "study.sqlite"  # in the study's folder
-STATUSES = ("waiting", "running", "finished", "diverged", "failed")
+UNDONE, RESULTS = ("waiting", "running"), ("finished", "diverged")  # statuses
+STATUSES = (*UNDONE, *RESULTS, "failed")
 EVALUATION = ("step", "tokens", "seconds", "train_loss", "val_loss")
 
 
@@ -78,7 +79,6 @@ class StackRow:
     id: int
     members: tuple[str, ...]
     width: int
-    seconds: float | None  # planned
 
 
 class Store:
@@ -231,12 +231,12 @@ class Store:
         insert = "INSERT INTO events (at, experiment, stack, kind, detail) VALUES (?, ?, ?, ?, ?)"
         self._db.write(insert, _now(), id, stack, kind, detail)
 
-    def add_stacks(self, stacks: Sequence[tuple[Sequence[str], int, float | None]]) -> list[StackRow]:
-        """Members, width and planned seconds of each become an open stack with an id of its own."""
-        rows = [StackRow(self._last_stack + i, tuple(m), w, s) for i, (m, w, s) in enumerate(stacks, start=1)]
+    def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> list[StackRow]:
+        """Members and width of each become an open stack with an id of its own."""
+        rows = [StackRow(self._last_stack + i, tuple(m), w) for i, (m, w) in enumerate(stacks, start=1)]
         for row in rows:
-            insert = "INSERT INTO stacks (id, members, width, seconds) VALUES (?, ?, ?, ?)"
-            self._db.write(insert, row.id, json.dumps(row.members), row.width, row.seconds)
+            insert = "INSERT INTO stacks (id, members, width) VALUES (?, ?, ?)"
+            self._db.write(insert, row.id, json.dumps(row.members), row.width)
         self._last_stack += len(rows)
         return rows
 
@@ -315,8 +315,8 @@ class Store:
         return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def open_stacks(self) -> list[StackRow]:
-        found = self._db.fetch("SELECT id, members, width, seconds FROM stacks WHERE state = 'open' ORDER BY id")
-        return [StackRow(id, tuple(json.loads(members)), width, seconds) for id, members, width, seconds in found]
+        found = self._db.fetch("SELECT id, members, width FROM stacks WHERE state = 'open' ORDER BY id")
+        return [StackRow(id, tuple(json.loads(members)), width) for id, members, width in found]
 
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
         """When it was told (UTC), seconds left, and what each worker does."""

@@ -138,10 +138,15 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
         cause = problem.__cause__
         of_files = isinstance(cause, OSError | SafetensorError)
         yield Broken("files" if of_files else "error", str(problem), _errno(cause))
+    except OSError as problem:
+        yield Broken("files", str(problem), problem.errno)
     except Exception as problem:  # of a library, or a mistake of ours: the study goes on without this stack
         yield Broken("error", f"{type(problem).__name__}: {problem}")
     else:
         yield Done()
+    finally:
+        if torch.cuda.is_initialized():  # another process may need it
+            torch.cuda.empty_cache()
 
 
 def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iterator[Report]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from typing import IO, Any
@@ -31,6 +32,7 @@ def receive(stream: IO[bytes]) -> Any:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to all at once, and the study asks to stop
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no report
     tasks: queue.Queue[bytes] = queue.Queue()
