@@ -23,6 +23,7 @@ from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Dropout, Shape, initial_parameters
 from nanostudy.gpt.optim import Rates, learning_rate
 from nanostudy.gpt.randomness import dropout_keys, offsets
+from nanostudy.gpt.stopwatch import Stopwatch
 
 EVALUATION_TOKENS = 8192  # tokens of a stack that an evaluation reads at once: a bound on memory, not on the result
 SMALLEST_CONTEXT = 32
@@ -121,7 +122,7 @@ class _Training:
         corpus.check_window(first.block_size)
         self.shape = Shape.of(first, corpus.tokenizer.vocab_size)
         self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
-        self.pace = _Pace()
+        self.stopwatch = Stopwatch()
         self.clock = time.monotonic()
 
     # --- starting
@@ -162,7 +163,7 @@ class _Training:
         params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
         train_losses, val_losses = (self.losses(params, split, self.shape.block_size) for split in ("train", "val"))
         self.elapse(stack)
-        self.pace.evaluated(time.monotonic() - start)
+        self.stopwatch.evaluated(time.monotonic() - start)
         for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
             slot = stack.slots[m]
             slot.evaluated_at = slot.step
@@ -244,7 +245,7 @@ class _Training:
         metrics = train_step(stack.state, micro_batches, count, rates, self.shape, self.machine.dtype)
         for slot in stack.slots:
             slot.step += 1
-        self.pace.stepped()
+        self.stopwatch.stepped()
         return metrics
 
     def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
@@ -267,13 +268,13 @@ class _Training:
         due = self.due(stack, lambda e: e.log_interval, lambda slot: -1)
         if due:
             self.look_for_divergence(stack)
-            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.pace.measured()
+            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.stopwatch.measured()
         for m in due:
             slot = stack.slots[m]
             e = self.jobs[slot.name].experiment
             lr = learning_rate(e, slot.step - 1)
             yield Logged(slot.name, slot.step, losses[m], lr, norms[m], rate * e.tokens_per_update)
-        if self.pace.tick():
+        if self.stopwatch.tick():
             left = self.seconds_left(stack)
             yield from (Progress(slot.name, slot.step, left) for slot in stack.slots)
 
@@ -304,7 +305,7 @@ class _Training:
         share = sum(updates) / len(stack.slots)
         if self.machine.device.type != "cpu":  # there a stack that narrows gets no faster
             share = max(share, *updates)
-        return self.pace.estimate(share, (evaluations + scores) / len(stack.slots))
+        return self.stopwatch.estimate(share, (evaluations + scores) / len(stack.slots))
 
 
 def windows_at_once(context: int, members: int) -> int:
@@ -318,40 +319,3 @@ def contexts_within(block_size: int) -> list[int]:
         contexts.append(c)
         c *= 2
     return contexts
-
-
-class _Pace:
-    """Seconds a step and an evaluation, measured in this sitting, whenever the host has caught up with the device."""
-
-    def __init__(self) -> None:
-        self.evaluation_seconds = 0.0
-        self.step_seconds: float | None = None
-        self.ticked = self.since = time.monotonic()
-        self.steps = 0
-
-    def stepped(self) -> None:
-        self.steps += 1
-
-    def evaluated(self, seconds: float) -> None:
-        self.evaluation_seconds = seconds
-        self.since, self.steps = time.monotonic(), 0
-
-    def measured(self) -> float:
-        """Steps a second since the last call or evaluation."""
-        if self.steps:
-            self.step_seconds = (time.monotonic() - self.since) / self.steps
-            self.since, self.steps = time.monotonic(), 0
-        return 1 / self.step_seconds if self.step_seconds else 0.0
-
-    def tick(self) -> bool:
-        now = time.monotonic()
-        if now - self.ticked < 0.5:
-            return False
-        self.ticked = now
-        return True
-
-    def estimate(self, steps: float, evaluations: float) -> float | None:
-        each = self.step_seconds
-        if each is None and self.steps >= 3:
-            each = (time.monotonic() - self.since) / self.steps
-        return None if each is None else steps * each + evaluations * self.evaluation_seconds

@@ -347,29 +347,33 @@ class Execution:
         self.committed = time.monotonic()
         self.commit_took = self.committed - start
 
-    def keep_up(self) -> None:
-        """Tells those who look, seldom enough to cost nothing: a commit waits for the disk."""
-        now = time.monotonic()
-        if now - self.shown < 0.25:
-            return
-        self.shown = now
+    def snapshot(self) -> Snapshot:
         steps = {name: step for hand in self.hands.values() for name, step in hand.steps.items()}
 
         def left(name: str) -> float:
             iters = max(1, self.entries[name].experiment.max_iters)
             return self.flops[name] * (1 - steps.get(name, 0) / iters) if self.undone(name) else 0.0
 
-        snapshot = Snapshot(
+        return Snapshot(
             counts=dict(Counter(self.status[name] for name in self.chosen)),
             workers=dict(self.hands),
             best=self.best,
             seconds_left=seconds_left(list(self.hands.values()), self.to_train, left, self.capacity.workers),
             share=1 - sum(left(name) for name in self.chosen) / (sum(self.flops[n] for n in self.chosen) or 1),
         )
+
+    def keep_up(self) -> None:
+        """Tells those who look, seldom enough to cost nothing: a commit waits for the disk."""
+        now = time.monotonic()
+        if now - self.shown < 0.25:
+            return
+        self.shown = now
+        snapshot = self.snapshot()
         self.listener.show(snapshot)
         if now - self.committed > max(2.0, 50 * self.commit_took):
-            for name, step in steps.items():
-                self.store.progressed(name, step)
+            for hand in self.hands.values():
+                for name, step in hand.steps.items():
+                    self.store.progressed(name, step)
             workers = [
                 {"worker": worker, "doing": hand.label, "tokens_per_second": round(sum(hand.rates.values()))}
                 for worker, hand in self.hands.items()
