@@ -47,8 +47,8 @@ def fill(store: Store, *ids: int) -> None:
     store.add(entries(*ids), [f"identity {id}" for id in ids], [1000 + id for id in ids])
 
 
-def start(store: Store, name: str, step: int = 0, evaluated_at: int = -1, notes=()) -> None:
-    store.started(name, step, evaluated_at, members=3, stack=2, machine=MACHINE, notes=notes)
+def start(store: Store, name: str, step: int = 0, evaluated_at: int = -1) -> None:
+    store.started(name, step, evaluated_at, members=3, stack=2, machine=MACHINE)
 
 
 def finish(store: Store, name: str, diverged: str | None = None, best_step: int = 10) -> None:
@@ -105,7 +105,8 @@ def test_an_experiment_from_waiting_to_finished(store, path):
     assert store.row("e2").experiment == Experiment(seed=2, dropout=0.1)
     assert store.row("e2").loss_gap is None
 
-    start(store, "e2", notes=("bf16 is slow here",))
+    start(store, "e2")
+    store.note("note", "bf16 is slow here", experiment="e2", stack=2)
     for step, train_loss, val_loss in ((0, 4.0, 4.1), (10, 2.0, 2.5), (20, 1.5, 2.75)):
         store.evaluated("e2", step, 32 * step, step / 10, train_loss, val_loss)
     row = store.row("e2")

@@ -77,12 +77,10 @@ class Recorder:
         self.folder, self.experiment, self.identity = folder, experiment, identity
         self.corpus, self.machine = corpus, machine
         self.shape = Shape.of(experiment, corpus.tokenizer.vocab_size)
-        self.rows: dict[str, dict[int, tuple[object, ...]]] = {
-            table: {} for table in COLUMNS
-        }  # told, and not written yet
-        self.unsure: set[str] = (
-            set()
-        )  # tables in which rows that could not be written may have left a part of themselves
+        # told, and not written yet: rows by step
+        self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
+        # tables in which rows that could not be written may have left a part of themselves
+        self.unsure: set[str] = set()
 
     def claim(self, resources: Mapping[str, Any]) -> str:
         """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).

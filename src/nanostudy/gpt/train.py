@@ -52,9 +52,9 @@ def train(
 ) -> Iterator[Event]:
     """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
 
-    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update), and when `stop` asks
-    to stop, each time after a Saving event. An experiment that finished after the last checkpoint finishes again after
-    a resume, with the same result. The file stays; whoever listens removes it.
+    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update),
+    and when `stop` asks to stop, each time after Saving events. An experiment that finished after the last checkpoint
+    finishes again after a resume, with the same result. The file stays; whoever listens removes it.
     """
     run = _Training(jobs, corpus, machine, stop)
     stack, notes = run.resume(path) if checkpoint.exists(path) else (run.fresh(width or len(jobs)), ())
@@ -108,7 +108,7 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
 
 
 class _StopAsked(Exception):
-    """Between two updates, or two batches of an evaluation, which is then made again."""
+    """Between two updates or micro-batches, or two batches of an evaluation: what was begun is made again."""
 
 
 class _Training:

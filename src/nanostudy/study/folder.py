@@ -227,7 +227,7 @@ def adopt(folder: StudyFolder, name: str) -> bool:
         )
     sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
     machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
-    store.started(name, 0, -1, sitting["members"], None, machine, ())
+    store.started(name, 0, -1, sitting["members"], None, machine)
     adopt_evaluations(folder, name)
     store.finished(
         name,

@@ -149,7 +149,6 @@ class Store:
         members: int,
         stack: int | None,
         machine: Mapping[str, Any],
-        notes: Sequence[str] = (),
     ) -> None:
         """It trains. Evaluations after `evaluated_at` (-1: all) are dropped: they are made again."""
         id, where = self._id(name), json.dumps(dict(machine), sort_keys=True)
@@ -161,8 +160,6 @@ class Store:
         )
         self._db.write("DELETE FROM evaluations WHERE experiment = ? AND step > ?", id, evaluated_at)
         self._summarise(id)
-        for note in notes:
-            self.note("note", note, experiment=name, stack=stack)
 
     def evaluated(self, name: str, step: int, tokens: int, seconds: float, train_loss: float, val_loss: float) -> None:
         id = self._id(name)

@@ -100,9 +100,8 @@ class Done:
 class Broken:
     """The task failed."""
 
-    cause: (
-        str  # memory: too little of it. files: they cannot be read or written. died: the process ended. error: all else
-    )
+    # memory: too little of it. files: they cannot be read or written. died: the process ended. error: all else
+    cause: str
     reason: str
     code: int | None = None  # of a file's problem: its errno
 
