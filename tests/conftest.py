@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nanostudy.gpt.corpus import Corpus, load_corpus
-from nanostudy.gpt.device import Machine, resolve
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.machine import Machine, resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.texts import locate_shakespeare
 from nanostudy.gpt.train import Job

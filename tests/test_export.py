@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import write_text
 
-from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.gpt.resources import Resources
 from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, dataset, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild

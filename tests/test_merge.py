@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import write_text
 
-from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.files import sole_owner
+from nanostudy.gpt.resources import Resources
 from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study

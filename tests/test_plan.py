@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanostudy.gpt import device
-from nanostudy.gpt.device import available_cores, available_memory, resolve
+from nanostudy.gpt.device import available_cores, available_memory
 from nanostudy.gpt.events import Evaluated
+from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import train
 from nanostudy.study.grid import Entry

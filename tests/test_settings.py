@@ -9,9 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanostudy.gpt.device import resolve
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, from_settings, names_of
+from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.model import Shape, count_parameters
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder, settings_yaml

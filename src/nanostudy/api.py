@@ -15,11 +15,12 @@ from torch import Tensor
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
-from nanostudy.gpt.device import Machine, memory_errors, resolve
+from nanostudy.gpt.device import memory_errors
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.machine import Machine, resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate

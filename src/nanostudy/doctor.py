@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from nanostudy.gpt.device import (
-    DTYPES,
     available_cores,
     compiler,
     cpu_flags,
@@ -15,11 +14,12 @@ from nanostudy.gpt.device import (
     device_name,
     has_native_bf16,
     product_rate,
-    resolve,
     total_memory,
 )
+from nanostudy.gpt.files import cache_folder
+from nanostudy.gpt.machine import DTYPES, resolve
 from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.texts import cache_folder, locate_shakespeare
+from nanostudy.gpt.texts import locate_shakespeare
 
 _CPU = torch.device("cpu")
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from nanostudy.gpt.device import available_cores, available_memory, resolve
+from nanostudy.gpt.device import available_cores, available_memory
 from nanostudy.gpt.errors import NanostudyError, UsageError
+from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import Job
 from nanostudy.signals import stop_requests

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import Machine
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
 from nanostudy.gpt.events import Progress as Progressed
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Shape, count_parameters
 from nanostudy.gpt.resources import Resources
 from nanostudy.study.folder import StudyFolder

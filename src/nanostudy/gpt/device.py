@@ -1,4 +1,4 @@
-"""Which device, precision and threads a run gets, and why. Nothing is downgraded without a note."""
+"""What a machine has: devices, instructions, cores, memory, a compiler."""
 
 from __future__ import annotations
 
@@ -11,56 +11,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nanostudy.gpt.errors import OutOfMemory, UsageError
-from nanostudy.gpt.resources import PRECISIONS, Resources
-
-DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run gets: the resources, resolved."""
-
-    device: torch.device
-    device_name: str
-    precision: str
-    threads: int
-    notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
-
-    def as_dict(self) -> dict[str, object]:
-        """What run folders record."""
-        return {
-            "device": str(self.device),
-            "device_name": self.device_name,
-            "precision": self.precision,
-            "threads": self.threads,
-            "compiled": False,
-            "notes": list(self.notes),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-
-
-def resolve(resources: Resources) -> Machine:
-    """Chooses the device and precision, sets the number of threads, and says why. Raises UsageError."""
-    device, notes = _choose_device(resources.device)
-    precision, why = _choose_precision(resources.precision, device)
-    threads = resources.threads or available_cores()
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    if device.type == "cpu":
-        _keep_freed_memory()
-    return Machine(device, device_name(device), precision, threads, (*notes, *why))
+from nanostudy.gpt.errors import OutOfMemory
 
 
 def available_cores() -> int:
@@ -86,37 +41,6 @@ def device_name(device: torch.device) -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
-
-
-def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
-    if asked == "cpu":
-        return torch.device("cpu"), ()
-    if asked == "auto":
-        if torch.cuda.is_available():
-            problem = cuda_problem(torch.device("cuda", 0))
-            if problem is None:
-                return torch.device("cuda", 0), ()
-            return torch.device("cpu"), (f"training on the CPU: {problem}",)
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), ()
-        return torch.device("cpu"), ()
-    device = torch.device(asked)
-    if device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
-        return device, ()
-    if not torch.cuda.is_available():
-        raise UsageError(
-            f"device={asked}: this PyTorch (torch {torch.__version__}) sees no CUDA GPU. Use device=auto or device=cpu, "
-            "or install a PyTorch with CUDA and a driver that fits it."
-        )
-    device = torch.device("cuda", device.index or 0)
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={asked}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0.")
-    problem = cuda_problem(device)
-    if problem:
-        raise UsageError(f"device={asked}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it.")
-    return device, ()
 
 
 def cuda_problem(device: torch.device) -> str | None:
@@ -146,21 +70,6 @@ def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
         if (kind == "sm" and same_major) or (kind == "compute" and built <= capability):
             return True
     return False
-
-
-def _choose_precision(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
-    native = has_native_bf16(device)
-    if asked == "auto":
-        if native:
-            return "bf16", ()
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
-            return "fp16", ("precision fp16 with loss scaling: this GPU has no native bf16",)
-        return "fp32", ("precision fp32: this device has no native bf16",)
-    if asked == "bf16" and not native:
-        return asked, ("bf16 is emulated on this device: expect it to be slower than fp32",)
-    if asked == "fp16" and device.type == "cpu":
-        return asked, ("fp16 on a CPU is for testing: expect it to be slow",)
-    return asked, ()
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -230,7 +139,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4)
     return 2 * n**3 * count / run(count)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Asks glibc to keep freed blocks. By default it returns large ones to the system at once, and every step then
     pays for its page faults again: measured, a third of a training step (docs/log.md). Other systems keep theirs.
     """

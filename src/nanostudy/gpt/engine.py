@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nanostudy.gpt.model import Dropout, Shape, count_parameters, forward, named_views
-from nanostudy.gpt.optim import Rates, adamw, clip
+from nanostudy.gpt.fused import PLAIN, Pieces
+from nanostudy.gpt.layers import CrossEntropy
+from nanostudy.gpt.model import Dropout, Shape, count_parameters, forward, named_views, working_copies
+from nanostudy.gpt.optim import Rates, adamw
 
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
 LOSS_SCALE_GROWTH_INTERVAL = 2000
@@ -68,12 +69,6 @@ class Metrics:
     grad_norm: Tensor  # before clipping
 
 
-def mean_losses(logits_MBTV: Tensor, targets_MBT: Tensor) -> Tensor:
-    """Each member's mean cross entropy in nats, fp32 (M,)."""
-    losses = F.cross_entropy(logits_MBTV.flatten(0, 2).float(), targets_MBT.flatten(), reduction="none")
-    return losses.view(len(targets_MBT), -1).mean(1)
-
-
 def gradients(
     params_MP: Tensor,
     batches: Iterable[Batch],
@@ -81,18 +76,21 @@ def gradients(
     shape: Shape,
     dtype: torch.dtype,
     loss_scale_M: Tensor | None,
+    pieces: Pieces = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss (M,) over `count` micro-batches, and its gradient, fp32 (M, P).
 
     What is differentiated is the sum of the members' mean losses: no member's gradient knows of another.
     """
-    work_MP = params_MP.to(dtype)
-    leaves = {name: view.detach().requires_grad_() for name, view in named_views(work_MP, shape).items()}
-    grads_MP = torch.empty_like(params_MP)
+    work = working_copies(params_MP, shape, dtype)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in work.items()}
+    # one micro-batch needs no sum, and its gradient no more precision than it has
+    grads_MP = torch.empty_like(params_MP, dtype=dtype if count == 1 else None)
     grads = named_views(grads_MP, shape)
     total_M = torch.zeros(len(params_MP), device=params_MP.device)
     for i, batch in enumerate(batches):
-        losses_M = mean_losses(forward(leaves, batch.inputs, shape, batch.dropout), batch.targets) / count
+        logits_MBTV = forward(leaves, batch.inputs, shape, batch.dropout, pieces=pieces)
+        losses_M = CrossEntropy.apply(logits_MBTV, batch.targets, pieces).mean((1, 2)) / count
         scaled_M = losses_M if loss_scale_M is None else losses_M * loss_scale_M
         found = torch.autograd.grad(scaled_M.sum(), list(leaves.values()))
         for into, grad in zip(grads.values(), found, strict=True):
@@ -104,7 +102,13 @@ def gradients(
 
 
 def train_step(
-    state: State, batches: Iterable[Batch], count: int, rates: Rates, shape: Shape, dtype: torch.dtype
+    state: State,
+    batches: Iterable[Batch],
+    count: int,
+    rates: Rates,
+    shape: Shape,
+    dtype: torch.dtype,
+    pieces: Pieces = PLAIN,
 ) -> Metrics:
     """One update of every member by `count` micro-batches, in place; nothing changes before the last. A member whose loss or gradient is not finite has diverged and stays as it was.
 
@@ -112,8 +116,10 @@ def train_step(
     with the next batch, until no scale is left.
     """
     scaled = dtype == torch.float16
-    loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, state.loss_scale if scaled else None)
-    norm_M, finite_M = clip(grads_MP, rates.grad_clip)
+    loss_scale_M = state.loss_scale if scaled else None
+    loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, loss_scale_M, pieces)
+    norm_M = torch.linalg.vector_norm(grads_MP, dim=1)
+    finite_M = norm_M.isfinite()
     lost_M = ~loss_M.isfinite()
     if scaled:
         state.good_steps.add_(1).mul_(finite_M)
@@ -125,26 +131,30 @@ def train_step(
         lost_M |= ~finite_M
     state.diverged |= lost_M
     moved_M, decayed = finite_M & ~state.diverged, count_parameters(shape).decayed
-    adamw(state.params, grads_MP, state.exp_avg, state.exp_avg_sq, state.updates, moved_M, rates, decayed)
+    rows = (state.params, grads_MP, state.exp_avg, state.exp_avg_sq)
+    adamw(*rows, state.updates, moved_M, norm_M, rates, decayed, pieces.move)
     return Metrics(loss_M, norm_M)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
-    params_MP: Tensor, windows: Iterable[tuple[Tensor, Tensor]], shape: Shape, dtype: torch.dtype
+    params_MP: Tensor,
+    windows: Iterable[tuple[Tensor, Tensor]],
+    shape: Shape,
+    dtype: torch.dtype,
+    pieces: Pieces = PLAIN,
 ) -> list[float]:
     """Each member's mean loss in nats over the windows. Target -1 stands for no target.
 
     `windows` yields (inputs, targets), int64 (B, T), that all members read.
     """
-    weights = named_views(params_MP.to(dtype), shape)
+    weights = working_copies(params_MP, shape, dtype)
     sums_M, counts = [], []
     for inputs_BT, targets_BT in windows:
         size = (len(params_MP), -1, -1)
-        logits_MBTV = forward(weights, inputs_BT.expand(size), shape)
-        targets = targets_BT.expand(size).flatten()
-        losses = F.cross_entropy(logits_MBTV.flatten(0, 2).float(), targets, reduction="none", ignore_index=-1)
-        sums_M.append(losses.view(len(params_MP), -1).sum(1))
+        logits_MBTV = forward(weights, inputs_BT.expand(size), shape, pieces=pieces)
+        losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), pieces)
+        sums_M.append(losses_MBT.sum((1, 2)))
         counts.append((targets_BT >= 0).sum())
     # added up on the host in double precision, which not every device has
     total_M = torch.stack(sums_M).cpu().double().sum(0)

@@ -159,3 +159,17 @@ def _lock(descriptor: int) -> bool | None:
     except OSError as problem:
         return False if problem.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK) else None
     return True
+
+
+def cache_folder() -> Path:
+    """This user's cache: NANOSTUDY_CACHE, or the place the system keeps for it."""
+    if os.environ.get("NANOSTUDY_CACHE"):
+        return Path(os.environ["NANOSTUDY_CACHE"])
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "nanostudy"

@@ -8,9 +8,10 @@ tensors are views of rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.randomness import Purpose, generator, keep_mask
+from nanostudy.gpt.fused import PLAIN, Drop, Pieces
+from nanostudy.gpt.layers import Attention, Linear, ResidualNorm
+from nanostudy.gpt.randomness import Purpose, dropout_words, generator
 
 
 @dataclass(frozen=True)
@@ -139,20 +142,21 @@ def named_views(buffer_MP: Tensor, shape: Shape) -> dict[str, Tensor]:
     return {p.name: piece.unflatten(1, p.size) for p, piece in zip(table, pieces, strict=True)}
 
 
-@dataclass
+def working_copies(params_MP: Tensor, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The table's tensors, (M, *size) each, in the dtype of the products: contiguous, which bf16 products want, or views."""
+    return {name: view.to(dtype) for name, view in named_views(params_MP, shape).items()}
+
+
 class Dropout:
-    """What the forward pass needs to drop: a key a member and sequence, int64 (M, B), and rates, fp32 (M,)."""
+    """The dropouts of one forward pass, from a key a member and sequence, int64 (M, B), and rates, fp32 (M,)."""
 
-    keys_MB: Tensor
-    rate_M: Tensor
+    def __init__(self, keys_MB: Tensor, rate_M: Tensor, shape: Shape) -> None:
+        self.words = [word_SMB.flatten(1) for word_SMB in dropout_words(keys_MB, rate_M, 1 + 3 * shape.n_layer)]
+        self.scale_Z = (1 / (1 - rate_M)).repeat_interleave(keys_MB.shape[1])
 
-    def kept(self, site: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """(M, B, *size): zero where dropped, one elsewhere."""
-        return keep_mask(self.keys_MB, self.rate_M, site, math.prod(size)).to(dtype).unflatten(2, list(size))
-
-    def scale(self, dtype: torch.dtype) -> Tensor:
-        """1 / (1 - rate), (M, 1, 1, 1): what makes up for the dropped."""
-        return (1 / (1 - self.rate_M)).to(dtype)[:, None, None, None]
+    def __iter__(self) -> Iterator[Drop]:
+        """In the order in which the forward pass meets them."""
+        return (Drop(low, high, threshold, self.scale_Z) for low, high, threshold in zip(*self.words, strict=True))
 
 
 @dataclass
@@ -182,6 +186,7 @@ def forward(
     shape: Shape,
     dropout: Dropout | None = None,
     cache: Cache | None = None,
+    pieces: Pieces = PLAIN,
 ) -> Tensor:
     """Logits (M, B, T, V) of the next token at every position, in the parameters' dtype.
 
@@ -191,13 +196,6 @@ def forward(
     start = cache.length if cache else 0
     if start + T > shape.block_size or (start and T > 1):
         raise ValueError(f"cannot read {T} tokens after {start} with block_size {shape.block_size}")
-    site = iter(range(1 + 3 * shape.n_layer))
-
-    def drop(x_MBTE: Tensor) -> Tensor:
-        if dropout is None:
-            return x_MBTE
-        kept_MBTE = dropout.kept(next(site), x_MBTE.shape[2:], x_MBTE.dtype)
-        return x_MBTE * kept_MBTE.mul_(dropout.scale(x_MBTE.dtype))
 
     # As a product with one-hot rows, looking up is one batched matrix product whose backward pass is another:
     # deterministic on every device, and small beside the head's.
@@ -207,69 +205,52 @@ def forward(
     positions_MTE = p["position_embedding"]
     if shape.block_size > T:
         positions_MTE = positions_MTE[:, start : start + T]
-    x_MBTE = drop(tokens_MBTE + positions_MTE[:, None])
+    y_MBTE = tokens_MBTE + positions_MTE[:, None]
 
+    drops = iter(dropout or repeat(None))
+    x_MBTE: Tensor | None = None
     for layer in range(shape.n_layer):
         here = f"layer{layer}"
-        h_MBTE = _layer_norm(p, f"{here}.norm1", x_MBTE)
-        h_MBTE = _attention(p, here, h_MBTE, shape, dropout, next(site) if dropout else 0, cache, layer)
-        x_MBTE = x_MBTE + drop(_linear(p, f"{here}.attention_out", h_MBTE))
-        h_MBTE = _layer_norm(p, f"{here}.norm2", x_MBTE)
-        h_MBTE = F.gelu(_linear(p, f"{here}.mlp_in", h_MBTE))
-        x_MBTE = x_MBTE + drop(_linear(p, f"{here}.mlp_out", h_MBTE))
+        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm1", x_MBTE, y_MBTE, next(drops), pieces)
+        qkv_MBTF, drop = _linear(p, f"{here}.qkv", h_MBTE), next(drops)
+        if cache:
+            h_MBTE = _attend_cached(qkv_MBTF, cache, layer, shape, pieces)
+        else:
+            h_MBTE = Attention.apply(qkv_MBTF, drop, shape.n_head, pieces)
+        y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE)
+        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), pieces)
+        h_MBTF = F.gelu(_linear(p, f"{here}.mlp_in", h_MBTE))
+        y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF)
     if cache:
         cache.length += T
-    x_MBTE = _layer_norm(p, "norm", x_MBTE)
+    _, h_MBTE = _residual_norm(p, "norm", x_MBTE, y_MBTE, next(drops), pieces)
     head_MVE = p["token_embedding"] if shape.tie_embeddings else p["head"]
-    return torch.bmm(x_MBTE.flatten(1, 2), head_MVE.transpose(1, 2)).unflatten(1, (B, T))
+    return Linear.apply(h_MBTE.flatten(1, 2), head_MVE, None).unflatten(1, (B, T))
 
 
 def _linear(p: Mapping[str, Tensor], name: str, x_MBTI: Tensor) -> Tensor:
-    x_MNI, weight_MIO = x_MBTI.flatten(1, 2), p[f"{name}.weight"].transpose(1, 2)
-    bias_MO = p.get(f"{name}.bias")
-    y_MNO = torch.bmm(x_MNI, weight_MIO) if bias_MO is None else torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
+    y_MNO = Linear.apply(x_MBTI.flatten(1, 2), p[f"{name}.weight"], p.get(f"{name}.bias"))
     return y_MNO.unflatten(1, x_MBTI.shape[1:3])
 
 
-def _layer_norm(p: Mapping[str, Tensor], name: str, x_MBTE: Tensor) -> Tensor:
-    # The fused kernel normalises; its own gain is one for all rows, and here each member has another.
-    normal_MBTE = F.layer_norm(x_MBTE, x_MBTE.shape[-1:], eps=1e-5)
-    gain_M11E = p[f"{name}.gain"][:, None, None]
-    bias_ME = p.get(f"{name}.bias")
-    if bias_ME is None:
-        return normal_MBTE * gain_M11E
-    return torch.addcmul(bias_ME[:, None, None], normal_MBTE, gain_M11E)
-
-
-def _attention(
+def _residual_norm(
     p: Mapping[str, Tensor],
-    here: str,
-    x_MBTE: Tensor,
-    shape: Shape,
-    dropout: Dropout | None,
-    site: int,
-    cache: Cache | None,
-    layer: int,
-) -> Tensor:
-    """Causal scaled dot-product attention (Vaswani et al., 2017), before the output projection."""
-    M, B, T, _ = x_MBTE.shape
-    qkv_MBTXHD = _linear(p, f"{here}.qkv", x_MBTE).unflatten(3, (3, shape.n_head, -1))
-    q_MBHTD, k_MBHTD, v_MBHTD = qkv_MBTXHD.permute(3, 0, 1, 4, 2, 5).unbind(0)
-    if cache:
-        k_MBHTD, v_MBHTD = cache.extend(layer, k_MBHTD, v_MBHTD)
-    # Written out, for two reasons: the fused kernel would key its dropout by the place in the batch instead of by
-    # the experiment, and its backward pass on a CPU in bf16 is several times slower than these products.
-    if dropout:
-        v_MBHTD = v_MBHTD * dropout.scale(x_MBTE.dtype)[..., None]
+    name: str,
+    x_MBTE: Tensor | None,
+    y_MBTE: Tensor,
+    drop: Drop | None,
+    pieces: Pieces,
+) -> tuple[Tensor, Tensor]:
+    return ResidualNorm.apply(x_MBTE, y_MBTE, p[f"{name}.gain"], p.get(f"{name}.bias"), drop, pieces)
+
+
+def _attend_cached(qkv_MBTF: Tensor, cache: Cache, layer: int, shape: Shape, pieces: Pieces) -> Tensor:
+    """As Attention, but of new positions to those in the cache too. Only for reading: it has no backward pass."""
+    M, B = qkv_MBTF.shape[:2]
+    q_MBHTD, k_MBHTD, v_MBHTD = qkv_MBTF.unflatten(3, (3, shape.n_head, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+    k_MBHTD, v_MBHTD = cache.extend(layer, k_MBHTD, v_MBHTD)
     q, k, v = (t.reshape(M * B * shape.n_head, t.shape[3], -1) for t in (q_MBHTD, k_MBHTD, v_MBHTD))
-    scores = torch.baddbmm(_future(T, k.shape[1], q), q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
-    weights = scores.softmax(-1)
-    if dropout:  # the scale goes to the values, which are fewer
-        weights = weights * dropout.kept(site, (shape.n_head, T, T), q.dtype).flatten(0, 2)
-    y_MBHTD = torch.bmm(weights, v).unflatten(0, (M, B, shape.n_head))
+    scores_ZHQK = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (M * B, shape.n_head))
+    weights_ZHQK, _ = pieces.attend(scores_ZHQK, None, 1 / math.sqrt(q.shape[-1]), shape.block_size)
+    y_MBHTD = torch.bmm(weights_ZHQK.flatten(0, 1), v).unflatten(0, (M, B, shape.n_head))
     return y_MBHTD.transpose(2, 3).flatten(3)
-
-
-def _future(queries: int, keys: int, like: Tensor) -> Tensor:
-    """What is added to scores (queries, keys) so that no position sees those after it; the last query sees all keys."""
-    return torch.full((queries, keys), -math.inf, dtype=like.dtype, device=like.device).triu_(1 + keys - queries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,17 +55,26 @@ class Rates:
         return Rates(*torch.tensor(rows, dtype=torch.float32).to(device).T[:, :, None])
 
 
-def clip(grads_MP: Tensor, grad_clip_M1: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales each member's gradient, in place, to a norm of at most its bound. Returns (norm before, is finite), (M,).
-
-    A member whose gradient is not finite gets zeros, so that nothing of it can spread.
-    """
-    norm_M1 = torch.linalg.vector_norm(grads_MP, dim=1, keepdim=True)
-    finite_M1 = norm_M1.isfinite()
-    # nanoGPT's torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
-    grads_MP.mul_((grad_clip_M1 / (norm_M1 + 1e-6)).clamp_(max=1.0))
-    grads_MP.masked_fill_(finite_M1.logical_not(), 0.0)
-    return norm_M1[:, 0], finite_M1[:, 0]
+def move(
+    params_MP: Tensor,
+    grads_MP: Tensor,
+    exp_avg_MP: Tensor,
+    exp_avg_sq_MP: Tensor,
+    decay_M1: Tensor,
+    moved_M1: Tensor,
+    clip_M1: Tensor,
+    fresh1_M1: Tensor,
+    fresh2_M1: Tensor,
+    root_correction2_M1: Tensor,
+    step_size_M1: Tensor,
+) -> None:
+    """The part of AdamW that visits every parameter, in place. Without `moved_M1` a gradient is not looked at: it may be anything."""
+    grads_MP = torch.where(moved_M1, grads_MP * clip_M1, 0.0)
+    params_MP.mul_(1 - decay_M1)
+    exp_avg_MP.lerp_(grads_MP, fresh1_M1)
+    exp_avg_sq_MP.mul_(1 - fresh2_M1).addcmul_(grads_MP * fresh2_M1, grads_MP)
+    denominator_MP = exp_avg_sq_MP.sqrt().div_(root_correction2_M1).add_(EPSILON)
+    params_MP.addcmul_(exp_avg_MP.div(denominator_MP), -step_size_M1)
 
 
 def adamw(
@@ -75,26 +84,32 @@ def adamw(
     exp_avg_sq_MP: Tensor,
     updates_M: Tensor,
     moved_M: Tensor,
+    norm_M: Tensor,
     rates: Rates,
     decayed: int,
+    move_rows: Callable[..., None] = move,
 ) -> None:
-    """One update, in place, of every member for which `moved_M` is true (Loshchilov & Hutter, 2019, algorithm 2).
+    """One update, in place, of every member for which `moved_M` is true (Loshchilov & Hutter, 2019, algorithm 2), by its
+    gradient scaled to a norm of at most its bound.
 
-    `updates_M`, int64, counts each member's updates. The first `decayed` columns are those that weight decay applies to.
+    `updates_M`, int64, counts each member's updates; `norm_M` are the gradients' norms. The first `decayed` columns are
+    those that weight decay applies to.
     """
     moved_M1 = moved_M[:, None]
     updates_M.add_(moved_M)
+    # nanoGPT's torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
+    clip_M1 = (rates.grad_clip / (norm_M[:, None] + 1e-6)).clamp_(max=1.0)
     learning_rate_M1, decay_M1, fresh1_M1, fresh2_M1 = (
         torch.where(moved_M1, rate, 0.0) for rate in (rates.learning_rate, rates.decay, rates.fresh1, rates.fresh2)
     )
-    # 1 - beta**t, without the cancellation that it would suffer in fp32
-    correction1_M1 = -torch.expm1(updates_M[:, None] * rates.log_beta1)
-    correction2_M1 = -torch.expm1(updates_M[:, None] * rates.log_beta2)
-    params_MP[:, :decayed].mul_(1 - decay_M1)
-    exp_avg_MP.lerp_(grads_MP, fresh1_M1)
-    exp_avg_sq_MP.mul_(1 - fresh2_M1).addcmul_(grads_MP * fresh2_M1, grads_MP)
-    denominator_MP = exp_avg_sq_MP.sqrt().div_(correction2_M1.sqrt()).add_(EPSILON)
-    # a member that has not moved yet has corrections of zero, and must not become 0 / 0
-    step_size_M1 = torch.where(moved_M1, learning_rate_M1 / correction1_M1, 0.0)
-    denominator_MP.masked_fill_(~moved_M1, 1.0)
-    params_MP.addcmul_(exp_avg_MP.div(denominator_MP), -step_size_M1)
+    # 1 - beta**t, without the cancellation that it would suffer in fp32. A member that has not moved yet has corrections
+    # of zero, and must not become 0 / 0.
+    correction1_M1, correction2_M1 = (
+        torch.where(moved_M1, -torch.expm1(updates_M[:, None] * log_beta), 1.0)
+        for log_beta in (rates.log_beta1, rates.log_beta2)
+    )
+    numbers = (moved_M1, clip_M1, fresh1_M1, fresh2_M1, correction2_M1.sqrt(), learning_rate_M1 / correction1_M1)
+    rows = (params_MP, grads_MP, exp_avg_MP, exp_avg_sq_MP)
+    move_rows(*(row_MP[:, :decayed] for row_MP in rows), decay_M1, *numbers)
+    if decayed < params_MP.shape[1]:
+        move_rows(*(row_MP[:, decayed:] for row_MP in rows), torch.zeros_like(decay_M1), *numbers)

@@ -2,7 +2,7 @@
 
 `words` is the only source: word n of a seed's stream for a purpose, by the counter-based generator Philox4x64-10
 (Salmon et al., SC 2011) in numpy's implementation, whose streams are frozen. Nothing here keeps a state, so nothing depends on
-who else draws, how often, or from where a run was resumed. `keep_mask` spreads a sequence's word over its
+who else draws, how often, or from where a run was resumed. `dropout_words` and `keep_mask` spread a sequence's word over its
 activations, on whatever device they are.
 """
 
@@ -54,19 +54,46 @@ def dropout_keys(seeds: Sequence[int], steps: Sequence[int], sequences: range, p
     return torch.from_numpy(np.stack(rows))
 
 
-def keep_mask(keys_MB: Tensor, rate_M: Tensor, site: int, size: int) -> Tensor:
-    """False where an activation is dropped: bool (M, B, size), for the site-th dropout of the model.
+def dropout_words(keys_MB: Tensor, rate_M: Tensor, sites: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the masks of the model's `sites` dropouts are spread from: two words and a threshold a sequence, int32 (sites, M, B).
 
-    A byte an activation: one below the threshold drops it. A byte alone would round the rate to a multiple of 1/256, so the threshold
-    is rounded up or down sequence by sequence, by a coin of the right bias: every activation is dropped with the
-    member's exact rate.
+    An activation gets a random byte; one below the threshold drops it. A byte alone would round the rate to a multiple of 1/256, so
+    the threshold is rounded up or down sequence by sequence, by a coin of the right bias: every activation is dropped
+    with the member's exact rate.
     """
-    key_MB = _mix64(keys_MB + _wrapped(site * 0x9E3779B97F4A7C15))
-    low_MB, high_MB = key_MB.to(torch.int32), (key_MB >> 32).to(torch.int32)
-    bytes_MBN = _bytes(low_MB, high_MB, size)
-    coin_MB = ((_mix64(key_MB) >> 40) & 0xFFFFFF).float() / 2**24
-    threshold_MB = (rate_M[:, None] * 256 + coin_MB).floor().to(torch.uint8)
-    return bytes_MBN >= threshold_MB[..., None]
+    site_S = torch.tensor([_wrapped(site * 0x9E3779B97F4A7C15) for site in range(sites)], device=keys_MB.device)
+    key_SMB = _mix64(keys_MB + site_S[:, None, None])
+    coin_SMB = ((_mix64(key_SMB) >> 40) & 0xFFFFFF).float() / 2**24
+    threshold_SMB = (rate_M[:, None] * 256 + coin_SMB).floor()
+    return key_SMB.to(torch.int32), (key_SMB >> 32).to(torch.int32), threshold_SMB.to(torch.int32)
+
+
+def keep_mask(
+    low_Z: Tensor, high_Z: Tensor, threshold_Z: Tensor, size: Sequence[int], strides: Sequence[int], start: int = 0
+) -> Tensor:
+    """False where an activation is dropped: bool (Z, *size), for sequences of one dropout and some of their activations.
+
+    Activations are numbered: the one at `index` is number start + the sum of index * strides. The last stride is 1.
+    """
+    key = [word.view(-1, *(1 for _ in size)) for word in (low_Z, high_Z, threshold_Z)]
+    fours = [stride // 4 for stride in strides[:-1]]
+    if not torch.compiler.is_compiling() and [4 * four for four in fours] == list(strides[:-1]) and start % 4 == 0:
+        # a word has the bytes of four activations, and operation by operation this is bound by memory
+        word_N = _numbers([*size[:-1], -(-size[-1] // 4)], [*fours, 1], start // 4, low_Z.device)
+        bytes_ZN = _mixed(word_N, key[0], key[1]).view(torch.uint8)[..., : size[-1]]
+        return bytes_ZN >= key[2].to(torch.uint8)
+    number_N = _numbers(size, strides, start, low_Z.device)
+    # written so that it vectorises
+    byte_ZN = (_mixed(number_N >> 2, key[0], key[1]) >> ((number_N & 3) * 8)) & 0xFF
+    return byte_ZN >= key[2]
+
+
+def _numbers(size: Sequence[int], strides: Sequence[int], start: int, device: torch.device) -> Tensor:
+    number = torch.arange(size[-1], dtype=torch.int32, device=device) + start
+    for i in reversed(range(len(size) - 1)):
+        outer = torch.arange(size[i], dtype=torch.int32, device=device) * strides[i]
+        number = outer.view(-1, *(1 for _ in size[i + 1 :])) + number
+    return number
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -81,19 +108,17 @@ def _wrapped(constant: int) -> int:
     return (constant + 2**63) % 2**64 - 2**63
 
 
-def _bytes(low_MB: Tensor, high_MB: Tensor, size: int) -> Tensor:
-    """`size` random bytes a key: a counter, mixed twice, half of the key going in before each round.
+def _mixed(number_N: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A random word a number: the counter, mixed twice, half of the key going in before each round.
 
     The rounds are those of the "lowbias32" integer hash (Wellons, 2018). Its shifts are logical, and those of int32 are
-    arithmetic: hence the masks. In place, because on a CPU this is bound by memory.
+    arithmetic: hence the masks. In place, because operation by operation it is bound by memory.
     """
-    count = -(-size // 4)
-    word_N = torch.arange(count, dtype=torch.int32, device=low_MB.device) * -0x61C88647
-    x_MBN = word_N + low_MB[..., None]
-    x_MBN ^= (x_MBN >> 16).bitwise_and_(0xFFFF)
-    x_MBN *= 0x7FEB352D
-    x_MBN += high_MB[..., None]
-    x_MBN ^= (x_MBN >> 15).bitwise_and_(0x1FFFF)
-    x_MBN *= -0x7B935975
-    x_MBN ^= (x_MBN >> 16).bitwise_and_(0xFFFF)
-    return x_MBN.view(torch.uint8)[..., :size]
+    x = number_N * -0x61C88647 + low
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
+    x *= 0x7FEB352D
+    x += high
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
+    x *= -0x7B935975
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
+    return x

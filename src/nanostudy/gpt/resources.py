@@ -19,6 +19,9 @@ class Resources:
     precision: str = field(
         default="auto", metadata={"meaning": "auto, fp32, bf16 or fp16: of products; weights stay fp32"}
     )
+    compile: str = field(
+        default="auto", metadata={"meaning": "auto, yes or no: kernels built once by this machine's compiler"}
+    )
     threads: int | None = field(default=None, metadata={"meaning": "CPU threads; none: one a core"})
 
     def __post_init__(self) -> None:
@@ -26,6 +29,10 @@ class Resources:
             raise UsageError(f"precision={self.precision!r} is not known: auto, {', '.join(PRECISIONS)}.")
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|mps", self.device):
             raise UsageError(f"device={self.device!r} is not known: auto, cpu, cuda, cuda:N or mps.")
+        if isinstance(self.compile, bool):  # as YAML reads yes and no
+            object.__setattr__(self, "compile", "yes" if self.compile else "no")
+        if self.compile not in ("auto", "yes", "no"):
+            raise UsageError(f"compile={self.compile!r} is not known: auto, yes or no.")
         threads = str(self.threads).lower()
         if threads in ("none", "null"):
             object.__setattr__(self, "threads", None)

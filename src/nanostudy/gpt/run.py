@@ -22,11 +22,11 @@ from typing import Any
 
 from nanostudy.gpt import version
 from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import Machine
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import explain_writing, write_atomically
+from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Shape, count_parameters
 from nanostudy.gpt.weights import Weights, save_weights
 

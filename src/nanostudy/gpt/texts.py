@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.files import write_atomically
+from nanostudy.gpt.files import cache_folder, write_atomically
 from nanostudy.gpt.playhouse import write_plays
 
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
@@ -82,20 +81,6 @@ def fetch_shakespeare() -> Path:
         ) from None
     write_atomically(target, content)
     return target
-
-
-def cache_folder() -> Path:
-    """This user's cache: NANOSTUDY_CACHE, or the place the system keeps for it."""
-    if os.environ.get("NANOSTUDY_CACHE"):
-        return Path(os.environ["NANOSTUDY_CACHE"])
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "nanostudy"
 
 
 def _shakespeare() -> Text:

@@ -16,10 +16,10 @@ from torch import Tensor
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt.checkpoint import Slot, Stack
 from nanostudy.gpt.corpus import Corpus, evaluation_windows
-from nanostudy.gpt.device import Machine
 from nanostudy.gpt.engine import Batch, Metrics, State, evaluate, train_step
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Dropout, Shape, initial_parameters
 from nanostudy.gpt.optim import Rates, learning_rate
 from nanostudy.gpt.randomness import dropout_keys, offsets
@@ -135,7 +135,7 @@ class _Training:
     def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
         stack, before, problem = checkpoint.load(path, self.identities, self.machine.device)
         now = self.machine.as_dict()
-        compared = ("device_name", "precision", "threads", "torch")  # not which of several equal GPUs
+        compared = ("device_name", "precision", "threads", "compiled", "torch")  # not which of several equal GPUs
         changed = [f"{key} {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
         notes = [f"{problem} Going on from the checkpoint before it."] if problem else []
         if changed:
@@ -189,7 +189,7 @@ class _Training:
     def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
         """Over all windows, or the first batches of them."""
         windows = islice(self.windows(split, context, len(params)), batches)
-        return evaluate(params, windows, self.shape, self.machine.dtype)
+        return evaluate(params, windows, self.shape, self.machine.dtype, self.machine.pieces)
 
     def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in evaluation_windows(self.corpus, split, context, windows_at_once(context, members)):
@@ -242,7 +242,9 @@ class _Training:
         )
         rates = Rates.at(experiments, steps, self.machine.device)
         count = e.gradient_accumulation_steps
-        metrics = train_step(stack.state, micro_batches, count, rates, self.shape, self.machine.dtype)
+        metrics = train_step(
+            stack.state, micro_batches, count, rates, self.shape, self.machine.dtype, self.machine.pieces
+        )
         for slot in stack.slots:
             slot.step += 1
         self.stopwatch.stepped()
@@ -261,7 +263,7 @@ class _Training:
         dropout = None
         if any(e.dropout for e in experiments):
             keys = dropout_keys(seeds, steps, sequences, per_update).to(device)
-            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device))
+            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device), self.shape)
         return Batch(window[..., :-1], window[..., 1:], dropout)
 
     def log_due(self, stack: Stack, metrics: Metrics) -> Iterator[Event]:

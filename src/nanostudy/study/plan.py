@@ -13,8 +13,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import DTYPES
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.machine import DTYPES
 from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
 from nanostudy.gpt.train import EVALUATION_TOKENS, contexts_within
 from nanostudy.study.grid import Entry

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nanostudy.gpt.device import Machine
+from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.run import Recorder
 from nanostudy.study.plan import makespan
 from nanostudy.study.store import Row, StackRow

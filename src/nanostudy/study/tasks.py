@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import Machine, memory_errors, resolve
+from nanostudy.gpt.device import memory_errors
 from nanostudy.gpt.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
 from nanostudy.gpt.events import Event
 from nanostudy.gpt.files import sole_owner
+from nanostudy.gpt.machine import Machine, resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import CHECKPOINT
 from nanostudy.gpt.sample import Picking, generate

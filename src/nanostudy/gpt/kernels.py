@@ -1,0 +1,288 @@
+"""The pieces of fused.py as kernels: on a CPU from native.cpp by the machine's C++ compiler, on a GPU by PyTorch's.
+
+They are built once a machine and kept in the user's cache. Nothing here is needed: where they cannot be had, PLAIN does the
+same more slowly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanostudy.gpt.device import compiler, cpu_flags
+from nanostudy.gpt.files import cache_folder
+from nanostudy.gpt.fused import EPSILON, PLAIN, Drop, Pieces
+from nanostudy.gpt.optim import EPSILON as ADAM_EPSILON
+
+SOURCE = Path(__file__).with_name("native.cpp")
+OPTIONS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+SECONDS = 300  # that the compiler may take
+TABLES = {torch.float32: "fp32_pieces", torch.bfloat16: "bf16_pieces"}
+ALONE = 32768  # elements: fewer are not worth waking other threads
+
+# What the functions of native.cpp take, in the order of Pieces: pointers, whole numbers, a real number, the threads.
+POINTERS = (7, 9, 2, 2, 4, 4, 3, 4, 11)
+NUMBERS = (4, 4, 5, 5, 5, 5, 2, 2, 4)
+
+
+class NotBuilt(Exception):
+    """The kernels cannot be had here. The message says why."""
+
+
+@cache
+def pieces(device: torch.device, dtype: torch.dtype) -> Pieces:
+    """For this device, activations in this dtype. Raises NotBuilt."""
+    if device.type == "cpu":
+        return native(dtype)
+    if device.type == "cuda":
+        return traced(device)
+    raise NotBuilt(f"there are none for {device.type}")
+
+
+# --- on a CPU
+
+
+@cache
+def native(dtype: torch.dtype) -> Pieces:
+    """For CPU tensors, activations in this dtype. Raises NotBuilt."""
+    if dtype not in TABLES:
+        raise NotBuilt(f"there are none for {dtype} on a CPU")
+    library = _library()
+    functions, wide = _Functions(library, TABLES[dtype]), _Functions(library, TABLES[torch.float32])
+    # gradients are in fp32 where several micro-batches were added up
+    either = {dtype: functions.move, torch.float32: wide.move}
+
+    def move_rows(params_MP: Tensor, grads_MP: Tensor, *rest: Tensor) -> None:
+        either[grads_MP.dtype](params_MP, grads_MP, *rest)
+
+    return Pieces(**{name: getattr(functions, name) for name in Pieces._fields} | {"move": move_rows})
+
+
+class _Drop(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in Drop._fields]
+
+
+class _Functions:
+    """The pieces of native.cpp for one dtype."""
+
+    def __init__(self, library: ctypes.CDLL, table: str) -> None:
+        addresses = (ctypes.c_void_p * len(Pieces._fields)).in_dll(library, table)
+        self.functions = {}
+        for name, address, p, n in zip(Pieces._fields, addresses, POINTERS, NUMBERS, strict=True):
+            types: list[Any] = [ctypes.c_void_p] * p + [ctypes.c_int64] * n + [ctypes.c_float, ctypes.c_int]
+            self.functions[name] = ctypes.CFUNCTYPE(None, *types)(address)
+
+    def call(self, name: str, tensors: list[Tensor | Drop | None], numbers: list[int], size: int, real: float) -> None:
+        """`size`: of the work, in elements. What is written to must be contiguous."""
+        held = [_contiguous(tensor) for tensor in tensors]  # until the call is over
+        threads = 1 if size < ALONE else torch.get_num_threads()
+        self.functions[name](*(_pointer(tensor) for tensor in held), *numbers, real, threads)
+
+    def residual_norm(
+        self, x_ZTE: Tensor | None, y_ZTE: Tensor, drop: Drop | None, gain_ME: Tensor, bias_ME: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        sum_ZTE, norm_ZTE = _new(y_ZTE), _new(y_ZTE)
+        tensors = [x_ZTE, y_ZTE, drop, gain_ME, bias_ME, sum_ZTE, norm_ZTE]
+        self.call("residual_norm", tensors, _sizes(gain_ME, y_ZTE), y_ZTE.numel(), EPSILON)
+        return sum_ZTE, norm_ZTE
+
+    def residual_norm_backward(
+        self, d_sum_ZTE: Tensor, d_norm_ZTE: Tensor, sum_ZTE: Tensor, drop: Drop | None, gain_ME: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        d_x_ZTE, d_y_ZTE = _new(sum_ZTE), _new(sum_ZTE)
+        d_gain_ZE, d_bias_ZE = sum_ZTE.new_empty(2, len(sum_ZTE), sum_ZTE.shape[2], dtype=torch.float32)
+        tensors = [d_sum_ZTE, d_norm_ZTE, sum_ZTE, drop, gain_ME, d_x_ZTE, d_y_ZTE, d_gain_ZE, d_bias_ZE]
+        self.call("residual_norm_backward", tensors, _sizes(gain_ME, sum_ZTE), sum_ZTE.numel(), EPSILON)
+        return d_x_ZTE, d_y_ZTE, d_gain_ZE, d_bias_ZE
+
+    def part_heads(self, x_ZTF: Tensor, parts: int, heads: int) -> Tensor:
+        Z, T, F = x_ZTF.shape
+        sizes = (Z, T, parts, heads, F // (parts * heads))
+        y_XZHTD = x_ZTF.new_empty(parts, Z, heads, T, sizes[4])
+        self.call("part_heads", [x_ZTF, y_XZHTD], [*sizes], x_ZTF.numel(), 0.0)
+        return y_XZHTD
+
+    def join_heads(self, y_XZHTD: Tensor) -> Tensor:
+        X, Z, H, T, D = y_XZHTD.shape
+        x_ZTF = y_XZHTD.new_empty(Z, T, X * H * D)
+        self.call("join_heads", [y_XZHTD, x_ZTF], [Z, T, X, H, D], x_ZTF.numel(), 0.0)
+        return x_ZTF
+
+    def attend(self, scores_ZHQK: Tensor, drop: Drop | None, scale: float, context: int) -> tuple[Tensor, Tensor]:
+        weights_ZHQK = _new(scores_ZHQK)
+        dropped_ZHQK = _new(scores_ZHQK) if drop else weights_ZHQK
+        tensors, numbers = [scores_ZHQK, drop, weights_ZHQK, dropped_ZHQK], [*scores_ZHQK.shape, context]
+        self.call("attend", tensors, numbers, scores_ZHQK.numel(), scale)
+        return weights_ZHQK, dropped_ZHQK
+
+    def attend_backward(
+        self, d_dropped_ZHQK: Tensor, weights_ZHQK: Tensor, drop: Drop | None, scale: float, context: int
+    ) -> Tensor:
+        d_scores_ZHQK = _new(weights_ZHQK)
+        tensors, numbers = [d_dropped_ZHQK, weights_ZHQK, drop, d_scores_ZHQK], [*weights_ZHQK.shape, context]
+        self.call("attend_backward", tensors, numbers, weights_ZHQK.numel(), scale)
+        return d_scores_ZHQK
+
+    def cross_entropy(self, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
+        losses_ZT = logits_ZTV.new_empty(targets_ZT.shape, dtype=torch.float32)
+        numbers = [targets_ZT.numel(), logits_ZTV.shape[2]]
+        self.call("cross_entropy", [logits_ZTV, targets_ZT, losses_ZT], numbers, logits_ZTV.numel(), 0.0)
+        return losses_ZT
+
+    def cross_entropy_backward(self, d_losses_ZT: Tensor, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
+        d_logits_ZTV = _new(logits_ZTV)
+        tensors: list[Tensor | Drop | None] = [d_losses_ZT, logits_ZTV, targets_ZT, d_logits_ZTV]
+        numbers = [targets_ZT.numel(), logits_ZTV.shape[2]]
+        self.call("cross_entropy_backward", tensors, numbers, logits_ZTV.numel(), 0.0)
+        return d_logits_ZTV
+
+    def move(
+        self, params_MP: Tensor, grads_MP: Tensor, exp_avg_MP: Tensor, exp_avg_sq_MP: Tensor, *numbers_M1: Tensor
+    ) -> None:
+        M, columns = params_MP.shape
+        rows = [params_MP, grads_MP, exp_avg_MP, exp_avg_sq_MP]  # slices of longer rows, and written to as they are
+        numbers = [M, columns, params_MP.stride(0), grads_MP.stride(0)]
+        held = [number_M1.contiguous() for number_M1 in numbers_M1]
+        pointers = [tensor.data_ptr() for tensor in (*rows, *held)]
+        self.functions["move"](*pointers, *numbers, ADAM_EPSILON, torch.get_num_threads())
+
+
+def _new(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def _contiguous(argument: Tensor | Drop | None) -> Any:
+    if isinstance(argument, Drop):
+        return Drop(*(tensor.contiguous() for tensor in argument))
+    return argument if argument is None else argument.contiguous()
+
+
+def _pointer(argument: Tensor | Drop | None) -> Any:
+    if isinstance(argument, Drop):
+        return ctypes.byref(_Drop(*(tensor.data_ptr() for tensor in argument)))
+    return None if argument is None else argument.data_ptr()
+
+
+def _sizes(gain_ME: Tensor, x_ZTE: Tensor) -> list[int]:
+    M, (Z, T, E) = len(gain_ME), x_ZTE.shape
+    return [M, Z // M, T, E]
+
+
+def _library() -> ctypes.CDLL:
+    """The built library: from the cache, or built now. Raises NotBuilt."""
+    command = compiler()
+    if command is None:
+        raise NotBuilt("no C++ compiler was found")
+    folder, problems = cache_folder() / "kernels", []
+    for options in _ways(command):
+        path = folder / f"pieces-{_fingerprint(command, options)}.so"
+        try:
+            if not path.is_file():
+                _build(command, options, path)
+            return ctypes.CDLL(str(path))
+        except (OSError, subprocess.SubprocessError) as problem:
+            problems.append(_said(problem))
+    raise NotBuilt(f"{command} did not build them: {problems[-1]}")
+
+
+def _ways(command: str) -> Iterator[tuple[str, ...]]:
+    """Options to try, the best first: with threads, if the program's own OpenMP can be linked to, and without."""
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    vectors = ("-mcpu=native",) if arm else ("-march=native", "-mprefer-vector-width=512")
+    runtime = _openmp()
+    if runtime:
+        yield (*vectors, "-fopenmp", "-Wl,--no-as-needed", runtime)
+    yield (*vectors, "-fopenmp-simd")
+
+
+def _openmp() -> str | None:
+    """The OpenMP runtime that PyTorch brought into this process; a second one would compete with it for the cores."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"(/\S*libgomp\S*\.so\S*)", Path("/proc/self/maps").read_text(encoding="utf-8"))
+        return found[1] if found else None
+    return None
+
+
+def _fingerprint(command: str, options: tuple[str, ...]) -> str:
+    """Of all that decides what is built: the source, how, and for which machine."""
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
+    parts = (SOURCE.read_text(encoding="utf-8"), *OPTIONS, *options, version, *sorted(cpu_flags()), torch.__version__)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _build(command: str, options: tuple[str, ...], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        build = [command, *OPTIONS, "-shared", str(SOURCE), *options, "-o", str(made)]
+        subprocess.run(build, check=True, capture_output=True, text=True, timeout=SECONDS)
+        ctypes.CDLL(str(made))
+        os.replace(made, path)
+
+
+def _said(problem: Exception) -> str:
+    lines = (getattr(problem, "stderr", None) or str(problem)).strip().splitlines()
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else str(problem))
+
+
+# --- on a GPU
+
+
+@cache
+def traced(device: torch.device) -> Pieces:
+    """PLAIN, each piece compiled by PyTorch when it first meets tensors of some size, and kept on disk for later processes.
+
+    The first dimension of what a piece takes may change from call to call, for `move` the second too; another size of any other
+    makes another kernel. What came before changes no kernel, so that results do not depend on it. Raises NotBuilt where
+    a first one cannot be made.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels" / "traced"))
+    found = Pieces(*(_Traced(piece, 2 if piece is PLAIN.move else 1) for piece in PLAIN))
+    try:
+        found.cross_entropy(torch.zeros(2, 2, 2, device=device), torch.zeros(2, 2, dtype=torch.int64, device=device))
+    except Exception as problem:  # of a compiler that may not be there, or not fit the rest
+        raise NotBuilt(f"PyTorch's compiler does not work here: {_said(problem)}") from None
+    return found
+
+
+class _Traced:
+    def __init__(self, piece: Callable[..., Any], free: int) -> None:
+        self.kernel = torch.compile(piece, fullgraph=True, dynamic=False)
+        self.free = free  # leading dimensions
+        self.known: set[tuple[Any, ...]] = set()
+
+    def __call__(self, *arguments: Any) -> Any:
+        key = tuple(_kind(argument, self.free) for argument in arguments)
+        if key in self.known:
+            return self.kernel(*arguments)
+        for tensor in _tensors(arguments):
+            for dimension in range(min(self.free, tensor.dim())):
+                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+        with torch._dynamo.config.patch(recompile_limit=10**6, accumulated_recompile_limit=10**6):
+            result = self.kernel(*arguments)
+        self.known.add(key)
+        return result
+
+
+def _kind(argument: Any, free: int) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.shape[free:], tuple(size == 1 for size in argument.shape[:free])
+    return argument if not isinstance(argument, Drop) else True
+
+
+def _tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
+    flat = (part for a in arguments for part in (a if isinstance(a, Drop) else (a,)))
+    return [part for part in flat if isinstance(part, Tensor)]

@@ -1,0 +1,135 @@
+"""The sublayers of a stack, each with its backward pass. Letters as in model.py; the pieces that they are made of: fused.py.
+
+Written out, and not left to automatic differentiation, for three reasons: library attention keys its dropout by the place in
+the batch instead of by the experiment; masks are made again in the backward pass, which is faster than to keep them;
+and the gradient of a weight comes in the weight's own layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from nanostudy.gpt.fused import Drop, Pieces
+
+BLOCK, MOST_BLOCKS = 64, 4  # of queries: their least, and the most blocks
+
+
+class Linear(Function):
+    """y (M, N, O) = x (M, N, I) @ weight (M, O, I) transposed + bias (M, O)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MNI: Tensor, weight_MOI: Tensor, bias_MO: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MNI, weight_MOI)
+        ctx.has_bias = bias_MO is not None
+        weight_MIO = weight_MOI.transpose(1, 2)
+        return torch.bmm(x_MNI, weight_MIO) if bias_MO is None else torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MNO: Tensor) -> tuple[Tensor | None, ...]:
+        x_MNI, weight_MOI = ctx.saved_tensors
+        d_bias_MO = d_y_MNO.sum(1) if ctx.has_bias else None
+        return torch.bmm(d_y_MNO, weight_MOI), torch.bmm(d_y_MNO.transpose(1, 2), x_MNI), d_bias_MO
+
+
+class ResidualNorm(Function):
+    """(x + y with dropout, its LayerNorm), (M, B, T, E) each. x None stands for zeros; gain and bias are (M, E)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_MBTE: Tensor | None,
+        y_MBTE: Tensor,
+        gain_ME: Tensor,
+        bias_ME: Tensor | None,
+        drop: Drop | None,
+        pieces: Pieces,
+    ) -> tuple[Tensor, Tensor]:
+        size, x_ZTE = y_MBTE.shape, None if x_MBTE is None else x_MBTE.flatten(0, 1)
+        sum_ZTE, norm_ZTE = pieces.residual_norm(x_ZTE, y_MBTE.flatten(0, 1), drop, gain_ME, bias_ME)
+        ctx.save_for_backward(sum_ZTE, gain_ME)
+        ctx.drop, ctx.pieces, ctx.has_x, ctx.has_bias = drop, pieces, x_MBTE is not None, bias_ME is not None
+        return sum_ZTE.view(size), norm_ZTE.view(size)
+
+    @staticmethod
+    def backward(ctx: Any, d_sum_MBTE: Tensor, d_norm_MBTE: Tensor) -> tuple[Tensor | None, ...]:
+        (sum_ZTE, gain_ME), size, dtype = ctx.saved_tensors, d_sum_MBTE.shape, d_norm_MBTE.dtype
+        d_x_ZTE, d_y_ZTE, d_gain_ZE, d_bias_ZE = ctx.pieces.residual_norm_backward(
+            d_sum_MBTE.flatten(0, 1), d_norm_MBTE.flatten(0, 1), sum_ZTE, ctx.drop, gain_ME
+        )
+        d_gain_ME = d_gain_ZE.view(*size[:2], -1).sum(1).to(dtype)
+        d_bias_ME = d_bias_ZE.view(*size[:2], -1).sum(1).to(dtype) if ctx.has_bias else None
+        d_x_MBTE = d_x_ZTE.view(size) if ctx.has_x else None
+        return d_x_MBTE, d_y_ZTE.view(size), d_gain_ME, d_bias_ME, None, None
+
+
+class Attention(Function):
+    """Causal scaled dot-product attention (Vaswani et al., 2017) before the output projection: (M, B, T, E).
+
+    Takes queries, keys and values of all heads beside each other, (M, B, T, 3 * E). In blocks of queries, so that
+    what no query sees is mostly not computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv_MBTF: Tensor, drop: Drop | None, heads: int, pieces: Pieces) -> Tensor:
+        M, B, T, _ = qkv_MBTF.shape
+        qkv_XZHTD = pieces.part_heads(qkv_MBTF.flatten(0, 1), 3, heads)
+        q, k, v = qkv_XZHTD.flatten(1, 2)
+        (Z, D), y, kept = qkv_XZHTD.shape[1::3], torch.empty_like(q), []
+        for first, last in _blocks(T):
+            scores_ZHQK = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).unflatten(0, (Z, heads))
+            weights_ZHQK, dropped_ZHQK = pieces.attend(scores_ZHQK, drop, 1 / math.sqrt(D), T)
+            torch.bmm(dropped_ZHQK.flatten(0, 1), v[:, :last], out=y[:, first:last])
+            kept += [weights_ZHQK, dropped_ZHQK]
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.drop, ctx.pieces = drop, pieces
+        return pieces.join_heads(y.view(1, Z, heads, T, D)).view(M, B, T, -1)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MBTE: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        (M, B, T, _), heads, D = d_y_MBTE.shape, kept[0].shape[1], q.shape[2]
+        d_y = ctx.pieces.part_heads(d_y_MBTE.flatten(0, 1), 1, heads).view_as(q)
+        d_qkv_XZHTD = q.new_empty(3, M * B, heads, T, D)
+        d_q, d_k, d_v = d_qkv_XZHTD.flatten(1, 2)
+        for first, last in reversed(list(_blocks(T))):
+            dropped, weights_ZHQK = kept.pop().flatten(0, 1), kept.pop()
+            d_dropped = torch.bmm(d_y[:, first:last], v[:, :last].transpose(1, 2))
+            d_dropped_ZHQK = d_dropped.view_as(weights_ZHQK)
+            d_scores_ZHQK = ctx.pieces.attend_backward(d_dropped_ZHQK, weights_ZHQK, ctx.drop, 1 / math.sqrt(D), T)
+            d_scores = d_scores_ZHQK.flatten(0, 1)
+            torch.bmm(d_scores, k[:, :last], out=d_q[:, first:last])
+            for d, rows, by in ((d_k, d_scores, q), (d_v, dropped, d_y)):
+                if last == T:
+                    torch.bmm(rows.transpose(1, 2), by[:, first:last], out=d)
+                else:
+                    d[:, :last].baddbmm_(rows.transpose(1, 2), by[:, first:last])
+        return ctx.pieces.join_heads(d_qkv_XZHTD).view(M, B, T, -1), None, None, None
+
+
+def _blocks(T: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each block of queries."""
+    size = max(BLOCK, -(-T // MOST_BLOCKS))
+    return ((first, min(first + size, T)) for first in range(0, T, size))
+
+
+class CrossEntropy(Function):
+    """In nats a token, fp32 (M, B, T); 0 where the target is -1, which has no gradient here."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_MBTV: Tensor, targets_MBT: Tensor, pieces: Pieces) -> Tensor:
+        logits_ZTV, targets_ZT = logits_MBTV.flatten(0, 1), targets_MBT.flatten(0, 1)
+        ctx.save_for_backward(logits_ZTV, targets_ZT)
+        ctx.pieces = pieces
+        return pieces.cross_entropy(logits_ZTV, targets_ZT).view(targets_MBT.shape)
+
+    @staticmethod
+    def backward(ctx: Any, d_losses_MBT: Tensor) -> tuple[Tensor | None, ...]:
+        logits_ZTV, targets_ZT = ctx.saved_tensors
+        d_logits_ZTV = ctx.pieces.cross_entropy_backward(d_losses_MBT.flatten(0, 1), logits_ZTV, targets_ZT)
+        return d_logits_ZTV.view(*d_losses_MBT.shape, -1), None, None

@@ -1,0 +1,121 @@
+"""Which device, precision, threads and kernels a run gets, and why. Nothing is downgraded without a note."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from nanostudy.gpt import kernels
+from nanostudy.gpt.device import available_cores, cuda_problem, device_name, has_native_bf16, keep_freed_memory
+from nanostudy.gpt.errors import UsageError
+from nanostudy.gpt.fused import PLAIN, Pieces
+from nanostudy.gpt.resources import PRECISIONS, Resources
+
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run gets: the resources, resolved."""
+
+    device: torch.device
+    device_name: str
+    precision: str
+    threads: int
+    notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
+    compiled: bool = False  # whether the pieces between matrix products are kernels built here
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def pieces(self) -> Pieces:
+        return kernels.pieces(self.device, self.dtype) if self.compiled else PLAIN
+
+    def as_dict(self) -> dict[str, object]:
+        """What run folders record."""
+        return {
+            "device": str(self.device),
+            "device_name": self.device_name,
+            "precision": self.precision,
+            "threads": self.threads,
+            "compiled": self.compiled,
+            "notes": list(self.notes),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+
+
+def resolve(resources: Resources) -> Machine:
+    """Chooses the device, precision and kernels, sets the number of threads, and says why. Raises UsageError."""
+    device, notes = _choose_device(resources.device)
+    precision, why = _choose_precision(resources.precision, device)
+    threads = resources.threads or available_cores()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
+    return Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled)
+
+
+def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
+    if asked == "cpu":
+        return torch.device("cpu"), ()
+    if asked == "auto":
+        if torch.cuda.is_available():
+            problem = cuda_problem(torch.device("cuda", 0))
+            if problem is None:
+                return torch.device("cuda", 0), ()
+            return torch.device("cpu"), (f"training on the CPU: {problem}",)
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), ()
+        return torch.device("cpu"), ()
+    device = torch.device(asked)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
+        return device, ()
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"device={asked}: this PyTorch (torch {torch.__version__}) sees no CUDA GPU. Use device=auto or device=cpu, "
+            "or install a PyTorch with CUDA and a driver that fits it."
+        )
+    device = torch.device("cuda", device.index or 0)
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={asked}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0.")
+    problem = cuda_problem(device)
+    if problem:
+        raise UsageError(f"device={asked}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it.")
+    return device, ()
+
+
+def _choose_precision(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    native = has_native_bf16(device)
+    if asked == "auto":
+        if native:
+            return "bf16", ()
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+            return "fp16", ("precision fp16 with loss scaling: this GPU has no native bf16",)
+        return "fp32", ("precision fp32: this device has no native bf16",)
+    if asked == "bf16" and not native:
+        return asked, ("bf16 is emulated on this device: expect it to be slower than fp32",)
+    if asked == "fp16" and device.type == "cpu":
+        return asked, ("fp16 on a CPU is for testing: expect it to be slow",)
+    return asked, ()
+
+
+def _choose_kernels(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, tuple[str, ...]]:
+    if asked == "no":
+        return False, ()
+    try:
+        kernels.pieces(device, dtype)
+    except kernels.NotBuilt as problem:
+        if asked == "yes":
+            raise UsageError(f"compile=yes: {problem}. With compile=auto it trains without, more slowly.") from None
+        return False, (f"kernels are not compiled, so this is slower than it could be: {problem}",)
+    return True, ()

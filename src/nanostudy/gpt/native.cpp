@@ -1,0 +1,426 @@
+// The pieces of fused.py for CPUs, a row at a time: what lies between two operations stays in registers and the first cache.
+//
+// Activations are bf16 or fp32 (Real), all arithmetic is fp32. Names and letters as in fused.py. Written with the vectors
+// that GCC and Clang know on every machine, sixteen numbers at a time. A row is one thread's, and a member's gradient a
+// sequence's: the same build gives the same bits with any number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+const int64_t WIDTH = 16;
+typedef float V __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t I __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t U __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+typedef uint8_t Bytes __attribute__((vector_size(WIDTH)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+// Of sixteen elements the first `count`. The two cases are apart because a copy of known size is one instruction.
+inline void copy(void *to, const void *from, int64_t count, size_t size) {
+    if (__builtin_expect(count >= WIDTH, 1))
+        std::memcpy(to, from, WIDTH * size);
+    else
+        std::memcpy(to, from, count * size);
+}
+
+// Beyond `count` there are zeros.
+inline V load(const float *from, int64_t count) {
+    V v = {};
+    copy(&v, from, count, sizeof *from);
+    return v;
+}
+
+inline V load(const bf16 *from, int64_t count) {
+    Halves h = {};
+    copy(&h, from, count, sizeof *from);
+    return (V)(__builtin_convertvector(h, U) << 16);
+}
+
+inline void store(float *to, V v, int64_t count) {
+    copy(to, &v, count, sizeof *to);
+}
+
+inline void store(bf16 *to, V v, int64_t count) {  // to the nearest, ties to even
+#ifdef __AVX512BF16__
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
+    U bits = (U)v, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    Halves h = __builtin_convertvector(v == v ? rounded : U{} + 0x7FC0, Halves);
+#endif
+    copy(to, &h, count, sizeof *to);
+}
+
+inline float number(const float *at) { return *at; }
+inline float number(const bf16 *at) { return load(at, 1)[0]; }
+
+inline V larger(V a, V b) { return a > b ? a : b; }
+
+inline float sum_of(V v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int64_t half = WIDTH / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+#endif
+}
+
+inline float largest_of(V v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    for (int64_t half = WIDTH / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) v[i] = std::max(v[i], v[i + half]);
+    return v[0];
+#endif
+}
+
+// e**x for x <= 0: 2**n times a polynomial for the rest, coefficients as in Cephes' expf (Moshier).
+inline V exponential(V x) {
+    x = x < -87.0f ? V{} - 87.0f : x;
+    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to the nearest integer
+    V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (V)((__builtin_convertvector(n, I) + 127) << 23);
+}
+
+// What the masks are spread from, arrays of Z. A null pointer to it stands for no dropout.
+struct Drop {
+    const uint32_t *low, *high;
+    const int32_t *threshold;
+    const float *scale;
+};
+
+const I LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// The random bytes of some activations of a sequence, and what they make of each: 0 where it is dropped, else the scale.
+// As keep_mask in randomness.py.
+struct Mask {
+    std::vector<uint32_t> words;
+    const uint8_t *bytes = nullptr;
+    I threshold = {};
+    V kept = {};
+
+    explicit Mask(int64_t most) : words(most / 4 + 4 * WIDTH) {}
+
+    // `count` activations from number `first` on.
+    void draw(const Drop *drop, int64_t z, int64_t first, int64_t count) {
+        if (!drop) return;
+        const int64_t skip = first & 3;
+        const U high = U{} + drop->high[z], next = U{} + uint32_t(WIDTH) * 0x9E3779B9u;
+        U word = ((U)LANE + uint32_t(first >> 2)) * 0x9E3779B9u + drop->low[z];
+        uint32_t *to = words.data();
+        for (int64_t i = 0; 4 * i < skip + count; i += WIDTH, word += next) {
+            U x = word;
+            x ^= x >> 16;
+            x *= 0x7FEB352Du;
+            x += high;
+            x ^= x >> 15;
+            x *= 0x846CA68Bu;
+            x ^= x >> 16;
+            std::memcpy(to + i, &x, sizeof x);
+        }
+        bytes = reinterpret_cast<const uint8_t *>(to) + skip;
+        threshold = I{} + drop->threshold[z];
+        kept = V{} + drop->scale[z];
+    }
+
+    V operator()(V v, int64_t i) const {
+        if (!bytes) return v;
+        Bytes b;
+        std::memcpy(&b, bytes + i, sizeof b);
+        return v * (__builtin_convertvector(b, I) >= threshold ? kept : V{});
+    }
+};
+
+// Writes x less its mean into `row` and returns 1 / its standard deviation.
+inline float centre(float *row, V total, int64_t E, float epsilon) {
+    const float mean = sum_of(total) / E;
+    V squares = {};
+    for (int64_t e = 0; e < E; e += WIDTH) {
+        V v = load(row + e, E - e) - mean;
+        store(row + e, v, E - e);
+        v = load(row + e, E - e);  // zeros beyond the end
+        squares += v * v;
+    }
+    return 1.0f / std::sqrt(sum_of(squares) / E + epsilon);
+}
+
+template <typename Real>
+void residual_norm(const Real *x, const Real *y, const Drop *drop, const Real *gain, const Real *bias, Real *sum,
+                   Real *norm, int64_t M, int64_t B, int64_t T, int64_t E, float epsilon, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Mask mask(E);
+        std::vector<float> row(E);
+        float *v = row.data();
+#pragma omp for
+        for (int64_t z = 0; z < M * B; z++) {
+            const Real *g = gain + z / B * E, *b = bias ? bias + z / B * E : nullptr;
+            for (int64_t t = 0; t < T; t++) {
+                const int64_t at = (z * T + t) * E;
+                mask.draw(drop, z, t * E, E);
+                V total = {};
+                for (int64_t e = 0; e < E; e += WIDTH) {
+                    V a = mask(load(y + at + e, E - e), e);
+                    if (x) a += load(x + at + e, E - e);
+                    store(sum + at + e, a, E - e);
+                    a = load(sum + at + e, E - e);  // as rounded
+                    store(v + e, a, E - e);
+                    total += a;
+                }
+                const float r = centre(v, total, E, epsilon);
+                for (int64_t e = 0; e < E; e += WIDTH) {
+                    V a = load(v + e, E - e) * r * load(g + e, E - e);
+                    if (b) a += load(b + e, E - e);
+                    store(norm + at + e, a, E - e);
+                }
+            }
+        }
+    }
+}
+
+template <typename Real>
+void residual_norm_backward(const Real *d_sum, const Real *d_norm, const Real *sum, const Drop *drop, const Real *gain,
+                            Real *d_x, Real *d_y, float *d_gain, float *d_bias, int64_t M, int64_t B, int64_t T,
+                            int64_t E, float epsilon, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Mask mask(E);
+        std::vector<float> row(E);
+        float *v = row.data();
+#pragma omp for
+        for (int64_t z = 0; z < M * B; z++) {
+            const Real *g = gain + z / B * E;
+            float *to_gain = d_gain + z * E, *to_bias = d_bias + z * E;
+            std::fill(to_gain, to_gain + E, 0.0f);
+            std::fill(to_bias, to_bias + E, 0.0f);
+            for (int64_t t = 0; t < T; t++) {
+                const int64_t at = (z * T + t) * E;
+                mask.draw(drop, z, t * E, E);
+                V total = {}, level = {}, slope = {};
+                for (int64_t e = 0; e < E; e += WIDTH) {
+                    V a = load(sum + at + e, E - e);
+                    store(v + e, a, E - e);
+                    total += a;
+                }
+                const float r = centre(v, total, E, epsilon);
+                for (int64_t e = 0; e < E; e += WIDTH) {
+                    V normal = load(v + e, E - e) * r, d = load(d_norm + at + e, E - e);
+                    store(to_gain + e, load(to_gain + e, E - e) + d * normal, E - e);
+                    store(to_bias + e, load(to_bias + e, E - e) + d, E - e);
+                    d *= load(g + e, E - e);
+                    level += d;
+                    slope += d * normal;
+                }
+                const float mean = sum_of(level) / E, tilt = sum_of(slope) / E;
+                for (int64_t e = 0; e < E; e += WIDTH) {
+                    V normal = load(v + e, E - e) * r, d = load(d_norm + at + e, E - e) * load(g + e, E - e);
+                    V a = load(d_sum + at + e, E - e) + r * (d - mean - normal * tilt);
+                    store(d_x + at + e, a, E - e);
+                    store(d_y + at + e, mask(a, e), E - e);
+                }
+            }
+        }
+    }
+}
+
+// Parts of D elements: (Z, T, X, H) of them `apart` into the order (X, Z, H, T), or back.
+template <bool back, typename Real>
+void carry(const Real *from, Real *to, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t z = 0; z < Z; z++)
+        for (int64_t x = 0; x < X; x++)
+            for (int64_t h = 0; h < H; h++)
+                for (int64_t t = 0; t < T; t++) {
+                    const int64_t together = (((z * T + t) * X + x) * H + h) * D;
+                    const int64_t apart = (((x * Z + z) * H + h) * T + t) * D;
+                    const int64_t source = back ? apart : together, target = back ? together : apart;
+                    for (int64_t d = 0; d < D; d += WIDTH) copy(to + target + d, from + source + d, D - d, sizeof(Real));
+                }
+}
+
+template <typename Real>
+void part_heads(const Real *x, Real *y, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, float, int threads) {
+    carry<false>(x, y, Z, T, X, H, D, threads);
+}
+
+template <typename Real>
+void join_heads(const Real *x, Real *y, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, float, int threads) {
+    carry<true>(x, y, Z, T, X, H, D, threads);
+}
+
+template <typename Real>
+void attend(const Real *scores, const Drop *drop, Real *weights, Real *dropped, int64_t Z, int64_t H, int64_t Q,
+            int64_t K, int64_t T, float scale, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Mask mask(K);
+        std::vector<float> row(K + WIDTH);
+        float *v = row.data();
+#pragma omp for
+        for (int64_t zh = 0; zh < Z * H; zh++) {
+            for (int64_t q = 0; q < Q; q++) {
+                const int64_t at = (zh * Q + q) * K, seen = K - Q + q + 1;
+                V most = V{} - INFINITY, total = {};
+                for (int64_t k = 0; k < seen; k += WIDTH) {
+                    V a = load(scores + at + k, K - k) * scale;
+                    a = LANE < int32_t(seen - k) ? a : V{} - INFINITY;
+                    store(v + k, a, WIDTH);
+                    most = larger(most, a);
+                }
+                const V top = V{} + largest_of(most);
+                for (int64_t k = 0; k < seen; k += WIDTH) {
+                    V a = exponential(load(v + k, WIDTH) - top);
+                    a = LANE < int32_t(seen - k) ? a : V{};
+                    store(v + k, a, WIDTH);
+                    total += a;
+                }
+                const float share = 1.0f / sum_of(total);
+                mask.draw(drop, zh / H, (zh % H * T + seen - 1) * T, seen);
+                for (int64_t k = 0; k < seen; k += WIDTH) {
+                    V a = load(v + k, WIDTH) * share;
+                    store(weights + at + k, a, K - k);
+                    if (drop) store(dropped + at + k, mask(a, k), K - k);
+                }
+                const int64_t end = std::min((seen + WIDTH - 1) / WIDTH * WIDTH, K);
+                std::memset(weights + at + end, 0, (K - end) * sizeof(Real));
+                if (drop) std::memset(dropped + at + end, 0, (K - end) * sizeof(Real));
+            }
+        }
+    }
+}
+
+template <typename Real>
+void attend_backward(const Real *d_dropped, const Real *weights, const Drop *drop, Real *d_scores, int64_t Z, int64_t H,
+                     int64_t Q, int64_t K, int64_t T, float scale, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Mask mask(K);
+        std::vector<float> row(K + WIDTH);
+        float *v = row.data();
+#pragma omp for
+        for (int64_t zh = 0; zh < Z * H; zh++) {
+            for (int64_t q = 0; q < Q; q++) {
+                const int64_t at = (zh * Q + q) * K, seen = K - Q + q + 1;
+                mask.draw(drop, zh / H, (zh % H * T + seen - 1) * T, seen);
+                V dots = {};
+                for (int64_t k = 0; k < seen; k += WIDTH) {  // weights of later keys are zero
+                    V d = mask(load(d_dropped + at + k, K - k), k);
+                    store(v + k, d, WIDTH);
+                    dots += d * load(weights + at + k, K - k);
+                }
+                const float dot = sum_of(dots);
+                for (int64_t k = 0; k < seen; k += WIDTH) {
+                    V d = load(v + k, WIDTH) - dot;
+                    store(d_scores + at + k, load(weights + at + k, K - k) * d * scale, K - k);
+                }
+                const int64_t end = std::min((seen + WIDTH - 1) / WIDTH * WIDTH, K);
+                std::memset(d_scores + at + end, 0, (K - end) * sizeof(Real));
+            }
+        }
+    }
+}
+
+// Writes e**(logit - largest) into `row`; returns (the largest, the sum of the row).
+template <typename Real>
+inline std::pair<float, float> exponentials(const Real *logits, float *row, int64_t V_) {
+    V most = V{} - INFINITY, total = {};
+    for (int64_t v = 0; v < V_; v += WIDTH) {
+        V a = load(logits + v, V_ - v);
+        a = LANE < int32_t(V_ - v) ? a : V{} - INFINITY;
+        store(row + v, a, WIDTH);
+        most = larger(most, a);
+    }
+    const float top = largest_of(most);
+    for (int64_t v = 0; v < V_; v += WIDTH) {
+        V a = exponential(load(row + v, WIDTH) - top);
+        a = LANE < int32_t(V_ - v) ? a : V{};
+        store(row + v, a, WIDTH);
+        total += a;
+    }
+    return {top, sum_of(total)};
+}
+
+template <typename Real>
+void cross_entropy(const Real *logits, const int64_t *targets, float *losses, int64_t N, int64_t V_, float, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> row(V_ + WIDTH);
+#pragma omp for
+        for (int64_t n = 0; n < N; n++) {
+            const auto [top, total] = exponentials(logits + n * V_, row.data(), V_);
+            losses[n] = targets[n] < 0 ? 0.0f : std::log(total) + top - number(logits + n * V_ + targets[n]);
+        }
+    }
+}
+
+template <typename Real>
+void cross_entropy_backward(const float *d_losses, const Real *logits, const int64_t *targets, Real *d_logits, int64_t N,
+                            int64_t V_, float, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> row(V_ + WIDTH);
+        float *p = row.data();
+#pragma omp for
+        for (int64_t n = 0; n < N; n++) {
+            const float total = exponentials(logits + n * V_, p, V_).second;
+            if (targets[n] >= 0) p[targets[n]] -= total;
+            const float share = d_losses[n] / total;
+            for (int64_t v = 0; v < V_; v += WIDTH) store(d_logits + n * V_ + v, load(p + v, WIDTH) * share, V_ - v);
+        }
+    }
+}
+
+// Rows of `columns` elements lie `row` elements apart, those of the gradient `grad_row`; the numbers are arrays of M.
+template <typename Real>
+void move(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, const float *decay, const bool *moved,
+          const float *clip, const float *fresh1, const float *fresh2, const float *root_correction2,
+          const float *step_size, int64_t M, int64_t columns, int64_t row, int64_t grad_row, float epsilon,
+          int threads) {
+    for (int64_t m = 0; m < M; m++) {
+        if (!moved[m]) continue;
+        float *p = params + m * row, *first = exp_avg + m * row, *second = exp_avg_sq + m * row;
+        const Real *grad = grads + m * grad_row;
+        const float keep = 1 - decay[m], step = step_size[m], root = root_correction2[m];
+#pragma omp parallel for num_threads(threads)
+        for (int64_t i = 0; i < columns; i += WIDTH) {
+            const int64_t count = columns - i;
+            const V g = load(grad + i, count) * clip[m];
+            V a = load(first + i, count), s = load(second + i, count), size;
+            a += (g - a) * fresh1[m];
+            s = s * (1 - fresh2[m]) + g * g * fresh2[m];
+            for (int64_t lane = 0; lane < WIDTH; lane++) size[lane] = std::sqrt(s[lane]);
+            store(first + i, a, count);
+            store(second + i, s, count);
+            store(p + i, load(p + i, count) * keep - step * a / (size / root + epsilon), count);
+        }
+    }
+}
+
+}  // namespace
+
+#define PIECES(Real)                                                                                                   \
+    {(void *)residual_norm<Real>, (void *)residual_norm_backward<Real>, (void *)part_heads<Real>, (void *)join_heads<Real>, (void *)attend<Real>,                        \
+     (void *)attend_backward<Real>, (void *)cross_entropy<Real>,    \
+     (void *)cross_entropy_backward<Real>, (void *)move<Real>}
+
+extern "C" {
+void *fp32_pieces[] = PIECES(float);  // in the order of fused.py's Pieces
+void *bf16_pieces[] = PIECES(bf16);
+}
