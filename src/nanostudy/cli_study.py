@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanostudy.gpt.resources import Resources
+
 if TYPE_CHECKING:
-    from nanostudy.gpt.resources import Resources
     from nanostudy.studies import Plan
     from nanostudy.study.store import Row
 
@@ -44,6 +45,7 @@ Count = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Compile = Annotated[str, typer.Option(help="auto, yes or no: kernels built once by this machine's compiler.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
 Executor = Annotated[str, typer.Option(help="workers, or inline: all in this process.")]
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
@@ -59,6 +61,7 @@ def run_command(
     workers: Count = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
 ) -> None:
@@ -77,7 +80,7 @@ def run_command(
             only=only,
             workers=workers,
             executor=executor,
-            resources=_resources(device, precision, threads),
+            resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
         ),
         path,
     )
@@ -90,6 +93,7 @@ def retry_command(
     workers: Count = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
 ) -> None:
@@ -98,14 +102,8 @@ def retry_command(
     from nanostudy.study.definition import existing_folder
 
     path = existing_folder(folder)
-    asked = _resources(device, precision, threads)
+    asked = Resources(device=device, precision=precision, compile=compile, threads=threads)
     _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked), path)
-
-
-def _resources(device: str, precision: str, threads: int | None) -> Resources:
-    from nanostudy.gpt.resources import Resources
-
-    return Resources(device=device, precision=precision, threads=threads)
 
 
 def _run(run: Callable[[], list[Row]], path: Path) -> None:
@@ -145,6 +143,7 @@ def plan_command(
     workers: Count = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
     format: Format = Form.table,
@@ -161,7 +160,7 @@ def plan_command(
         only=only,
         workers=workers,
         executor=executor,
-        resources=_resources(device, precision, threads),
+        resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
     )
     if format is Form.table:
         _say_plan(plan)

@@ -67,7 +67,8 @@ class TrainingView:
             f"model    {e.n_layer} layers, {e.n_head} heads, width {e.n_embd}, context {e.block_size}: {count.total:,} parameters"
         )
         say(
-            f"device   {self.machine.device} ({self.machine.device_name}), {self.machine.precision}, {self.machine.threads} threads"
+            f"device   {self.machine.device} ({self.machine.device_name}), {self.machine.precision}, "
+            f"{counted(self.machine.threads, 'thread')}{', compiled kernels' * self.machine.compiled}"
         )
         for note in self.machine.notes:
             say(f"         {note}", style="yellow")

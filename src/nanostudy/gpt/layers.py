@@ -118,6 +118,11 @@ def _blocks(T: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, T)) for first in range(0, T, size))
 
 
+def seen_share(T: int) -> float:
+    """The share of all pairs of positions that attention computes, seen or not."""
+    return sum(last * (last - first) for first, last in _blocks(T)) / T**2
+
+
 class CrossEntropy(Function):
     """In nats a token, fp32 (M, B, T); 0 where the target is -1, which has no gradient here."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from nanostudy.gpt.corpus import Corpus
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.layers import seen_share
 from nanostudy.gpt.machine import DTYPES
 from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
 from nanostudy.gpt.train import EVALUATION_TOKENS, contexts_within
@@ -23,7 +24,7 @@ from nanostudy.study.grid import Entry
 # hardly less beyond. A GPU is filled by members; its figures are not measured yet.
 WIDEST = {"cpu": 4, "cuda": 64, "mps": 16}
 # How much of a step does not grow with the members, in members: what makes narrow stacks dear.
-OVERHEAD = {"cpu": 0.2, "cuda": 16.0, "mps": 8.0}
+OVERHEAD = {"cpu": 0.4, "cuda": 16.0, "mps": 8.0}
 SLACK = 1.05  # how much longer the whole may take for the sake of fewer, fuller stacks
 
 
@@ -104,11 +105,11 @@ def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str
     """Bytes that a stack of this width needs, about: a fit to measured peaks on a CPU (docs/log.md), and a tenth more."""
     e, shape = experiment, shape_of(experiment, corpus)
     element = DTYPES[precision].itemsize / 2
-    parameters = 44 * count_parameters(shape).total * width
-    layer = 8 * e.n_head * e.block_size + 34 * e.n_embd  # bytes a token, two an element
+    parameters = 23 * count_parameters(shape).total * width
+    layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd  # bytes a token, two an element
     training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
     evaluation = EVALUATION_TOKENS * (1.4 * layer + 14 * shape.vocab_size)
-    return int(1.1 * (parameters + element * max(training, evaluation)))
+    return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))
 
 
 def plan(
