@@ -19,7 +19,7 @@ WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
 MEASURES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
 AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
-SURROUNDINGS = ("device", "precision", "threads", "members", "corpus_sha256")
+SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
 # `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there
 COLUMNS = (
     *("id", "part", "status", "reason", "source", "identity"),
