@@ -16,7 +16,7 @@ from nanostudy.words import counted
 
 MOST_LEVELS = 20  # of a factor that has more levels than half the experiments: above, it is no factor but a search
 MOST_NAMES = 8  # that a sentence lists
-TIMES = " \u00d7 "  # between the factors of an interaction
+TIMES = " × "  # between the factors of an interaction
 TOGETHER = "/"  # between the settings of one factor, and between their values
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -55,6 +55,8 @@ class Fit:
         A term's sum of squares is what it explains beside all terms that do not contain it. On a balanced design this is its
         part of the total, and all parts and the rest add up to 1. Blocks are under what they are called.
         """
+        if not self.design.n:
+            return {}
         y = self.design.y - self.design.y.mean()
         total = float(y @ y)
         if total <= self.design.n * (NEGLIGIBLE * np.abs(self.design.y).max(initial=0.0)) ** 2:
