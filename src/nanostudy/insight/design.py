@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class Design:
 
     measure: str
     table: pd.DataFrame  # those experiments
+    repeats: Mapping[str, str]  # others with the settings and the seed of one of them, and of which
     y: Array  # their measure
     factors: tuple[Factor, ...]
     cells: Array  # of each experiment, the number of its cell: equal levels of all factors
@@ -70,6 +71,12 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     """Pure. What cannot be compared is named in `missing`, never dropped in silence."""
     asked = results.factors
     table, told = _measured(results, measure, asked)
+    table, repeats = _without_repeats(table, asked)
+    if repeats:
+        told.append(
+            f"{counted(len(repeats), 'experiment')} repeat another's settings and seed, such as {next(iter(repeats))}: "
+            "no independent replicates, so each is counted once."
+        )
     factors, told = _factors(table, asked, told)
     cells = _numbered([factor.codes for factor in factors], len(table))
     blocks, words, shared, told = _blocks(table, factors, cells, told)
@@ -84,10 +91,12 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         told.append(
             f"{combinations - len(counts):,} of the {combinations:,} combinations of levels have no finished experiment."
         )
-    elif complete and not even:
+    elif complete and not even and min(counts) < max(counts):
         told.append(f"The combinations were tried unequally often: {min(counts)} to {max(counts)} experiments each.")
+    elif complete and not even:
+        told.append(f"The combinations were not all run with the same {words}.")
     y = table[measure].to_numpy(dtype=float)
-    return Design(measure, table, y, factors, cells, blocks, words, shared, complete, even, tuple(told))
+    return Design(measure, table, repeats, y, factors, cells, blocks, words, shared, complete, even, tuple(told))
 
 
 def _measured(results: Results, measure: str, asked: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -110,15 +119,18 @@ def _measured(results: Results, measure: str, asked: Sequence[str]) -> tuple[pd.
                 f"{counted(len(table) - len(whole), 'experiment')} are left out, because their {_listed(unknown)} is not known."
             )
             table = whole
-    seeded = table[[known(seed) for seed in table["seed"]]]
-    again = seeded.duplicated(subset=[*asked, "seed", "source"])
-    if again.any():
-        told.append(
-            f"{counted(int(again.sum()), 'experiment')} repeat another's settings and seed, such as {seeded.index[again][0]}: "
-            "no independent replicates, so each is counted once."
-        )
-        table = table.drop(index=seeded.index[again])
     return table, told
+
+
+def _without_repeats(table: pd.DataFrame, asked: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The same settings and seed give the same result, up to rounding: the first counts. And the others, each with its first."""
+    first: dict[tuple[Any, ...], str] = {}
+    repeats: dict[str, str] = {}
+    keys = table[[*asked, "seed", "source"]].itertuples(index=False, name=None)
+    for name, seed, key in zip(map(str, table.index), table["seed"], keys, strict=True):
+        if known(seed) and first.setdefault(key, name) != name:
+            repeats[name] = first[key]
+    return table.drop(index=list(repeats)), repeats
 
 
 def levels_in(table: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Any]]:

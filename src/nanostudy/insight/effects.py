@@ -60,7 +60,7 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
         design.balanced,
         design.n,
         known_shares,
-        math.sqrt(noise.variance) if noise.variance == noise.variance else math.nan,
+        math.sqrt(noise.of_one[0]),
         measure,
     )
 
@@ -121,8 +121,9 @@ def _half_normal(design: Design, noise: Noise) -> pd.DataFrame | None:
     table = table.sort_values("effect", key=lambda column: column.abs(), ignore_index=True)
     places = (np.arange(len(table)) + 0.5) / len(table)
     table["quantile"] = stats.norm.ppf(0.5 + places / 2)
-    error = math.sqrt(4 * noise.variance / design.n) if not math.isnan(noise.variance) else math.nan
-    table.attrs["margin"], table.attrs["simultaneous"] = margins(error, noise.df, len(table))
+    variance, df = noise.of_one
+    margin, simultaneous = margins(math.sqrt(4 * variance / design.n), df, len(table))
+    table.attrs["margin"], table.attrs["simultaneous"] = margin, simultaneous
     return table
 
 
@@ -136,6 +137,7 @@ def cell_means(results: Results, factor_a: str, factor_b: str | None = None, mea
     design = design_of(results, measure)
     fit, noise = judged(design)
     places = [_place(design, name) for name in (factor_a, factor_b) if name is not None]
+    variance, df = noise.of(TIMES.join(design.factors[place].name for place in sorted(places)))
     rows = []
     for levels in itertools.product(*(range(len(design.factors[place].levels)) for place in places)):
         here = np.all([design.factors[p].codes == level for p, level in zip(places, levels, strict=True)], axis=0)
@@ -145,7 +147,7 @@ def cell_means(results: Results, factor_a: str, factor_b: str | None = None, mea
         else:
             mean = float(design.y[here].mean()) if here.any() else math.nan
             unit = 1 / math.sqrt(here.sum()) if here.any() else math.nan
-        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, noise.df)) * unit * math.sqrt(noise.variance)
+        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * unit * math.sqrt(variance)
         at = [design.factors[p].levels[level] for p, level in zip(places, levels, strict=True)]
         rows.append(
             (

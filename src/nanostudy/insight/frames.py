@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nanostudy.gpt.experiment import FIELDS, names_of
@@ -149,19 +150,17 @@ def joined(pieces: Sequence[Results]) -> Results:
     """One Results of several: an experiment that is there twice once, names that mean two things told apart."""
     if len(pieces) == 1:
         return pieces[0]
-    seen: dict[str, str] = {}  # identities and the names that they have
     notes = [note for piece in pieces for note in piece.notes]
+    superfluous = _superfluous(pieces)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("experiments", "evaluations", "training", "samples")}
     taken: set[str] = set()
-    for piece in pieces:
-        again = [n for n, identity in piece.experiments["identity"].items() if known(identity) and identity in seen]
+    for piece, again in zip(pieces, superfluous, strict=True):
         if again:
             notes.append(
                 f"{counted(len(again), 'experiment')} of {piece.title} came twice, such as {again[0]}: counted once."
             )
         kept = piece.experiments.drop(index=again)
         named = {name: _unlike(str(name), piece.title, taken) for name in kept.index}
-        seen |= {identity: named[name] for name, identity in kept["identity"].items() if known(identity)}
         tables["experiments"].append(kept.rename(index=named))
         for which in ("evaluations", "training", "samples"):
             rows = getattr(piece, which)
@@ -176,6 +175,34 @@ def joined(pieces: Sequence[Results]) -> Results:
     }
     title = " + ".join(dict.fromkeys(piece.title for piece in pieces))
     return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes))
+
+
+def _superfluous(pieces: Sequence[Results]) -> list[list[str]]:
+    """Of each piece the experiments that are there already: copies of a result, and those without one where there is one.
+
+    The same experiment trained on two machines is two results, which a comparison of machines needs.
+    """
+    found: dict[str, list[tuple[int, str, tuple[float, float] | None]]] = {}
+    for place, piece in enumerate(pieces):
+        table = piece.experiments
+        columns = zip(table.index, *(table[c] for c in ("identity", "status", "val_loss", "seconds")), strict=True)
+        for name, identity, status, loss, seconds in columns:
+            if known(identity):
+                result = (loss, seconds) if status in ("finished", "diverged") else None
+                found.setdefault(identity, []).append((place, str(name), result))
+    superfluous: list[list[str]] = [[] for _ in pieces]
+    for same in found.values():
+        results = [result for *_, result in same if result]
+        for i, (place, name, result) in enumerate(same):
+            before = [other for *_, other in same[:i]]
+            if any(_alike(result, other) for other in before) if result else bool(results or before):
+                superfluous[place].append(name)
+    return superfluous
+
+
+def _alike(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
+    """Whether loss and seconds are the same but for the rounding of a run folder's seconds."""
+    return b is not None and np.allclose(a, b, rtol=0, atol=[1e-9, 0.02], equal_nan=True)
 
 
 def _unlike(name: str, title: str, taken: set[str]) -> str:

@@ -23,6 +23,16 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class Between:
+    """The noise between seeds, for the terms that vary with them."""
+
+    variance: float  # of an experiment, as large as it would be if all the noise were of this kind
+    df: float
+    terms: frozenset[str]
+    size: float  # experiments a seed
+
+
+@dataclass(frozen=True)
 class Noise:
     """Of one experiment, beside what its block shares."""
 
@@ -30,13 +40,23 @@ class Noise:
     variance: float  # NaN where there is no estimate
     df: float
     explanation: str
-    # where seeds are bound to factors: variance and degrees of freedom between seeds, for the terms that vary with them
-    between: tuple[float, float, frozenset[str]] | None = None
+    between: Between | None = None  # where seeds are bound to factors: `variance` is then that within seeds
+
+    @property
+    def of_one(self) -> tuple[float, float]:
+        """(variance, degrees of freedom) of an experiment compared with one of another seed (Satterthwaite, 1946)."""
+        if self.between is None:
+            return self.variance, self.df
+        size = self.between.size
+        parts = np.array([(size - 1) / size * self.variance, self.between.variance / size])
+        dfs = np.array([self.df, self.between.df])
+        total = float(parts.sum())
+        return total, total**2 / float((parts**2 / dfs).sum()) if total > 0 else self.df
 
     def of(self, term: str) -> tuple[float, float]:
         """(variance, degrees of freedom) that a term is judged against."""
-        if self.between is not None and term in self.between[2]:
-            return self.between[0], self.between[1]
+        if self.between is not None and term in self.between.terms:
+            return self.between.variance, self.between.df
         return self.variance, self.df
 
 
@@ -153,7 +173,7 @@ def _with_strata(noise: Noise, fit: Fit) -> Noise:
         noise,
         variance=float(within @ within) / df_within,
         df=df_within,
-        between=(between, df_between, bound),
+        between=Between(between, df_between, bound, design.n / seeds),
         explanation=noise.explanation + told,
     )
 

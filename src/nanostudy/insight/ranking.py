@@ -30,13 +30,17 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     1984), at 95% for all together, paired by seed. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
     """
     design = design_of(results, by)
-    judged_noise = judged(design)[1]
-    table = _judged_cells(design, judged_noise)
-    rows = pd.DataFrame({"name": list(design.table.index), "value": design.y, "id": design.table["id"].to_numpy()})
-    rows = rows.join(table.take(design.cells).reset_index(drop=True))
+    noise = judged(design)[1]
+    table = _judged_cells(design, noise)
+    cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
+    cell |= {name: cell[first] for name, first in design.repeats.items()}
+    names = list(cell)
+    rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
+    rows["id"] = results.experiments.loc[names, "id"].to_numpy()
+    rows = rows.join(table.take([cell[name] for name in names]).reset_index(drop=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(COLUMNS)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(design, judged_noise)
+    rows.attrs["basis"] = _basis(design, noise)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
@@ -53,13 +57,14 @@ def _judged_cells(design: Design, noise: Noise) -> pd.DataFrame:
         return pd.DataFrame({name: pd.Series(dtype=bool if name == "tied" else float) for name in columns})
     means = _adjusted_means(design)
     counts = np.bincount(design.cells)
-    sd = math.sqrt(noise.variance) if not math.isnan(noise.variance) else math.nan
+    variance, df = noise.of_one
+    sd = math.sqrt(variance)
     se = sd / np.sqrt(counts)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, noise.df)) * se
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
     if len(means) == 1 or math.isnan(sd):
         tied = np.full(len(means), True)
     else:
-        tied = _possibly_best(means, se, critical_value(len(means), noise.df))
+        tied = _possibly_best(means, se, critical_value(len(means), df))
     return pd.DataFrame(dict(zip(columns, (means, counts, se, means - margin, means + margin, tied), strict=True)))
 
 
@@ -96,7 +101,7 @@ def _basis(design: Design, noise: Noise) -> str:
         return f"{noise.explanation} So nothing can be told apart. {SAMPLING}"
     means = "Each experiment stands for its settings" if design.cell_count == design.n else "Seeds are averaged"
     return (
-        f"{means}; the standard deviation of one experiment is {math.sqrt(noise.variance):.4f}. {noise.explanation} Tied with the "
+        f"{means}; the standard deviation of one experiment is {math.sqrt(noise.of_one[0]):.4f}. {noise.explanation} Tied with the "
         f"best are settings that multiple comparisons with the best (Hsu) do not tell from them, at 95% for all "
         f"{counted(design.cell_count, 'cell')} together. {SAMPLING}"
     )
