@@ -19,6 +19,7 @@ from nanostudy.gpt.model import Shape, flops_per_token
 from nanostudy.gpt.run import read_metadata, read_rows
 from nanostudy.insight.frames import AT_CONTEXT, EVALUATIONS, TRAINING, CorpusFacts, experiments_frame, joined
 from nanostudy.insight.frames import Results as Results
+from nanostudy.insight.tables import read_tables
 from nanostudy.study.definition import Study, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.folder import definitions
 from nanostudy.study.store import FILE, Row, Store
@@ -34,13 +35,11 @@ def read_results(paths: Sequence[Path | str]) -> Results:
     """Study folders, run folders and .csv files as one. Raises UsageError at what is none of these, NanostudyError at damage."""
     if not paths:
         raise UsageError("Name at least one study folder, run folder or results.csv.")
-    pieces = []
-    for path in dict.fromkeys(_there(Path(path)) for path in paths):
-        if path.suffix.lower() == ".csv":
-            from nanostudy.insight.tables import read_table
-
-            pieces.append(read_table(path))
-        elif has_study(path):
+    places = list(dict.fromkeys(_there(Path(path)) for path in paths))
+    tables = [path for path in places if path.suffix.lower() == ".csv"]
+    pieces = [read_tables(tables)] if tables else []
+    for path in (path for path in places if path not in tables):
+        if has_study(path):
             pieces.append(read_study_folder(path))
         elif read_metadata(path) is not None:
             pieces.append(read_run_folder(path))
