@@ -62,11 +62,14 @@ class Evidence:
         return table[table.index.isin(names)] if alternatives else table
 
     def absent(self, alternatives: Sequence[Settings]) -> Judgement:
-        """The verdict where none of them finished."""
+        """The verdict where no finished run that matches tells what is asked."""
+        if len(self.finished(alternatives)):
+            return Judgement("not run", why="The runs with these settings did not record what would tell.")
         every = pd.concat([self.matching(settings) for settings in alternatives])
         diverged = int((every["status"] == "diverged").sum())
-        if diverged:
-            return Judgement("not reproduced", "diverged", diverged, why="Every run with these settings diverged.")
+        if diverged and diverged == len(every):
+            why = "Every run with these settings diverged."
+            return Judgement("not reproduced", "diverged", diverged, why=why)
         if len(every):
             return Judgement("not run", why=f"{counted(len(every), 'run')} with these settings without a result.")
         silent = [row for row in self.rows if any(_may_fit(row, settings) for settings in alternatives)]
@@ -92,7 +95,7 @@ class Evidence:
         kinds = [kind for kind, those in names.items() if kind == machine or all(machine in name for name in those)]
         if not kinds and machine != "cpu":
             return runs.iloc[:0], f"It is a claim about another machine: {machine}."
-        there = runs[runs["device"].isin(kinds)]
+        there = runs[runs["device"].isin([*kinds, machine])]
         alone = there[there["members"].isna() | (there["members"] == 1)]
         if there.empty:
             return there, f"No run with these settings was on such a machine: {machine}."

@@ -53,7 +53,7 @@ def measure(alternatives: Sequence[Settings], parameters: Parameters, evidence: 
         runs = alone
     values = _values(runs, name, evidence)
     if values.empty:
-        return evidence.absent(alternatives) if runs.empty else Judgement("not run", why=f"No {name} is known of them.")
+        return evidence.absent(alternatives)
     tolerance = parameters["half_unit"]
     if name in NOISY:
         drawn = (s["batch_size"] * s["block_size"] for s in alternatives)
@@ -94,12 +94,10 @@ def is_lower(alternatives: Sequence[Settings], parameters: Parameters, evidence:
     sides: list[list[float]] = []
     for settings in alternatives:
         runs = evidence.finished([settings])
-        values = runs[name] if name in runs else evidence.quality[name].reindex(runs.index)
-        if values.dropna().empty:
-            return (
-                evidence.absent([settings]) if runs.empty else Judgement("not run", why=f"No {name} is known of them.")
-            )
-        sides.append([float(value) for value in values.dropna()])
+        values = (runs[name] if name in runs else evidence.quality[name].reindex(runs.index)).dropna()
+        if values.empty:
+            return evidence.absent([settings])
+        sides.append([float(value) for value in values.to_numpy()])
     return lower(sides[0], sides[1])
 
 
@@ -150,11 +148,7 @@ def writes(alternatives: Sequence[Settings], parameters: Parameters, evidence: E
     runs = evidence.finished(alternatives)
     table = evidence.quality.reindex(runs.index)[list(parameters["measures"])].dropna()
     if table.empty:
-        return (
-            evidence.absent(alternatives)
-            if runs.empty
-            else Judgement("not run", why="No samples of them are measured.")
-        )
+        return evidence.absent(alternatives)
     means = table.mean()
     ours = ", ".join(f"{name} {value:.0%}" for name, value in means.items())
     return Judgement("reproduced" if (means >= parameters["least"]).all() else "not reproduced", ours, len(table))
