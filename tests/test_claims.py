@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import needs_shakespeare
+from scipy import stats
 from synthetic import synthetic
 
 from nanostudy.gpt.experiment import FIELDS
@@ -89,6 +90,8 @@ def test_the_row_is_matched_as_the_study_writes_it():
     # the study leaves lr_decay_iters to its default, which is max_iters
     results = runs("grid-row-val-loss", {"lr_decay_iters": "none", "val_loss": 2.23})
     assert verdict("grid-row-val-loss", results) == "reproduced"
+    results = runs("readme-cpu-val-loss", {"min_lr": "none", "val_loss": 1.88})  # a tenth of the learning rate
+    assert verdict("readme-cpu-val-loss", results) == "reproduced"
     results = runs("grid-row-val-loss", {"lr_decay_iters": 2000, "val_loss": 2.23})
     assert verdict("grid-row-val-loss", results) == "not run"
 
@@ -127,6 +130,11 @@ def test_interval_of_a_textbook():
 )
 def test_verdicts_on_a_figure(ours, better, expected):
     assert compare(ours, (1.72, 1.72), 0.005, better).verdict == expected
+
+
+def test_a_binary_fraction_at_the_end_of_the_tolerance():
+    # 4.6 - 0.005 is a little more than 4.595 in binary, 1.72 + 0.005 a little less than 1.725
+    assert compare([4.595], (4.6, 4.6), 0.005).verdict == "reproduced"
 
 
 def test_a_range():
@@ -180,6 +188,10 @@ def test_lower_by_welch():
     assert (found.low, found.high) == (pytest.approx(-4.2668, abs=1e-3), pytest.approx(0.2668, abs=1e-3))
     assert found.verdict == "not reproduced"
     assert lower([0.0, 0.1, 0.2], [2.0, 2.1, 2.2]).verdict == "reproduced"
+    # variances 1 over 3 and 100 over 2: se = sqrt(1/3 + 50), df = 1.0133 (pooled: 3)
+    assert lower([0, 1, 2], [20, 34.142135623730951]).high == pytest.approx(
+        -26.0710678 + stats.t.ppf(0.975, (1 / 3 + 50) ** 2 / ((1 / 3) ** 2 / 2 + 50**2)) * math.sqrt(1 / 3 + 50)
+    )
     assert lower([1.4], [1.7]).verdict == "reproduced"
     assert "no interval" in lower([1.4], [1.7, 1.8]).why
     assert lower([1.8], [1.7]).verdict == "not reproduced"
@@ -193,6 +205,7 @@ def test_a_published_loss():
     assert verdict("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.722})) == "reproduced"
     better = judged("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.553}))
     assert (better.verdict, better.ours, better.n) == ("better", "1.5530", 1)
+    assert "nanostudy train" not in better.why
     assert verdict("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.74})) == "not reproduced"
     several = runs("report-cpu-val-loss", {"val_loss": 1.55}, {"val_loss": 1.56}, {"val_loss": 1.57})
     assert judged("report-cpu-val-loss", several).low == pytest.approx(1.56 - 4.302653 * 0.01 / math.sqrt(3), abs=1e-6)
@@ -244,6 +257,13 @@ def test_speed_is_a_claim_about_a_machine():
     assert verdict("report-a100-speed", slow) == "not reproduced"
     stacked = runs("report-a100-time", {**done, "members": 4}, machine=a100)
     assert verdict("report-a100-time", stacked) == "not testable here"
+    some = judged(
+        "report-a100-time", runs("report-a100-time", done, {**done, "seconds": 9.0, "members": 4}, machine=a100)
+    )
+    assert (some.ours, some.n) == ("1000", 1)
+    two = runs("report-a100-time", done, machine=a100)
+    two = replace(two, provenance={"machines": [a100, {"device": "cuda", "device_name": "NVIDIA H200"}]})
+    assert verdict("report-a100-time", two) == "not testable here"  # which of them it was is not known
     assert verdict("report-cpu-time", runs("report-cpu-time", {"val_loss": 1.5, "seconds": 2627.0})) == "reproduced"
     on_gpu = runs("report-cpu-time", {"val_loss": 1.5, "seconds": 100.0}, machine=a100)
     assert verdict("report-cpu-time", on_gpu) == "not testable here"
@@ -320,6 +340,16 @@ def test_convergence():
     assert judged("report-plateau", results["slow"]).ours == "none"
 
 
+def test_a_plateau_in_half_of_the_runs_is_not_one_in_most():
+    results = runs(
+        "report-plateau", {"val_loss": 1.6}, {"val_loss": 1.6}, curve={0: 4.2, 2000: 1.6, 4000: 1.59, 6000: 1.59}
+    )
+    rows = results.evaluations
+    rows.loc[(rows["name"] == "run2") & (rows["step"] == 2000), "val_loss"] = 2.5
+    found = judged("report-plateau", results)
+    assert (found.verdict, found.ours, found.n) == ("not reproduced", "begins at 2,000 to 4,000", 2)
+
+
 def test_a_curve_that_ends_before_tells_nothing():
     short = runs("report-cpu-val-loss", {"val_loss": 1.6}, curve={0: 4.2, 400: 2.0})
     assert verdict("report-falls-fast", short) == "not run"
@@ -366,6 +396,18 @@ def test_lower_loss_goes_with_better_samples(slope, expected):
     )
     found = judged("report-loss-and-samples", results, measures)
     assert (found.verdict, found.n) == (expected, 12)
+
+
+def test_a_weak_relation_is_none():
+    results = synthetic({"n_layer": [1, 2, 3, 4, 5, 6]}, lambda settings: 3.0 - 0.1 * settings["n_layer"])
+    words = np.array([0.3, 0.1, 0.2, 0.5, 0.2, 0.4])
+    measures = pd.DataFrame(
+        dict.fromkeys(("words_real", "speakers_real", "dialogue_well_formed", "longest_copied"), words),
+        index=results.experiments.index,
+    )
+    found = judged("report-loss-and-samples", results, measures)
+    assert found.low < 0 < found.high
+    assert found.verdict == "not reproduced"
 
 
 def test_the_length_of_samples():
@@ -421,6 +463,8 @@ def test_another_order_or_other_seeds():
     one_seed = results.experiments.assign(seed=1337)
     assert judged("grid-order", replace(results, experiments=one_seed)).ours == "0 of 32 in their places"
     assert verdict("grid-order", synthetic({"n_layer": [1, 2]})) == "not run"
+    some = replace(results, experiments=results.experiments.iloc[:31])  # another study that shares cells with the grid
+    assert verdict("grid-order", some) == "not run"
 
 
 def test_the_gap():

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanostudy.gpt.errors import UsageError
 from nanostudy.insight.results import read_results
@@ -86,6 +88,10 @@ def test_the_same_table_written_otherwise(write, change, end, encoding):
     row = only(read_table(write(change(HEADER), change(ONE), end=end, encoding=encoding)))
     assert (row["train_loss"], row["val_loss"], row["parameters"]) == (2.2018, 2.2313, 800_000)
     assert row["gap"] == pytest.approx(0.0295)
+
+
+def test_empty_cells_at_the_end_of_a_line(write):
+    assert only(read_table(write("Experiment,Val Loss", f"{NAME},2.5,,")))["val_loss"] == 2.5
 
 
 def test_a_line_for_spreadsheets_that_names_the_separator(write):
@@ -249,6 +255,31 @@ def test_ids_that_two_tables_share_are_given_anew(write):
 )  # fmt: skip
 def test_refusals_name_file_and_line(write, lines, words):
     assert words in refused(write(*lines))
+
+
+HEADINGS = st.sampled_from(["Experiment", "Val Loss", "Train Loss", "Loss Gap", "Total Params", "id", "n_embd", "x"])
+CELLS = st.sampled_from(
+    [NAME, OTHER, "2.5", "2,5", '"2,5"', "", "nan", "-", "1e999", "1e-999999999", "9" * 400, '"', "\0", "\n"]
+) | st.text(max_size=3)
+
+
+@given(
+    st.lists(HEADINGS, max_size=5),
+    st.lists(st.lists(CELLS, max_size=6), max_size=4),
+    st.sampled_from(",;\t"),
+    st.binary(max_size=3),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, header, rows, separator, raw):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    lines = "\n".join(separator.join(row) for row in [header, *rows])
+    path.write_bytes(lines.encode("utf-8", "replace") + raw)
+    told, names = "any.csv", set()
+    try:
+        names = set(read_table(path).experiments.index)
+    except UsageError as refusal:
+        told = str(refusal)
+    assert "any.csv" in told
+    assert names <= {NAME, OTHER}
 
 
 def test_files_that_are_no_text(write, tmp_path):

@@ -84,7 +84,7 @@ class Analysis:
         """On the published claims."""
         from nanostudy.insight import claims
 
-        return claims.verdicts(self.results)
+        return claims.verdicts(self.results, self.quality)
 
     def fair(self, at: At) -> pd.DataFrame:
         """A ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""

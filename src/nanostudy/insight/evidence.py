@@ -45,8 +45,7 @@ class Evidence:
     def initial_losses(self) -> pd.Series:
         """The training loss before the first update."""
         rows = self.results.evaluations
-        first = rows[(rows["step"] == 0)].set_index("name")["train_loss"].astype(float)
-        return first[~first.index.duplicated()]
+        return rows[rows["step"] == 0].set_index("name")["train_loss"].astype(float)
 
     def matching(self, settings: Settings) -> pd.DataFrame:
         """The experiments, whatever their status, whose settings are all equal to these."""
@@ -92,7 +91,7 @@ class Evidence:
         names: dict[str, list[str]] = {}
         for one in self.results.provenance.get("machines", ()):
             names.setdefault(str(one.get("device")), []).append(str(one.get("device_name")))
-        kinds = [kind for kind, those in names.items() if kind == machine or all(machine in name for name in those)]
+        kinds = [kind for kind, those in names.items() if all(machine in name for name in those)]
         if not kinds and machine != "cpu":
             return runs.iloc[:0], f"It is a claim about another machine: {machine}."
         there = runs[runs["device"].isin([*kinds, machine])]
