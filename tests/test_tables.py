@@ -71,6 +71,7 @@ def test_the_published_row(write):
     [
         (lambda line: line, "\r\n", "utf-8-sig"),
         (lambda line: line, "\r", "utf-8"),
+        (lambda line: line.replace("Experiment,", '"Experiment",'), "\n", "utf-8-sig"),
         (lambda line: line.replace(", ", ","), "\n", "utf-16"),
         (lambda line: line.replace("Experiment, Train Loss, Val Loss", "EXPERIMENT,train_loss, val loss"), "\n", "utf-8"),
         (lambda line: line.replace("800000.0", '"800,000"'), "\n", "utf-8"),
@@ -245,6 +246,7 @@ def test_ids_that_two_tables_share_are_given_anew(write):
         (["Experiment,Val Loss", "b64_L4_H3_E128_BS8_MI1000_D10_s1,3"], "line 2: n_embd=128 is not divisible"),
         (["Experiment,Val Loss", f"{NAME}_beta1=often,3"], "line 2: beta1='often' must be a number"),
         (["Experiment,Val Loss", f"{NAME},low"], "line 2: 'low' is no number"),
+        (["Experiment,Val Loss", f"{NAME},2 231"], "line 2: '2 231' is no number"),
         (["Experiment,Val Loss", f"{NAME},٣"], "line 2: '٣' is no number"),
         (["Experiment,Total Params,Val Loss", f"{NAME},800,000,2"], "line 2 has 4 cells under 3 column names"),
         (["Experiment,Val Loss,val_loss", f"{NAME},2,2"], "both hold val_loss"),

@@ -9,6 +9,7 @@ import numpy as np
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
+LIKELY = 8  # characters that a text has in common with a long one, or about so many
 
 Windows = Callable[[int], np.ndarray]
 
@@ -17,34 +18,44 @@ def longest_copied(texts: Sequence[str], source: str) -> list[int]:
     """Of each text, the length in characters of its longest substring that occurs in `source`.
 
     Whether a passage of some length occurs is monotone in the length, so that is found by doubling and bisection. Passages
-    of one length are compared by their polynomial hashes modulo 2^64 (Karp & Rabin, 1987), all of `source` at once, and
-    what the hashes claim is looked up in `source`: the answer is exact.
+    of one length are compared by their polynomial hashes modulo 2^64 (Karp & Rabin, 1987), all of `source` at once. Hashes
+    miss nothing, and what they claim is looked up in `source`: the answer is exact.
     """
 
-    @lru_cache(maxsize=64)  # lengths that many texts ask for
+    @lru_cache(maxsize=24)  # lengths that many texts ask for; 8 bytes a character each
     def known(length: int) -> np.ndarray:
         return np.sort(of_source(length))
 
+    def longest(text: str) -> int:
+        windows, most = _hashes(text), min(len(text), len(source))
+
+        def copied(length: int, sure: bool) -> bool:
+            asked, there = windows(length), known(length)
+            order = np.argsort(asked)  # ascending, they are found faster
+            places = np.searchsorted(there, asked[order]).clip(max=len(there) - 1)
+            claimed = order[there[places] == asked[order]]
+            if not sure:
+                return len(claimed) > 0
+            return any(text[start : start + length] in source for start in map(int, claimed))
+
+        length = _largest(most, lambda length: copied(length, sure=False))
+        if length == 0 or copied(length, sure=True):
+            return length
+        return _largest(most, lambda length: copied(length, sure=True))  # two passages of one hash
+
     of_source = _hashes(source)
-    return [_longest(text, _hashes(text), source, known) for text in texts]
+    return [longest(text) for text in texts]
 
 
-def _longest(text: str, windows: Windows, source: str, known: Windows) -> int:
-    most = min(len(text), len(source))
-
-    def copied(length: int) -> bool:
-        asked, there = windows(length), known(length)
-        places = np.searchsorted(there, asked).clip(max=len(there) - 1)
-        claimed = np.flatnonzero(there[places] == asked)
-        return any(text[start : start + length] in source for start in map(int, claimed))
-
-    low, high = 0, 1  # a passage of `low` characters occurs
-    while high <= most and copied(high):
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that holds, where all below it do too; 0 always does."""
+    low, high = 0, LIKELY
+    while high <= most and holds(high):
         low, high = high, 2 * high
-    high = min(high, most + 1)  # none of `high` does
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if copied(middle) else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
