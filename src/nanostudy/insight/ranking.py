@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -107,6 +108,7 @@ def _basis(design: Design, noise: Noise) -> str:
     )
 
 
+@functools.cache
 def critical_value(cells: int, df: float) -> float:
     """Dunnett's one-sided critical value for the comparison of cells - 1 others with one, equal numbers in each, at 95%.
 

@@ -70,7 +70,7 @@ class _Points:
 def power_law(results: Results, against: Against = "parameters") -> Fit | Refusal:
     """Fitted to logarithms over the finished experiments, averaged over seeds; other settings are held alike at every x.
 
-    Residuals are resampled (seeded), inflated for the parameters fitted, and the percentile interval is expanded by Student's t
+    The noise is taken to be in proportion to the loss. Residuals are resampled (seeded), inflated for the parameters fitted, and the percentile interval is expanded by Student's t
     over the normal quantile for few points (Hesterberg, 2015, What teachers should know about the bootstrap).
     """
     found = _points(results, against)
@@ -86,7 +86,7 @@ def power_law(results: Results, against: Against = "parameters") -> Fit | Refusa
     if decades < LEAST_DECADES:
         return Refusal(against, f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
     floors = values >= FLOOR_VALUES and decades >= FLOOR_DECADES
-    params = _line(points)
+    params = _lines(points, points.adjusted.mean(axis=0)[None, :])[0]
     with_floor = _bent(points) if floors else None
     supported = with_floor is not None and _better(points, params, with_floor)
     if with_floor is not None and supported:
@@ -151,10 +151,10 @@ def _predicted(params: Array, x: Array) -> Array:
     return np.asarray(line if len(params) == 2 else np.log(params[2] + np.exp(line)))
 
 
-def _line(points: _Points, losses: Array | None = None) -> Array:
-    y = points.adjusted.mean(axis=0) if losses is None else losses
-    slope, start = np.polyfit(np.log(points.x), y, 1)
-    return np.array([start, -slope])
+def _lines(points: _Points, losses: Array) -> Array:
+    """The straight line through each row of logarithms of losses."""
+    slopes, starts = np.polyfit(np.log(points.x), losses.T, 1)
+    return np.column_stack([starts, -slopes])
 
 
 def _bent(points: _Points, losses: Array | None = None, start: Array | None = None) -> Array | None:
@@ -221,13 +221,13 @@ def _fit(points: _Points, against: Against, params: Array, span: str) -> Fit | R
     fitted = _predicted(params, points.x)
     residuals = (points.adjusted - fitted).ravel() * math.sqrt(points.adjusted.size / max(df, 1))
     random = np.random.default_rng(SEED)
-    drawn: list[Array] = []
     tries = RESAMPLES if len(params) == 2 else RESAMPLES // 5
-    for _ in range(tries):
-        noise = random.choice(residuals, size=points.adjusted.shape).mean(axis=0)
-        again = _line(points, fitted + noise) if len(params) == 2 else _bent(points, fitted + noise, params)
-        if again is not None:
-            drawn.append(again)
+    again = fitted + random.choice(residuals, size=(tries, *points.adjusted.shape)).mean(axis=1)
+    if len(params) == 2:
+        drawn = list(_lines(points, again))
+    else:
+        bent = (_bent(points, losses, params) for losses in again)
+        drawn = [found for found in bent if found is not None]
     if len(drawn) < SETTLED * tries:
         return Refusal(against, f"The points over {span} bend, and do not say towards which floor.")
     expansion = float(stats.t.ppf((1 + CONFIDENCE) / 2, df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
