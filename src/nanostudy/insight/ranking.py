@@ -220,4 +220,8 @@ def convergence(results: Results) -> pd.DataFrame:
 
 
 def _rows_by_name(table: pd.DataFrame) -> dict[str, list[Any]]:
-    return {str(name): rows.to_dict("records") for name, rows in table.groupby("name", sort=False)}
+    columns = [str(column) for column in table if column != "name"]
+    found: dict[str, list[Any]] = {}
+    for name, *values in table[["name", *columns]].itertuples(index=False, name=None):
+        found.setdefault(str(name), []).append(dict(zip(columns, values, strict=True)))
+    return found
