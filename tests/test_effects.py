@@ -218,6 +218,25 @@ def test_unbalanced_study_is_least_squares_of_type_two():
     assert any("4 diverged, 1 waiting" in told for told in found.missing)
 
 
+def test_incomplete_blocks_are_least_squares():
+    """Each level with two of three seeds, in turn."""
+    results = synthetic({DROPOUT: [0.0, 0.1, 0.2], LAYERS: [2, 4]}, seeds=(1, 2), noise=0.05)
+    table = results.experiments
+    table["seed"] = [
+        {0.0: (1, 2), 0.1: (2, 3), 0.2: (1, 3)}[d][s - 1] for d, s in zip(table[DROPOUT], table["seed"], strict=True)
+    ]
+    found = effects(results)
+    frame = table[[LAYERS, DROPOUT, "seed", "val_loss"]].astype(float).set_axis(["a", "d", "s", "y"], axis=1)
+    model = ols("y ~ C(s) + C(a) * C(d)", frame).fit()
+    assert (found.method, found.balanced) == ("least-squares", False)
+    assert found.noise == pytest.approx(math.sqrt(model.scale))
+    assert row(found, DROPOUT, 0.2)["df"] == model.df_resid == 4
+    wanted = model.t_test("C(d)[T.0.2] + 0.5 * C(a)[T.4.0]:C(d)[T.0.2]")
+    assert row(found, DROPOUT, 0.2)["effect"] == pytest.approx(float(wanted.effect.item()))
+    assert row(found, DROPOUT, 0.2)["se"] == pytest.approx(float(wanted.sd.item()))
+    assert any("not all run with the same seeds" in told for told in found.missing)
+
+
 def test_interaction_is_half_the_difference_of_differences():
     found = effects(
         synthetic(
@@ -274,6 +293,27 @@ def test_setting_that_follows_from_another_is_named():
     found = effects(results)
     assert set(found.table["term"]) == {WIDTH}
     assert any("warmup_iters follows from n_embd" in told for told in found.missing)
+
+
+def test_nested_grid_compares_within_its_parts_alone():
+    """One part varies depth without dropout, the other dropout at another depth: between them both change."""
+    inside = ((2, 0.0), (4, 0.0), (6, 0.1), (6, 0.2))
+    loss = lambda s: {2: 2.0, 4: 1.9, 6: 1.5}[s[LAYERS]] + s[DROPOUT]  # noqa: E731
+    results = synthetic(
+        {LAYERS: [2, 4, 6], DROPOUT: [0.0, 0.1, 0.2]},
+        loss,
+        seeds=(1, 2),
+        keep=lambda s: (s[LAYERS], s[DROPOUT]) in inside,
+    )
+    found = effects(results)
+    assert list(zip(found.table["term"], found.table["level"], found.table["reference"], strict=True)) == [
+        (LAYERS, 4, 2),
+        (DROPOUT, 0.2, 0.1),
+    ]
+    assert list(found.table["effect"]) == pytest.approx([-0.1, 0.1])
+    assert "Not estimated, because other settings always change with them: n_layer=6, dropout=0.1." in found.missing
+    assert np.isfinite(list(found.shares.values())).all()
+    assert len(cell_means(results, LAYERS)) == 3
 
 
 def test_factor_with_one_finished_level_is_named():

@@ -78,12 +78,15 @@ def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, .
     smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
     rows = []
     for levels in itertools.product(*(range(1, len(factor.levels)) for factor in factors)):
-        effect, unit = fit.estimate(level_effect(fit, term, levels))
+        reference = _reference(fit, term, levels)
+        if reference is None:
+            continue
+        effect, unit = fit.estimate(level_effect(fit, term, levels, reference))
         effect = 0.0 if abs(effect) <= smallest else effect
         se = max(unit * math.sqrt(variance), smallest) if not math.isnan(variance) else math.nan
         margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
         at = [factor.levels[level] for factor, level in zip(factors, levels, strict=True)]
-        against = [factor.levels[0] for factor in factors]
+        against = [factor.levels[reference] for factor in factors]
         single = len(factors) == 1
         rows.append(
             (
@@ -102,8 +105,24 @@ def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, .
     return rows
 
 
+def _reference(fit: Fit, term: Term, levels: tuple[int, ...]) -> int | None:
+    """The lowest level that the experiments compare with this one, other settings alike; the first, where the study is whole."""
+    if len(levels) > 1:
+        return 0
+    return next((one for one in range(levels[0]) if fit.estimable(level_effect(fit, term, levels, one))), None)
+
+
 def _not_estimated(fit: Fit) -> list[str]:
     told = []
+    bound = [
+        f"{term.name}={shown(fit.design.factors[term.factors[0]].levels[level])}"
+        for term in fit.terms
+        if len(term.factors) == 1
+        for level in range(1, len(fit.design.factors[term.factors[0]].levels))
+        if _reference(fit, term, (level,)) is None
+    ]
+    if bound:
+        told.append(f"Not estimated, because other settings always change with them: {', '.join(bound)}.")
     if fit.dropped:
         listed = "; ".join(fit.dropped)
         told.append(f"Not estimated, and taken to be nil: {listed}.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from statsmodels.regression.linear_model import OLS
+from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
 from nanostudy.insight.design import TIMES, Array, Design, coded, coding
 
@@ -30,16 +32,24 @@ class Fit:
     design: Design
     order: int  # 1: main effects alone; 2: two-way interactions, too
     terms: tuple[Term, ...]
-    dropped: tuple[str, ...]  # in words, what cannot be estimated
+    dropped: tuple[str, ...]  # in words, interactions that cannot be estimated
     columns: Array  # mean, blocks, terms
     offset: int  # columns before the terms
     params: Array
     covariance: Array  # of the parameters, for noise of variance 1
     residuals: Array
+    rank: int
+    row_space: Array | None  # the projection on what can be estimated; None: everything can
 
     @property
     def residual_df(self) -> int:
-        return self.design.n - self.columns.shape[1]
+        return self.design.n - self.rank
+
+    def estimable(self, weights: Array) -> bool:
+        """Whether the experiments tell this function of the parameters from others (Searle, 1971, Linear models, section 5.4)."""
+        if self.row_space is None:
+            return True
+        return bool(np.linalg.norm(weights - self.row_space @ weights) <= TOLERANCE * np.linalg.norm(weights))
 
     @property
     def residual_variance(self) -> float:
@@ -64,7 +74,9 @@ class Fit:
         gram, moments = self.columns.T @ self.columns, self.columns.T @ y
 
         def explained(columns: Sequence[int]) -> float:
-            return float(moments[columns] @ np.linalg.solve(gram[np.ix_(columns, columns)], moments[columns]))
+            inner = gram[np.ix_(columns, columns)]
+            inverse = np.linalg.pinv(inner, hermitian=True) if self.row_space is not None else np.linalg.inv(inner)
+            return float(moments[columns] @ inverse @ moments[columns])
 
         def columns_of(terms: Iterable[Term]) -> list[int]:
             return [*range(self.offset), *(c for t in terms for c in range(t.columns.start, t.columns.stop))]
@@ -80,7 +92,10 @@ class Fit:
 
 
 def fitted(design: Design, order: int) -> Fit:
-    """Blocks and main effects first, then interactions; what earlier columns say already is named and left out."""
+    """Blocks and main effects first, then those interactions that are independent of all before; the others are named.
+
+    Main effects may depend on each other: `estimable` says what of them can be told apart.
+    """
     basis = _Basis(design.n)
     basis.add(np.ones((design.n, 1)))
     if design.blocks is not None:
@@ -94,7 +109,10 @@ def fitted(design: Design, order: int) -> Fit:
         name = TIMES.join(factor.name for factor in factors)
         columns = _product([coded(factor) for factor in factors])
         start = basis.count
-        if basis.add(columns):
+        if len(group) == 1:
+            basis.add(columns, partly=True)
+            terms.append(Term(group, name, slice(start, basis.count)))
+        elif basis.add(columns):
             terms.append(Term(group, name, slice(start, basis.count)))
         else:
             there = len(np.unique(np.stack([factor.codes for factor in factors]), axis=1).T)
@@ -102,7 +120,10 @@ def fitted(design: Design, order: int) -> Fit:
             why = f"{there} of its {wanted} combinations have results" if there < wanted else "confounded with others"
             dropped.append(f"{name} ({why})")
     columns = basis.columns
-    model = OLS(design.y, columns).fit(method="qr") if design.n else None
+    whole = basis.rank == columns.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SingularMatrixWarning)  # what can be told of such a fit is asked of `estimable`
+        model = OLS(design.y, columns).fit() if design.n else None
     return Fit(
         design,
         order,
@@ -113,11 +134,13 @@ def fitted(design: Design, order: int) -> Fit:
         np.asarray(model.params) if model else np.zeros(0),
         np.asarray(model.normalized_cov_params) if model else np.zeros((0, 0)),
         np.asarray(model.resid) if model else np.zeros(0),
+        basis.rank,
+        None if whole else np.linalg.pinv(columns) @ columns,
     )
 
 
 class _Basis:
-    """Columns that are independent of each other, and an orthonormal basis of what they span."""
+    """Columns, and an orthonormal basis of what they span."""
 
     def __init__(self, rows: int) -> None:
         self.columns, self._span = np.zeros((rows, 0)), np.zeros((rows, 0))
@@ -126,16 +149,21 @@ class _Basis:
     def count(self) -> int:
         return self.columns.shape[1]
 
-    def add(self, columns: Array) -> bool:
-        """Adds them all, or none where they say nothing new or too little."""
-        if self.count + columns.shape[1] > len(columns):
+    @property
+    def rank(self) -> int:
+        return self._span.shape[1]
+
+    def add(self, columns: Array, partly: bool = False) -> bool:
+        """Adds them all, or none where they are not independent of each other and of those before, unless `partly` so will do."""
+        if not partly and self.rank + columns.shape[1] > len(columns):
             return False
         rest = columns - self._span @ (self._span.T @ columns)
         rest -= self._span @ (self._span.T @ rest)  # once more, against rounding
         left, sizes, _ = np.linalg.svd(rest, full_matrices=False)
-        if sizes.min() <= TOLERANCE * np.linalg.norm(columns):
+        new = sizes > TOLERANCE * np.linalg.norm(columns)
+        if not partly and not new.all():
             return False
-        self.columns, self._span = np.hstack([self.columns, columns]), np.hstack([self._span, left])
+        self.columns, self._span = np.hstack([self.columns, columns]), np.hstack([self._span, left[:, new]])
         return True
 
 
@@ -150,10 +178,10 @@ def _product(columns: Sequence[Array]) -> Array:
 # --- what the parameters say
 
 
-def level_effect(fit: Fit, term: Term, levels: Sequence[int]) -> Array:
-    """The weights of an effect: a level against the first; of two factors half the difference of such differences."""
+def level_effect(fit: Fit, term: Term, levels: Sequence[int], reference: int = 0) -> Array:
+    """The weights of an effect: a level against the reference; of two factors half the difference of such differences."""
     counts = [len(fit.design.factors[i].levels) for i in term.factors]
-    steps = [coding(count)[level] - coding(count)[0] for count, level in zip(counts, levels, strict=True)]
+    steps = [coding(count)[level] - coding(count)[reference] for count, level in zip(counts, levels, strict=True)]
     weights = np.zeros(fit.columns.shape[1])
     weights[term.columns] = _product([step[None, :] for step in steps])[0] / 2 ** (len(levels) - 1)
     return weights
@@ -162,7 +190,7 @@ def level_effect(fit: Fit, term: Term, levels: Sequence[int]) -> Array:
 def level_mean(fit: Fit, levels: dict[int, int]) -> Array | None:
     """The weights of the mean at these levels (place of the factor: its level), all others and blocks counting alike.
 
-    None where a term that it takes is not in the fit.
+    None where a term that it takes is not in the fit, or the experiments do not say it.
     """
     weights = np.zeros(fit.columns.shape[1])
     weights[0] = 1.0
@@ -176,4 +204,4 @@ def level_mean(fit: Fit, levels: dict[int, int]) -> Array | None:
             return None
         rows = [coding(len(fit.design.factors[place].levels))[levels[place]][None, :] for place in group]
         weights[term.columns] = _product(rows)[0]
-    return weights
+    return weights if fit.estimable(weights) else None
