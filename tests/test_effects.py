@@ -408,6 +408,19 @@ def test_other_sources_are_blocks():
     assert found.shares["seeds of each source"] > 0.9
 
 
+def test_context_lowers_the_loss_by_itself():
+    results = synthetic({"block_size": [64, 128], LAYERS: [2, 4]}, {"block_size": -0.3}, seeds=(1, 2))
+    results.experiments["val_loss_at_64"] = results.experiments["val_loss"] + 0.3 * (
+        results.experiments["block_size"] == 128
+    )
+    found = effects(results)
+    assert row(found, "block_size")["effect"] == pytest.approx(-0.3)
+    assert any("see val_loss_at_64" in told for told in found.missing)
+    alike = effects(results, "val_loss_at_64")
+    assert row(alike, "block_size")["effect"] == pytest.approx(0.0)
+    assert not any("windows" in told for told in alike.missing)
+
+
 # --- bad input
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from nanostudy.gpt.errors import UsageError
 from nanostudy.insight.design import TIMES, Design, design_of
 from nanostudy.insight.fit import NEGLIGIBLE, Fit, Term, level_effect, level_mean
-from nanostudy.insight.frames import Results, shown
+from nanostudy.insight.frames import AT_CONTEXT, Results, shown
 from nanostudy.insight.noise import CONFIDENCE, Method, Noise, contrasts, judged, margins
 
 COLUMNS = (
@@ -55,7 +55,7 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
         table,
         noise.method,
         noise.explanation,
-        (*design.missing, *_not_estimated(fit)),
+        (*design.missing, *_not_estimated(fit), *_windows(results, design)),
         _half_normal(design, noise),
         design.balanced,
         design.n,
@@ -129,6 +129,17 @@ def _not_estimated(fit: Fit) -> list[str]:
     if fit.order == 1 and len(fit.design.factors) > 1:
         told.append("Two-way interactions are not estimated: there are too few experiments to tell them from noise.")
     return told
+
+
+def _windows(results: Results, design: Design) -> list[str]:
+    """That a longer context lowers the loss by itself."""
+    if design.measure not in ("val_loss", "train_loss") or not any("block_size" in f.settings for f in design.factors):
+        return []
+    common = [c for c in results.contexts if design.table[f"{AT_CONTEXT}{c}"].notna().all()]
+    where = f" At equal context that is taken out: see {AT_CONTEXT}{max(common)}." if common else ""
+    return [
+        f"Each loss is measured in windows of the experiment's own block_size, and longer ones alone lower it.{where}"
+    ]
 
 
 def _half_normal(design: Design, noise: Noise) -> pd.DataFrame | None:
