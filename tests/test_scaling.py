@@ -124,7 +124,7 @@ def test_other_texts_and_unknown_sizes():
 
 
 def test_intervals_cover_at_their_rate():
-    repetitions, hits, fits = 200, 0, 0
+    repetitions, hits, fits = 300, 0, 0
     for draw in range(repetitions):
         noise = np.random.default_rng(draw)
         results = synthetic(
