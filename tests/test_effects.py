@@ -346,7 +346,7 @@ def test_missing_combination_is_named():
         f"Not estimated, and taken to be nil: {LAYERS} × {WIDTH} (3 of its 4 combinations have results)."
         in found.missing
     )
-    assert any("1 of the 4 combinations" in told for told in found.missing)
+    assert any("1 of the 4 combinations of levels" in told for told in found.missing)
     assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
 
 
@@ -389,7 +389,7 @@ def test_repeats_of_a_seed_are_no_replicates():
     again = synthetic({DROPOUT: [0.0, 0.2]}, {DROPOUT: 0.1}, seeds=(1, 2), draw=1, eval_interval=100)
     found = effects(joined([results, again]))
     assert found.n == 4
-    assert any("repeat another's settings and seed" in told for told in found.missing)
+    assert any("with another's settings and seed" in told for told in found.missing)
 
 
 def test_other_sources_are_blocks():

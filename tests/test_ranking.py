@@ -197,7 +197,7 @@ def test_equal_updates_and_tokens_and_time():
     assert list(found["name"]) == [short, long]
     assert found["at"].tolist() == [11, 11]
     assert found["value"].iloc[1] == pytest.approx(3.2 - 1.2 * 1 / 12)
-    assert "1 of the experiments went on" in found.attrs["explanation"]
+    assert "1 experiment went on" in found.attrs["explanation"]
     assert "like for like" not in found.attrs["explanation"]
 
 

@@ -232,6 +232,14 @@ def test_what_is_no_study_and_no_run(tmp_path, what):
         read_results([path])
 
 
+def test_study_by_its_name(study, tmp_path, monkeypatch):
+    shutil.copytree(study, tmp_path / "studies" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_results(["mine"]).experiments) == 4
+    with pytest.raises(UsageError, match="^other is not there"):
+        read_results(["other"])
+
+
 def test_no_path_and_damage(tmp_path, run):
     with pytest.raises(UsageError, match="at least one"):
         read_results([])

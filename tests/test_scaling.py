@@ -84,7 +84,7 @@ def test_same_answer_every_time():
     ("results", "why"),
     [
         (synthetic({}, waiting=(1,)), "No experiment has finished"),
-        (synthetic({}), "There are 1 value of parameters"),
+        (synthetic({}), "Only 1 value of parameters"),
         (synthetic({"n_embd": [64, 128, 256]}, lambda s: 20 * parameters(s) ** -0.2), "3 values"),
         (synthetic({"n_embd": [64, 72, 80, 88]}, lambda s: 20 * parameters(s) ** -0.2), "too short"),
         (synthetic(WIDTHS, lambda s: 2.0, noise=0.1), "cannot be told from 0"),

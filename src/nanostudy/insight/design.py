@@ -74,8 +74,8 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     table, repeats = _without_repeats(table, asked)
     if repeats:
         told.append(
-            f"{counted(len(repeats), 'experiment')} repeat another's settings and seed, such as {next(iter(repeats))}: "
-            "no independent replicates, so each is counted once."
+            f"Counted once: {counted(len(repeats), 'experiment')} with another's settings and seed, such as "
+            f"{next(iter(repeats))}; that is no independent replicate."
         )
     factors, told = _factors(table, asked, told)
     cells = _numbered([factor.codes for factor in factors], len(table))
@@ -89,7 +89,7 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         even = crossed == len(table) == len(counts) * len(np.unique(blocks))
     if not complete and len(table) and combinations <= 10 * len(table):
         told.append(
-            f"{combinations - len(counts):,} of the {combinations:,} combinations of levels have no finished experiment."
+            f"Without a finished experiment: {combinations - len(counts):,} of the {combinations:,} combinations of levels."
         )
     elif complete and not even and min(counts) < max(counts):
         told.append(f"The combinations were tried unequally often: {min(counts)} to {max(counts)} experiments each.")
@@ -108,15 +108,15 @@ def _measured(results: Results, measure: str, asked: Sequence[str]) -> tuple[pd.
     others = Counter(str(status) for status in everything["status"] if status != "finished")
     if others:
         why = ", ".join(f"{count:,} {status}" for status, count in others.most_common())
-        told.append(f"{sum(others.values()):,} of {counted(len(everything), 'experiment')} are left out: {why}.")
+        told.append(f"Left out: {sum(others.values()):,} of {counted(len(everything), 'experiment')} ({why}).")
     if len(finished) > len(table):
-        told.append(f"{counted(len(finished) - len(table), 'finished experiment')} without {measure} are left out.")
+        told.append(f"Left out: {counted(len(finished) - len(table), 'finished experiment')} without {measure}.")
     unknown = [name for name in asked if not all(known(value) for value in table[name])]
     if unknown:
         whole = table[[all(known(value) for value in row) for row in table[unknown].itertuples(index=False)]]
         if len(levels_in(whole, asked)) >= 1:
             told.append(
-                f"{counted(len(table) - len(whole), 'experiment')} are left out, because their {_listed(unknown)} is not known."
+                f"Left out: {counted(len(table) - len(whole), 'experiment')} whose {_listed(unknown)} is not known."
             )
             table = whole
     return table, told

@@ -45,7 +45,7 @@ def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         )
         return _ranked(
             [],
-            f"{known} of {counted(len(table), 'experiment')} were scored at fixed contexts, and none that all share.",
+            f"Scored at fixed contexts: {known} of {counted(len(table), 'experiment')}, and at none that all share.",
         )
     context = max(scored)
     own = sorted({int(size) for size in table["block_size"] if size is not None})
@@ -70,13 +70,15 @@ def _at_budget(results: Results, table: pd.DataFrame, at: At) -> pd.DataFrame:
     lacking = len(curves) - len(rows)
     told = [f"Validation loss after {_words(budget, at)}, the most that all experiments reached."]
     if any(row[3] for row in rows):
-        told.append(f"{sum(row[3] for row in rows)} values lie between two evaluations, on a straight line.")
+        told.append(f"On a straight line between two evaluations: {counted(sum(row[3] for row in rows), 'value')}.")
     if extended:
-        told.append(f"{extended} of the experiments went on after it: their learning rates were not at their end yet.")
+        told.append(
+            f"{counted(extended, 'experiment')} went on after it, with learning rates that were not at their end yet."
+        )
     if without:
-        told.append(f"{counted(without, 'experiment')} without a curve are left out.")
+        told.append(f"Left out: {counted(without, 'experiment')} without a curve.")
     if lacking:
-        told.append(f"{counted(lacking, 'experiment')} were first evaluated after it and are left out.")
+        told.append(f"Left out: {counted(lacking, 'experiment')} first evaluated after it.")
     if at == "time":
         told += [why for why in [apart_in_time(table)] if why]
     return _ranked(rows, " ".join(told))

@@ -52,7 +52,8 @@ def read_results(paths: Sequence[Path | str]) -> Results:
 
 def _there(path: Path) -> Path:
     """The default folder where a study is named."""
-    return path if path.exists() else folder_of(str(path))
+    default = folder_of(str(path))
+    return default if not path.exists() and has_study(default) else path
 
 
 # --- a study's folder

@@ -82,7 +82,7 @@ def power_law(results: Results, against: Against = "parameters") -> Fit | Refusa
     decades = math.log10(points.x[-1] / points.x[0])
     span = f"{against} from {digits(points.x[0])} to {digits(points.x[-1])}"
     if values < LEAST_VALUES:
-        return Refusal(against, f"There are {counted(values, 'value')} of {against}; a power law takes {LEAST_VALUES}.")
+        return Refusal(against, f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
     if decades < LEAST_DECADES:
         return Refusal(against, f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
     floors = values >= FLOOR_VALUES and decades >= FLOOR_DECADES
