@@ -236,7 +236,7 @@ def test_study_by_its_name(study, tmp_path, monkeypatch):
     shutil.copytree(study, tmp_path / "studies" / "mine")
     monkeypatch.chdir(tmp_path)
     assert len(read_results(["mine"]).experiments) == 4
-    with pytest.raises(UsageError, match="^other is not there"):
+    with pytest.raises(UsageError, match=r"^other is not there"):
         read_results(["other"])
 
 
