@@ -24,8 +24,7 @@ def effects_figure(effects: Any, measure: str = "val_loss") -> Figure | str:
     if table.empty:
         return effects.explanation or "There are too few results to estimate effects."
     told, unit = quantity(measure)
-    rows = drawn_terms(table)
-    rows["what"] = [term_text(row) for row in rows.itertuples()]
+    rows = worded(drawn_terms(table))
     rows["direction"] = [direction(row) for row in rows.itertuples()]
     rows["told"] = [interval(row.effect, row.low, row.high) for row in rows.itertuples()]
     columns = ["what", "effect", "low", "high", "direction", "told"]
@@ -46,7 +45,11 @@ def effects_figure(effects: Any, measure: str = "val_loss") -> Figure | str:
     layers = [zero("x"), *([rule] if rows["low"].notna().any() else []), point]
     left = len(table) - len(rows)
     more = f" The {left} smallest are in the table of effects only." if left else ""
-    bars = "Bars are 95% intervals; where one covers zero, the effect cannot be told from none." if len(layers) == 3 else ""
+    bars = (
+        "Bars are 95% intervals; where one covers zero, the effect cannot be told from none."
+        if len(layers) == 3
+        else ""
+    )
     caption = (
         f"What changing a setting does to the {told}, averaged over all others; for a pair (×), by how much one setting's "
         f"change depends on the other. {bars}{more}"
@@ -60,6 +63,11 @@ def drawn_terms(table: pd.DataFrame) -> pd.DataFrame:
     """The largest effects, the largest first."""
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].dropna(subset=["effect"]).head(MOST_TERMS).copy()
+
+
+def worded(table: pd.DataFrame) -> pd.DataFrame:
+    """With a column `what` that says what changes."""
+    return table.assign(what=[term_text(row) for row in table.itertuples()])
 
 
 def direction(row: Any) -> str:
@@ -92,7 +100,9 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
         "Mean validation loss at each combination of two settings. Parallel lines: the two add up. Lines that are not: one "
         "setting's effect depends on the other. Bars are 95% intervals of the means, where there are several experiments."
     )
-    return Figure("interactions", "How settings act together", panels, caption, _interactions_in_words(pairs), columns=3)
+    return Figure(
+        "interactions", "How settings act together", panels, caption, _interactions_in_words(pairs), columns=3
+    )
 
 
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
@@ -114,7 +124,9 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
     y = alt.Y("mean:Q", title="validation loss, nats a token", scale=alt.Scale(zero=False, domain=domain, nice=False))
     whisker = base.mark_rule(strokeWidth=1.2, opacity=0.6).encode(y=alt.Y("low:Q"), y2="high:Q")
     known = [whisker] if rows["low"].notna().any() else []
-    chart = alt.layer(*known, base.mark_line(strokeWidth=2.2).encode(y=y), base.mark_point(filled=True, size=60).encode(y=y))
+    chart = alt.layer(
+        *known, base.mark_line(strokeWidth=2.2).encode(y=y), base.mark_point(filled=True, size=60).encode(y=y)
+    )
     return Panel(chart, 210, title=f"{setting_text(a)} × {setting_text(b)}")
 
 
@@ -169,7 +181,9 @@ def half_normal_figure(effects: Any) -> Figure | None:
     )
     told = f"Standing out: {', '.join(outside)}." if outside else "None stands out."
     alternative = f"{len(rows)} effects by size against half-normal quantiles. {told}"
-    return Figure("half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 320),), caption, alternative)
+    return Figure(
+        "half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 320),), caption, alternative
+    )
 
 
 def variance_figure(effects: Any) -> Figure | str:
@@ -196,5 +210,3 @@ def variance_figure(effects: Any) -> Figure | str:
         "How much of the differences in validation loss between experiments goes with each setting and pair of settings.",
         f"Bars. {shown}.",
     )
-
-

@@ -1,0 +1,205 @@
+"""The answer in five sentences, from the numbers alone: what matters, what does not, which model, how it writes, what holds.
+
+An effect is stated only where its interval excludes zero; otherwise the sentence says that it cannot be told from none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
+from nanostudy.words import counted
+
+MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
+VERDICTS = ("reproduced", "better", "not reproduced", "contradicts itself", "not testable here", "not run")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    about: str
+    text: str
+
+
+def answer(analysis: Any) -> list[Sentence]:
+    """Five, in the order in which a reader asks."""
+    return [
+        Sentence("What matters", what_matters(analysis)),
+        Sentence("What does not, and what acts together", what_does_not(analysis)),
+        Sentence("Which model to use", which_model(analysis)),
+        Sentence("How well it generalises and writes", how_it_generalises(analysis)),
+        Sentence("Do the published claims hold", claims_hold(analysis)),
+    ]
+
+
+def strongest_by_factor(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each setting the change of level with the largest effect; the largest of all first."""
+    mains = table[(table["order"] == 1) & table["effect"].notna()]
+    order = mains["effect"].abs().sort_values(ascending=False, kind="stable").index
+    return mains.loc[order].drop_duplicates("factor_a")
+
+
+def what_matters(analysis: Any) -> str:
+    effects = analysis.effects
+    if effects.table.empty:
+        return _nothing_to_compare(analysis)
+    mains = strongest_by_factor(effects.table)
+    clear = mains[mains["clear"].astype(bool)]
+    if mains.empty:
+        return "No setting's own effect can be estimated from these experiments."
+    if clear.empty:
+        first = mains.iloc[0]
+        known = "" if effects.method == "none" else " at 95%"
+        return (
+            f"No setting's effect can be told from zero{known}: the largest estimate, {_change(first)}, changes the validation "
+            f"loss by {interval(first['effect'], first['low'], first['high'])} nats a token."
+        )
+    first = clear.iloc[0]
+    share = f"; {first['share']:.0%} of the variance" if first["share"] == first["share"] else ""
+    verb = "lowers" if first["effect"] < 0 else "raises"
+    ends = sorted(abs(first[key]) for key in ("low", "high"))
+    told = (
+        f"{setting_text(first['factor_a'])} matters most: {_levels(first)} {verb} the validation loss by "
+        f"{nats(abs(first['effect']), 3)} nats a token (95% interval {nats(ends[0], 3)} to {nats(ends[1], 3)}{share})"
+    )
+    others = [
+        f"{_change(row)} ({interval(row['effect'], row['low'], row['high'])})" for _, row in clear.iloc[1:].iterrows()
+    ]
+    if not others:
+        return f"{told}; no other setting's effect can be told from zero."
+    more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    return f"{told}, then come {listed(others[:MOST_NAMED])}{more}."
+
+
+def _levels(row: pd.Series) -> str:
+    return f"going from {level_text(row['reference'])} to {level_text(row['level'])}"
+
+
+def _change(row: pd.Series) -> str:
+    return f"{setting_text(row['factor_a'])} {level_text(row['reference'])} → {level_text(row['level'])}"
+
+
+def _nothing_to_compare(analysis: Any) -> str:
+    results = analysis.results
+    finished, total = len(results.finished), len(results.experiments)
+    if not total:
+        return "There are no experiments yet, so there is nothing to compare."
+    if not finished:
+        return f"None of {counted(total, 'experiment')} has finished with a finite loss, so no effect can be estimated."
+    if finished == 1:
+        return "One finished experiment alone says nothing about the effect of any setting."
+    if not results.factors:
+        return "No setting varies between the experiments, so that none can be said to matter."
+    return analysis.effects.explanation or "The effects of the settings cannot be estimated from these experiments."
+
+
+def what_does_not(analysis: Any) -> str:
+    table = analysis.effects.table
+    if table.empty:
+        return "Nor can anything be said of settings that do not matter, or that act together."
+    mains = strongest_by_factor(table)
+    unclear = mains[~mains["clear"].astype(bool)]
+    pairs = table[(table["order"] == 2) & table["clear"].astype(bool) & table["effect"].notna()]
+    pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
+    named = [f"{_change(row)} ({interval(row['effect'], row['low'], row['high'])})" for _, row in unclear.iterrows()]
+    if named and analysis.effects.method == "none":
+        first = "without an estimate of the noise, no effect can be told from none"
+    elif named:
+        first = f"{listed(named)} cannot be told from no effect at all"
+    else:
+        first = "every setting that was varied has an effect that can be told from zero"
+    if not (table["order"] == 2).any():
+        return f"{_capital(first)}; whether settings act together cannot be estimated."
+    if pairs.empty:
+        return f"{_capital(first)}; no two settings can be said to act together."
+    told = [f"{row['term']} ({interval(row['effect'], row['low'], row['high'])})" for _, row in pairs.iterrows()]
+    more = f" and {len(told) - MOST_NAMED} more pairs" if len(told) > MOST_NAMED else ""
+    act = "act" if len(told) > 1 else "acts"
+    return f"{_capital(first)}; {listed(told[:MOST_NAMED])}{more} {act} together, so that one's effect depends on the other."
+
+
+def _capital(text: str) -> str:
+    """A sentence that begins with the name of a setting keeps it as it is typed."""
+    return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def which_model(analysis: Any) -> str:
+    ranking, results = analysis.ranking, analysis.results
+    if ranking.empty:
+        return "No model can be recommended: none has finished."
+    best = ranking.iloc[0]
+    name, table = str(best["name"]), results.experiments
+    through = ", ".join(f"{setting_text(f)} {level_text(table.loc[name][f])}" for f in results.factors)
+    told = (
+        f"{name}{f' ({through})' if through else ''} has the lowest validation loss, {nats(best['value'])} nats a token"
+    )
+    size = table.loc[name]["parameters"]
+    if size == size:
+        told += f", with {short(size)} parameters"
+    if len(ranking) == 1:
+        return f"{told}; it is the only one that finished."
+    if not ranking["low"].notna().any():
+        return f"{told}, of {len(ranking):,}; how sure that is, one training of each does not tell."
+    tied = (
+        ranking[ranking["tied"].astype(bool)].iloc[1:] if bool(best["tied"]) else ranking[ranking["tied"].astype(bool)]
+    )
+    if tied.empty:
+        return f"{told}, and at 95% the other {len(ranking) - 1:,} can be told from it."
+    sizes = table.loc[list(tied["name"])]["parameters"].dropna()
+    smaller = sizes[sizes < size]
+    cheaper = f"; the smallest of these is {smaller.idxmin()}, with {short(smaller.min())}" if len(smaller) else ""
+    return f"{told}; at 95%, {len(tied):,} of the other {len(ranking) - 1:,} cannot be told from it{cheaper}."
+
+
+def how_it_generalises(analysis: Any) -> str:
+    results = analysis.results
+    known = results.finished.dropna(subset=["gap"])
+    if known.empty:
+        return "Nothing can be said of generalisation: it takes a finished experiment with both losses."
+    best = known["val_loss"].idxmin()
+    told = f"The loss gap (validation less training) of the best is {signed(known.loc[best]['gap'])} nats a token"
+    if len(known) > 1:
+        told += f", and between {signed(known['gap'].min())} and {signed(known['gap'].max())} over all"
+    over = analysis.overfitting
+    if len(over):
+        count = int(over["overfits"].astype(bool).sum())
+        told += f"; {count or 'none'} of {counted(len(over), 'training')} overfit{'s' if count == 1 and len(over) == 1 else ''}"
+    quality = analysis.quality
+    if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
+        row = quality.loc[best]
+        told += f"; of the words that the best writes, {row['words_real']:.0%} are real ones"
+        if row["speakers_real"] == row["speakers_real"]:
+            told += f", and {row['speakers_real']:.0%} of its speakers exist in the text"
+    return f"{told}."
+
+
+def claims_hold(analysis: Any) -> str:
+    verdicts = analysis.verdicts
+    if verdicts.empty:
+        return "There are no published claims to hold these results against."
+    counts = verdicts["verdict"].value_counts()
+    tested = int(sum(counts.get(verdict, 0) for verdict in VERDICTS[:3]))
+    told = [
+        f"{counts[verdict]} {_verdict(verdict, int(counts[verdict]))}" for verdict in VERDICTS if counts.get(verdict, 0)
+    ]
+    if not tested:
+        return (
+            f"None of {counted(len(verdicts), 'published claim')} could be tested by these experiments: {listed(told)}."
+        )
+    return f"Of {counted(len(verdicts), 'published claim')}, {listed(told)}."
+
+
+def _verdict(verdict: str, count: int) -> str:
+    if count == 1:
+        verb = {"reproduced": "is", "not reproduced": "is", "better": "is", "not testable here": "is", "not run": "was"}
+    else:
+        verb = dict.fromkeys(("reproduced", "not reproduced", "better", "not testable here"), "are") | {
+            "not run": "were"
+        }
+    words = {
+        "better": "bettered",
+        "contradicts itself": "contradicts itself" if count == 1 else "contradict themselves",
+    }
+    return f"{verb.get(verdict, '')} {words.get(verdict, verdict)}".strip()

@@ -1,0 +1,395 @@
+"""The page's sections, from what was analysed: what was run, what was found, how it can be checked.
+
+Where something cannot be said, its section says why instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.insight import charts, curve_charts, factor_charts
+from nanostudy.insight.answer import strongest_by_factor
+from nanostudy.insight.blocks import (
+    Block,
+    Bullets,
+    Experiments,
+    Grid,
+    Missing,
+    Prose,
+    Samples,
+    Section,
+    Shown,
+    figure_or_reason,
+)
+from nanostudy.insight.frames import levels
+from nanostudy.insight.page_data import PageData
+from nanostudy.insight.phrases import amount, interval, level_text, nats, quantity, setting_text, short, signed
+from nanostudy.words import counted, digits, duration
+
+BUDGETS = {
+    "context": "equal context",
+    "updates": "equal updates",
+    "tokens": "equal tokens",
+    "arithmetic": "equal arithmetic",
+    "time": "equal time",
+}
+FIRST_PLACES = 3
+MOST_ROWS = 40  # of a small table
+WRITING = {  # what is measured of samples: a plot's title, its axis
+    "words_real": ("real words", "words that exist in the text, %"),
+    "speakers_real": ("real speakers", "speakers that exist in the text, %"),
+    "dialogue_well_formed": ("well-formed dialogue", "speeches that are well formed, %"),
+    "longest_copied": ("longest copied passage", "longest passage copied, characters"),
+}
+
+
+def findings(analysis: Any, data: PageData) -> list[Section]:
+    """In reading order, after what was run and the answer."""
+    makers = (_experiments, _ranked, _effects, _together, _parallel, _curves, _gap, _costs, _parts, _fair, _scaling)
+    return [*(make(analysis, data) for make in makers), _writing(analysis), _side_by_side(data), _claims(analysis)]
+
+
+def _experiments(analysis: Any, data: PageData) -> Section:
+    columns = [
+        ("val_loss", "validation"),
+        ("train_loss", "training"),
+        ("gap", "gap"),
+        ("best_val_loss", "lowest validation"),
+        ("best_step", "at update"),
+        ("parameters", "parameters"),
+        ("tokens", "tokens"),
+        ("epochs", "epochs"),
+        ("flops", "arithmetic, FLOP"),
+        ("seconds", "time, s"),
+    ]
+    known = [(key, name) for key, name in columns if any(row[key] is not None for row in data.experiments)]
+    if not data.experiments:
+        return Section("experiments", "All experiments", [Missing("There are no experiments.")])
+    how = "Losses are in nats a token. A heading sorts; ticked experiments stand out in the figures and show their samples below."
+    factors = list(analysis.results.factors)
+    return Section("experiments", "All experiments", [Prose(how), Experiments(factors, known)])
+
+
+def _ranked(analysis: Any, data: PageData) -> Section:
+    blocks = figure_or_reason(charts.ranking_figure(analysis.ranking))
+    general = analysis.generalisation
+    if not general.empty:
+        rows = [
+            (place, row["name"], signed(row["value"], 4), _range(row), "yes" if row["tied"] else "no")
+            for place, row in general.head(10).iterrows()
+        ]
+        header = ("place", "experiment", "gap", "95% interval", "cannot be told from the first")
+        blocks.append(Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True))
+    return Section("ranking", "Ranking", blocks)
+
+
+def _range(row: Any) -> str:
+    low, high = row["low"], row["high"]
+    return "not known" if low != low or high != high else f"{signed(low, 4)} to {signed(high, 4)}"
+
+
+def _effects(analysis: Any, data: PageData) -> Section:
+    effects = analysis.effects
+    blocks = figure_or_reason(factor_charts.effects_figure(effects))
+    if effects.table.empty:
+        return Section("effects", "What each setting does", blocks)
+    blocks.append(Prose(effects.explanation))
+    blocks += [Bullets(effects.missing)] if effects.missing else []
+    blocks += figure_or_reason(factor_charts.half_normal_figure(effects))
+    blocks += figure_or_reason(factor_charts.variance_figure(effects))
+    gaps = analysis.gap_effects
+    if not gaps.table.empty:
+        blocks += figure_or_reason(factor_charts.effects_figure(gaps, "gap"))
+    blocks.append(_effects_table(effects.table))
+    return Section("effects", "What each setting does", blocks)
+
+
+def _effects_table(table: pd.DataFrame) -> Grid:
+    rows = [
+        (
+            row.what,
+            signed(row.effect, 4),
+            "not known" if row.low != row.low else f"{signed(row.low, 4)} to {signed(row.high, 4)}",
+            "" if row.se != row.se else f"{row.se:.4f}",
+            "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
+            "" if row.share != row.share else f"{row.share:.1%}",
+        )
+        for row in factor_charts.worded(table).itertuples()
+    ]
+    header = ("change", "effect, nats a token", "95% interval", "standard error", "p", "share of variance")
+    return Grid("All effects on the validation loss", header, rows[:200], folded=True)
+
+
+def _together(analysis: Any, data: PageData) -> Section:
+    effects, results = analysis.effects, analysis.results
+    if effects.table.empty or len(results.factors) < 2:
+        reason = "How settings act together needs at least two that vary."
+        return Section("interactions", "How settings act together", [Missing(reason)])
+    pairs = [(a, b, analysis.cell_means(a, b)) for a, b in _important_pairs(effects.table)]
+    return Section(
+        "interactions", "How settings act together", figure_or_reason(factor_charts.interactions_figure(pairs))
+    )
+
+
+def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """By the size of the interaction; where none is estimated, of the settings with the largest effects."""
+    seconds = table[(table["order"] == 2) & table["effect"].notna()]
+    if len(seconds):
+        order = seconds["effect"].abs().sort_values(ascending=False, kind="stable").index
+        pairs = seconds.loc[order].drop_duplicates("term")
+        return [(str(row.factor_a), str(row.factor_b)) for row in pairs.itertuples()][: factor_charts.MOST_INTERACTIONS]
+    first = [str(name) for name in strongest_by_factor(table)["factor_a"]][:3]
+    return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
+
+
+def _parallel(analysis: Any, data: PageData) -> Section:
+    return Section(
+        "parallel", "Every experiment through its settings", figure_or_reason(charts.parallel_figure(analysis.results))
+    )
+
+
+def _curves(analysis: Any, data: PageData) -> Section:
+    results = analysis.results
+    figure = curve_charts.curves_figure(results, data.curves)
+    if isinstance(figure, str):
+        return Section("curves", "Curves", [Missing(figure)])
+    blocks: list[Block] = [Shown(figure, colours=True, whole=curve_charts.tops(results, data.curves))]
+    blocks.append(Bullets([*_overfitting(analysis), *_plateaus(analysis), *_stability(analysis)]))
+    over = analysis.overfitting
+    some = over[over["overfits"].astype(bool)].sort_values("rise", ascending=False) if len(over) else over
+    if len(some):
+        rows = [
+            (r.name, int(r.best_step), int(r.last_step), nats(r.best_val_loss), nats(r.val_loss), signed(r.rise, 4))
+            for r in _named(some.head(MOST_ROWS))
+        ]
+        header = ("experiment", "best update", "last update", "lowest", "at the end", "rise")
+        blocks.append(Grid("Those that overfit: their best weights came before the end", header, rows, folded=True))
+    return Section("curves", "Curves", blocks)
+
+
+def _named(table: pd.DataFrame) -> Any:
+    """Rows with a field `name`, whether it is a column or the index."""
+    return (table if "name" in table.columns else table.reset_index(names="name")).itertuples(name="Row")
+
+
+def _overfitting(analysis: Any) -> list[str]:
+    table = analysis.overfitting
+    if table.empty:
+        return ["Overfitting cannot be judged without curves."]
+    over, early = table[table["overfits"].astype(bool)], (table["best_step"] < table["last_step"]).sum()
+    told = f"Overfitting: {len(over) or 'none'} of {len(table):,} end more than 1% above their lowest validation loss while the training loss falls"
+    return [f"{told}; in {int(early) or 'none'} the best evaluation was not the last."]
+
+
+def _plateaus(analysis: Any) -> list[str]:
+    table = analysis.convergence
+    if table.empty:
+        return []
+    steps = pd.to_numeric(table["plateau"], errors="coerce").dropna()
+    if steps.empty:
+        return [
+            f"Convergence: no plateau in any of {counted(len(table), 'training')}; all were still falling, as far as can be told."
+        ]
+    return [
+        f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {steps.median():,.0f} in the median."
+    ]
+
+
+def _stability(analysis: Any) -> list[str]:
+    table = analysis.stability
+    if table.empty:
+        return ["Stability cannot be judged without training logs."]
+    spikes, diverged = pd.to_numeric(table["spikes"], errors="coerce"), int(table["diverged"].astype(bool).sum())
+    worst = pd.to_numeric(table["largest_norm"], errors="coerce")
+    told = (
+        f"Stability: {diverged or 'none'} diverged; {int((spikes > 0).sum()) or 'none'} had spikes of the gradient norm"
+    )
+    if worst.notna().any():
+        told += f"; the largest norm was {digits(float(worst.max()))}"
+    return [f"{told}."]
+
+
+def _gap(analysis: Any, data: PageData) -> Section:
+    figure = curve_charts.gap_figure(analysis.results, data.curves)
+    return Section("gap", "Loss gap", figure_or_reason(figure, colours=True))
+
+
+def _costs(analysis: Any, data: PageData) -> Section:
+    fronts = {cost: analysis.pareto(cost) for cost in curve_charts.ALONG}
+    figure = curve_charts.pareto_figure(analysis.results, fronts)
+    blocks = figure_or_reason(figure, colours=True)
+    if isinstance(figure, str):
+        return Section("costs", "What a lower loss costs", blocks)
+    for cost, table in fronts.items():
+        front = table[table["on_front"].astype(bool)].sort_values("cost")
+        rows = [(row.name, amount(row.cost, cost), nats(row.val_loss)) for row in _named(front.head(MOST_ROWS))]
+        header = ("experiment", quantity(cost)[0], "validation loss")
+        blocks += [Grid(f"The front against {quantity(cost)[0]}", header, rows, folded=True)] if rows else []
+    return Section("costs", "What a lower loss costs", blocks)
+
+
+def _parts(analysis: Any, data: PageData) -> Section:
+    means = part_means(analysis.results)
+    blocks = figure_or_reason(charts.parts_figure(analysis.results, means), colours=True)
+    if len(means) > 1:
+        rows = [
+            (row.part, row.n, nats(row.mean), _ends(row.low, row.high), nats(row.best), row.best_name)
+            for row in means.itertuples()
+        ]
+        header = ("part", "finished", "mean", "95% interval", "lowest", "by")
+        blocks.append(Grid("The parts' validation losses", header, rows))
+    return Section("parts", "The parts compared", blocks)
+
+
+def _ends(low: float, high: float) -> str:
+    return "not known" if low != low else f"{nats(low)} to {nats(high)}"
+
+
+def part_means(results: Any) -> pd.DataFrame:
+    """part, n, mean, low, high, best, best_name; the interval is Student's, over the part's experiments."""
+    from scipy import stats
+
+    rows = []
+    table = results.finished
+    for part, group in table[table["part"].notna()].groupby("part", sort=False):
+        losses, n = group["val_loss"], len(group)
+        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        mean = float(losses.mean())
+        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
+    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])
+
+
+def _fair(analysis: Any, data: PageData) -> Section:
+    """The first places at every common budget, and what was done to compare them."""
+    rows, told = [], []
+    for at, name in BUDGETS.items():
+        table = analysis.fair(at)
+        if table.empty:
+            told.append(f"{name.capitalize()}: {table.attrs.get('explanation') or 'not known of these experiments.'}")
+            continue
+        table = table.sort_values("value", kind="stable")
+        budget = table["at"].iloc[0]
+        measure = {"arithmetic": "flops", "time": "seconds"}.get(at, at)
+        shown = f"{budget:,.0f} {at}" if at in ("updates", "tokens") else amount(budget, measure)
+        shown = f"{budget:,.0f} tokens" if at == "context" else shown
+        first = [f"{row.name} ({nats(row.value)})" for row in _named(table.head(FIRST_PLACES))]
+        rows.append((name, shown, *first, *[""] * (FIRST_PLACES - len(first))))
+        told.append(f"{name.capitalize()}: {table.attrs.get('explanation', '')}")
+    if not rows:
+        return Section(
+            "fair", "Fair comparisons", [Missing("No common budget is known of these experiments."), Bullets(told)]
+        )
+    why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
+    header = ("at", "budget", "first", "second", "third")
+    return Section(
+        "fair", "Fair comparisons", [Prose(why), Grid("First places at equal budgets", header, rows), Bullets(told)]
+    )
+
+
+def _scaling(analysis: Any, data: PageData) -> Section:
+    fits: Mapping[str, Any] = analysis.scaling
+    figure = charts.scaling_figure(analysis.results, fits)
+    blocks = figure_or_reason(figure, colours=True)
+    said = [f"Loss against {against}: {charts.fit_text(fit)}" for against, fit in fits.items()]
+    return Section("scaling", "Scaling", [*blocks, Bullets(said)] if said else blocks)
+
+
+def _writing(analysis: Any) -> Section:
+    quality, results = analysis.quality, analysis.results
+    figure = charts.quality_figure(results, quality, WRITING)
+    blocks = figure_or_reason(figure)
+    if not quality.empty:
+        against = analysis.quality_against_loss
+        blocks += [Bullets([quality_sentence(row) for row in against.itertuples()])] if len(against) else []
+        order = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:10]
+        rows = [(name, *_measured(quality.loc[name])) for name in order]
+        header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
+        blocks.append(Grid("What the samples of the best are like", header, rows, folded=True))
+    return Section("writing", "What they write, measured", blocks)
+
+
+def _measured(row: pd.Series) -> list[str]:
+    told = []
+    for column, (_, axis) in WRITING.items():
+        value = row[column]
+        told.append("not known" if value != value else f"{value:.0%}" if axis.endswith("%") else f"{value:,.0f}")
+    return told
+
+
+def quality_sentence(row: Any) -> str:
+    """One row of the correlations of quality with loss."""
+    name = WRITING[row.measure][0] if row.measure in WRITING else str(row.measure)
+    if row.correlation != row.correlation:
+        return f"{name.capitalize()} against validation loss: too few experiments to say."
+    clear = "" if row.low != row.low or row.low <= 0 <= row.high else ", which excludes none"
+    known = interval(row.correlation, row.low, row.high, 2)
+    return f"{name.capitalize()} against validation loss: rank correlation {known}{clear}, n = {row.n}."
+
+
+def _side_by_side(data: PageData) -> Section:
+    if not data.samples:
+        reason = "There are no samples: a table holds none, and a run writes its own when it has finished."
+        return Section("samples", "Samples side by side", [Missing(reason)])
+    first = list(dict.fromkeys(sample["i"] for sample in data.samples))
+    chosen = [first[0], first[len(first) // 2], first[-1]] if len(first) > 2 else first
+    told = (
+        "The best, the middle and the worst of those with samples, until you choose others here or in the table above."
+    )
+    return Section("samples", "Samples side by side", [Prose(told), Samples(list(dict.fromkeys(chosen)))])
+
+
+def _claims(analysis: Any) -> Section:
+    verdicts = analysis.verdicts
+    if verdicts.empty:
+        return Section(
+            "claims", "Do the published claims hold?", [Missing("There are no claims to hold these results against.")]
+        )
+    rows = [
+        (row.verdict, row.statement, row.setting, row.published, _ours(row), row.why, row.source)
+        for row in verdicts.itertuples()
+    ]
+    header = ("verdict", "claim", "setting", "published", "ours", "why", "source")
+    return Section(
+        "claims", "Do the published claims hold?", [Grid("Published claims and their verdicts", header, rows, tagged=0)]
+    )
+
+
+def _ours(row: Any) -> str:
+    value = row.ours
+    if value is None or value is pd.NA or value != value or value == "":
+        return ""
+    told = nats(float(value)) if isinstance(value, (int, float)) else str(value)
+    if row.low == row.low and row.low is not None and row.low is not pd.NA:
+        told += f" ({nats(float(row.low))} to {nats(float(row.high))})"
+    return f"{told}, n = {int(row.n)}" if row.n == row.n and row.n is not None and row.n is not pd.NA else told
+
+
+def told_levels(results: Any) -> list[tuple[str, str]]:
+    """Every factor with its levels."""
+    return [
+        (setting_text(name), ", ".join(level_text(v) for v in levels(results.experiments[name])))
+        for name in results.factors
+    ]
+
+
+def totals(results: Any) -> list[tuple[str, str]]:
+    """Of all experiments together, where it is known."""
+    table: pd.DataFrame = results.experiments
+    told = []
+    seconds, flops, tokens = (table[column].dropna() for column in ("seconds", "flops", "tokens"))
+    sizes: Sequence[float] = sorted(table["parameters"].dropna())
+    if len(sizes):
+        told.append(
+            ("parameters", short(sizes[0]) if sizes[0] == sizes[-1] else f"{short(sizes[0])} to {short(sizes[-1])}")
+        )
+    if len(tokens):
+        told.append(("tokens trained on", short(float(tokens.sum()))))
+    if len(flops):
+        told.append(("arithmetic", f"{short(float(flops.sum()))}FLOP"))
+    if len(seconds):
+        told.append(("time of all trainings", duration(float(seconds.sum()))))
+    return told
