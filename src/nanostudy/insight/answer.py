@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
 from nanostudy.words import counted
 
@@ -41,6 +42,11 @@ def strongest_by_factor(table: pd.DataFrame) -> pd.DataFrame:
     return mains.loc[order].drop_duplicates("factor_a")
 
 
+def varying(results: Results) -> list[str]:
+    """The settings that vary among the finished experiments."""
+    return [name for name in results.factors if len(levels(results.finished[name])) > 1]
+
+
 def what_matters(analysis: Any) -> str:
     effects = analysis.effects
     if effects.table.empty:
@@ -64,13 +70,20 @@ def what_matters(analysis: Any) -> str:
         f"{setting_text(first['factor_a'])} matters most: {_levels(first)} {verb} the validation loss by "
         f"{nats(abs(first['effect']), 3)} nats a token (95% interval {nats(ends[0], 3)} to {nats(ends[1], 3)}{share})"
     )
-    others = [
-        f"{_change(row)} ({interval(row['effect'], row['low'], row['high'])})" for _, row in clear.iloc[1:].iterrows()
-    ]
+    others = [f"{_change(row)} by {_known(row)}" for _, row in clear.iloc[1:].iterrows()]
     if not others:
         return f"{told}; no other setting's effect can be told from zero."
-    more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
-    return f"{told}, then come {listed(others[:MOST_NAMED])}{more}."
+    return f"{told}, then {first_of(others)}."
+
+
+def first_of(words: list[str], others: str = "more") -> str:
+    """a, b, c and 2 more."""
+    left = len(words) - MOST_NAMED
+    return listed([*words[:MOST_NAMED], f"{left} {others}"] if left > 0 else words)
+
+
+def _known(row: pd.Series) -> str:
+    return interval(row["effect"], row["low"], row["high"])
 
 
 def _levels(row: pd.Series) -> str:
@@ -103,21 +116,19 @@ def what_does_not(analysis: Any) -> str:
     unclear = mains[~mains["clear"].astype(bool)]
     pairs = table[(table["order"] == 2) & table["clear"].astype(bool) & table["effect"].notna()]
     pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
-    named = [f"{_change(row)} ({interval(row['effect'], row['low'], row['high'])})" for _, row in unclear.iterrows()]
+    named = [f"{_change(row)}, {_known(row)}," for _, row in unclear.iterrows()]
     if named and analysis.effects.method == "none":
         first = "without an estimate of the noise, no effect can be told from none"
     elif named:
-        first = f"{listed(named)} cannot be told from no effect at all"
+        first = f"{first_of(named)} cannot be told from no effect at all"
     else:
         first = "every setting that was varied has an effect that can be told from zero"
     if not (table["order"] == 2).any():
         return f"{_capital(first)}; whether settings act together cannot be estimated."
     if pairs.empty:
         return f"{_capital(first)}; no two settings can be said to act together."
-    told = [f"{row['term']} ({interval(row['effect'], row['low'], row['high'])})" for _, row in pairs.iterrows()]
-    more = f" and {len(told) - MOST_NAMED} more pairs" if len(told) > MOST_NAMED else ""
-    act = "act" if len(told) > 1 else "acts"
-    return f"{_capital(first)}; {listed(told[:MOST_NAMED])}{more} {act} together, so that one's effect depends on the other."
+    told = [f"{row['term']} by {_known(row)}" for _, row in pairs.iterrows()]
+    return f"{_capital(first)}; some act together, one's effect depending on the other: {first_of(told, 'more pairs')}."
 
 
 def _capital(text: str) -> str:
@@ -131,7 +142,7 @@ def which_model(analysis: Any) -> str:
         return "No model can be recommended: none has finished."
     best = ranking.iloc[0]
     name, table = str(best["name"]), results.experiments
-    through = ", ".join(f"{setting_text(f)} {level_text(table.loc[name][f])}" for f in results.factors)
+    through = ", ".join(f"{setting_text(f)} {level_text(table.loc[name][f])}" for f in varying(results))
     told = (
         f"{name}{f' ({through})' if through else ''} has the lowest validation loss, {nats(best['value'])} nats a token"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.insight.figure import LOSS, Figure, Panel, records
-from nanostudy.insight.frames import Results
+from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import level_text, listed, nats, quantity
 from nanostudy.words import counted
 
@@ -83,7 +83,7 @@ def ranking_figure(ranking: pd.DataFrame, measure: str = "val_loss") -> Figure |
         ],
     )
     x = alt.X("value:Q", title=f"{told}, {unit}", scale=alt.Scale(zero=False))
-    rule = [base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x.title), x2="high:Q")]
+    rule = [base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=f"{told}, {unit}"), x2="high:Q")]
     known = rule if rows["low"].notna().any() else []
     chart = alt.layer(*known, base.mark_point(filled=True, size=70, opacity=1).encode(x=x))
     tied, best = int(ranking["tied"].astype(bool).sum()), ranking.iloc[0]
@@ -144,13 +144,13 @@ def parts_figure(results: Results, means: pd.DataFrame) -> Figure | str:
 def parallel_figure(results: Results) -> Figure | str:
     """A line an experiment through the levels of its settings to its loss."""
     table = results.finished
-    axes = [*results.factors]
+    axes = [name for name in results.factors if len(levels(table[name])) > 1]
     if not axes or len(table) < 2:
         return "Parallel coordinates need at least two finished experiments and a setting that varies."
     places: dict[str, pd.Series] = {}
     labels = []
     for factor in axes:
-        present = sorted({v for v in table[factor] if v is not None and v == v}, key=lambda v: (isinstance(v, str), v))
+        present = levels(table[factor])
         at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
         labels += [{"axis": factor, "at": at[level], "told": level_text(level)} for level in present]
         spread = 0.62 / len(present)
@@ -187,7 +187,7 @@ def parallel_figure(results: Results) -> Figure | str:
                 scale=alt.Scale(scheme="cividis", reverse=True),
                 legend=alt.Legend(title=LOSS, gradientLength=160, format=".2f"),
             ),
-            opacity=alt.condition(FADED, alt.value(0.06), alt.value(min(0.85, 14 / len(table) + 0.25))),
+            strokeOpacity=alt.condition(FADED, alt.value(0.06), alt.value(min(0.85, 14 / len(table) + 0.25))),
         )
     )
     base = alt.Chart(alt.InlineData(values=labels)).encode(x=axis, y=y, text="told:N")

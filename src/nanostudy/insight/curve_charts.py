@@ -108,7 +108,7 @@ def _curve(column: str, title: str, ends: tuple[float, float], floors: Mapping[s
             y=y,
             detail="i:N",
             color=group_colour(),
-            opacity=fading(0.75, 0.08),
+            strokeOpacity=fading(0.75, 0.08),
             tooltip=[
                 *TIP,
                 alt.Tooltip("step:Q", title="update", format=",d"),
@@ -156,7 +156,7 @@ def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure 
                 y=alt.Y("gap:Q", title="loss gap, nats a token"),
                 detail="i:N",
                 color=group_colour(),
-                opacity=fading(0.7, 0.08),
+                strokeOpacity=fading(0.7, 0.08),
                 tooltip=[*TIP, alt.Tooltip("step:Q", title="update", format=",d"), alt.Tooltip("gap:Q", format=".4f")],
             )
         )

@@ -39,8 +39,8 @@ asked = json.load(sys.stdin)
 version, drawn = asked["version"], {}
 for name, spec in asked["figures"].items():
     spec = json.dumps(spec)
-    png = vl_convert.vegalite_to_png(spec, vl_version=version, scale=asked["scale"])
     svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
+    png = vl_convert.svg_to_png(svg, scale=asked["scale"])
     drawn[name] = [base64.b64encode(png).decode(), svg]
 bundle = vl_convert.javascript_bundle(vl_version=version) if asked["bundle"] else ""
 sys.stdout.buffer.write(json.dumps({"drawn": drawn, "bundle": bundle}).encode())

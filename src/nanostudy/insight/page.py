@@ -254,7 +254,7 @@ def _samples(block: Samples) -> str:
         f'<div class="sampler" data-first="{html.escape(json.dumps(list(block.first)))}"><div class="controls">'
         '<label>Add the samples of <select id="sample-add"></select></label>'
         '<label>going on from <select id="sample-prompt"></select></label></div>'
-        '<div id="samples" class="samples" aria-live="polite"></div></div>'
+        '<div id="sample-cards" class="samples" aria-live="polite"></div></div>'
     )
 
 

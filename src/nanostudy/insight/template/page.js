@@ -204,7 +204,7 @@
 
   // --- samples side by side; a text is put in place as text
 
-  const place = document.getElementById("samples");
+  const place = document.getElementById("sample-cards");
   const sampled = [...new Set(samples.map((sample) => sample.i))];
   let beginning = place ? JSON.parse(place.closest(".sampler").dataset.first) : [];
   const prompts = [...new Set(samples.map((sample) => sample.prompt))];
