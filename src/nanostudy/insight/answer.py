@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.insight.charts import ranked_cells
 from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
 from nanostudy.words import counted
@@ -140,28 +141,33 @@ def which_model(analysis: Any) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return "No model can be recommended: none has finished."
-    best = ranking.iloc[0]
-    name, table = str(best["name"]), results.experiments
-    through = ", ".join(f"{setting_text(f)} {level_text(table.loc[name][f])}" for f in varying(results))
-    told = (
-        f"{name}{f' ({through})' if through else ''} has the lowest validation loss, {nats(best['value'])} nats a token"
-    )
-    size = table.loc[name]["parameters"]
-    if size == size:
-        told += f", with {short(size)} parameters"
-    if len(ranking) == 1:
-        return f"{told}; it is the only one that finished."
-    if not ranking["low"].notna().any():
-        return f"{told}, of {len(ranking):,}; how sure that is, one training of each does not tell."
-    tied = (
-        ranking[ranking["tied"].astype(bool)].iloc[1:] if bool(best["tied"]) else ranking[ranking["tied"].astype(bool)]
-    )
+    rows, replicated = ranked_cells(results, ranking)
+    first, table = rows.iloc[0], results.experiments
+    size = table.loc[first["name"]]["parameters"]
+    sized = f", with {short(size)} parameters" if size == size else ""
+    if replicated:
+        single = ranking.iloc[0]
+        told = (
+            f"{_capital(first['label'])} has the lowest mean validation loss, {nats(first['mean'])} nats a token over "
+            f"{counted(int(first['n']), 'seed')}{sized}; the lowest single one is {nats(single['value'])}, of {single['name']}"
+        )
+    else:
+        axes = varying(results)
+        through = ", ".join(f"{setting_text(f)} {level_text(table.loc[first['name']][f])}" for f in axes)
+        settings = f" ({through})" if through else ""
+        told = f"{first['name']}{settings} has the lowest validation loss, {nats(first['value'])} nats a token{sized}"
+    if len(rows) == 1:
+        return f"{told}; there is no other to compare it with."
+    if not rows["low"].notna().any():
+        return f"{told}; how sure that is cannot be said, for want of an estimate of the noise."
+    others = "settings" if replicated else "experiments"
+    tied = rows[rows["tied"].astype(bool)].iloc[1:]
     if tied.empty:
-        return f"{told}, and at 95% the other {len(ranking) - 1:,} can be told from it."
+        return f"{told}, and it can be told from all {len(rows) - 1:,} other {others} at 95%."
     sizes = table.loc[list(tied["name"])]["parameters"].dropna()
     smaller = sizes[sizes < size]
-    cheaper = f"; the smallest of these is {smaller.idxmin()}, with {short(smaller.min())}" if len(smaller) else ""
-    return f"{told}; at 95%, {len(tied):,} of the other {len(ranking) - 1:,} cannot be told from it{cheaper}."
+    cheaper = f", the smallest of which has {short(smaller.min())} parameters" if len(smaller) else ""
+    return f"{told}; {len(tied):,} of the {len(rows) - 1:,} other {others} cannot be told from it at 95%{cheaper}."
 
 
 def how_it_generalises(analysis: Any) -> str:
@@ -175,7 +181,7 @@ def how_it_generalises(analysis: Any) -> str:
         told += f", and between {signed(known['gap'].min())} and {signed(known['gap'].max())} over all"
     over = analysis.overfitting
     if len(over):
-        count = int(over["overfits"].astype(bool).sum())
+        count = int(over["overfits"].fillna(False).astype(bool).sum())
         told += f"; {count or 'none'} of {counted(len(over), 'training')} overfit{'s' if count == 1 and len(over) == 1 else ''}"
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:

@@ -22,13 +22,17 @@ COLOUR = "colour"  # the page's parameter: the column that colours
 FADED = "length(chosen) && indexof(chosen, datum.i) < 0"  # where experiments are chosen, the others step back
 
 
-def colourings(results: Results) -> list[str]:
-    """The columns by which curves can be coloured, the first one first."""
+def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
+    """The columns by which points and curves can be coloured: settings first, those with the strongest effects before others."""
     table = results.experiments
+    order = [name for name in strongest if name in results.factors]
+    settings = [*order, *(name for name in results.factors if name not in order)]
+    at_work = [name for name in settings if len(levels(results.finished[name])) > 1]
+    settings = [*at_work, *(name for name in settings if name not in at_work)]
     others = [name for name in ("part", "status", "device", "precision") if table[name].nunique(dropna=True) > 1]
     seeds = ["seed"] if 1 < table["seed"].nunique(dropna=True) <= 12 else []
     named = [] if len(table) > 12 else ["name"]
-    return [*results.factors, *others, *seeds, *named] or ["status"]
+    return [*settings, *others, *seeds, *named] or ["status"]
 
 
 def parameters(results: Results, first: str | None = None) -> dict[str, Any]:
@@ -45,8 +49,8 @@ GROUP = f"isValid(datum[{COLOUR}]) ? datum[{COLOUR}] : 'not known'"
 TIP = [alt.Tooltip("name:N", title="experiment"), alt.Tooltip("group:N", title="colour")]
 
 
-def group_colour() -> alt.Color:
-    return alt.Color("group:N", legend=alt.Legend(title=None, symbolType="circle", symbolSize=80))
+def group_colour(symbol: str = "circle") -> alt.Color:
+    return alt.Color("group:N", legend=alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5))
 
 
 def fading(strong: float, faint: float) -> Any:
@@ -56,43 +60,70 @@ def fading(strong: float, faint: float) -> Any:
 # --- ranking
 
 
-def ranking_figure(ranking: pd.DataFrame, measure: str = "val_loss") -> Figure | str:
+def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
+    """Settings by their mean validation loss with its interval, the best first; every seed's own loss beside it."""
     if ranking.empty:
         return "No experiment has finished, so there is nothing to rank."
-    rows = ranking.head(MOST_RANKED).reset_index(names="place")
-    told, unit = quantity(measure)
-    rows["what"] = np.where(rows["tied"].astype(bool), "cannot be told from the first", "behind the first")
-    rows.loc[0, "what"] = "first"
-    order = list(rows["name"])
-    base = alt.Chart(alt.InlineData(values=records(rows[["place", "name", "value", "low", "high", "what"]]))).encode(
-        y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=300, grid=True)),
+    rows, replicated = ranked_cells(results, ranking)
+    shown = rows.head(MOST_RANKED).copy()
+    kinds = ["lowest", "cannot be told from the lowest", "higher"]
+    shown["what"] = np.where(shown["tied"].astype(bool), kinds[1], kinds[2])
+    shown.loc[shown.index[0], "what"] = kinds[0]
+    columns = ["label", "mean", "low", "high", "n", "what"]
+    base = alt.Chart(alt.InlineData(values=records(shown[columns]))).encode(
+        y=alt.Y("label:N", sort=list(shown["label"]), title=None, axis=alt.Axis(labelLimit=330, grid=True)),
         color=alt.Color(
             "what:N",
-            scale=alt.Scale(
-                domain=["first", "cannot be told from the first", "behind the first"],
-                range=["#D55E00", "#0072B2", "#8E9199"],
-            ),
+            scale=alt.Scale(domain=kinds, range=["#D55E00", "#0072B2", "#8E9199"]),
             legend=alt.Legend(title=None, symbolType="circle"),
         ),
         tooltip=[
-            alt.Tooltip("place:Q", title="place"),
-            alt.Tooltip("name:N", title="experiment"),
-            alt.Tooltip("value:Q", title=f"{told}, {unit}", format=".4f"),
+            alt.Tooltip("label:N", title="settings" if replicated else "experiment"),
+            alt.Tooltip("mean:Q", title="mean" if replicated else "validation loss", format=".4f"),
             alt.Tooltip("low:Q", title="from", format=".4f"),
             alt.Tooltip("high:Q", title="to", format=".4f"),
+            alt.Tooltip("n:Q", title="seeds"),
         ],
     )
-    x = alt.X("value:Q", title=f"{told}, {unit}", scale=alt.Scale(zero=False))
-    rule = [base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=f"{told}, {unit}"), x2="high:Q")]
-    known = rule if rows["low"].notna().any() else []
-    chart = alt.layer(*known, base.mark_point(filled=True, size=70, opacity=1).encode(x=x))
-    tied, best = int(ranking["tied"].astype(bool).sum()), ranking.iloc[0]
-    shown = f"the best {len(rows)} of {len(ranking):,}" if len(rows) < len(ranking) else f"all {len(ranking):,}"
-    caption = f"By {told}: {shown}, with 95% intervals. {ranking.attrs.get('basis', '')}".strip()
-    spread = f"from {nats(ranking['value'].min())} to {nats(ranking['value'].max())} {unit}"
-    alternative = f"{counted(len(ranking), 'experiment')} {spread}. First is {best['name']}. Not to be told from it at 95%: {max(0, tied - 1)}."
-    name = "ranking" if measure == "val_loss" else f"ranking-by-{measure}"
-    return Figure(name, f"Ranking by {told}", (Panel(chart, 20, stepped=True),), caption, alternative)
+    x = alt.X("mean:Q", title=LOSS, scale=alt.Scale(zero=False))
+    rule = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=LOSS), x2="high:Q")
+    layers = [*([rule] if shown["low"].notna().any() else []), base.mark_point(filled=True, size=70, opacity=1).encode(x=x)]
+    if replicated:
+        single = ranking.assign(label=ranking["name"].map(rows.attrs["labels"]))
+        single = single[single["label"].isin(list(shown["label"]))][["label", "value", "name"]]
+        seeds = alt.Chart(alt.InlineData(values=records(single)))
+        tick = {"style": "quiet", "thickness": 1.5, "size": 9, "opacity": 0.8}
+        layers.insert(0, seeds.mark_tick(**tick).encode(y=alt.Y("label:N", sort=list(shown["label"])), x="value:Q"))
+    what = "settings" if replicated else "experiments"
+    count = f"the best {len(shown)} of {len(rows):,} {what}" if len(shown) < len(rows) else f"all {len(rows):,} {what}"
+    bars = ", with 95% intervals" if rows["low"].notna().any() else ""
+    ticks = " Ticks are the seeds." if replicated else ""
+    caption = f"{count[:1].upper()}{count[1:]} by validation loss{bars}.{ticks} {ranking.attrs.get('basis', '')}".strip()
+    spread = f"from {nats(rows['mean'].min())} to {nats(rows['mean'].max())} nats a token"
+    tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
+    alternative = f"{len(rows):,} {what}, {spread}. Lowest: {rows['label'].iloc[0]}. Others that cannot be told from it: {tied:,}."
+    return Figure("ranking", "Ranking by validation loss", (Panel(layered(*layers), 20, stepped=True),), caption, alternative)
+
+
+def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """label, mean, low, high, n, tied by settings, the lowest mean first, and whether any have several seeds.
+
+    Labels are names where each stands alone; attrs["labels"] maps names to them.
+    """
+    replicated = bool((ranking["n"] > 1).any())
+    axes = [name for name in results.factors if len(levels(results.finished[name])) > 1]
+    names = [str(name) for name in ranking["name"]]
+    labels = dict(zip(names, names, strict=True))
+    if replicated:
+        table = results.experiments
+        labels = {name: ", ".join(f"{axis} {level_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names}
+    rows = ranking.assign(label=ranking["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
+    rows.attrs["labels"] = labels
+    return rows, replicated
+
+
+def layered(*charts: Any) -> Any:
+    return alt.layer(*charts) if len(charts) > 1 else charts[0]
 
 
 def zero_line(channel: str) -> alt.Chart:
@@ -126,7 +157,7 @@ def parts_figure(results: Results, means: pd.DataFrame) -> Figure | str:
     )
     base = alt.Chart(alt.InlineData(values=records(means))).encode(y=alt.Y("part:N", sort=order))
     bar = base.mark_rule(style="front", strokeWidth=2.4).encode(x="low:Q", x2="high:Q")
-    mean = base.mark_point(style="front", shape="diamond", filled=True, size=110).encode(x="mean:Q")
+    mean = base.mark_point(style="mean", shape="diamond", filled=True, size=130, opacity=1).encode(x="mean:Q")
     shown = "; ".join(
         f"{row.part}: mean {nats(row.mean)}, best {nats(row.best)}, n = {row.n}" for row in means.itertuples()
     )
@@ -184,20 +215,20 @@ def parallel_figure(results: Results) -> Figure | str:
             detail="i:N",
             color=alt.Color(
                 "loss:Q",
-                scale=alt.Scale(scheme="cividis", reverse=True),
                 legend=alt.Legend(title=LOSS, gradientLength=160, format=".2f"),
             ),
             strokeOpacity=alt.condition(FADED, alt.value(0.06), alt.value(min(0.85, 14 / len(table) + 0.25))),
         )
     )
     base = alt.Chart(alt.InlineData(values=labels)).encode(x=axis, y=y, text="told:N")
-    words = base.mark_text(style="words", align="right", dx=-7, fontWeight="bold")
+    place_of = {"align": "right", "dx": -7, "fontWeight": "bold"}
+    halo, words = base.mark_text(style="halo", **place_of), base.mark_text(style="words", **place_of)
     best = table.loc[loss.idxmin()]
     through = listed([f"{factor} {level_text(best[factor])}" for factor in axes])
     return Figure(
         "parallel",
         "Every experiment through its settings",
-        (Panel(alt.layer(lines, words), 380),),
+        (Panel(alt.layer(lines, halo, words), 380),),
         "A line an experiment, from setting to setting to its validation loss; within a level, the better are lower.",
         f"{len(table):,} lines. The best, at {nats(low)} nats a token, goes through {through}.",
         parameters={"chosen": []},

@@ -107,7 +107,7 @@ def _curve(column: str, title: str, ends: tuple[float, float], floors: Mapping[s
             x=alt.X("step:Q", title="updates", axis=alt.Axis(format=",d", tickCount=6)),
             y=y,
             detail="i:N",
-            color=group_colour(),
+            color=group_colour("stroke"),
             strokeOpacity=fading(0.75, 0.08),
             tooltip=[
                 *TIP,
@@ -155,7 +155,7 @@ def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure 
                 x=alt.X("step:Q", title="updates", axis=alt.Axis(format=",d", tickCount=6)),
                 y=alt.Y("gap:Q", title="loss gap, nats a token"),
                 detail="i:N",
-                color=group_colour(),
+                color=group_colour("stroke"),
                 strokeOpacity=fading(0.7, 0.08),
                 tooltip=[*TIP, alt.Tooltip("step:Q", title="update", format=",d"), alt.Tooltip("gap:Q", format=".4f")],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,9 +154,12 @@ def half_normal_figure(effects: Any) -> Figure | None:
         return None
     rows = table.copy()
     rows["size"] = rows["effect"].abs()
-    margin, simultaneous = (table.attrs.get(key) for key in ("margin", "simultaneous_margin"))
-    bound = margin if margin is not None else rows["size"].max()
-    rows["label"] = [str(term) if size > bound else "" for term, size in zip(rows["term"], rows["size"], strict=True)]
+    margin, simultaneous = (table.attrs.get(key) for key in ("margin", "simultaneous"))
+    known = [(told, value) for told, value in (("margin of error", margin), ("simultaneous margin", simultaneous)) if value == value]
+    outside = rows[rows["size"] > (min(value for _, value in known) if known else math.inf)]
+    rows["label"] = ["" for _ in rows.index]
+    for place in _apart(outside["size"], 0.05 * rows["size"].max()):
+        rows.loc[place, "label"] = str(rows.loc[place, "term"])
     base = alt.Chart(alt.InlineData(values=records(rows[["term", "size", "quantile", "label"]]))).encode(
         x=alt.X("quantile:Q", title="half-normal quantile, standard deviations"),
         y=alt.Y("size:Q", title="size of the effect, nats a token"),
@@ -167,23 +171,30 @@ def half_normal_figure(effects: Any) -> Figure | None:
         ]
     )
     label = base.mark_text(style="words", align="right", dx=-8, dy=-2).encode(text="label:N")
-    bounds = [("margin of error", margin), ("simultaneous margin", simultaneous)]
-    known = [{"size": value, "told": name} for name, value in bounds if value is not None]
-    lines = alt.Chart(alt.InlineData(values=known)).encode(y="size:Q")
+    lines = alt.Chart(alt.InlineData(values=[{"size": value, "told": told} for told, value in known])).encode(y="size:Q")
     names = lines.mark_text(style="quiet-words", align="left", baseline="bottom", dy=-3).encode(
         x=alt.value(4), text="told:N"
     )
     layers = [*([lines.mark_rule(style="zero"), names] if known else []), point, label]
-    outside = [label for label in rows["label"] if label]
     caption = (
         "Were nothing but noise at work, the points would lie on a straight line through the origin. Those that stand out "
         "above the dashed lines are effects."
     )
-    told = f"Standing out: {', '.join(outside)}." if outside else "None stands out."
+    named = [str(term) for term in outside["term"]][::-1]
+    told = f"Above the margin of error: {', '.join(named)}." if named else "None is above the margin of error."
     alternative = f"{len(rows)} effects by size against half-normal quantiles. {told}"
     return Figure(
         "half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 320),), caption, alternative
     )
+
+
+def _apart(sizes: pd.Series, distance: float) -> list[Any]:
+    """From the largest on, those that are so far from the last chosen that labels do not meet."""
+    chosen: list[Any] = []
+    for place, size in sizes.sort_values(ascending=False).items():
+        if not chosen or sizes[chosen[-1]] - size >= distance:
+            chosen.append(place)
+    return chosen
 
 
 def variance_figure(effects: Any) -> Figure | str:

@@ -123,7 +123,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _text(text: Any) -> str:
     """Escaped, with what looks like a setting or an experiment in the type of code."""
-    return NAMED.sub(r"<code>\1</code>", html.escape(str(text)))
+    return NAMED.sub(lambda found: f"<code>{found[1].replace('_', '_<wbr>')}</code>", html.escape(str(text)))
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -144,12 +144,12 @@ def _answer(sentences: Sequence[Sentence]) -> str:
 
 
 def _section(section: Section, page: Page) -> str:
-    blocks = "\n".join(_block(block, page) for block in section.blocks)
+    blocks = "\n".join(_block(block, page, section.title) for block in section.blocks)
     heading = f'<h2 id="{section.id}-title">{html.escape(section.title)}</h2>'
     return f'<section id="{section.id}" aria-labelledby="{section.id}-title">{heading}\n{blocks}</section>'
 
 
-def _block(block: Block, page: Page) -> str:
+def _block(block: Block, page: Page, section: str) -> str:
     if isinstance(block, Prose):
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Missing):
@@ -164,7 +164,7 @@ def _block(block: Block, page: Page) -> str:
     if isinstance(block, Grid):
         return _grid(block)
     if isinstance(block, Shown):
-        return _figure(block, page)
+        return _figure(block, page, section)
     if isinstance(block, Experiments):
         return _experiments(block, page)
     if isinstance(block, Samples):
@@ -199,7 +199,7 @@ def _cell(value: Any, column: int, grid: Grid) -> str:
     return _text(shown)
 
 
-def _figure(shown: Shown, page: Page) -> str:
+def _figure(shown: Shown, page: Page, section: str) -> str:
     figure = shown.figure
     controls = ""
     if shown.colours and len(page.colourings) > 1:
@@ -211,7 +211,7 @@ def _figure(shown: Shown, page: Page) -> str:
     panels = "".join(f'<div class="panel" data-panel="{k}"></div>' for k in range(len(figure.panels)))
     return (
         f'<figure id="figure-{figure.id}" class="figure" data-figure="{figure.id}" data-columns="{figure.columns}">'
-        f"<h3>{_text(figure.title)}</h3>"
+        + ("" if figure.title == section else f"<h3>{_text(figure.title)}</h3>")
         + (f'<div class="controls">{controls}</div>' if controls else "")
         + f'<div class="panels" role="img" aria-label="{html.escape(figure.alternative)}">{panels}</div>'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
@@ -232,7 +232,8 @@ def _experiments(block: Experiments, page: Page) -> str:
         filters += (
             f'<label>{_text(name)} <select data-filter="{name}"><option value="">any</option>{options}</select></label>'
         )
-    headings = [("place", "place"), ("name", "experiment"), *((f, f) for f in block.factors)]
+    losses = [("val_loss", "validation"), ("train_loss", "training"), ("gap", "gap")]
+    headings = [("place", "place"), ("name", "experiment"), *losses, *((f, f) for f in block.factors)]
     headings += [("seed", "seed")] if len({row["seed"] for row in rows}) > 1 else []
     headings += [*block.columns, ("status", "status")]
     head = "".join(

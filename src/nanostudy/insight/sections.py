@@ -13,6 +13,7 @@ import pandas as pd
 
 from nanostudy.insight import charts, curve_charts, factor_charts
 from nanostudy.insight.answer import strongest_by_factor
+from nanostudy.insight.background import again, machines, method
 from nanostudy.insight.blocks import (
     Block,
     Bullets,
@@ -27,7 +28,7 @@ from nanostudy.insight.blocks import (
 )
 from nanostudy.insight.frames import levels
 from nanostudy.insight.page_data import PageData
-from nanostudy.insight.phrases import amount, interval, level_text, nats, quantity, setting_text, short, signed
+from nanostudy.insight.phrases import amount, interval, nats, quantity, short, signed
 from nanostudy.words import counted, digits, duration
 
 BUDGETS = {
@@ -47,17 +48,15 @@ WRITING = {  # what is measured of samples: a plot's title, its axis
 }
 
 
-def findings(analysis: Any, data: PageData) -> list[Section]:
+def sections(analysis: Any, data: PageData) -> list[Section]:
     """In reading order, after what was run and the answer."""
-    makers = (_experiments, _ranked, _effects, _together, _parallel, _curves, _gap, _costs, _parts, _fair, _scaling)
-    return [*(make(analysis, data) for make in makers), _writing(analysis), _side_by_side(data), _claims(analysis)]
+    makers = (_experiments, _ranked, _effects, _together, _parallel, _curves, _gap, _costs, _parts, _fair, machines, _scaling)
+    said = [*(make(analysis, data) for make in makers), _writing(analysis), _side_by_side(data), _claims(analysis)]
+    return [*said, method(analysis, data), again(analysis, data)]
 
 
 def _experiments(analysis: Any, data: PageData) -> Section:
     columns = [
-        ("val_loss", "validation"),
-        ("train_loss", "training"),
-        ("gap", "gap"),
         ("best_val_loss", "lowest validation"),
         ("best_step", "at update"),
         ("parameters", "parameters"),
@@ -75,7 +74,7 @@ def _experiments(analysis: Any, data: PageData) -> Section:
 
 
 def _ranked(analysis: Any, data: PageData) -> Section:
-    blocks = figure_or_reason(charts.ranking_figure(analysis.ranking))
+    blocks = figure_or_reason(charts.ranking_figure(analysis.results, analysis.ranking))
     general = analysis.generalisation
     if not general.empty:
         rows = [
@@ -160,7 +159,7 @@ def _curves(analysis: Any, data: PageData) -> Section:
     blocks: list[Block] = [Shown(figure, colours=True, whole=curve_charts.tops(results, data.curves))]
     blocks.append(Bullets([*_overfitting(analysis), *_plateaus(analysis), *_stability(analysis)]))
     over = analysis.overfitting
-    some = over[over["overfits"].astype(bool)].sort_values("rise", ascending=False) if len(over) else over
+    some = over[over["overfits"].fillna(False).astype(bool)].sort_values("rise", ascending=False) if len(over) else over
     if len(some):
         rows = [
             (r.name, int(r.best_step), int(r.last_step), nats(r.best_val_loss), nats(r.val_loss), signed(r.rise, 4))
@@ -180,7 +179,7 @@ def _overfitting(analysis: Any) -> list[str]:
     table = analysis.overfitting
     if table.empty:
         return ["Overfitting cannot be judged without curves."]
-    over, early = table[table["overfits"].astype(bool)], (table["best_step"] < table["last_step"]).sum()
+    over, early = table[table["overfits"].fillna(False).astype(bool)], (table["best_step"] < table["last_step"]).sum()
     told = f"Overfitting: {len(over) or 'none'} of {len(table):,} end more than 1% above their lowest validation loss while the training loss falls"
     return [f"{told}; in {int(early) or 'none'} the best evaluation was not the last."]
 
@@ -272,10 +271,7 @@ def _fair(analysis: Any, data: PageData) -> Section:
             told.append(f"{name.capitalize()}: {table.attrs.get('explanation') or 'not known of these experiments.'}")
             continue
         table = table.sort_values("value", kind="stable")
-        budget = table["at"].iloc[0]
-        measure = {"arithmetic": "flops", "time": "seconds"}.get(at, at)
-        shown = f"{budget:,.0f} {at}" if at in ("updates", "tokens") else amount(budget, measure)
-        shown = f"{budget:,.0f} tokens" if at == "context" else shown
+        shown = _budget(at, float(table["at"].iloc[0]))
         first = [f"{row.name} ({nats(row.value)})" for row in _named(table.head(FIRST_PLACES))]
         rows.append((name, shown, *first, *[""] * (FIRST_PLACES - len(first))))
         told.append(f"{name.capitalize()}: {table.attrs.get('explanation', '')}")
@@ -288,6 +284,14 @@ def _fair(analysis: Any, data: PageData) -> Section:
     return Section(
         "fair", "Fair comparisons", [Prose(why), Grid("First places at equal budgets", header, rows), Bullets(told)]
     )
+
+
+def _budget(at: str, budget: float) -> str:
+    if at == "time":
+        return duration(budget)
+    if at == "arithmetic":
+        return f"{short(budget)}FLOP"
+    return f"{budget:,.0f} {'tokens' if at == 'context' else at}"
 
 
 def _scaling(analysis: Any, data: PageData) -> Section:
@@ -304,7 +308,7 @@ def _writing(analysis: Any) -> Section:
     blocks = figure_or_reason(figure)
     if not quality.empty:
         against = analysis.quality_against_loss
-        blocks += [Bullets([quality_sentence(row) for row in against.itertuples()])] if len(against) else []
+        blocks += [Bullets([*quality.attrs.get("notes", ()), *(quality_sentence(row) for row in against.itertuples() if row.Index in WRITING)])]
         order = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:10]
         rows = [(name, *_measured(quality.loc[name])) for name in order]
         header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
@@ -322,12 +326,12 @@ def _measured(row: pd.Series) -> list[str]:
 
 def quality_sentence(row: Any) -> str:
     """One row of the correlations of quality with loss."""
-    name = WRITING[row.measure][0] if row.measure in WRITING else str(row.measure)
-    if row.correlation != row.correlation:
-        return f"{name.capitalize()} against validation loss: too few experiments to say."
-    clear = "" if row.low != row.low or row.low <= 0 <= row.high else ", which excludes none"
-    known = interval(row.correlation, row.low, row.high, 2)
-    return f"{name.capitalize()} against validation loss: rank correlation {known}{clear}, n = {row.n}."
+    name = WRITING[row.Index][0] if row.Index in WRITING else str(row.Index)
+    if row.rho != row.rho:
+        return f"{name.capitalize()} against validation loss: too few experiments, or too much alike, to say."
+    unclear = row.low != row.low or row.low <= 0 <= row.high
+    told = "cannot be told from none" if unclear else "the lower the loss, the more" if row.rho < 0 else "the higher the loss, the more"
+    return f"{name.capitalize()} against validation loss: {told}; rank correlation {interval(row.rho, row.low, row.high, 2)}, n = {int(row.n)}."
 
 
 def _side_by_side(data: PageData) -> Section:
@@ -366,30 +370,3 @@ def _ours(row: Any) -> str:
     if row.low == row.low and row.low is not None and row.low is not pd.NA:
         told += f" ({nats(float(row.low))} to {nats(float(row.high))})"
     return f"{told}, n = {int(row.n)}" if row.n == row.n and row.n is not None and row.n is not pd.NA else told
-
-
-def told_levels(results: Any) -> list[tuple[str, str]]:
-    """Every factor with its levels."""
-    return [
-        (setting_text(name), ", ".join(level_text(v) for v in levels(results.experiments[name])))
-        for name in results.factors
-    ]
-
-
-def totals(results: Any) -> list[tuple[str, str]]:
-    """Of all experiments together, where it is known."""
-    table: pd.DataFrame = results.experiments
-    told = []
-    seconds, flops, tokens = (table[column].dropna() for column in ("seconds", "flops", "tokens"))
-    sizes: Sequence[float] = sorted(table["parameters"].dropna())
-    if len(sizes):
-        told.append(
-            ("parameters", short(sizes[0]) if sizes[0] == sizes[-1] else f"{short(sizes[0])} to {short(sizes[-1])}")
-        )
-    if len(tokens):
-        told.append(("tokens trained on", short(float(tokens.sum()))))
-    if len(flops):
-        told.append(("arithmetic", f"{short(float(flops.sum()))}FLOP"))
-    if len(seconds):
-        told.append(("time of all trainings", duration(float(seconds.sum()))))
-    return told
