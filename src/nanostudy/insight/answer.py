@@ -6,10 +6,10 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
+from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.charts import ranked_cells
 from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
@@ -25,7 +25,7 @@ class Sentence:
     text: str
 
 
-def answer(analysis: Any) -> list[Sentence]:
+def answer(analysis: Analysis) -> list[Sentence]:
     """Five, in the order in which a reader asks."""
     return [
         Sentence("What matters", what_matters(analysis)),
@@ -48,7 +48,7 @@ def varying(results: Results) -> list[str]:
     return [name for name in results.factors if len(levels(results.finished[name])) > 1]
 
 
-def what_matters(analysis: Any) -> str:
+def what_matters(analysis: Analysis) -> str:
     effects = analysis.effects
     if effects.table.empty:
         return _nothing_to_compare(analysis)
@@ -95,7 +95,7 @@ def _change(row: pd.Series) -> str:
     return f"{setting_text(row['factor_a'])} {level_text(row['reference'])} → {level_text(row['level'])}"
 
 
-def _nothing_to_compare(analysis: Any) -> str:
+def _nothing_to_compare(analysis: Analysis) -> str:
     results = analysis.results
     finished, total = len(results.finished), len(results.experiments)
     if not total:
@@ -109,7 +109,7 @@ def _nothing_to_compare(analysis: Any) -> str:
     return analysis.effects.explanation or "The effects of the settings cannot be estimated from these experiments."
 
 
-def what_does_not(analysis: Any) -> str:
+def what_does_not(analysis: Analysis) -> str:
     table = analysis.effects.table
     if table.empty:
         return "Nor can anything be said of settings that do not matter, or that act together."
@@ -137,7 +137,7 @@ def _capital(text: str) -> str:
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
-def which_model(analysis: Any) -> str:
+def which_model(analysis: Analysis) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return "No model can be recommended: none has finished."
@@ -170,7 +170,7 @@ def which_model(analysis: Any) -> str:
     return f"{told}; {len(tied):,} of the {len(rows) - 1:,} other {others} cannot be told from it at 95%{cheaper}."
 
 
-def how_it_generalises(analysis: Any) -> str:
+def how_it_generalises(analysis: Analysis) -> str:
     results = analysis.results
     known = results.finished.dropna(subset=["gap"])
     if known.empty:
@@ -192,7 +192,7 @@ def how_it_generalises(analysis: Any) -> str:
     return f"{told}."
 
 
-def claims_hold(analysis: Any) -> str:
+def claims_hold(analysis: Analysis) -> str:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return "There are no published claims to hold these results against."

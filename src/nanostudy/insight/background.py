@@ -9,28 +9,27 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.gpt.experiment import FIELDS
+from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.answer import varying
 from nanostudy.insight.blocks import Block, Bullets, Grid, Missing, Prose, Section, Source
-from nanostudy.insight.frames import WITHOUT_EFFECT, levels
+from nanostudy.insight.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import level_text, listed, setting_text, short
-from nanostudy.words import counted, digits, duration
+from nanostudy.words import digits, duration
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
 MOST_LEVELS = 6  # of a setting, that the first sentence names
 
 
-def lede(results: Any) -> str:
+def lede(results: Results) -> str:
     """What was run and on what."""
     table, finished = results.experiments, results.finished
     total, done = len(table), len(finished)
     if not total:
         return "No experiment is here yet."
-    if done == total:
-        count = "One experiment" if total == 1 else f"{total:,} experiments"
-        told = f"{count}, {'finished' if total == 1 else 'all finished'}"
-    else:
-        told = f"{done or 'None'} of {counted(total, 'experiment')} {'has' if done == 1 else 'have'} finished"
+    told = ("One experiment" if total == 1 else f"{total:,} experiments") + (
+        ", all finished" if done == total > 1 else ""
+    )
     axes = varying(results) if done > 1 else list(results.factors)
     if axes:
         told += f", with {listed([f'{setting_text(name)} {_levels(table[name])}' for name in axes])}"
@@ -44,17 +43,21 @@ def _levels(column: pd.Series) -> str:
     return "/".join(level_text(value) for value in found)
 
 
-def _surroundings(results: Any) -> str:
+def _surroundings(results: Results) -> str:
     texts = [f"{facts.name} ({short(facts.train_tokens)} training tokens)" for facts in results.corpora.values()]
     machines = results.provenance.get("machines") or []
-    kinds = dict.fromkeys(f"{m['device']} ({m['device_name']}, {m['precision']})" for m in machines if m.get("device"))
+    kinds = dict.fromkeys(
+        f"a {str(m['device']).upper() if m['device'] != 'cuda' else 'GPU'} ({m['device_name']}, {m['precision']})"
+        for m in machines
+        if m.get("device")
+    )
     if not texts and not kinds:
         return "Where and on what text they were trained is not known." if len(results.experiments) else ""
     on = f"on {listed(texts)}" if texts else "on a text that is not known"
     return f"Each trained a GPT {on}{f', on {listed(list(kinds))}' if kinds else ''}."
 
 
-def totals(results: Any) -> list[tuple[str, str]]:
+def totals(results: Results) -> list[tuple[str, str]]:
     """Of all experiments together, where it is known."""
     table, finished = results.experiments, results.finished
     told = [("experiments finished", f"{len(finished):,} of {len(table):,}")]
@@ -78,7 +81,7 @@ def totals(results: Any) -> list[tuple[str, str]]:
 # --- machines
 
 
-def machines(analysis: Any, data: PageData) -> Section:
+def machines(analysis: Analysis, data: PageData) -> Section:
     """Sizes, machines and speed: of each run where there are few, by machine where there are many."""
     title = "Sizes, machines and speed"
     table = analysis.results.experiments
@@ -97,7 +100,15 @@ def machines(analysis: Any, data: PageData) -> Section:
     rows = []
     for _, group in run.groupby([keys[name].map(str) for name in names], sort=False):
         row = group.iloc[0]
-        rows.append((_machine(row), _whole(row["members"]), len(group), digits(group["speed"].median()) if group["speed"].notna().any() else "", duration(float(group["seconds"].sum()))))
+        rows.append(
+            (
+                _machine(row),
+                _whole(row["members"]),
+                len(group),
+                digits(group["speed"].median()) if group["speed"].notna().any() else "",
+                duration(float(group["seconds"].sum())),
+            )
+        )
     header = ("machine", "stacked", "experiments", "tokens/s, median", "time, added up")
     return Section("machines", title, [Grid("Machines and stacks", header, rows), Prose(told)])
 
@@ -111,7 +122,12 @@ def _run(name: str, row: pd.Series) -> tuple[str, ...]:
 
 
 def _machine(row: pd.Series) -> str:
-    parts = [row["device"], row.get("device_name"), row["precision"], f"{_whole(row['threads'])} threads" if _whole(row["threads"]) else None]
+    parts = [
+        row["device"],
+        row.get("device_name"),
+        row["precision"],
+        f"{_whole(row['threads'])} threads" if _whole(row["threads"]) else None,
+    ]
     return ", ".join(str(part) for part in parts if part is not None and part == part) or "not known"
 
 
@@ -122,7 +138,7 @@ def _whole(value: Any) -> str:
 # --- method
 
 
-def method(analysis: Any, data: PageData) -> Section:
+def method(analysis: Analysis, data: PageData) -> Section:
     results, effects = analysis.results, analysis.effects
     told = [
         "Losses are mean cross entropies in nats a token, over the whole validation split in fixed windows, and over as many "
@@ -131,9 +147,7 @@ def method(analysis: Any, data: PageData) -> Section:
         "dropout, not how another text or another range of settings would turn out.",
         "Each effect has its own interval: of twenty that do nothing, one is expected to seem to do something.",
     ]
-    basis = analysis.ranking.attrs.get("basis")
     told += [f"Effects: {effects.explanation}"] if effects.explanation else []
-    told += [f"Ranking: {basis}"] if basis else []
     if (results.experiments["source"] == "table").any():
         told.append(
             "Some results come from tables: how they were evaluated, on what machine and in how many updates is what the table "
@@ -149,7 +163,7 @@ def method(analysis: Any, data: PageData) -> Section:
     return Section("method", "Method and caveats", blocks)
 
 
-def fixed_settings(results: Any) -> list[tuple[str, str, str]]:
+def fixed_settings(results: Results) -> list[tuple[str, str, str]]:
     """With one known value in all experiments."""
     rows = []
     for name, field in FIELDS.items():
@@ -164,7 +178,7 @@ def fixed_settings(results: Any) -> list[tuple[str, str, str]]:
 # --- again
 
 
-def again(analysis: Any, data: PageData) -> Section:
+def again(analysis: Analysis, data: PageData) -> Section:
     """The command, the definition, the versions, machines and checksums."""
     known = analysis.results.provenance
     blocks: list[Block] = []
@@ -179,7 +193,10 @@ def again(analysis: Any, data: PageData) -> Section:
     if versions:
         blocks.append(Grid("Versions", ("nanostudy", "numerics"), versions))
     found = [
-        tuple(str(m.get(key, "") or "") for key in ("device", "device_name", "precision", "platform", "python", "torch", "experiments"))
+        tuple(
+            str(m.get(key, "") or "")
+            for key in ("device", "device_name", "precision", "platform", "python", "torch", "experiments")
+        )
         for m in known.get("machines", [])
     ]
     if found:
@@ -196,5 +213,3 @@ def report_command(paths: Sequence[str]) -> str:
     import shlex
 
     return f"nanostudy report {shlex.join(paths)}"
-
-

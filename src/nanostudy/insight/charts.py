@@ -5,7 +5,7 @@ Each takes what is analysed and gives a figure, or the sentence that says why th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -35,8 +35,8 @@ def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
     return [*settings, *others, *seeds, *named] or ["status"]
 
 
-def parameters(results: Results, first: str | None = None) -> dict[str, Any]:
-    return {COLOUR: first or colourings(results)[0], "chosen": []}
+def parameters(colour: str) -> dict[str, Any]:
+    return {COLOUR: colour, "chosen": []}
 
 
 def shared(mark: str, **settings: Any) -> alt.Chart:
@@ -71,10 +71,10 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
     shown.loc[shown.index[0], "what"] = kinds[0]
     columns = ["label", "mean", "low", "high", "n", "what"]
     base = alt.Chart(alt.InlineData(values=records(shown[columns]))).encode(
-        y=alt.Y("label:N", sort=list(shown["label"]), title=None, axis=alt.Axis(labelLimit=330, grid=True)),
+        y=alt.Y("label:N", sort=list(shown["label"]), title=None, axis=alt.Axis(grid=True)),
         color=alt.Color(
             "what:N",
-            scale=alt.Scale(domain=kinds, range=["#D55E00", "#0072B2", "#8E9199"]),
+            scale=alt.Scale(domain=[kinds[1], kinds[0], kinds[2]], range="ordinal"),
             legend=alt.Legend(title=None, symbolType="circle"),
         ),
         tooltip=[
@@ -87,22 +87,27 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
     )
     x = alt.X("mean:Q", title=LOSS, scale=alt.Scale(zero=False))
     rule = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=LOSS), x2="high:Q")
-    layers = [*([rule] if shown["low"].notna().any() else []), base.mark_point(filled=True, size=70, opacity=1).encode(x=x)]
+    layers = [
+        *([rule] if shown["low"].notna().any() else []),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
+    ]
     if replicated:
         single = ranking.assign(label=ranking["name"].map(rows.attrs["labels"]))
         single = single[single["label"].isin(list(shown["label"]))][["label", "value", "name"]]
         seeds = alt.Chart(alt.InlineData(values=records(single)))
-        tick = {"style": "quiet", "thickness": 1.5, "size": 9, "opacity": 0.8}
+        tick = {"thickness": 1.5, "size": 9, "opacity": 0.8}
         layers.insert(0, seeds.mark_tick(**tick).encode(y=alt.Y("label:N", sort=list(shown["label"])), x="value:Q"))
     what = "settings" if replicated else "experiments"
     count = f"the best {len(shown)} of {len(rows):,} {what}" if len(shown) < len(rows) else f"all {len(rows):,} {what}"
     bars = ", with 95% intervals" if rows["low"].notna().any() else ""
     ticks = " Ticks are the seeds." if replicated else ""
-    caption = f"{count[:1].upper()}{count[1:]} by validation loss{bars}.{ticks} {ranking.attrs.get('basis', '')}".strip()
+    caption = f"{count[:1].upper()}{count[1:]} by validation loss{bars}.{ticks}"
     spread = f"from {nats(rows['mean'].min())} to {nats(rows['mean'].max())} nats a token"
     tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
     alternative = f"{len(rows):,} {what}, {spread}. Lowest: {rows['label'].iloc[0]}. Others that cannot be told from it: {tied:,}."
-    return Figure("ranking", "Ranking by validation loss", (Panel(layered(*layers), 20, stepped=True),), caption, alternative)
+    return Figure(
+        "ranking", "Ranking by validation loss", (Panel(layered(*layers), 20, stepped=True),), caption, alternative
+    )
 
 
 def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
@@ -116,7 +121,9 @@ def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame,
     labels = dict(zip(names, names, strict=True))
     if replicated:
         table = results.experiments
-        labels = {name: ", ".join(f"{axis} {level_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names}
+        labels = {
+            name: ", ".join(f"{axis} {level_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names
+        }
     rows = ranking.assign(label=ranking["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
     rows.attrs["labels"] = labels
     return rows, replicated
@@ -137,7 +144,7 @@ def magnitudes() -> alt.Axis:
 # --- parts, settings and text
 
 
-def parts_figure(results: Results, means: pd.DataFrame) -> Figure | str:
+def parts_figure(results: Results, means: pd.DataFrame, colour: str) -> Figure | str:
     """Each experiment in its part, with the part's mean."""
     if len(means) < 2:
         return "Comparing parts needs finished experiments in at least two of them."
@@ -146,7 +153,7 @@ def parts_figure(results: Results, means: pd.DataFrame) -> Figure | str:
         shared("point", filled=True, size=45)
         .transform_filter("isValid(datum.val_loss) && datum.status == 'finished'")
         .encode(
-            y=alt.Y("part:N", sort=order, title=None, axis=alt.Axis(labelLimit=200)),
+            y=alt.Y("part:N", sort=order, title=None),
             yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1.6, 1.6])),
             x=alt.X("val_loss:Q", title=LOSS, scale=alt.Scale(zero=False), axis=alt.Axis(grid=True)),
             color=group_colour(),
@@ -167,7 +174,7 @@ def parts_figure(results: Results, means: pd.DataFrame) -> Figure | str:
         (Panel(alt.layer(dots, bar, mean), 58, stepped=True),),
         "Dots are experiments, diamonds the parts' means with 95% intervals over their experiments.",
         f"Validation loss by part. {shown}.",
-        parameters=parameters(results),
+        parameters=parameters(colour),
         tables=("experiments",),
     )
 
@@ -203,7 +210,7 @@ def parallel_figure(results: Results) -> Figure | str:
         "axis:N",
         sort=names,
         title=None,
-        axis=alt.Axis(labelAngle=0, orient="top", domain=False, ticks=False, grid=True),
+        axis=alt.Axis(orient="top"),
     )
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.02, 1.02]))
     lines = (
@@ -222,7 +229,7 @@ def parallel_figure(results: Results) -> Figure | str:
     )
     base = alt.Chart(alt.InlineData(values=labels)).encode(x=axis, y=y, text="told:N")
     place_of = {"align": "right", "dx": -7, "fontWeight": "bold"}
-    halo, words = base.mark_text(style="halo", **place_of), base.mark_text(style="words", **place_of)
+    halo, words = base.mark_text(style="halo", **place_of), base.mark_text(**place_of)
     best = table.loc[loss.idxmin()]
     through = listed([f"{factor} {level_text(best[factor])}" for factor in axes])
     return Figure(
@@ -235,7 +242,7 @@ def parallel_figure(results: Results) -> Figure | str:
     )
 
 
-def scaling_figure(results: Results, fits: Mapping[str, Any]) -> Figure | str:
+def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Figure | str:
     """Loss against parameters and tokens on logarithmic axes, with the power law where one is supported."""
     panels, told = [], []
     for against, fit in fits.items():
@@ -276,7 +283,7 @@ def scaling_figure(results: Results, fits: Mapping[str, Any]) -> Figure | str:
         caption,
         f"Validation loss {'; '.join(told)}",
         columns=2,
-        parameters=parameters(results),
+        parameters=parameters(colour),
         tables=("experiments",),
     )
 
@@ -287,7 +294,7 @@ def fit_text(fit: Any) -> str:
         return (
             f"{fit.formula}; exponent {nats(fit.exponent, 3)} ({nats(fit.low, 3)} to {nats(fit.high, 3)}), n = {fit.n}."
         )
-    return f"no power law is fitted: {fit.reason}"
+    return f"no power law is fitted. {fit.reason}"
 
 
 def quality_figure(results: Results, quality: pd.DataFrame, measures: Mapping[str, tuple[str, str]]) -> Figure | str:

@@ -24,13 +24,13 @@ ALONG = {"parameters": "parameters", "flops": "arithmetic, floating-point operat
 # --- curves
 
 
-def curves_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure | str:
+def curves_figure(results: Results, curves: Sequence[Mapping[str, Any]], colour: str) -> Figure | str:
     """Validation and training loss against updates, a line an experiment; the entropy floor where it is known."""
     if not curves:
         return NO_CURVES
     floors = {facts.name: facts.entropy for facts in results.corpora.values() if facts.entropy is not None}
     low, high, top = _loss_ends(curves, [*floors.values()])
-    settings = {**parameters(results), "top": top}
+    settings = {**parameters(colour), "top": top}
     panels = tuple(
         Panel(_curve(column, title, (low, high), floors), 330, title=title)
         for column, title in (("val_loss", "validation"), ("train_loss", "training"))
@@ -129,7 +129,7 @@ def _curve(column: str, title: str, ends: tuple[float, float], floors: Mapping[s
 # --- the gap
 
 
-def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure | str:
+def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]], colour: str) -> Figure | str:
     """Validation less training loss: at the end against the loss, and over time."""
     known = results.finished.dropna(subset=["gap"])
     if known.empty:
@@ -173,7 +173,7 @@ def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure 
         "Validation less training loss. Large: the model knows its training text better than new text.",
         alternative,
         columns=2,
-        parameters=parameters(results),
+        parameters=parameters(colour),
         tables=("experiments", "curves") if curves else ("experiments",),
     )
 
@@ -181,7 +181,7 @@ def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]]) -> Figure 
 # --- fronts
 
 
-def pareto_figure(results: Results, fronts: Mapping[str, pd.DataFrame]) -> Figure | str:
+def pareto_figure(results: Results, fronts: Mapping[str, pd.DataFrame], colour: str) -> Figure | str:
     """Loss against what it costs; `fronts` by cost, from the cheapest to the best model."""
     shown = {cost: table for cost, table in fronts.items() if table["cost"].gt(0).any()}
     if not shown:
@@ -205,7 +205,7 @@ def pareto_figure(results: Results, fronts: Mapping[str, pd.DataFrame]) -> Figur
         caption,
         f"Scatter plots of validation loss with their fronts: {'; '.join(told)}.",
         columns=len(panels),
-        parameters=parameters(results),
+        parameters=parameters(colour),
         tables=("experiments",),
     )
 

@@ -9,17 +9,18 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from nanostudy.insight.effects import Effects
 from nanostudy.insight.figure import Figure, Panel, records
 from nanostudy.insight.phrases import interval, level_text, quantity, setting_text, term_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_INTERACTIONS = 6  # plots
 LOWERS, RAISES, UNCLEAR = "lowers it", "raises it", "cannot be told from zero"
-DIRECTIONS = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=["#0072B2", "#D55E00", "#8E9199"])
+DIRECTIONS = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range="ordinal")
 DIRECTION_SHAPES = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=["circle", "circle", "diamond"])
 
 
-def effects_figure(effects: Any, measure: str = "val_loss") -> Figure | str:
+def effects_figure(effects: Effects, measure: str = "val_loss") -> Figure | str:
     """Every effect as a point with its 95% interval, the largest first."""
     table = effects.table
     if table.empty:
@@ -30,7 +31,7 @@ def effects_figure(effects: Any, measure: str = "val_loss") -> Figure | str:
     rows["told"] = [interval(row.effect, row.low, row.high) for row in rows.itertuples()]
     columns = ["what", "effect", "low", "high", "direction", "told"]
     base = alt.Chart(alt.InlineData(values=records(rows[columns]))).encode(
-        y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(labelLimit=230, grid=True)),
+        y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
         color=alt.Color("direction:N", scale=DIRECTIONS, legend=alt.Legend(title=f"the {told}")),
         tooltip=[
             alt.Tooltip("what:N", title="change"),
@@ -147,7 +148,7 @@ def _interactions_in_words(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> st
     return f"Lines of mean validation loss in {len(pairs)} plots. {'; '.join(told)}."
 
 
-def half_normal_figure(effects: Any) -> Figure | None:
+def half_normal_figure(effects: Effects) -> Figure | None:
     """Absolute effects against half-normal quantiles, where the noise was estimated from the effects themselves."""
     table = effects.half_normal
     if table is None or table.empty:
@@ -155,7 +156,11 @@ def half_normal_figure(effects: Any) -> Figure | None:
     rows = table.copy()
     rows["size"] = rows["effect"].abs()
     margin, simultaneous = (table.attrs.get(key) for key in ("margin", "simultaneous"))
-    known = [(told, value) for told, value in (("margin of error", margin), ("simultaneous margin", simultaneous)) if value == value]
+    known = [
+        (told, value)
+        for told, value in (("margin of error", margin), ("simultaneous margin", simultaneous))
+        if value == value
+    ]
     outside = rows[rows["size"] > (min(value for _, value in known) if known else math.inf)]
     rows["label"] = ["" for _ in rows.index]
     for place in _apart(outside["size"], 0.05 * rows["size"].max()):
@@ -170,12 +175,17 @@ def half_normal_figure(effects: Any) -> Figure | None:
             alt.Tooltip("size:Q", title="size, nats a token", format=".4f"),
         ]
     )
-    label = base.mark_text(style="words", align="right", dx=-8, dy=-2).encode(text="label:N")
-    lines = alt.Chart(alt.InlineData(values=[{"size": value, "told": told} for told, value in known])).encode(y="size:Q")
-    names = lines.mark_text(style="quiet-words", align="left", baseline="bottom", dy=-3).encode(
-        x=alt.value(4), text="told:N"
+    label = base.mark_text(align="right", dx=-8, dy=-2).encode(text="label:N")
+    lines = alt.Chart(alt.InlineData(values=[{"size": value, "told": told} for told, value in known])).encode(
+        y="size:Q"
     )
-    layers = [*([lines.mark_rule(style="zero"), names] if known else []), point, label]
+    names = [
+        lines.transform_filter(f"datum.told == '{told}'")
+        .mark_text(style="quiet-words", align="right", baseline=side, dy=4 if side == "top" else -4)
+        .encode(x=alt.value("width"), text="told:N")
+        for (told, _), side in zip(known, ("top", "bottom"), strict=False)
+    ]
+    layers = [*([lines.mark_rule(style="zero"), *names] if known else []), point, label]
     caption = (
         "Were nothing but noise at work, the points would lie on a straight line through the origin. Those that stand out "
         "above the dashed lines are effects."
@@ -184,7 +194,7 @@ def half_normal_figure(effects: Any) -> Figure | None:
     told = f"Above the margin of error: {', '.join(named)}." if named else "None is above the margin of error."
     alternative = f"{len(rows)} effects by size against half-normal quantiles. {told}"
     return Figure(
-        "half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 320),), caption, alternative
+        "half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 340),), caption, alternative
     )
 
 
@@ -197,7 +207,7 @@ def _apart(sizes: pd.Series, distance: float) -> list[Any]:
     return chosen
 
 
-def variance_figure(effects: Any) -> Figure | str:
+def variance_figure(effects: Effects) -> Figure | str:
     """Shares of the variance between experiments."""
     table = effects.table
     rows = table.dropna(subset=["share"]).drop_duplicates("term") if not table.empty else table
@@ -207,12 +217,12 @@ def variance_figure(effects: Any) -> Figure | str:
     rows = rows.assign(percent=100 * rows["share"], told=[f"{100 * share:.1f}%" for share in rows["share"]])
     terms = list(rows["term"])
     base = alt.Chart(alt.InlineData(values=records(rows[["term", "percent", "told"]]))).encode(
-        y=alt.Y("term:N", sort=terms, title=None, axis=alt.Axis(labelLimit=230)),
+        y=alt.Y("term:N", sort=terms, title=None),
         x=alt.X("percent:Q", title="share of the variance of validation loss, %", axis=alt.Axis(grid=True)),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("told:N", title="share of variance")],
     )
-    words = base.mark_text(style="words", align="left", dx=5).encode(text="told:N")
-    bars = base.mark_bar(cornerRadiusEnd=2, color="#0072B2", height={"band": 0.66})
+    words = base.mark_text(align="left", dx=5).encode(text="told:N")
+    bars = base.mark_bar(cornerRadiusEnd=2, height={"band": 0.66})
     shown = ", ".join(f"{row.term} {row.told}" for row in rows.head(6).itertuples())
     return Figure(
         "variance",

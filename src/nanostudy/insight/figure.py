@@ -70,7 +70,8 @@ class Figure:
 
     def for_page(self) -> list[dict[str, Any]]:
         """The panels' specifications, as wide as their place; the page's script gives them the tables."""
-        return [{**self._panel(panel), "width": "container", "params": self._parameters()} for panel in self.panels]
+        place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+        return [{**self._panel(panel), **place, "params": self._parameters()} for panel in self.panels]
 
     def for_print(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """One specification with all that it needs."""
@@ -116,13 +117,15 @@ def look(scheme: str, font: str) -> dict[str, Any]:
         "titlePadding": 8,
         "labelPadding": 5,
         "labelOverlap": True,
+        "labelSeparation": 6,
     }
     return {
         "font": font,
         "background": ground,
         "padding": 4,
         "axis": axis,
-        "axisY": {"domain": False, "ticks": False, "tickCount": 6},
+        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 330},
+        "axisTop": {"labelAngle": 0, "domain": False, "ticks": False, "grid": True},
         "axisX": {"grid": False, "tickCount": 7},
         "view": {"stroke": None},
         "legend": {
@@ -139,18 +142,21 @@ def look(scheme: str, font: str) -> dict[str, Any]:
             "columnPadding": 16,
         },
         "title": {"color": ink, "subtitleColor": faint, "anchor": "start", "frame": "group", "subtitleFontSize": 12.5},
-        "range": {"category": list(colours), "ramp": {"scheme": "cividis", "extent": [0, 0.92] if scheme == "light" else [1, 0.12]}},
+        "range": {
+            "category": list(colours),
+            "ramp": {"scheme": "cividis", "extent": [0, 0.92] if scheme == "light" else [1, 0.12]},
+        },
         "mark": {"color": colours[0]},
+        "text": {"color": ink, "fontSize": 11.5},
+        "rule": {"color": faint},
+        "tick": {"color": faint},
         "style": {
-            "zero": {"stroke": faint, "strokeWidth": 1, "strokeDash": [4, 3]},
-            "quiet": {"stroke": faint, "fill": faint, "color": faint},
-            "ink": {"stroke": ink, "color": ink},
-            "words": {"fill": ink, "stroke": None, "fontSize": 11.5},
-            "quiet-words": {"fill": faint, "stroke": None, "fontSize": 11.5},
-            "halo": {"fill": ink, "stroke": ground, "strokeWidth": 4, "strokeJoin": "round", "fontSize": 11.5},
-            "front": {"color": ink, "stroke": ink, "strokeWidth": 1.4},
-            "mean": {"color": ink, "fill": ink, "stroke": ground, "strokeWidth": 1},
-            "band": {"fill": colours[0], "fillOpacity": 0.16, "stroke": None},
+            "zero": {"color": faint, "strokeWidth": 1, "strokeDash": [4, 3]},
+            "quiet-words": {"color": faint, "fontSize": 11.5},
+            "halo": {"color": ink, "stroke": ground, "strokeWidth": 4, "strokeJoin": "round", "fontSize": 11.5},
+            "front": {"color": ink, "strokeWidth": 1.4},
+            "mean": {"color": ink, "stroke": ground, "strokeWidth": 1},
+            "band": {"color": colours[0], "fillOpacity": 0.16},
         },
     }
 

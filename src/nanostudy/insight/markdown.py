@@ -51,7 +51,11 @@ def _block(block: Block, page: Page, drawn: Collection[str]) -> list[str]:
         return [f"{plain(block.caption)}:", "", *table(block.header, block.rows)]
     if isinstance(block, Shown):
         figure = block.figure
-        picture = [f"![{plain(figure.alternative)}]({figure.id}.png)", ""] if figure.id in drawn else [plain(figure.alternative), ""]
+        picture = (
+            [f"![{plain(figure.alternative)}]({figure.id}.png)", ""]
+            if figure.id in drawn
+            else [plain(figure.alternative), ""]
+        )
         return [f"**{plain(figure.title)}.** {plain(figure.caption)}", "", *picture]
     if isinstance(block, Experiments):
         return _experiments(block, page)

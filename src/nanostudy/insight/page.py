@@ -30,12 +30,12 @@ from nanostudy.insight.blocks import (
     Samples,
     Section,
     Shown,
-    Source,
 )
 from nanostudy.insight.figure import look
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import level_text
 
+MOST_NOTES = 4  # before the answer; all are among the caveats
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 NAMED = re.compile(r"(?<![\w&;])([A-Za-z]\w*_[\w.=/-]*\w)")  # settings and experiments are set in the type of code
 NUMBER = re.compile(r"[−+~<≤≥ ]*\d[\d,.]*( ?[%kMGTP]| to .*)?")
@@ -50,7 +50,6 @@ class Page:
     answer: Sequence[Sentence]
     sections: Sequence[Section]
     data: PageData
-    colourings: Sequence[str]
 
     @property
     def figures(self) -> list[Any]:
@@ -108,7 +107,7 @@ def _carried(page: Page) -> dict[str, Any]:
             for figure in page.figures
         },
         "looks": {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")},
-        "colourings": list(page.colourings),
+        "colourings": list(page.data.colourings),
     }
 
 
@@ -132,7 +131,7 @@ def _contents(sections: Sequence[Section]) -> str:
 
 
 def _masthead(page: Page, undrawn: str) -> str:
-    notes = [*page.notes, *([f"The figures could not be drawn here: {undrawn}."] if undrawn else [])]
+    notes = [*page.notes[:MOST_NOTES], *([f"The figures could not be drawn here: {undrawn}."] if undrawn else [])]
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in page.facts)
     told = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
     return f'<h1>{html.escape(page.title)}</h1>\n<p class="lede">{_text(page.lede)}</p>\n{told}\n<dl class="facts">{facts}</dl>'
@@ -202,8 +201,8 @@ def _cell(value: Any, column: int, grid: Grid) -> str:
 def _figure(shown: Shown, page: Page, section: str) -> str:
     figure = shown.figure
     controls = ""
-    if shown.colours and len(page.colourings) > 1:
-        options = "".join(f"<option>{html.escape(name)}</option>" for name in page.colourings)
+    if shown.colours and len(page.data.colourings) > 1:
+        options = "".join(f"<option>{html.escape(name)}</option>" for name in page.data.colourings)
         controls += f'<label>Colour by <select class="colour">{options}</select></label>'
     if shown.whole:
         top, whole = shown.whole
@@ -237,7 +236,7 @@ def _experiments(block: Experiments, page: Page) -> str:
     headings += [("seed", "seed")] if len({row["seed"] for row in rows}) > 1 else []
     headings += [*block.columns, ("status", "status")]
     head = "".join(
-        f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{_text(name)}</button></th>'
+        f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for key, name in headings
     )
     return (
@@ -257,5 +256,3 @@ def _samples(block: Samples) -> str:
         '<label>going on from <select id="sample-prompt"></select></label></div>'
         '<div id="sample-cards" class="samples" aria-live="polite"></div></div>'
     )
-
-

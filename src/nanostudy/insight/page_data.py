@@ -5,6 +5,7 @@ Beyond some number of experiments less is carried, so that a page opens at once,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ class PageData:
     experiments: list[dict[str, Any]]
     curves: list[dict[str, Any]]  # i: the experiment's place in `experiments`
     samples: list[dict[str, Any]]  # i, prompt, text
-    left_out: tuple[str, ...]  # sentences
+    colourings: tuple[str, ...]  # columns by which figures can be coloured, the first one first
+    left_out: tuple[str, ...] = ()  # sentences
 
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:
@@ -36,7 +38,7 @@ class PageData:
         return {"experiments": self.experiments, "curves": self.curves}
 
 
-def page_data(results: Results) -> PageData:
+def page_data(results: Results, colourings: Sequence[str]) -> PageData:
     table = results.experiments
     by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
     rows = _experiments(results)
@@ -48,7 +50,7 @@ def page_data(results: Results) -> PageData:
     for sample in samples:
         rows[sample["i"]]["sampled"] = True
     assert len(place) == len(table), "names of experiments are unique"
-    return PageData(rows, curves, samples, tuple(thinned + unread))
+    return PageData(rows, curves, samples, tuple(colourings), tuple(thinned + unread))
 
 
 def _experiments(results: Results) -> list[dict[str, Any]]:

@@ -58,16 +58,16 @@ def _missing(value: Any) -> bool:
 
 def nats(value: float, decimals: int = 4) -> str:
     """A loss or a difference without its sign."""
-    return f"{value:.{decimals}f}".replace("-", "−")  # noqa: RUF001 (a reader's minus)
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def signed(value: float, decimals: int = 3) -> str:
     text = f"{value:+.{decimals}f}"
-    return "0" if float(text) == 0 else text.replace("-", "−")  # noqa: RUF001
+    return "0" if float(text) == 0 else text.replace("-", "−")
 
 
 def interval(value: float, low: float, high: float, decimals: int = 3) -> str:
-    """−0.210 (−0.231 to −0.190)."""  # noqa: RUF002
+    """−0.210 (−0.231 to −0.190)."""
     if _missing(low) or _missing(high):
         return f"{signed(value, decimals)} (no interval)"
     return f"{signed(value, decimals)} ({signed(low, decimals)} to {signed(high, decimals)})"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import write_atomically
+from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.answer import Sentence, answer, strongest_by_factor
 from nanostudy.insight.background import lede, totals
 from nanostudy.insight.charts import colourings
 from nanostudy.insight.figure import draw
 from nanostudy.insight.figures import DrawingFailed
+from nanostudy.insight.frames import Results
 from nanostudy.insight.markdown import markdown
 from nanostudy.insight.page import Page, render
 from nanostudy.insight.page_data import page_data
@@ -33,7 +34,7 @@ class Published:
     undrawn: str  # why figures could not be drawn; empty where they were
 
 
-def publish(analysis: Any, folder: Path) -> Published:
+def publish(analysis: Analysis, folder: Path) -> Published:
     """Writes everything. Raises NanostudyError where the folder cannot be written, or holds something else."""
     _prepare(folder)
     page = page_of(analysis)
@@ -54,25 +55,23 @@ def publish(analysis: Any, folder: Path) -> Published:
     return Published(folder, folder / PAGE, page.answer, page.notes, len(pictures), undrawn)
 
 
-def page_of(analysis: Any) -> Page:
+def page_of(analysis: Analysis) -> Page:
     results = analysis.results
-    data = page_data(results)
     table = analysis.effects.table
     strongest = [] if table.empty else [str(name) for name in strongest_by_factor(table)["factor_a"]]
-    colours = colourings(results, strongest)
+    data = page_data(results, colourings(results, strongest))
     return Page(
         results.title,
         lede(results),
         totals(results),
         results.notes,
         answer(analysis),
-        sections(analysis, data, colours[0]),
+        sections(analysis, data),
         data,
-        colours,
     )
 
 
-def results_csv(results: Any) -> str:
+def results_csv(results: Results) -> str:
     """Every column that has a value, a row an experiment."""
     table = results.experiments.dropna(axis="columns", how="all").drop(columns=["folder"], errors="ignore")
     text: str = table.reset_index(names="name").to_csv(index=False, lineterminator="\n")

@@ -6,12 +6,13 @@ Where something cannot be said, its section says why instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from nanostudy.insight import charts, curve_charts, factor_charts
+from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.answer import strongest_by_factor
 from nanostudy.insight.background import again, machines, method
 from nanostudy.insight.blocks import (
@@ -26,7 +27,7 @@ from nanostudy.insight.blocks import (
     Shown,
     figure_or_reason,
 )
-from nanostudy.insight.frames import levels
+from nanostudy.insight.frames import Results
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import amount, interval, nats, quantity, short, signed
 from nanostudy.words import counted, digits, duration
@@ -48,14 +49,27 @@ WRITING = {  # what is measured of samples: a plot's title, its axis
 }
 
 
-def sections(analysis: Any, data: PageData) -> list[Section]:
+def sections(analysis: Analysis, data: PageData) -> list[Section]:
     """In reading order, after what was run and the answer."""
-    makers = (_experiments, _ranked, _effects, _together, _parallel, _curves, _gap, _costs, _parts, _fair, machines, _scaling)
+    makers = (
+        _experiments,
+        _ranked,
+        _effects,
+        _together,
+        _parallel,
+        _curves,
+        _gap,
+        _costs,
+        _parts,
+        _fair,
+        machines,
+        _scaling,
+    )
     said = [*(make(analysis, data) for make in makers), _writing(analysis), _side_by_side(data), _claims(analysis)]
     return [*said, method(analysis, data), again(analysis, data)]
 
 
-def _experiments(analysis: Any, data: PageData) -> Section:
+def _experiments(analysis: Analysis, data: PageData) -> Section:
     columns = [
         ("best_val_loss", "lowest validation"),
         ("best_step", "at update"),
@@ -73,8 +87,10 @@ def _experiments(analysis: Any, data: PageData) -> Section:
     return Section("experiments", "All experiments", [Prose(how), Experiments(factors, known)])
 
 
-def _ranked(analysis: Any, data: PageData) -> Section:
+def _ranked(analysis: Analysis, data: PageData) -> Section:
     blocks = figure_or_reason(charts.ranking_figure(analysis.results, analysis.ranking))
+    basis = analysis.ranking.attrs.get("basis")
+    blocks += [Prose(str(basis))] if basis else []
     general = analysis.generalisation
     if not general.empty:
         rows = [
@@ -91,7 +107,7 @@ def _range(row: Any) -> str:
     return "not known" if low != low or high != high else f"{signed(low, 4)} to {signed(high, 4)}"
 
 
-def _effects(analysis: Any, data: PageData) -> Section:
+def _effects(analysis: Analysis, data: PageData) -> Section:
     effects = analysis.effects
     blocks = figure_or_reason(factor_charts.effects_figure(effects))
     if effects.table.empty:
@@ -123,7 +139,7 @@ def _effects_table(table: pd.DataFrame) -> Grid:
     return Grid("All effects on the validation loss", header, rows[:200], folded=True)
 
 
-def _together(analysis: Any, data: PageData) -> Section:
+def _together(analysis: Analysis, data: PageData) -> Section:
     effects, results = analysis.effects, analysis.results
     if effects.table.empty or len(results.factors) < 2:
         reason = "How settings act together needs at least two that vary."
@@ -145,15 +161,15 @@ def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
 
 
-def _parallel(analysis: Any, data: PageData) -> Section:
+def _parallel(analysis: Analysis, data: PageData) -> Section:
     return Section(
         "parallel", "Every experiment through its settings", figure_or_reason(charts.parallel_figure(analysis.results))
     )
 
 
-def _curves(analysis: Any, data: PageData) -> Section:
+def _curves(analysis: Analysis, data: PageData) -> Section:
     results = analysis.results
-    figure = curve_charts.curves_figure(results, data.curves)
+    figure = curve_charts.curves_figure(results, data.curves, data.colourings[0])
     if isinstance(figure, str):
         return Section("curves", "Curves", [Missing(figure)])
     blocks: list[Block] = [Shown(figure, colours=True, whole=curve_charts.tops(results, data.curves))]
@@ -175,7 +191,7 @@ def _named(table: pd.DataFrame) -> Any:
     return (table if "name" in table.columns else table.reset_index(names="name")).itertuples(name="Row")
 
 
-def _overfitting(analysis: Any) -> list[str]:
+def _overfitting(analysis: Analysis) -> list[str]:
     table = analysis.overfitting
     if table.empty:
         return ["Overfitting cannot be judged without curves."]
@@ -184,7 +200,7 @@ def _overfitting(analysis: Any) -> list[str]:
     return [f"{told}; in {int(early) or 'none'} the best evaluation was not the last."]
 
 
-def _plateaus(analysis: Any) -> list[str]:
+def _plateaus(analysis: Analysis) -> list[str]:
     table = analysis.convergence
     if table.empty:
         return []
@@ -198,7 +214,7 @@ def _plateaus(analysis: Any) -> list[str]:
     ]
 
 
-def _stability(analysis: Any) -> list[str]:
+def _stability(analysis: Analysis) -> list[str]:
     table = analysis.stability
     if table.empty:
         return ["Stability cannot be judged without training logs."]
@@ -212,14 +228,14 @@ def _stability(analysis: Any) -> list[str]:
     return [f"{told}."]
 
 
-def _gap(analysis: Any, data: PageData) -> Section:
-    figure = curve_charts.gap_figure(analysis.results, data.curves)
+def _gap(analysis: Analysis, data: PageData) -> Section:
+    figure = curve_charts.gap_figure(analysis.results, data.curves, data.colourings[0])
     return Section("gap", "Loss gap", figure_or_reason(figure, colours=True))
 
 
-def _costs(analysis: Any, data: PageData) -> Section:
+def _costs(analysis: Analysis, data: PageData) -> Section:
     fronts = {cost: analysis.pareto(cost) for cost in curve_charts.ALONG}
-    figure = curve_charts.pareto_figure(analysis.results, fronts)
+    figure = curve_charts.pareto_figure(analysis.results, fronts, data.colourings[0])
     blocks = figure_or_reason(figure, colours=True)
     if isinstance(figure, str):
         return Section("costs", "What a lower loss costs", blocks)
@@ -231,9 +247,9 @@ def _costs(analysis: Any, data: PageData) -> Section:
     return Section("costs", "What a lower loss costs", blocks)
 
 
-def _parts(analysis: Any, data: PageData) -> Section:
+def _parts(analysis: Analysis, data: PageData) -> Section:
     means = part_means(analysis.results)
-    blocks = figure_or_reason(charts.parts_figure(analysis.results, means), colours=True)
+    blocks = figure_or_reason(charts.parts_figure(analysis.results, means, data.colourings[0]), colours=True)
     if len(means) > 1:
         rows = [
             (row.part, row.n, nats(row.mean), _ends(row.low, row.high), nats(row.best), row.best_name)
@@ -248,7 +264,7 @@ def _ends(low: float, high: float) -> str:
     return "not known" if low != low else f"{nats(low)} to {nats(high)}"
 
 
-def part_means(results: Any) -> pd.DataFrame:
+def part_means(results: Results) -> pd.DataFrame:
     """part, n, mean, low, high, best, best_name; the interval is Student's, over the part's experiments."""
     from scipy import stats
 
@@ -262,7 +278,7 @@ def part_means(results: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])
 
 
-def _fair(analysis: Any, data: PageData) -> Section:
+def _fair(analysis: Analysis, data: PageData) -> Section:
     """The first places at every common budget, and what was done to compare them."""
     rows, told = [], []
     for at, name in BUDGETS.items():
@@ -294,21 +310,28 @@ def _budget(at: str, budget: float) -> str:
     return f"{budget:,.0f} {'tokens' if at == 'context' else at}"
 
 
-def _scaling(analysis: Any, data: PageData) -> Section:
+def _scaling(analysis: Analysis, data: PageData) -> Section:
     fits: Mapping[str, Any] = analysis.scaling
-    figure = charts.scaling_figure(analysis.results, fits)
+    figure = charts.scaling_figure(analysis.results, fits, data.colourings[0])
     blocks = figure_or_reason(figure, colours=True)
     said = [f"Loss against {against}: {charts.fit_text(fit)}" for against, fit in fits.items()]
     return Section("scaling", "Scaling", [*blocks, Bullets(said)] if said else blocks)
 
 
-def _writing(analysis: Any) -> Section:
+def _writing(analysis: Analysis) -> Section:
     quality, results = analysis.quality, analysis.results
     figure = charts.quality_figure(results, quality, WRITING)
     blocks = figure_or_reason(figure)
     if not quality.empty:
         against = analysis.quality_against_loss
-        blocks += [Bullets([*quality.attrs.get("notes", ()), *(quality_sentence(row) for row in against.itertuples() if row.Index in WRITING)])]
+        blocks += [
+            Bullets(
+                [
+                    *quality.attrs.get("notes", ()),
+                    *(quality_sentence(row) for row in against.itertuples() if row.Index in WRITING),
+                ]
+            )
+        ]
         order = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:10]
         rows = [(name, *_measured(quality.loc[name])) for name in order]
         header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
@@ -330,7 +353,13 @@ def quality_sentence(row: Any) -> str:
     if row.rho != row.rho:
         return f"{name.capitalize()} against validation loss: too few experiments, or too much alike, to say."
     unclear = row.low != row.low or row.low <= 0 <= row.high
-    told = "cannot be told from none" if unclear else "the lower the loss, the more" if row.rho < 0 else "the higher the loss, the more"
+    told = (
+        "cannot be told from none"
+        if unclear
+        else "the lower the loss, the more"
+        if row.rho < 0
+        else "the higher the loss, the more"
+    )
     return f"{name.capitalize()} against validation loss: {told}; rank correlation {interval(row.rho, row.low, row.high, 2)}, n = {int(row.n)}."
 
 
@@ -346,7 +375,7 @@ def _side_by_side(data: PageData) -> Section:
     return Section("samples", "Samples side by side", [Prose(told), Samples(list(dict.fromkeys(chosen)))])
 
 
-def _claims(analysis: Any) -> Section:
+def _claims(analysis: Analysis) -> Section:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return Section(

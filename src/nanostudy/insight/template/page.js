@@ -59,8 +59,12 @@
       }
       const narrow = element.clientWidth < 430;
       const config = structuredClone(data.looks[theme()]);
-      config.axisY = { ...config.axisY, labelLimit: narrow ? 130 : 300 };
-      config.legend = { ...config.legend, columns: narrow ? 2 : 0, labelLimit: narrow ? 150 : 260 };
+      if (narrow) {
+        config.axisY = { ...config.axisY, labelLimit: 190, labelFontSize: 10 };
+        config.axisX = { ...config.axisX, tickCount: 4, titleAnchor: "end", titleAlign: "right" };
+        config.axisTop = { ...config.axisTop, labelAngle: -32, labelAlign: "left", labelFontSize: 10 };
+        config.legend = { ...config.legend, titleOrient: "top", direction: "vertical", columns: 2, gradientLength: 120 };
+      }
       views.get(element)?.finalize();
       const marks = named.includes("curves") ? "canvas" : "svg";
       const result = await vegaEmbed(element, spec, {
