@@ -48,7 +48,26 @@ class Grid:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     folded: bool = False
-    tagged: int | None = None  # the column whose cells are set as tags
+
+
+@dataclass(frozen=True)
+class Claim:
+    verdict: str
+    statement: str
+    published: str
+    ours: str
+    why: str
+    setting: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Claims with their verdicts. `folded`: shut, until a reader opens them."""
+
+    caption: str
+    claims: Sequence[Claim]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ class Source:
     text: str
 
 
-Block = Prose | Missing | Note | Bullets | Facts | Grid | Shown | Experiments | Samples | Source
+Block = Prose | Missing | Note | Bullets | Facts | Grid | Shown | Experiments | Samples | Source | Claims
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.figure import LOSS, Figure, Panel, records
+from nanostudy.insight.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, records
 from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import level_text, listed, nats, quantity
 from nanostudy.words import counted
@@ -74,7 +74,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
         y=alt.Y("label:N", sort=list(shown["label"]), title=None, axis=alt.Axis(grid=True)),
         color=alt.Color(
             "what:N",
-            scale=alt.Scale(domain=[kinds[1], kinds[0], kinds[2]], range="ordinal"),
+            scale=alt.Scale(domain=kinds, range=[VERMILLION, BLUE, GREY]),
             legend=alt.Legend(title=None, symbolType="circle"),
         ),
         tooltip=[

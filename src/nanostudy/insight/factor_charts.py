@@ -10,13 +10,13 @@ import altair as alt
 import pandas as pd
 
 from nanostudy.insight.effects import Effects
-from nanostudy.insight.figure import Figure, Panel, records
+from nanostudy.insight.figure import BLUE, GREY, VERMILLION, Figure, Panel, records
 from nanostudy.insight.phrases import interval, level_text, quantity, setting_text, term_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_INTERACTIONS = 6  # plots
 LOWERS, RAISES, UNCLEAR = "lowers it", "raises it", "cannot be told from zero"
-DIRECTIONS = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range="ordinal")
+DIRECTIONS = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=[BLUE, VERMILLION, GREY])
 DIRECTION_SHAPES = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=["circle", "circle", "diamond"])
 
 
@@ -163,7 +163,7 @@ def half_normal_figure(effects: Effects) -> Figure | None:
     ]
     outside = rows[rows["size"] > (min(value for _, value in known) if known else math.inf)]
     rows["label"] = ["" for _ in rows.index]
-    for place in _apart(outside["size"], 0.05 * rows["size"].max()):
+    for place in _apart(outside["size"], 0.06 * rows["size"].max()):
         rows.loc[place, "label"] = str(rows.loc[place, "term"])
     base = alt.Chart(alt.InlineData(values=records(rows[["term", "size", "quantile", "label"]]))).encode(
         x=alt.X("quantile:Q", title="half-normal quantile, standard deviations"),
@@ -179,16 +179,16 @@ def half_normal_figure(effects: Effects) -> Figure | None:
     lines = alt.Chart(alt.InlineData(values=[{"size": value, "told": told} for told, value in known])).encode(
         y="size:Q"
     )
-    names = [
-        lines.transform_filter(f"datum.told == '{told}'")
-        .mark_text(style="quiet-words", align="right", baseline=side, dy=4 if side == "top" else -4)
-        .encode(x=alt.value("width"), text="told:N")
-        for (told, _), side in zip(known, ("top", "bottom"), strict=False)
-    ]
-    layers = [*([lines.mark_rule(style="zero"), *names] if known else []), point, label]
+    highest = alt.Chart(
+        alt.InlineData(values=[{"size": max((v for _, v in known), default=0.0), "told": "margins of error"}])
+    )
+    names = highest.mark_text(style="quiet-words", align="right", baseline="bottom", dy=-4).encode(
+        x=alt.value("width"), y="size:Q", text="told:N"
+    )
+    layers = [*([lines.mark_rule(style="zero"), names] if known else []), point, label]
     caption = (
-        "Were nothing but noise at work, the points would lie on a straight line through the origin. Those that stand out "
-        "above the dashed lines are effects."
+        "Were nothing but noise at work, the points would lie on a straight line through the origin. Above the lower dashed "
+        "line an effect is clear on its own, above the upper one among all of them."
     )
     named = [str(term) for term in outside["term"]][::-1]
     told = f"Above the margin of error: {', '.join(named)}." if named else "None is above the margin of error."

@@ -10,6 +10,7 @@ from typing import Any
 from nanostudy.insight.blocks import (
     Block,
     Bullets,
+    Claims,
     Experiments,
     Grid,
     Missing,
@@ -61,6 +62,10 @@ def _block(block: Block, page: Page, drawn: Collection[str]) -> list[str]:
         return _experiments(block, page)
     if isinstance(block, Samples):
         return _samples(block, page)
+    if isinstance(block, Claims):
+        header = ("verdict", "claim", "published", "ours", "why")
+        rows = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in block.claims]
+        return [f"{plain(block.caption)}", "", *table(header, rows)]
     if isinstance(block, Source):
         return fenced(block.text)
     return table(("", ""), block.pairs)

@@ -21,6 +21,8 @@ from nanostudy.insight.answer import Sentence
 from nanostudy.insight.blocks import (
     Block,
     Bullets,
+    Claim,
+    Claims,
     Experiments,
     Facts,
     Grid,
@@ -37,7 +39,7 @@ from nanostudy.insight.phrases import level_text
 
 MOST_NOTES = 4  # before the answer; all are among the caveats
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-NAMED = re.compile(r"(?<![\w&;])([A-Za-z]\w*_[\w.=/-]*\w)")  # settings and experiments are set in the type of code
+CODE = re.compile(r"`([^`]+)`|(?<![\w&;])([A-Za-z]\w*_[\w.=/-]*\w)")  # commands, settings, experiments
 NUMBER = re.compile(r"[−+~<≤≥ ]*\d[\d,.]*( ?[%kMGTP]| to .*)?")
 
 
@@ -121,8 +123,12 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _text(text: Any) -> str:
-    """Escaped, with what looks like a setting or an experiment in the type of code."""
-    return NAMED.sub(lambda found: f"<code>{found[1].replace('_', '_<wbr>')}</code>", html.escape(str(text)))
+    """Escaped, with commands, settings and experiments in the type of code."""
+
+    def set_as_code(found: re.Match[str]) -> str:
+        return f"<code>{(found[1] or found[2]).replace('_', '_<wbr>')}</code>"
+
+    return CODE.sub(set_as_code, html.escape(str(text)))
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -168,6 +174,8 @@ def _block(block: Block, page: Page, section: str) -> str:
         return _experiments(block, page)
     if isinstance(block, Samples):
         return _samples(block)
+    if isinstance(block, Claims):
+        return _claims(block)
     return f"<pre tabindex=0><code>{html.escape(block.text)}</code></pre>"
 
 
@@ -179,7 +187,7 @@ def _grid(grid: Grid) -> str:
     aligned = [' class="n"' if one else "" for one in right]
     head = "".join(f'<th scope="col"{a}>{_text(name)}</th>' for name, a in zip(grid.header, aligned, strict=True))
     body = "".join(
-        f"<tr>{''.join(f'<td{a}>{_cell(value, k, grid)}</td>' for k, (value, a) in enumerate(zip(row, aligned, strict=True)))}</tr>"
+        f"<tr>{''.join(f'<td{a}>{_cell(value)}</td>' for value, a in zip(row, aligned, strict=True))}</tr>"
         for row in grid.rows
     )
     table = (
@@ -191,11 +199,29 @@ def _grid(grid: Grid) -> str:
     return f"<details><summary>{_text(grid.caption)}</summary>{table}</details>"
 
 
-def _cell(value: Any, column: int, grid: Grid) -> str:
-    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    if column == grid.tagged:
-        return f'<span class="tag" data-tag="{html.escape(shown)}">{html.escape(shown)}</span>'
-    return _text(shown)
+def _cell(value: Any) -> str:
+    return _text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value)
+
+
+def _claims(block: Claims) -> str:
+    items = "".join(
+        f'<li><span class="tag" data-tag="{html.escape(one.verdict)}">{html.escape(one.verdict)}</span><div>'
+        f"<p>{_text(one.statement)}</p>"
+        + "".join(f"<p>{_text(told)}</p>" for told in _evidence(one) if told)
+        + f'<p class="source">{_text(". ".join(told for told in (one.source, one.setting) if told))}</p></div></li>'
+        for one in block.claims
+    )
+    told = f'<ul class="claims">{items}</ul>'
+    shut = "" if block.folded else " open"
+    return f"<details{shut}><summary>{_text(block.caption)}</summary>{told}</details>"
+
+
+def _evidence(claim: Claim) -> list[str]:
+    figures = [
+        f"Published: {claim.published}." if claim.published else "",
+        f"Ours: {claim.ours}." if claim.ours else "",
+    ]
+    return [" ".join(told for told in figures if told), claim.why]
 
 
 def _figure(shown: Shown, page: Page, section: str) -> str:

@@ -30,6 +30,7 @@ class Published:
     page: Path
     answer: Sequence[Sentence]
     notes: Sequence[str]
+    beside: Sequence[Path]  # what else was written, figures left out
     figures: int
     undrawn: str  # why figures could not be drawn; empty where they were
 
@@ -52,7 +53,8 @@ def publish(analysis: Analysis, folder: Path) -> Published:
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
-    return Published(folder, folder / PAGE, page.answer, page.notes, len(pictures), undrawn)
+    beside = [folder / MARKDOWN, folder / TABLE]
+    return Published(folder, folder / PAGE, page.answer, page.notes, beside, len(pictures), undrawn)
 
 
 def page_of(analysis: Analysis) -> Page:

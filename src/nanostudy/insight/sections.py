@@ -18,6 +18,8 @@ from nanostudy.insight.background import again, machines, method
 from nanostudy.insight.blocks import (
     Block,
     Bullets,
+    Claim,
+    Claims,
     Experiments,
     Grid,
     Missing,
@@ -381,21 +383,34 @@ def _claims(analysis: Analysis) -> Section:
         return Section(
             "claims", "Do the published claims hold?", [Missing("There are no claims to hold these results against.")]
         )
-    rows = [
-        (row.verdict, row.statement, row.setting, row.published, _ours(row), row.why, row.source)
-        for row in verdicts.itertuples()
+    tested = verdicts["verdict"].isin(["reproduced", "better", "not reproduced"])
+    kinds = [
+        ("Claims that these results test", verdicts[tested], False),
+        (
+            "Claims that contradict themselves or each other",
+            verdicts[verdicts["verdict"] == "contradicts itself"],
+            True,
+        ),
+        (
+            "Claims that were not run, or cannot be tested here",
+            verdicts[~tested & (verdicts["verdict"] != "contradicts itself")],
+            True,
+        ),
     ]
-    header = ("verdict", "claim", "setting", "published", "ours", "why", "source")
-    return Section(
-        "claims", "Do the published claims hold?", [Grid("Published claims and their verdicts", header, rows, tagged=0)]
-    )
+    blocks: list[Block] = []
+    for caption, table, folded in kinds:
+        claims = [
+            Claim(
+                r.verdict, r.statement, r.published, _ours(r), r.why, "" if r.setting == "any" else r.setting, r.source
+            )
+            for r in _named(table)
+        ]
+        blocks += [Claims(f"{caption}: {len(claims)}", claims, folded)] if claims else []
+    return Section("claims", "Do the published claims hold?", blocks)
 
 
 def _ours(row: Any) -> str:
-    value = row.ours
-    if value is None or value is pd.NA or value != value or value == "":
+    if not row.ours:
         return ""
-    told = nats(float(value)) if isinstance(value, (int, float)) else str(value)
-    if row.low == row.low and row.low is not None and row.low is not pd.NA:
-        told += f" ({nats(float(row.low))} to {nats(float(row.high))})"
-    return f"{told}, n = {int(row.n)}" if row.n == row.n and row.n is not None and row.n is not pd.NA else told
+    known = f" ({nats(row.low)} to {nats(row.high)})" if row.low == row.low else ""
+    return f"{row.ours}{known}{f', n = {row.n:,}' if row.n else ''}"

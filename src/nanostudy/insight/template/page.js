@@ -57,13 +57,13 @@
         if (parameter.name === "chosen") parameter.value = [...chosen];
         if (parameter.name === "top" && settings.top !== null) parameter.value = settings.top;
       }
-      const narrow = element.clientWidth < 430;
+      const narrow = innerWidth < 740;
       const config = structuredClone(data.looks[theme()]);
       if (narrow) {
-        config.axisY = { ...config.axisY, labelLimit: 190, labelFontSize: 10 };
+        config.axisY = { ...config.axisY, labelLimit: 212, labelFontSize: 10 };
         config.axisX = { ...config.axisX, tickCount: 4, titleAnchor: "end", titleAlign: "right" };
         config.axisTop = { ...config.axisTop, labelAngle: -32, labelAlign: "left", labelFontSize: 10 };
-        config.legend = { ...config.legend, titleOrient: "top", direction: "vertical", columns: 2, gradientLength: 120 };
+        config.legend = { ...config.legend, titleOrient: "top", direction: "vertical", columns: 1, gradientLength: 120 };
       }
       views.get(element)?.finalize();
       const marks = named.includes("curves") ? "canvas" : "svg";
