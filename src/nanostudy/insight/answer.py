@@ -15,8 +15,9 @@ from nanostudy.insight.frames import Results, levels
 from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
 from nanostudy.words import counted
 
+STATUSES = ("diverged", "failed", "running", "waiting", "finished")
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
-VERDICTS = ("reproduced", "better", "not reproduced", "contradicts itself", "not testable here", "not run")
+VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tested
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _nothing_to_compare(analysis: Analysis) -> str:
     if not total:
         return "There are no experiments yet, so there is nothing to compare."
     if not finished:
-        return f"None of {counted(total, 'experiment')} has finished with a finite loss, so no effect can be estimated."
+        counts = results.experiments["status"].value_counts()
+        how = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES if counts.get(status, 0))
+        return f"None of {counted(total, 'experiment')} has finished with a finite loss ({how}), so no effect can be estimated."
     if finished == 1:
         return "One finished experiment alone says nothing about the effect of any setting."
     if not results.factors:
@@ -117,7 +120,7 @@ def what_does_not(analysis: Analysis) -> str:
     unclear = mains[~mains["clear"].astype(bool)]
     pairs = table[(table["order"] == 2) & table["clear"].astype(bool) & table["effect"].notna()]
     pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
-    named = [f"{_change(row)}, {_known(row)}," for _, row in unclear.iterrows()]
+    named = [f"{_change(row)} by {_known(row)}" for _, row in unclear.iterrows()]
     if named and analysis.effects.method == "none":
         first = "without an estimate of the noise, no effect can be told from none"
     elif named:
@@ -177,12 +180,14 @@ def how_it_generalises(analysis: Analysis) -> str:
         return "Nothing can be said of generalisation: it takes a finished experiment with both losses."
     best = known["val_loss"].idxmin()
     told = f"The loss gap (validation less training) of the best is {signed(known.loc[best]['gap'])} nats a token"
-    if len(known) > 1:
+    if known["gap"].max() > known["gap"].min():
         told += f", and between {signed(known['gap'].min())} and {signed(known['gap'].max())} over all"
     over = analysis.overfitting
-    if len(over):
-        count = int(over["overfits"].fillna(False).astype(bool).sum())
-        told += f"; {count or 'none'} of {counted(len(over), 'training')} overfit{'s' if count == 1 and len(over) == 1 else ''}"
+    judged = over["overfits"].dropna()
+    if len(judged) == 1:
+        told += "; it overfits" if bool(judged.iloc[0]) else "; it does not overfit"
+    elif len(judged):
+        told += f"; {int(judged.sum()) or 'none'} of {len(judged):,} trainings overfit"
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
         row = quality.loc[best]
@@ -196,27 +201,27 @@ def claims_hold(analysis: Analysis) -> str:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return "There are no published claims to hold these results against."
-    counts = verdicts["verdict"].value_counts()
-    tested = int(sum(counts.get(verdict, 0) for verdict in VERDICTS[:3]))
-    told = [
-        f"{counts[verdict]} {_verdict(verdict, int(counts[verdict]))}" for verdict in VERDICTS if counts.get(verdict, 0)
-    ]
-    if not tested:
-        return (
-            f"None of {counted(len(verdicts), 'published claim')} could be tested by these experiments: {listed(told)}."
+    decided = verdicts["verdict"].isin(VERDICTS)
+    tested, counted_out = verdicts[decided & (verdicts["n"] > 0)], verdicts[decided & (verdicts["n"] == 0)]
+    told = f"Of {counted(len(verdicts), 'published claim')} these experiments test {len(tested) or 'none'}"
+    if len(tested):
+        counts = tested["verdict"].value_counts()
+        told += (
+            f": {listed([_verdict(verdict, int(counts[verdict])) for verdict in VERDICTS if counts.get(verdict, 0)])}"
         )
-    return f"Of {counted(len(verdicts), 'published claim')}, {listed(told)}."
+    rest = []
+    if len(counted_out):
+        holds = int((counted_out["verdict"] != "not reproduced").sum())
+        rest.append(f"by arithmetic alone {holds} of {len(counted_out)} {'holds' if holds == 1 else 'hold'}")
+    against = int((verdicts["verdict"] == "contradicts itself").sum())
+    if against:
+        rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
+    left = len(verdicts) - int(decided.sum()) - against
+    if left:
+        rest.append(f"{left} {'was' if left == 1 else 'were'} not run or cannot be tested here")
+    return f"{told}; {listed(rest)}." if rest else f"{told}."
 
 
 def _verdict(verdict: str, count: int) -> str:
-    if count == 1:
-        verb = {"reproduced": "is", "not reproduced": "is", "better": "is", "not testable here": "is", "not run": "was"}
-    else:
-        verb = dict.fromkeys(("reproduced", "not reproduced", "better", "not testable here"), "are") | {
-            "not run": "were"
-        }
-    words = {
-        "better": "bettered",
-        "contradicts itself": "contradicts itself" if count == 1 else "contradict themselves",
-    }
-    return f"{verb.get(verdict, '')} {words.get(verdict, verdict)}".strip()
+    be = "is" if count == 1 else "are"
+    return f"{count} {be} {'bettered' if verdict == 'better' else verdict}"
