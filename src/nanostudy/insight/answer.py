@@ -178,8 +178,8 @@ def how_it_generalises(analysis: Analysis) -> str:
     known = results.finished.dropna(subset=["gap"])
     if known.empty:
         return "Nothing can be said of generalisation: it takes a finished experiment with both losses."
-    best = known["val_loss"].idxmin()
-    told = f"The loss gap (validation less training) of the best is {signed(known.loc[best]['gap'])} nats a token"
+    best = str(known["val_loss"].idxmin())
+    told = f"The loss gap (validation less training) of the best is {signed(float(known['gap'][best]))} nats a token"
     if known["gap"].max() > known["gap"].min():
         told += f", and between {signed(known['gap'].min())} and {signed(known['gap'].max())} over all"
     over = analysis.overfitting

@@ -93,14 +93,14 @@ def machines(analysis: Analysis, data: PageData) -> Section:
     told = "Tokens a second are over the whole training, evaluations included. Members of one stack share its time."
     if len(run) <= MOST_RUNS:
         rows = [_run(str(name), row) for name, row in run.iterrows()]
-        header = ("experiment", "parameters", "machine", "stacked", "updates", "epochs", "time", "tokens/s")
-        return Section("machines", title, [Grid("Each training", header, rows), Prose(told)])
+        each = ("experiment", "parameters", "machine", "stacked", "updates", "epochs", "time", "tokens/s")
+        return Section("machines", title, [Grid("Each training", each, rows), Prose(told)])
     names = ["device", *(["device_name"] if "device_name" in run else []), "precision", "threads", "members"]
     keys = run[names].astype(object).where(run[names].notna(), None)
-    rows = []
+    kinds: list[tuple[Any, ...]] = []
     for _, group in run.groupby([keys[name].map(str) for name in names], sort=False):
         row = group.iloc[0]
-        rows.append(
+        kinds.append(
             (
                 _machine(row),
                 _whole(row["members"]),
@@ -110,7 +110,7 @@ def machines(analysis: Analysis, data: PageData) -> Section:
             )
         )
     header = ("machine", "stacked", "experiments", "tokens/s, median", "time, added up")
-    return Section("machines", title, [Grid("Machines and stacks", header, rows), Prose(told)])
+    return Section("machines", title, [Grid("Machines and stacks", header, kinds), Prose(told)])
 
 
 def _run(name: str, row: pd.Series) -> tuple[str, ...]:

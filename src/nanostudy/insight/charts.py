@@ -5,19 +5,20 @@ Each takes what is analysed and gives a figure, or the sentence that says why th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, records
+from nanostudy.insight.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, each, records
 from nanostudy.insight.frames import Results, levels
-from nanostudy.insight.phrases import level_text, listed, nats, quantity
-from nanostudy.words import counted
+from nanostudy.insight.page_data import spread
+from nanostudy.insight.phrases import level_text, listed, nats
 
 MOST_RANKED = 30
+MOST_LINES = 256  # of parallel coordinates
 COLOUR = "colour"  # the page's parameter: the column that colours
 FADED = "length(chosen) && indexof(chosen, datum.i) < 0"  # where experiments are chosen, the others step back
 
@@ -95,7 +96,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
         single = ranking.assign(label=ranking["name"].map(rows.attrs["labels"]))
         single = single[single["label"].isin(list(shown["label"]))][["label", "value", "name"]]
         seeds = alt.Chart(alt.InlineData(values=records(single)))
-        tick = {"thickness": 1.5, "size": 9, "opacity": 0.8}
+        tick: dict[str, Any] = {"thickness": 1.5, "size": 9, "opacity": 0.8}
         layers.insert(0, seeds.mark_tick(**tick).encode(y=alt.Y("label:N", sort=list(shown["label"])), x="value:Q"))
     what = "settings" if replicated else "experiments"
     count = f"the best {len(shown)} of {len(rows):,} {what}" if len(shown) < len(rows) else f"all {len(rows):,} {what}"
@@ -165,9 +166,7 @@ def parts_figure(results: Results, means: pd.DataFrame, colour: str) -> Figure |
     base = alt.Chart(alt.InlineData(values=records(means))).encode(y=alt.Y("part:N", sort=order))
     bar = base.mark_rule(style="front", strokeWidth=2.4).encode(x="low:Q", x2="high:Q")
     mean = base.mark_point(style="mean", shape="diamond", filled=True, size=130, opacity=1).encode(x="mean:Q")
-    shown = "; ".join(
-        f"{row.part}: mean {nats(row.mean)}, best {nats(row.best)}, n = {row.n}" for row in means.itertuples()
-    )
+    shown = "; ".join(f"{row.part}: mean {nats(row.mean)}, best {nats(row.best)}, n = {row.n}" for row in each(means))
     return Figure(
         "parts",
         "The parts compared",
@@ -191,18 +190,19 @@ def parallel_figure(results: Results) -> Figure | str:
         present = levels(table[factor])
         at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
         labels += [{"axis": factor, "at": at[level], "told": level_text(level)} for level in present]
-        spread = 0.62 / len(present)
+        room = 0.62 / len(present)
         rank = table.groupby(factor)["val_loss"].rank(pct=True) - 0.5
-        places[factor] = table[factor].map(at).astype(float) + spread * rank
+        places[factor] = table[factor].map(at).astype(float) + room * rank
     loss = table["val_loss"]
     low, high = float(loss.min()), float(loss.max())
     places["validation loss"] = (loss - low) / ((high - low) or 1.0)
     labels += [{"axis": "validation loss", "at": at, "told": nats(low + at * (high - low), 3)} for at in (0, 0.5, 1)]
     names = [*axes, "validation loss"]
+    drawn = spread([str(name) for name in table.sort_values("val_loss", kind="stable").index], MOST_LINES)
     place = {name: i for i, name in enumerate(results.experiments.index)}
     rows = [
         {"i": place[name], "axis": axis, "at": round(float(places[axis][name]), 4), "loss": round(float(loss[name]), 5)}
-        for name in table.index
+        for name in drawn
         for axis in names
         if places[axis][name] == places[axis][name]
     ]
@@ -224,121 +224,20 @@ def parallel_figure(results: Results) -> Figure | str:
                 "loss:Q",
                 legend=alt.Legend(title=LOSS, gradientLength=160, format=".2f"),
             ),
-            strokeOpacity=alt.condition(FADED, alt.value(0.06), alt.value(min(0.85, 14 / len(table) + 0.25))),
+            strokeOpacity=alt.condition(FADED, alt.value(0.06), alt.value(min(0.85, 14 / len(drawn) + 0.25))),
         )
     )
     base = alt.Chart(alt.InlineData(values=labels)).encode(x=axis, y=y, text="told:N")
-    place_of = {"align": "right", "dx": -7, "fontWeight": "bold"}
+    place_of: dict[str, Any] = {"align": "right", "dx": -7, "fontWeight": "bold"}
     halo, words = base.mark_text(style="halo", **place_of), base.mark_text(**place_of)
-    best = table.loc[loss.idxmin()]
+    best = table.sort_values("val_loss", kind="stable").iloc[0]
     through = listed([f"{factor} {level_text(best[factor])}" for factor in axes])
     return Figure(
         "parallel",
         "Every experiment through its settings",
         (Panel(alt.layer(lines, halo, words), 380),),
-        "A line an experiment, from setting to setting to its validation loss; within a level, the better are lower.",
+        "A line an experiment, from setting to setting to its validation loss; within a level, the better are lower."
+        + (f" {MOST_LINES} of {len(table):,} are drawn." if len(drawn) < len(table) else ""),
         f"{len(table):,} lines. The best, at {nats(low)} nats a token, goes through {through}.",
-        parameters={"chosen": []},
-    )
-
-
-def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Figure | str:
-    """Loss against parameters and tokens on logarithmic axes, with the power law where one is supported."""
-    panels, told = [], []
-    for against, fit in fits.items():
-        known = results.finished.dropna(subset=[against])
-        if known[against].nunique() < 2:
-            continue
-        scale = alt.Scale(type="log", nice=False, padding=14)
-        x = alt.X(f"{against}:Q", title=quantity(against)[0], scale=scale, axis=magnitudes())
-        y = alt.Y(
-            "val_loss:Q", title=LOSS, scale=alt.Scale(type="log", nice=False, padding=12), axis=alt.Axis(format=".2f")
-        )
-        points = (
-            shared("point", filled=True, size=50)
-            .transform_filter(f"datum.{against} > 0 && datum.val_loss > 0 && datum.status == 'finished'")
-            .encode(x=x, y=y, color=group_colour(), opacity=fading(0.8, 0.1), tooltip=TIP)
-        )
-        curve = getattr(fit, "curve", None)
-        layers: list[Any] = [points]
-        if curve is not None:
-            rows = records(curve.rename(columns={"x": against, "y": "val_loss"}))
-            base = alt.Chart(alt.InlineData(values=rows))
-            layers = [
-                base.mark_area(style="band").encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
-                points,
-                base.mark_line(style="front").encode(x=x, y=y),
-            ]
-        told.append(f"against {against}: {fit_text(fit)}")
-        panels.append(Panel(alt.layer(*layers), 290, title=f"against {quantity(against)[0]}"))
-    if not panels:
-        return "Scaling needs finished experiments of different sizes or lengths."
-    caption = (
-        "Both axes are logarithmic: a power law is a straight line. It is drawn only where the points support one."
-    )
-    return Figure(
-        "scaling",
-        "Scaling",
-        tuple(panels),
-        caption,
-        f"Validation loss {'; '.join(told)}",
-        columns=2,
-        parameters=parameters(colour),
-        tables=("experiments",),
-    )
-
-
-def fit_text(fit: Any) -> str:
-    """A fit's formula and exponent, or the refusal's reason."""
-    if hasattr(fit, "exponent"):
-        return (
-            f"{fit.formula}; exponent {nats(fit.exponent, 3)} ({nats(fit.low, 3)} to {nats(fit.high, 3)}), n = {fit.n}."
-        )
-    return f"no power law is fitted. {fit.reason}"
-
-
-def quality_figure(results: Results, quality: pd.DataFrame, measures: Mapping[str, tuple[str, str]]) -> Figure | str:
-    """What was measured of the samples, against validation loss. `measures`: column to title and axis title."""
-    if quality.empty:
-        return "There are no samples to measure: a table holds none, and a run writes its own when it has finished."
-    columns = ["name", "val_loss"]
-    place = {name: i for i, name in enumerate(results.experiments.index)}
-    panels = []
-    for column, (title, axis) in measures.items():
-        known = quality[[column]].dropna().join(results.finished[["val_loss"]], how="inner").reset_index(names="name")
-        if len(known) < 2:
-            continue
-        known["i"] = known["name"].map(place)
-        known[column] = known[column] * (100 if axis.endswith("%") else 1)
-        chart = (
-            alt.Chart(alt.InlineData(values=records(known[["i", *columns, column]], 4)))
-            .mark_point(filled=True, size=50)
-            .encode(
-                x=alt.X("val_loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
-                y=alt.Y(f"{column}:Q", title=axis, scale=alt.Scale(zero=False)),
-                opacity=fading(0.8, 0.1),
-                tooltip=[
-                    alt.Tooltip("name:N", title="experiment"),
-                    alt.Tooltip(f"{column}:Q", title=axis, format=".3~f"),
-                ],
-            )
-        )
-        panels.append(Panel(chart, 220, title=title))
-    if not panels:
-        return "Sample quality against loss needs samples of at least two finished experiments."
-    median = "; ".join(
-        f"{title}, median {quality[column].median():.0%}"
-        if axis.endswith("%")
-        else f"{title}, median {quality[column].median():.0f}"
-        for column, (title, axis) in measures.items()
-        if quality[column].notna().any()
-    )
-    return Figure(
-        "quality",
-        "What the samples are like, against loss",
-        tuple(panels),
-        "Each dot is an experiment's samples, measured; to the left are the lower losses.",
-        f"Of {counted(len(quality), 'experiment')}: {median}.",
-        columns=2,
         parameters={"chosen": []},
     )

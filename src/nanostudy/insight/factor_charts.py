@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from nanostudy.insight.effects import Effects
-from nanostudy.insight.figure import BLUE, GREY, VERMILLION, Figure, Panel, records
+from nanostudy.insight.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
 from nanostudy.insight.phrases import interval, level_text, quantity, setting_text, term_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
@@ -27,8 +28,8 @@ def effects_figure(effects: Effects, measure: str = "val_loss") -> Figure | str:
         return effects.explanation or "There are too few results to estimate effects."
     told, unit = quantity(measure)
     rows = worded(drawn_terms(table))
-    rows["direction"] = [direction(row) for row in rows.itertuples()]
-    rows["told"] = [interval(row.effect, row.low, row.high) for row in rows.itertuples()]
+    rows["direction"] = [direction(row) for row in each(rows)]
+    rows["told"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
     columns = ["what", "effect", "low", "high", "direction", "told"]
     base = alt.Chart(alt.InlineData(values=records(rows[columns]))).encode(
         y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
@@ -69,7 +70,7 @@ def drawn_terms(table: pd.DataFrame) -> pd.DataFrame:
 
 def worded(table: pd.DataFrame) -> pd.DataFrame:
     """With a column `what` that says what changes."""
-    return table.assign(what=[term_text(row) for row in table.itertuples()])
+    return table.assign(what=[term_text(row) for row in each(table)])
 
 
 def direction(row: Any) -> str:
@@ -80,7 +81,7 @@ def direction(row: Any) -> str:
 
 def _effects_in_words(rows: pd.DataFrame, told: str, unit: str) -> str:
     clear = rows[rows["clear"].astype(bool)]
-    shown = "; ".join(f"{row.what}: {row.told}" for row in clear.head(6).itertuples())
+    shown = "; ".join(f"{row.what}: {row.told}" for row in each(clear.head(6)))
     known = f"Those whose interval excludes zero, largest first: {shown}." if shown else "No interval excludes zero."
     return f"Dots with intervals, one for each of {len(rows)} effects on the {told}, in {unit}. {known}"
 
@@ -95,8 +96,8 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return "Interactions need at least two settings that vary together, with finished experiments."
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack()
-    room = 0.05 * (ends.max() - ends.min() or 1.0)
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    room = 0.05 * (np.ptp(ends.to_numpy(float)) or 1.0)
+    domain = [float(v) for v in (ends.to_numpy(float).min() - room, ends.to_numpy(float).max() + room)]
     panels = tuple(_interaction(a, b, means, domain) for a, b, means in pairs)
     caption = (
         "Mean validation loss at each combination of two settings. Parallel lines: the two add up. Lines that are not: one "
@@ -142,7 +143,7 @@ def _interactions_in_words(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> st
     told = []
     for a, b, means in pairs:
         known = means.dropna(subset=["mean"])
-        best = known.loc[known["mean"].idxmin()]
+        best = known.sort_values("mean", kind="stable").iloc[0]
         where = f"{setting_text(a)} {level_text(best['level_a'])} with {setting_text(b)} {level_text(best['level_b'])}"
         told.append(f"{setting_text(a)} and {setting_text(b)}: lowest, {best['mean']:.4f}, at {where}")
     return f"Lines of mean validation loss in {len(pairs)} plots. {'; '.join(told)}."
@@ -155,12 +156,9 @@ def half_normal_figure(effects: Effects) -> Figure | None:
         return None
     rows = table.copy()
     rows["size"] = rows["effect"].abs()
-    margin, simultaneous = (table.attrs.get(key) for key in ("margin", "simultaneous"))
-    known = [
-        (told, value)
-        for told, value in (("margin of error", margin), ("simultaneous margin", simultaneous))
-        if value == value
-    ]
+    margins = {"margin of error": "margin", "simultaneous margin": "simultaneous"}
+    found = [(told, float(table.attrs.get(key, math.nan))) for told, key in margins.items()]
+    known = [(told, value) for told, value in found if not math.isnan(value)]
     outside = rows[rows["size"] > (min(value for _, value in known) if known else math.inf)]
     rows["label"] = ["" for _ in rows.index]
     for place in _apart(outside["size"], 0.06 * rows["size"].max()):
@@ -223,7 +221,7 @@ def variance_figure(effects: Effects) -> Figure | str:
     )
     words = base.mark_text(align="left", dx=5).encode(text="told:N")
     bars = base.mark_bar(cornerRadiusEnd=2, height={"band": 0.66})
-    shown = ", ".join(f"{row.term} {row.told}" for row in rows.head(6).itertuples())
+    shown = ", ".join(f"{row.term} {row.told}" for row in each(rows.head(6)))
     return Figure(
         "variance",
         "Share of the variance that each explains",

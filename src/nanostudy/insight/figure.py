@@ -10,16 +10,13 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from nanostudy.insight.figures import DrawingFailed
-
-if TYPE_CHECKING:
-    import altair as alt
 
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
 PRINT_SCALE = 2.0
@@ -52,7 +49,7 @@ sys.stdout.buffer.write(json.dumps({"drawn": drawn, "bundle": bundle}).encode())
 class Panel:
     """One plot. `height`: pixels, or of each step of a discrete axis."""
 
-    chart: alt.Chart | alt.LayerChart
+    chart: Any  # of Altair: a chart, or layers
     height: int = 300
     stepped: bool = False
     title: str = ""
@@ -200,6 +197,11 @@ def records(frame: pd.DataFrame, decimals: int = 6) -> list[dict[str, Any]]:
         plain[name] = plain[name].round(decimals)
     values = plain.astype(object).where(plain.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+
+
+def each(table: pd.DataFrame) -> Iterator[Any]:
+    """Its rows, with columns as attributes."""
+    return table.itertuples()
 
 
 def folded(text: str, width: int = 120) -> list[str]:

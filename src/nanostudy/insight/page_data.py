@@ -5,7 +5,7 @@ Beyond some number of experiments less is carried, so that a page opens at once,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,40 +81,50 @@ def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tupl
     names = [*ranked, *others]
     told = []
     if len(names) > MOST_CURVES:
-        best, rest = names[: MOST_CURVES // 4], names[MOST_CURVES // 4 :]
-        spread = np.linspace(0, len(rest) - 1, MOST_CURVES - len(best)).round().astype(int)
         told.append(
-            f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the {len(best)} best, and the others spread "
+            f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
             "evenly over the ranking."
         )
-        names = [*best, *(rest[i] for i in spread)]
+        names = spread(names, MOST_CURVES)
     each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
-    groups = dict(list(table[table["name"].isin(names)].groupby("name", sort=False)))
-    rows: list[dict[str, Any]] = []
-    thinned = False
-    for name in names:
-        group = groups[name]
-        kept = _thin(group, each)
-        thinned |= len(kept) < len(group)
-        points = kept[["step", "tokens", "seconds", "train_loss", "val_loss"]].astype(float).round(5)
-        rows += [{"i": place[name], **row} for row in records(points, 5)]
+    table = table[table["name"].isin(names)]
+    kept = np.concatenate([_thin(rows, losses, each) for rows, losses in _groups(table)] or [np.array([], dtype=int)])
+    thinned = len(kept) < len(table)
+    points = table.iloc[kept]
+    losses = points[["step", "train_loss", "val_loss"]].astype(float)
+    rows = records(losses.assign(i=points["name"].map(place)), 5)
     if thinned:
         told.append(f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all.")
     return rows, told
 
 
-def _thin(curve: pd.DataFrame, most: int) -> pd.DataFrame:
+def spread(ranked: Sequence[str], most: int) -> list[str]:
+    """At most so many of them: a quarter are the first, the others lie evenly over the rest."""
+    if len(ranked) <= most:
+        return list(ranked)
+    best, rest = list(ranked[: most // 4]), ranked[most // 4 :]
+    return [*best, *(rest[i] for i in np.linspace(0, len(rest) - 1, most - len(best)).round().astype(int))]
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places of its rows, validation losses) of each experiment."""
+    losses = table["val_loss"].to_numpy(float)
+    for found in table.groupby("name", sort=False).indices.values():
+        rows = np.asarray(found)
+        yield rows, losses[rows]
+
+
+def _thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:
     """Evenly, with the first, the last and the lowest."""
-    if len(curve) <= most:
-        return curve
-    kept = set(np.linspace(0, len(curve) - 1, most - 1).round().astype(int))
-    kept.add(int(curve["val_loss"].to_numpy(float).argmin()))
-    return curve.iloc[sorted(kept)]
+    if len(rows) <= most:
+        return rows
+    kept = set(np.linspace(0, len(rows) - 1, most - 1).round().astype(int)) | {int(losses.argmin())}
+    return rows[sorted(kept)]
 
 
 def _samples(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     table = results.samples
-    there = dict(list(table.groupby("name", sort=False)))
+    there = {str(name): group for name, group in table.groupby("name", sort=False)}
     others = [name for name in there if name not in set(by_loss)]
     names = [name for name in [*by_loss, *others] if name in there]
     told = []

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from altair.utils.schemapi import debug_mode
+
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import write_atomically
 from nanostudy.insight.analysis import Analysis
@@ -62,13 +64,15 @@ def page_of(analysis: Analysis) -> Page:
     table = analysis.effects.table
     strongest = [] if table.empty else [str(name) for name in strongest_by_factor(table)["factor_a"]]
     data = page_data(results, colourings(results, strongest))
+    with debug_mode(False):  # a check of every row of data against a schema takes long; the tests make it
+        said = sections(analysis, data)
     return Page(
         results.title,
         lede(results),
         totals(results),
         results.notes,
         answer(analysis),
-        sections(analysis, data),
+        said,
         data,
     )
 

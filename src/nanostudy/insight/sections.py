@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.insight import charts, curve_charts, factor_charts
+from nanostudy.insight import charts, curve_charts, evidence_charts, factor_charts
 from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.answer import strongest_by_factor
 from nanostudy.insight.background import again, machines, method
@@ -29,18 +29,22 @@ from nanostudy.insight.blocks import (
     Shown,
     figure_or_reason,
 )
+from nanostudy.insight.fair import At
+from nanostudy.insight.figure import each
 from nanostudy.insight.frames import Results
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import amount, interval, nats, quantity, short, signed
+from nanostudy.insight.ranking import Cost
 from nanostudy.words import counted, digits, duration
 
-BUDGETS = {
+BUDGETS: dict[At, str] = {
     "context": "equal context",
     "updates": "equal updates",
     "tokens": "equal tokens",
     "arithmetic": "equal arithmetic",
     "time": "equal time",
 }
+COSTS: tuple[Cost, ...] = ("parameters", "flops", "seconds")
 FIRST_PLACES = 3
 MOST_ROWS = 40  # of a small table
 WRITING = {  # what is measured of samples: a plot's title, its axis
@@ -135,7 +139,7 @@ def _effects_table(table: pd.DataFrame) -> Grid:
             "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
             "" if row.share != row.share else f"{row.share:.1%}",
         )
-        for row in factor_charts.worded(table).itertuples()
+        for row in each(factor_charts.worded(table))
     ]
     header = ("change", "effect, nats a token", "95% interval", "standard error", "p", "share of variance")
     return Grid("All effects on the validation loss", header, rows[:200], folded=True)
@@ -158,7 +162,7 @@ def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
     if len(seconds):
         order = seconds["effect"].abs().sort_values(ascending=False, kind="stable").index
         pairs = seconds.loc[order].drop_duplicates("term")
-        return [(str(row.factor_a), str(row.factor_b)) for row in pairs.itertuples()][: factor_charts.MOST_INTERACTIONS]
+        return [(str(row.factor_a), str(row.factor_b)) for row in each(pairs)][: factor_charts.MOST_INTERACTIONS]
     first = [str(name) for name in strongest_by_factor(table)["factor_a"]][:3]
     return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
 
@@ -236,7 +240,7 @@ def _gap(analysis: Analysis, data: PageData) -> Section:
 
 
 def _costs(analysis: Analysis, data: PageData) -> Section:
-    fronts = {cost: analysis.pareto(cost) for cost in curve_charts.ALONG}
+    fronts: dict[str, pd.DataFrame] = {cost: analysis.pareto(cost) for cost in COSTS}
     figure = curve_charts.pareto_figure(analysis.results, fronts, data.colourings[0])
     blocks = figure_or_reason(figure, colours=True)
     if isinstance(figure, str):
@@ -255,7 +259,7 @@ def _parts(analysis: Analysis, data: PageData) -> Section:
     if len(means) > 1:
         rows = [
             (row.part, row.n, nats(row.mean), _ends(row.low, row.high), nats(row.best), row.best_name)
-            for row in means.itertuples()
+            for row in each(means)
         ]
         header = ("part", "finished", "mean", "95% interval", "lowest", "by")
         blocks.append(Grid("The parts' validation losses", header, rows))
@@ -314,15 +318,15 @@ def _budget(at: str, budget: float) -> str:
 
 def _scaling(analysis: Analysis, data: PageData) -> Section:
     fits: Mapping[str, Any] = analysis.scaling
-    figure = charts.scaling_figure(analysis.results, fits, data.colourings[0])
+    figure = evidence_charts.scaling_figure(analysis.results, fits, data.colourings[0])
     blocks = figure_or_reason(figure, colours=True)
-    said = [f"Loss against {against}: {charts.fit_text(fit)}" for against, fit in fits.items()]
+    said = [f"Loss against {against}: {evidence_charts.fit_text(fit)}" for against, fit in fits.items()]
     return Section("scaling", "Scaling", [*blocks, Bullets(said)] if said else blocks)
 
 
 def _writing(analysis: Analysis) -> Section:
     quality, results = analysis.quality, analysis.results
-    figure = charts.quality_figure(results, quality, WRITING)
+    figure = evidence_charts.quality_figure(results, quality, WRITING)
     blocks = figure_or_reason(figure)
     if not quality.empty:
         against = analysis.quality_against_loss
@@ -330,7 +334,7 @@ def _writing(analysis: Analysis) -> Section:
             Bullets(
                 [
                     *quality.attrs.get("notes", ()),
-                    *(quality_sentence(row) for row in against.itertuples() if row.Index in WRITING),
+                    *(quality_sentence(row) for row in each(against) if row.Index in WRITING),
                 ]
             )
         ]
