@@ -178,17 +178,11 @@ def test_samples_of_chosen_experiments_stand_side_by_side(opened):
 def test_curves_take_the_colour_of_any_setting(opened):
     draw_all(opened)
 
-    def legend() -> str:
-        return opened.locator('[data-figure="pareto"] .panel').first.locator("svg .role-legend-label").inner_text()
-
+    legend = opened.locator('[data-figure="pareto"] .panel').first.locator("svg .role-legend-label")
     opened.locator("select.colour").first.select_option("n_embd")
-    opened.wait_for_function("document.querySelector('[data-figure=pareto] svg').textContent.includes('256')")
-    assert legend().split() == ["128", "256"]
+    playwright.expect(legend).to_have_text(["128", "256"])
     opened.locator("select.colour").first.select_option("dropout")
-    opened.wait_for_function(
-        "document.querySelector('[data-figure=pareto] .role-legend-label').textContent.includes('0.1')"
-    )
-    assert legend().split() == ["0.1", "0.2"]
+    playwright.expect(legend).to_have_text(["0.1", "0.2"])
     others = opened.locator("select.colour").evaluate_all("(all) => all.map((one) => one.value)")
     assert set(others) == {"dropout"}
 
@@ -196,17 +190,15 @@ def test_curves_take_the_colour_of_any_setting(opened):
 def test_dark_and_light_follow_the_reader(opened):
     draw_all(opened)
 
-    def grounds() -> tuple[str, str]:
+    def colours() -> tuple[str, str]:
         page = opened.evaluate("getComputedStyle(document.body).backgroundColor")
-        chart = opened.locator('[data-figure="effects"] svg .background').first.get_attribute("fill")
-        return page, chart or opened.locator('[data-figure="effects"] svg').first.evaluate(
-            "(e) => e.style.backgroundColor"
-        )
+        label = opened.locator('[data-figure="effects"] svg .role-axis-label text').first
+        return page, label.get_attribute("fill")
 
-    light = grounds()
+    light = colours()
     opened.locator("#theme").click()
     opened.wait_for_function("document.querySelector('[data-figure=effects]').dataset.drawn === 'dark'")
-    dark = grounds()
+    dark = colours()
     assert light[0] != dark[0]
     assert light[1] != dark[1]
     assert opened.said == []

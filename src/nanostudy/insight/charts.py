@@ -107,7 +107,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | str:
     tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
     alternative = f"{len(rows):,} {what}, {spread}. Lowest: {rows['label'].iloc[0]}. Others that cannot be told from it: {tied:,}."
     return Figure(
-        "ranking", "Ranking by validation loss", (Panel(layered(*layers), 20, stepped=True),), caption, alternative
+        "ranking", "Ranking by validation loss", (Panel(layered(*layers), 20 * len(shown)),), caption, alternative
     )
 
 
@@ -170,7 +170,7 @@ def parts_figure(results: Results, means: pd.DataFrame, colour: str) -> Figure |
     return Figure(
         "parts",
         "The parts compared",
-        (Panel(alt.layer(dots, bar, mean), 58, stepped=True),),
+        (Panel(alt.layer(dots, bar, mean), 58 * len(means)),),
         "Dots are experiments, diamonds the parts' means with 95% intervals over their experiments.",
         f"Validation loss by part. {shown}.",
         parameters=parameters(colour),

@@ -58,7 +58,7 @@ def effects_figure(effects: Effects, measure: str = "val_loss") -> Figure | str:
         f"change depends on the other. {bars}{more}"
     )
     figure_id = "effects" if measure == "val_loss" else f"effects-on-{measure.replace('_', '-')}"
-    panel = Panel(alt.layer(*layers), 22, stepped=True)
+    panel = Panel(alt.layer(*layers), 22 * len(rows))
     return Figure(figure_id, f"Effects on the {told}", (panel,), caption, _effects_in_words(rows, told, unit))
 
 
@@ -225,7 +225,7 @@ def variance_figure(effects: Effects) -> Figure | str:
     return Figure(
         "variance",
         "Share of the variance that each explains",
-        (Panel(alt.layer(bars, words), 22, stepped=True),),
+        (Panel(alt.layer(bars, words), 22 * len(rows)),),
         "How much of the differences in validation loss between experiments goes with each setting and pair of settings.",
         f"Bars. {shown}.",
     )

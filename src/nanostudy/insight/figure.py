@@ -47,11 +47,10 @@ sys.stdout.buffer.write(json.dumps({"drawn": drawn, "bundle": bundle}).encode())
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `height`: pixels, or of each step of a discrete axis."""
+    """One plot. `height`: pixels."""
 
     chart: Any  # of Altair: a chart, or layers
     height: int = 300
-    stepped: bool = False
     title: str = ""
 
 
@@ -94,7 +93,7 @@ class Figure:
             spec.pop(key, None)
         if panel.title:
             spec["title"] = {"text": panel.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
-        return {**spec, "height": {"step": panel.height} if panel.stepped else panel.height}
+        return {**spec, "height": panel.height}
 
     def _parameters(self) -> list[dict[str, Any]]:
         return [{"name": name, "value": value} for name, value in self.parameters.items()]
