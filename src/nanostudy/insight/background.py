@@ -15,7 +15,7 @@ from nanostudy.insight.blocks import Block, Bullets, Grid, Missing, Prose, Secti
 from nanostudy.insight.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import level_text, listed, setting_text, short
-from nanostudy.words import digits, duration
+from nanostudy.words import counted, digits, duration
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
 MOST_LEVELS = 6  # of a setting, that the first sentence names
@@ -126,7 +126,7 @@ def _machine(row: pd.Series) -> str:
         row["device"],
         row.get("device_name"),
         row["precision"],
-        f"{_whole(row['threads'])} threads" if _whole(row["threads"]) else None,
+        counted(int(row["threads"]), "thread") if _whole(row["threads"]) else None,
     ]
     return ", ".join(str(part) for part in parts if part is not None and part == part) or "not known"
 

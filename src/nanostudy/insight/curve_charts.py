@@ -79,7 +79,7 @@ def _loss_ends(curves: Sequence[Mapping[str, Any]], floors: Sequence[float]) -> 
     values = [row[key] for row in curves for key in ("val_loss", "train_loss") if row[key] is not None]
     late = [row[key] for row in curves if row["step"] > 0 for key in ("val_loss", "train_loss") if row[key] is not None]
     low, high = min([*values, *floors]), float(np.quantile(values, 0.999))
-    top = float(np.quantile(late or values, 0.93))
+    top = float(np.quantile(late or values, 0.985))
     room = 0.03 * (top - low or 1.0)
     return low - room, high + room, min(high, top) + room
 
@@ -105,7 +105,12 @@ def _curve(column: str, title: str, ends: tuple[float, float], floors: Mapping[s
         .transform_filter(f"datum.{column} <= top")  # drawing programs take long to clip
         .mark_line(strokeWidth=1.5)
         .encode(
-            x=alt.X("step:Q", title="updates", axis=alt.Axis(format=",d", tickCount=6)),
+            x=alt.X(
+                "step:Q",
+                title="updates",
+                axis=alt.Axis(format=",d", tickCount=6),
+                scale=alt.Scale(domainMin=0, nice=False),
+            ),
             y=y,
             detail="i:N",
             color=group_colour("stroke"),
@@ -153,7 +158,12 @@ def gap_figure(results: Results, curves: Sequence[Mapping[str, Any]], colour: st
             .transform_filter("isValid(datum.gap)")
             .mark_line(strokeWidth=1.5)
             .encode(
-                x=alt.X("step:Q", title="updates", axis=alt.Axis(format=",d", tickCount=6)),
+                x=alt.X(
+                    "step:Q",
+                    title="updates",
+                    axis=alt.Axis(format=",d", tickCount=6),
+                    scale=alt.Scale(domainMin=0, nice=False),
+                ),
                 y=alt.Y("gap:Q", title="loss gap, nats a token"),
                 detail="i:N",
                 color=group_colour("stroke"),

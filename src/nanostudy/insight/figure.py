@@ -77,13 +77,19 @@ class Figure:
         datasets = {name: list(tables[name]) for name in self.tables}
         for panel in panels:
             datasets.update(panel.pop("datasets", {}))
+        coloured = f" Coloured by {self.parameters['colour']}." if "colour" in self.parameters else ""
         return {
             "concat": panels,
             "columns": self.columns,
             "spacing": 28,
             "datasets": datasets,
             "params": self._parameters(),
-            "title": {"text": self.title, "subtitle": folded(self.caption), "fontSize": 17, "offset": 14},
+            "title": {
+                "text": self.title,
+                "subtitle": folded(f"{self.caption}{coloured}"),
+                "fontSize": 17,
+                "offset": 14,
+            },
             "config": look("light", "Roboto, Helvetica, Arial, sans-serif") | {"padding": 16},
         }
 

@@ -37,6 +37,7 @@ from nanostudy.insight.figure import look
 from nanostudy.insight.page_data import PageData
 from nanostudy.insight.phrases import level_text
 
+LONG = 20  # characters of a name, that may be broken at its underscores
 MOST_NOTES = 4  # before the answer; all are among the caveats
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 CODE = re.compile(r"`([^`]+)`|(?<![\w&;])([A-Za-z]\w*_[\w.=/-]*\w)")  # commands, settings, experiments
@@ -126,7 +127,8 @@ def _text(text: Any) -> str:
     """Escaped, with commands, settings and experiments in the type of code."""
 
     def set_as_code(found: re.Match[str]) -> str:
-        return f"<code>{(found[1] or found[2]).replace('_', '_<wbr>')}</code>"
+        name = found[1] or found[2]
+        return f"<code>{name.replace('_', '_<wbr>') if len(name) > LONG else name}</code>"
 
     return CODE.sub(set_as_code, html.escape(str(text)))
 
@@ -208,12 +210,16 @@ def _claims(block: Claims) -> str:
         f'<li><span class="tag" data-tag="{html.escape(one.verdict)}">{html.escape(one.verdict)}</span><div>'
         f"<p>{_text(one.statement)}</p>"
         + "".join(f"<p>{_text(told)}</p>" for told in _evidence(one) if told)
-        + f'<p class="source">{_text(". ".join(told for told in (one.source, one.setting) if told))}</p></div></li>'
+        + f'<p class="source">{html.escape(one.source)}{_setting(one.setting)}</p></div></li>'
         for one in block.claims
     )
     told = f'<ul class="claims">{items}</ul>'
     shut = "" if block.folded else " open"
     return f"<details{shut}><summary>{_text(block.caption)}</summary>{told}</details>"
+
+
+def _setting(setting: str) -> str:
+    return f" <code>{html.escape(setting)}</code>" if setting else ""
 
 
 def _evidence(claim: Claim) -> list[str]:

@@ -203,7 +203,7 @@ def _overfitting(analysis: Analysis) -> list[str]:
         return ["Overfitting cannot be judged without curves."]
     over, early = table[table["overfits"].fillna(False).astype(bool)], (table["best_step"] < table["last_step"]).sum()
     told = f"Overfitting: {len(over) or 'none'} of {len(table):,} end more than 1% above their lowest validation loss while the training loss falls"
-    return [f"{told}; in {int(early) or 'none'} the best evaluation was not the last."]
+    return [f"{told}; the best evaluation came before the last in {int(early) or 'none'}."]
 
 
 def _plateaus(analysis: Analysis) -> list[str]:
@@ -389,7 +389,7 @@ def _claims(analysis: Analysis) -> Section:
         )
     tested = verdicts["verdict"].isin(["reproduced", "better", "not reproduced"])
     kinds = [
-        ("Claims that these results test", verdicts[tested], False),
+        ("Claims that these results test, or that arithmetic decides", verdicts[tested], False),
         (
             "Claims that contradict themselves or each other",
             verdicts[verdicts["verdict"] == "contradicts itself"],
