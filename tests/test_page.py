@@ -205,7 +205,8 @@ def test_two_thousand_experiments_stay_small(tmp_path, monkeypatch):
     factors |= {"batch_size": [8, 16, 24, 32], "max_iters": [600, 800, 1000, 1200], "learning_rate": [1e-3, 2e-3]}
     results = synthetic(factors, lambda s: 2 - s["n_embd"] / 1000, noise=0.02, curves=True)
     few = results.experiments.index[:2000]
-    kept = {"experiments": results.experiments.loc[few], "training": results.training.iloc[:0]}
+    curves = results.evaluations[results.evaluations["name"].isin(few)]
+    kept = {"experiments": results.experiments.loc[few], "evaluations": curves, "training": results.training.iloc[:0]}
     texts = pd.DataFrame([(name, "", "a sample " * 300) for name in few], columns=["name", "prompt", "text"])
     written = publish(Analysis(replace(results, **kept, samples=texts)), tmp_path / "report")
     text = written.page.read_text(encoding="utf-8")

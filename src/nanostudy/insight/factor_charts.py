@@ -70,7 +70,8 @@ def drawn_terms(table: pd.DataFrame) -> pd.DataFrame:
 
 def worded(table: pd.DataFrame) -> pd.DataFrame:
     """With a column `what` that says what changes."""
-    return table.assign(what=[term_text(row) for row in each(table)])
+    several = table["term"].duplicated(keep=False)  # pairs with more than two levels
+    return table.assign(what=[term_text(row, more) for row, more in zip(each(table), several, strict=True)])
 
 
 def direction(row: Any) -> str:
@@ -112,7 +113,9 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
     rows = means.dropna(subset=["mean"]).copy()
     at, by = sorted(set(rows["level_a"]), key=_order), sorted(set(rows["level_b"]), key=_order)
     rows["a"], rows["b"] = rows["level_a"].map(level_text), rows["level_b"].map(level_text)
-    legend = alt.Legend(title=setting_text(b), symbolType="circle", symbolSize=70)
+    legend = alt.Legend(
+        title=setting_text(b), titleOrient="top", symbolType="circle", symbolSize=70, columns=3, columnPadding=8
+    )
     columns = ["a", "b", "mean", "low", "high", "n"]
     base = alt.Chart(alt.InlineData(values=records(rows[columns]))).encode(
         x=alt.X("a:O", sort=[level_text(v) for v in at], title=setting_text(a), axis=alt.Axis(labelAngle=0)),

@@ -127,7 +127,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
         "background": ground,
         "padding": 4,
         "axis": axis,
-        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 330},
+        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 390},
         "axisTop": {"labelAngle": 0, "domain": False, "ticks": False, "grid": True},
         "axisX": {"grid": False, "tickCount": 7},
         "view": {"stroke": None},

@@ -43,13 +43,11 @@ def level_text(level: Any) -> str:
     return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
-def term_text(row: Any) -> str:
-    """n_embd 128 → 256, or a pair of settings."""
+def term_text(row: Any, several: bool = False) -> str:
+    """n_embd 128 → 256, or a pair of settings; where a pair has `several` effects, with the levels that it is of."""
     if row.order == 1 and not _missing(row.reference):
         return f"{setting_text(row.factor_a)} {level_text(row.reference)} → {level_text(row.level)}"
-    if _missing(row.level):
-        return str(row.term)
-    return f"{row.term}" + (f" ({level_text(row.level)})" if "," in str(row.level) else "")
+    return f"{row.term}, {row.level}" if several and not _missing(row.level) else str(row.term)
 
 
 def _missing(value: Any) -> bool:
