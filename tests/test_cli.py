@@ -794,7 +794,7 @@ MISTAKES = {
     ("sample", "run", "--tokens", "3", "--seed", str(2**64)): (2, "seed"),
     ("sample", "run", "--tokens", "3", "--which", "third"): (2, "third", "best"),
     ("sample", "run", "--tokens", "3", "--device", "gpu"): (2, "gpu"),
-    ("report", "nowhere"): (1, "nowhere"),
+    ("report", "nowhere"): (2, "nowhere"),
     ("corpus", "show", "nowhere.txt"): (2, "nowhere.txt"),
     ("corpus", "show", "small.txt", "--tokenizer", "word"): (2, "word", "byte"),
     ("corpus", "fetch", "hamlet"): (2, "hamlet", "shakespeare"),
@@ -906,8 +906,10 @@ def test_report_writes_again_what_was_deleted(call, run):
     (run / "report.md").unlink()
     told = call("report", "run")
     said(told, 0)
-    assert set(contents(run)) == FILES
-    assert told.out.split() == [str(Path("run") / "curve.png"), str(Path("run") / "report.md")]
+    assert {name for name in contents(run) if not name.startswith("report/")} == FILES
+    assert (run / "report" / "index.html").is_file()
+    for name in ("curve.png", "report.md", "report/index.html"):
+        assert str(Path("run") / name) in told.out.split()
 
 
 def test_doctor_says_what_a_training_would_use_and_how_fast_it_is(call):

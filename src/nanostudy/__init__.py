@@ -6,9 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from nanostudy.gpt.version import VERSION as __version__
 
-__all__ = ["Experiment", "Run", "__version__", "load", "plan_study", "retry_study", "run_study", "train"]
+__all__ = [
+    "Experiment",
+    "Run",
+    "__version__",
+    "analyze",
+    "load",
+    "plan_study",
+    "report",
+    "retry_study",
+    "run_study",
+    "train",
+]
 
 if TYPE_CHECKING:
+    from nanostudy.analyses import analyze, report
     from nanostudy.api import Run, load, train
     from nanostudy.gpt.experiment import Experiment
     from nanostudy.studies import plan_study, retry_study, run_study
@@ -20,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from nanostudy.gpt.experiment import Experiment
 
         return Experiment
+    if name in ("analyze", "report"):
+        from nanostudy import analyses
+
+        return getattr(analyses, name)
     if name in __all__ and name.endswith("_study"):
         from nanostudy import studies
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from nanostudy.cli_study import app as study_app
 
 LONGEST_NAME = 80  # characters of a folder's name
+REPORT_WIDTH = 100  # columns
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,12 +128,30 @@ def sample(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write a run's training report and curve again from what its folder holds."""
-    from nanostudy.insight.report import write_report
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Studies (folders or names), run folders, tables (.csv); one or several.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. Default: report in the study or run, or here for several.")
+    ] = None,
+) -> None:
+    """Say what a study, or several runs or tables, found: a page to open, Markdown, a table, figures. Also while it runs."""
+    from nanostudy.analyses import published
 
-    for path in write_report(run):
-        print(path)
+    written = published(*paths, out=out)
+    for note in written.notes:
+        print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+    for number, sentence in enumerate(written.answer, start=1):
+        print(f"{number}  {sentence.about}")
+        print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")
+    print(f"page     {written.page}")
+    for path in written.beside:
+        print(f"{'beside' if path == written.beside[0] else '':9}{path}")
+    if written.undrawn:
+        print(f"The figures could not be drawn here: {written.undrawn}", file=sys.stderr)
+    else:
+        print(f"figures  {written.figures}, as PNG and SVG, in {written.folder}")
 
 
 @app.command()

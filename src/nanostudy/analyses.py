@@ -1,0 +1,48 @@
+"""The Python interface to what results mean: what `nanostudy report ...` works from, as a short call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanostudy.gpt.run import read_metadata
+from nanostudy.insight.analysis import Analysis
+from nanostudy.insight.results import read_results
+from nanostudy.study.definition import folder_of, has_study
+
+if TYPE_CHECKING:
+    from nanostudy.insight.publish import Published
+
+
+def analyze(*paths: str | Path) -> Analysis:
+    """Studies' folders (or names), runs' folders and tables (.csv), together. Raises UsageError, NanostudyError."""
+    return Analysis(read_results(paths))
+
+
+def report(*paths: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page of these results, with its figures and tables beside it, and returns where it lies.
+
+    In the folder `out`; by default `report` in the study or run that alone is named, and `report` here for several. A
+    run that alone is named gets its training report (report.md, curve.png) again, too. Raises UsageError, NanostudyError.
+    """
+    return published(*paths, out=out).page
+
+
+def published(*paths: str | Path, out: str | Path | None = None) -> Published:
+    """What `report` writes, and the answer in it."""
+    from nanostudy.insight.publish import publish
+    from nanostudy.insight.report import write_report
+
+    found = analyze(*paths)
+    alone = _folder(Path(paths[0])) if len(paths) == 1 else None
+    written = publish(found, Path(out) if out is not None else (alone or Path()) / "report")
+    if alone and out is None and not has_study(alone):
+        return replace(written, beside=(*write_report(alone), *written.beside))
+    return written
+
+
+def _folder(path: Path) -> Path | None:
+    """Of the study or the run that this names."""
+    there = path if path.exists() else folder_of(str(path))
+    return there if has_study(there) or (there.is_dir() and read_metadata(there)) else None

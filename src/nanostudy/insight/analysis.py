@@ -1,0 +1,97 @@
+"""All that can be said of results, each part worked out when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.insight import effects as effects_
+from nanostudy.insight import fair as fair_
+from nanostudy.insight import ranking as ranking_
+from nanostudy.insight import scaling as scaling_
+from nanostudy.insight.effects import Effects
+from nanostudy.insight.fair import At
+from nanostudy.insight.ranking import Cost
+from nanostudy.insight.results import Results
+from nanostudy.insight.scaling import Fit, Refusal
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Data frames and figures about `results`. Losses are in nats a token, intervals are 95%."""
+
+    results: Results
+
+    @cached_property
+    def effects(self) -> Effects:
+        """On the validation loss."""
+        return effects_.effects(self.results)
+
+    @cached_property
+    def gap_effects(self) -> Effects:
+        """On the gap, validation less training loss."""
+        return effects_.effects(self.results, "gap")
+
+    @cached_property
+    def ranking(self) -> pd.DataFrame:
+        """By validation loss."""
+        return ranking_.ranking(self.results)
+
+    @cached_property
+    def generalisation(self) -> pd.DataFrame:
+        """The ranking by the gap."""
+        return ranking_.ranking(self.results, "gap")
+
+    @cached_property
+    def overfitting(self) -> pd.DataFrame:
+        return ranking_.overfitting(self.results)
+
+    @cached_property
+    def stability(self) -> pd.DataFrame:
+        return ranking_.stability(self.results)
+
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        return ranking_.convergence(self.results)
+
+    @cached_property
+    def scaling(self) -> Mapping[str, Fit | Refusal]:
+        """Against "parameters" and "tokens"."""
+        return {
+            "parameters": scaling_.power_law(self.results, "parameters"),
+            "tokens": scaling_.power_law(self.results, "tokens"),
+        }
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Of the samples."""
+        from nanostudy.insight import writing
+
+        return writing.quality(self.results)
+
+    @cached_property
+    def quality_against_loss(self) -> Any:
+        from nanostudy.insight import writing
+
+        return writing.quality_against_loss(self.results, self.quality)
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """On the published claims."""
+        from nanostudy.insight import claims
+
+        return claims.verdicts(self.results, self.quality)
+
+    def fair(self, at: At) -> pd.DataFrame:
+        """A ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""
+        return fair_.fair(self.results, at)
+
+    def pareto(self, cost: Cost = "parameters") -> pd.DataFrame:
+        return ranking_.pareto(self.results, cost)
+
+    def cell_means(self, factor_a: str, factor_b: str | None = None, measure: str = "val_loss") -> pd.DataFrame:
+        return effects_.cell_means(self.results, factor_a, factor_b, measure)

@@ -1,0 +1,104 @@
+"""A verdict from numbers: how far ours may lie from a published figure, and what follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+Verdict = Literal["reproduced", "not reproduced", "better", "contradicts itself", "not testable here", "not run"]
+VERDICTS: tuple[Verdict, ...] = (
+    *("reproduced", "better", "not reproduced", "contradicts itself", "not testable here", "not run"),
+)
+
+# The mean loss over a window of T characters varies between windows with a standard deviation of about 1.5/sqrt(T) nats.
+# Measured over 1,600 random windows of T = 64 and 128, both splits of tiny Shakespeare, three models with losses from 1.8 to
+# 2.4: 1.29 to 1.76, 1.53 in the mean. (Characters are no independent draws, so it is not the spread of a character's loss.)
+TOKEN_SPREAD = 1.5
+TRAIN_WINDOWS_SHARE = (
+    1 / 9
+)  # of the training split, that our training loss is the mean of: as much as the validation split
+NORMAL = 1.959964  # 95%, two-sided
+
+NO_INTERVAL = "One run has no interval: the noise between seeds is not known."
+
+
+@dataclass(frozen=True)
+class Judgement:
+    verdict: Verdict
+    ours: str = ""
+    n: int = 0
+    low: float = math.nan  # the 95% interval of ours, where n allows one
+    high: float = math.nan
+    why: str = ""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95% t interval of the mean, NaN of fewer than two values."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def compare(
+    values: Sequence[float],
+    published: tuple[float, float],
+    tolerance: float,
+    better: Literal["lower", "higher"] | None = None,
+    shown: str = ".4f",
+) -> Judgement:
+    """Our values, a run each, against a published range (both ends the same: a figure).
+
+    Reproduced where the range, widened by the tolerance, meets our interval; with one value, where it holds that. Beyond it,
+    better on the better side, not reproduced on the other.
+    """
+    mean, low, high = interval(values)
+    reach = tolerance + (0.0 if math.isnan(low) else high - mean)
+    told = Judgement("reproduced", f"{mean:{shown}}", len(values), low, high, "" if len(values) > 1 else NO_INTERVAL)
+    slack = 1e-9 * max(1.0, *map(abs, published))  # binary fractions: 1.725 - 1.72 is a little more than 0.005
+    if published[0] - reach - slack <= mean <= published[1] + reach + slack:
+        return told
+    side = "lower" if mean < published[0] else "higher"
+    return replace(told, verdict="better" if side == better else "not reproduced")
+
+
+def lower(first: Sequence[float], second: Sequence[float], shown: str = ".4f") -> Judgement:
+    """Whether the first mean is lower: with two values or more on both sides, by Welch's interval of the difference."""
+    means = [float(np.mean(values)) for values in (first, second)]
+    ours, n = f"{means[0]:{shown}} against {means[1]:{shown}}", len(first) + len(second)
+    if min(len(first), len(second)) < 2:
+        return Judgement("reproduced" if means[0] < means[1] else "not reproduced", ours, n, why=NO_INTERVAL)
+    if np.std(first) + np.std(second) == 0:
+        low = high = means[0] - means[1]
+    else:
+        between = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+        low, high = float(between.low), float(between.high)
+    why = "The interval is that of the difference."
+    return Judgement("reproduced" if high < 0 else "not reproduced", ours, n, low, high, why)
+
+
+def loss_tolerance(half_unit: float, published_tokens: float, measure: str, val_tokens: float) -> float:
+    """How far a loss that was reproduced may lie from the published one, seeds aside: the rounding, and the evaluation noise at 95%.
+
+    The published loss is a mean over random batches of so many tokens in all (0: taken as exact), its standard error
+    TOKEN_SPREAD / sqrt(tokens). Ours is exact for validation; for training it is the mean over `val_tokens` tokens in windows
+    spread over the training split, without replacement. A gap has the noise of both of its losses.
+    """
+    theirs = TOKEN_SPREAD**2 / published_tokens if published_tokens else 0.0
+    ours = TOKEN_SPREAD**2 / val_tokens * (1 - TRAIN_WINDOWS_SHARE) if val_tokens else 0.0
+    variance = {"train_loss": theirs + ours, "gap": 2 * theirs + ours}.get(measure, theirs)
+    return half_unit + NORMAL * math.sqrt(variance)
+
+
+def contradiction(
+    published: tuple[float, float], half_unit: float, times: Sequence[float], over: Sequence[float]
+) -> float | None:
+    """What the source's own figures give, where the published range does not hold it; None where they agree."""
+    implied = math.prod(times) / math.prod(over)
+    return None if published[0] - half_unit <= implied <= published[1] + half_unit else implied
