@@ -15,8 +15,9 @@ from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.interop.recipe import dataset
 from nanostudy.studies import run_study
-from nanostudy.study.export import COLUMNS, config_py, dataset, export_published, results_csv, total_params
+from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Row, Store
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from nanostudy.gpt.version import VERSION as __version__
 
-__all__ = ["Experiment", "Run", "__version__", "load", "plan_study", "retry_study", "run_study", "train"]
+__all__ = ["Experiment", "Run", "__version__", "convert", "load", "plan_study", "retry_study", "run_study", "train"]
 
 if TYPE_CHECKING:
-    from nanostudy.api import Run, load, train
+    from nanostudy.api import Run, convert, load, train
     from nanostudy.gpt.experiment import Experiment
     from nanostudy.studies import plan_study, retry_study, run_study
 

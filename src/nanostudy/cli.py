@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,11 +28,16 @@ app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # --setting=value is a setting
 def train(
-    source: Annotated[str, typer.Argument(help="A preset, a settings file (YAML), or a run folder to go on with.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with."
+        ),
+    ],
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="setting=value ... (nanostudy settings lists them)")
+        list[str] | None, typer.Argument(help="setting=value or --setting=value ... (nanostudy settings lists them)")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
 ) -> None:
@@ -42,7 +48,12 @@ def train(
     from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments or [])
-    experiment, resources = experiment_and_resources({**read_settings(source), **given})
+    if source.endswith(".py"):
+        settings, named = _read_nanogpt(Path(source), given)
+        out = out or named
+    else:
+        settings = {**read_settings(source), **given}
+    experiment, resources = experiment_and_resources(settings)
     if out is None:
         out = _default_folder(source, given)
     before = read_metadata(out)
@@ -53,6 +64,17 @@ def train(
     if before and before["status"] == run.metadata["status"]:
         print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
     _say_finished(run)
+
+
+def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
+    """Settings and the run folder that a configuration of nanoGPT's names; tells what is not used."""
+    from nanostudy.interop.config import read_config
+
+    found = read_config(source, given)
+    print(f"config   {source}, read and not executed; what it does not say is as in nanoGPT's train.py")
+    for name, value, reason in found.unused:
+        print(f"unused   {name} = {value}: {reason}")
+    return found.settings, found.out
 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
@@ -134,6 +156,63 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
         print(path)
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def convert(
+    source: Annotated[Path, typer.Argument(help="A run folder or weights file; or a ckpt.pt of nanoGPT's.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Argument(help="For a ckpt.pt: setting=value ..., such as max_iters=5000 or corpus=TEXT."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="nanogpt or huggingface; for a ckpt.pt, the new run folder.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write. Default: nanogpt or huggingface inside the run.")
+    ] = None,
+    which: Annotated[
+        str | None, typer.Option(help="best or last weights. Default: last for nanogpt, best for huggingface.")
+    ] = None,
+    meta: Annotated[
+        Path | None, typer.Option(help="For a ckpt.pt: its meta.pkl. Default: beside it, or in data/DATASET.")
+    ] = None,
+    characters: Annotated[
+        str | None, typer.Option(help="For a ckpt.pt without meta.pkl: a corpus or text with exactly its characters.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+) -> None:
+    """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
+    from nanostudy import api
+    from nanostudy.settings import parse_assignments
+
+    given: dict[str, Any] = {**parse_assignments(assignments or [])}
+    options: dict[str, Any] = {
+        "out": out,
+        "which": which,
+        "meta": meta,
+        "characters": characters,
+        "overwrite": overwrite,
+    }
+    done = api.convert(source, to, **options, **given)
+    for path in sorted(done.folder.iterdir()):
+        if not path.name.startswith("."):
+            print(f"wrote    {path}")
+    for note in done.notes:
+        print(note)
+    print(_next_steps(done.folder, to, done.dataset))
+
+
+def _next_steps(folder: Path, to: str, dataset: str | None) -> str:
+    if to == "huggingface":
+        return f'use      AutoModelForCausalLM.from_pretrained("{folder}")'
+    if to != "nanogpt":
+        return f"more     nanostudy sample {shlex.quote(str(folder))}"
+    place = shlex.quote(str(folder.resolve()))
+    return (
+        f"In nanoGPT's folder, with {folder / 'meta.pkl'} in data/{dataset} (and train.bin and val.bin, to go on: "
+        "`nanostudy corpus export` writes all three):\n"
+        f"sample   python sample.py --out_dir={place}\n"
+        f"go on    python train.py {place}/resume.py --out_dir={place} --max_iters=..."
+    )
+
+
 @app.command()
 def presets() -> None:
     """List the presets."""
@@ -164,6 +243,7 @@ def corpus_list() -> None:
     for name, meaning in NAMES.items():
         print(f"{name:13}{meaning}")
     print(f"{'FILE':13}any UTF-8 text, by its path")
+    print(f"{'FOLDER':13}train.bin, val.bin and meta.pkl, as nanoGPT prepares them, by its path")
     print(f"\nshakespeare is {locate_shakespeare() or 'not on this machine yet'}")
 
 
@@ -184,6 +264,27 @@ def corpus_show(
         entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats a character"
         print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
     print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))
+
+
+@corpus_app.command("export")
+def corpus_export(
+    name: Annotated[str, typer.Argument(help="A corpus, or a path.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, such as nanoGPT/data/NAME.")],
+    tokenizer: Annotated[str, typer.Option(help="char or byte.")] = "char",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+) -> None:
+    """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
+    from nanostudy.gpt.corpus import load_corpus
+    from nanostudy.gpt.dataset import Table, write_dataset
+    from nanostudy.interop.folders import appearing
+
+    corpus = load_corpus(name, tokenizer)
+    if corpus.note:
+        print(f"NOTE: {corpus.note}")
+    with appearing(out, overwrite) as folder:
+        written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    for path in written:
+        print(out / path.name)
 
 
 @corpus_app.command("fetch")

@@ -11,27 +11,19 @@ import contextlib
 import csv
 import io
 import os
-import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 from nanostudy.gpt.errors import NanostudyError
-from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import explain_writing, replace_atomically, write_atomically
+from nanostudy.interop.recipe import config_text, differences, values
 from nanostudy.study.store import FILE, Row, Store
 from nanostudy.words import counted
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 COPIED = ("run.json", "training.csv", "evaluations.csv")
 WEIGHTS = ("best.safetensors", "last.safetensors")
-IN_CONFIG = (
-    *("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size", "block_size"),
-    *("n_layer", "n_head", "n_embd", "dropout", "bias"),
-    *("learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip"),
-    *("decay_lr", "warmup_iters", "lr_decay_iters", "min_lr"),
-)
 
 
 def export_published(path: Path, to: Path) -> list[str]:
@@ -88,59 +80,8 @@ def safe(name: str) -> str:
 def config_py(row: Row) -> str:
     """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
-    resolved = {
-        "lr_decay_iters": e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters,
-        "min_lr": e.learning_rate / 10 if e.min_lr is None else e.min_lr,
-    }
-    values: dict[str, Any] = {
-        "out_dir": f"nanoGPT_results_{row.part}/{name}",
-        "dataset": dataset(e),
-        "always_save_checkpoint": True,
-        **{setting: resolved.get(setting, getattr(e, setting)) for setting in IN_CONFIG},
-        "compile": False,
-    }
-    comments = "".join(f"# {comment}\n" for comment in _comments(e))
-    lines = "".join(f"{setting} = {value!a}\n" for setting, value in values.items())
-    return f"# {row.name}: in nanoGPT's folder, python train.py {name}.py\n{comments}\n{lines}"
-
-
-def dataset(experiment: Experiment) -> str:
-    """The folder under nanoGPT's data/ that holds the text as train.bin, val.bin and meta.pkl."""
-    if _nanogpt_has_text(experiment):
-        return "shakespeare_char"
-    file = re.split(r"[\\/]", experiment.corpus.rstrip("\\/"))[-1]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem).strip("_") or "text"
-    return stem if experiment.tokenizer == "char" else f"{stem}_{experiment.tokenizer}"
-
-
-def _nanogpt_has_text(experiment: Experiment) -> bool:
-    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
-
-
-def _comments(e: Experiment) -> list[str]:
-    """What nanoGPT does otherwise."""
-    comments = [
-        f"seed {e.seed} has no counterpart: train.py always seeds with 1337.",
-        f"max_iters: train.py makes one update more than it says, {e.max_iters + 1}. Its evaluation and checkpoint of "
-        f"iteration {e.max_iters},",
-        "after as many updates, is the one to compare, if eval_interval divides it: train.py makes no other at the end.",
-        "Its losses are means over 200 random batches (eval_iters); here they are exact.",
-    ]
-    if not _nanogpt_has_text(e):
-        comments.append(
-            f"data/{dataset(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a}, a {e.tokenizer} a "
-            "token, split 90 to 10."
-        )
-    if not e.tie_embeddings:
-        comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")
-    if e.init_from is not None:
-        comments.append(f"init_from {e.init_from!a} has no counterpart: this starts from fresh weights.")
-    if e.decay_lr and e.warmup_iters == (e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters) <= e.max_iters:
-        comments.append(
-            f"warmup_iters = lr_decay_iters: train.py divides zero by zero at iteration {e.warmup_iters} and stops "
-            "before it evaluates there."
-        )
-    return comments
+    title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
+    return config_text(title, differences(e), values(e, f"nanoGPT_results_{row.part}/{name}"))
 
 
 # --- files
