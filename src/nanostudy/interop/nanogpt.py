@@ -5,8 +5,11 @@ Letters as in gpt/model.py: P parameters of one model, in the order of the param
 
 from __future__ import annotations
 
+import hashlib
+import io
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    sha256: str  # of the file
     shape: Shape
     params: Tensor  # fp32 (1, P)
     moments: Moments | None
@@ -53,7 +57,8 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Without running anything that the file may carry. Raises UsageError, NanostudyError."""
-    content = _load(path)
+    data = _read(path)
+    content = _load(path, data)
     model_args = content["model_args"]
     tensors = _stripped(path, content["model"])
     tied = HEAD not in tensors or EMBEDDING not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])
@@ -70,6 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = content.get("config")
     loss = content.get("best_val_loss")
     return Checkpoint(
+        hashlib.sha256(data).hexdigest(),
         shape,
         row[None],
         moments,
@@ -80,13 +86,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"There is no file {path}.") from None
     except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem}.") from None
+        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
+
+
+def _load(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles, to those who wrote them
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         named = re.search(r"(?:GLOBAL|global|function|class|call) ([\w.]+\.[\w.]+)", str(problem))
         if named:

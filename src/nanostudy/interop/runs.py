@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,7 +120,6 @@ class Arrival:
     """A checkpoint of nanoGPT's with all that is needed to make a run of it."""
 
     source: Path
-    sha256: str  # of the file
     checkpoint: Checkpoint
     table: Table
     experiment: Experiment
@@ -163,8 +161,7 @@ def read_arrival(
             f"{META} that it was trained with, with --meta.{_bpe(ckpt)}"
         )
     experiment, resources, notes = _experiment(ckpt, target, table, corpus, settings)
-    checksum = hashlib.sha256(source.read_bytes()).hexdigest()
-    return Arrival(source, checksum, ckpt, table, experiment, resources, corpus, notes)
+    return Arrival(source, ckpt, table, experiment, resources, corpus, notes)
 
 
 def _bpe(ckpt: Checkpoint) -> str:
@@ -228,10 +225,11 @@ def write_run(arrival: Arrival, target: Path, machine: Machine) -> None:
     weights = Weights(ckpt.params, e, ckpt.shape, tokenizer, ckpt.iter_num)
     with appearing(target) as folder:
         if corpus is None:
-            save_weights(folder / "best.safetensors", weights, {"step": ckpt.iter_num})
+            for which in ("best", "last"):
+                save_weights(folder / f"{which}.safetensors", weights, {"step": ckpt.iter_num})
             return
         corpus.check_window(e.block_size)
-        begun = replace(weights, goes_on=f"nanoGPT {arrival.sha256}")
+        begun = replace(weights, goes_on=f"nanoGPT {ckpt.sha256}")
         identity = e.identity(corpus.sha256, corpus.tokenizer.kind, begun.sha256)
         recorder = Recorder(folder, e, identity, corpus, machine)
         recorder.claim(asdict(arrival.resources), notes=[*machine.notes, _origin(arrival), *arrival.notes])
@@ -264,6 +262,6 @@ def _origin(arrival: Arrival) -> str:
         else f"; nanoGPT's estimate of its validation loss was {ckpt.best_val_loss:.4f}"
     )
     return (
-        f"the first {ckpt.iter_num:,} updates were made by nanoGPT ({arrival.source.name}, SHA-256 {arrival.sha256[:16]}...), "
+        f"the first {ckpt.iter_num:,} updates were made by nanoGPT ({arrival.source.name}, SHA-256 {ckpt.sha256[:16]}...), "
         f"with its batches and random numbers{loss}"
     )
