@@ -2,6 +2,7 @@
 
 nanoGPT_results_PART/results.csv          a row a finished experiment
 nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it what the run folder keeps
+nanoGPT_results_PART/NAME/ckpt.pt         the weights for nanoGPT, where they are kept
 nanoGPT_results_PART/samples/NAME.txt
 """
 
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import explain_writing, replace_atomically, write_atomically
+from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.recipe import config_text, differences, values
+from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.study.store import FILE, Row, Store
 from nanostudy.words import counted
 
@@ -40,9 +43,7 @@ def export_published(path: Path, to: Path) -> list[str]:
         folder = to / f"nanoGPT_results_{part}"
         _make(folder / "samples")
         for row in finished:
-            missing = _export_run(path / row.name, folder, row)
-            if missing:
-                incomplete.append(f"{row.name}: {' and '.join(missing)} not there, not exported")
+            incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, folder, row)]
         write_atomically(folder / "results.csv", results_csv(finished))
         lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / 'results.csv'}")
     return lines + incomplete + _left_out(rows)
@@ -81,14 +82,18 @@ def config_py(row: Row) -> str:
     """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
     title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
-    return config_text(title, differences(e), values(e, f"nanoGPT_results_{row.part}/{name}"))
+    return config_text(title, differences(e), values(e, _out_dir(row)))
+
+
+def _out_dir(row: Row) -> str:
+    return f"nanoGPT_results_{row.part}/{safe(row.name)}"
 
 
 # --- files
 
 
 def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
-    """One experiment's files; returns which of those that every result has are not there."""
+    """One experiment's files; tells what of it could not be exported."""
     name = safe(row.name)
     target = folder / name
     _make(target)
@@ -97,7 +102,24 @@ def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
     for file in WEIGHTS:
         _copy(run / file, target / file, link=True)
     _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
-    return missing
+    told = [f"{' and '.join(missing)} not there, not exported"] if missing else []
+    return told + _export_checkpoint(run, target, row)
+
+
+def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
+    """The last weights, as nanoGPT would have saved them; the best where those are not kept. A study keeps no optimizer's state,
+    so AdamW starts afresh where nanoGPT goes on. Tells why there is none though weights are kept.
+    """
+    kept = [which for which in ("last", "best") if (run / f"{which}.safetensors").is_file()]
+    if not kept:
+        return []
+    try:
+        trained = read_trained(run, kept[0])
+        check_tied(trained.weights.shape)
+    except NanostudyError as problem:
+        return [f"no {CKPT}: {problem}"]
+    write_ckpt(trained, target / CKPT, _out_dir(row))
+    return []
 
 
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
