@@ -497,9 +497,8 @@ def test_a_checkpoint_that_carries_code_is_refused_and_named(here, legacy, capsy
     assert f"{os.system.__module__}.system" in told
     assert not sprung.exists()
     assert not Path("run").exists()
-    with pytest.raises(AssertionError):  # the trap is one
-        torch.load(path, weights_only=False)
-        assert not sprung.exists()
+    torch.load(path, weights_only=False)
+    assert sprung.exists(), "the trap is none"
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x04K\x01.", os.urandom(2000), b"text\n"])

@@ -155,10 +155,15 @@ def _tokenizer_config(w: Weights) -> dict[str, Any]:
 def model_card(trained: Trained, name: str) -> str:
     """README.md: what it is, how to use it, what it was trained on, with what settings, and its losses."""
     w, m = trained.weights, trained.metadata
-    e, s = w.experiment, w.shape
+    e, s, private = w.experiment, w.shape, ("corpus", "init_from")  # paths of this machine
     count = count_parameters(s)
     what = f"{counted(s.n_layer, 'layer')}, {counted(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size}"
     unit = {"char": "character", "byte": "byte"}[w.tokenizer.kind]
+    begun = "Trained from scratch" if e.init_from is None else "Trained, from another model's weights,"
+    limits = [f"It reads {s.block_size} tokens at most, the prompt's and the new ones together."]
+    if w.tokenizer.kind == "char":
+        limits.append("Characters that its text had not are refused.")
+    limits.append("It knows no end of a text and no instructions; it writes on.")
     lines = [
         *(
             "---",
@@ -172,24 +177,19 @@ def model_card(trained: Trained, name: str) -> str:
         ),
         f"# {plain(m.get('name', e.name))}",
         "",
-        f"A GPT of {count.total:,} parameters ({what}), one token a {unit}, {s.vocab_size} different. Trained from scratch with "
-        f"nanostudy {m.get('nanostudy', version.VERSION)}; these are its {trained.which} weights, after {w.step:,} updates.",
+        f"A GPT of {count.total:,} parameters ({what}), one token a {unit}, {s.vocab_size} different. {begun} with nanostudy "
+        f"{m.get('nanostudy', version.VERSION)}; these are its {trained.which} weights, after {counted(w.step, 'update')}.",
         "",
         *("```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""),
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
-        f'prompt = tokenizer({w.tokenizer.opening!r}, return_tensors="pt")',
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})",
+        f"prompt = tokenizer({w.tokenizer.opening!r}, return_tensors='pt')",
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
-        *("```", ""),
-        f"It reads {s.block_size} tokens at most, the prompt's and the new ones together. Characters that its text had not are "
-        "refused. It knows no end of a text and no instructions; it writes on."
-        if w.tokenizer.kind == "char"
-        else f"It reads {s.block_size} tokens at most, the prompt's and the new ones together. It knows no end of a text and no "
-        "instructions; it writes on.",
+        *("```", "", " ".join(limits)),
         *_data(m),
         *_losses(trained),
         *("", "## Settings", ""),
-        *table(("setting", "value"), [(k, v) for k, v in e.as_dict().items() if v is not None]),
+        *table(("setting", "value"), [(k, v) for k, v in e.as_dict().items() if v is not None and k not in private]),
     ]
     return "\n".join(lines) + "\n"
 
