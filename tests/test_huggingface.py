@@ -80,6 +80,7 @@ def test_logits_tokens_and_text_are_ours(run, tmp_path):
     assert len(tokenizer) == weights.shape.vocab_size
 
     prompt = tokenizer("the ", return_tensors="pt")
+    assert set(prompt) == {"input_ids", "attention_mask"}, "GPT-2 would read token types as tokens"
     written = model.generate(**prompt, max_new_tokens=7, do_sample=False)
     expected = nanostudy.load(run, device="cpu").sample("the ", tokens=7, temperature=0.0)[0]
     assert tokenizer.decode(written[0]) == expected

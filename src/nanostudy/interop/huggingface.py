@@ -145,6 +145,8 @@ def _tokenizer_config(w: Weights) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": w.shape.block_size,
+        # not token_type_ids, which older versions send unasked: GPT-2 adds the embedding of token 0 for them
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
 
