@@ -428,6 +428,7 @@ def test_the_checkpoint_that_a_run_goes_on_from_is_gone(here):
     refusal(lambda: resume("run"), "go on")
 
 
+TIED = ("transformer.wte.weight", "lm_head.weight")
 BROKEN = {
     "no model": (lambda c: c.pop("model"), "no 'model'"),
     "no sizes": (lambda c: c.pop("model_args"), "no 'model_args'"),
@@ -443,7 +444,15 @@ BROKEN = {
     "a size that is none": (lambda c: c["model_args"].update(n_embd="8"), "n_embd is '8'"),
     "heads that do not divide": (lambda c: c["model_args"].update(n_head=3), "no model has the sizes"),
     "no heads": (lambda c: c["model_args"].update(n_head=0), "no model has the sizes"),
-    "text for a weight": (lambda c: c["model"].update({"transformer.ln_f.weight": "ones"}), "is no tensor"),
+    "text for a weight": (lambda c: c["model"].update({"transformer.ln_f.weight": "ones"}), "is no plain tensor"),
+    "a sparse weight": (lambda c: c["model"].update({"transformer.ln_f.weight": torch.ones(8).to_sparse()}), "is no plain"),
+    "tensors larger than the file": (
+        lambda c: (
+            c["model_args"].update(vocab_size=10**9),
+            c["model"].update(dict.fromkeys(TIED, torch.zeros(1).expand(10**9, 8))),
+        ),
+        "too small to hold",
+    ),
     "a bias where none is": (
         lambda c: c["model"].update({"transformer.ln_f.bias": torch.zeros(8)}),
         "transformer.ln_f.bias is no weight",
@@ -471,6 +480,40 @@ def test_masks_of_older_versions_and_half_precision(here):
     assert found.shape.bias
     assert found.params.dtype == torch.float32
     assert any("fp32" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(best_val_loss=torch.ones(3)),
+        lambda c: c.update(best_val_loss="low"),
+        lambda c: c["config"].update(max_iters="many", learning_rate=None, dataset=["tiny"], grad_clip=torch.ones(2)),
+        lambda c: c.update(config="none"),
+        lambda c: c["optimizer"]["state"][0].update(step=torch.tensor(math.inf)),
+        lambda c: c["optimizer"]["state"][3].update(step=torch.tensor(3.0)),
+        lambda c: [entry.update(step=1e300) for entry in c["optimizer"]["state"].values()],
+        lambda c: c["optimizer"]["state"][2].update(exp_avg=torch.zeros(2)),
+        lambda c: c["optimizer"]["state"].pop(4),
+        lambda c: c.update(optimizer=None),
+        lambda c: c.update(optimizer={"state": {}, "param_groups": []}),
+        lambda c: c["optimizer"].update(state={}),
+    ],
+)
+def test_what_is_odd_beside_the_weights_does_not_keep_them_out(here, change):
+    content = nanogpt_checkpoint(False)
+    change(content)
+    path = put(here, content)
+    nanostudy.convert(path, "run", characters="data/tiny", corpus="data/tiny", **ON_CPU)
+    assert torch.equal(load_weights(Path("run")).params, read_checkpoint(path).params)
+    assert len(nanostudy.load("run").sample(tokens=3)[0]) == 3
+
+
+def test_what_a_user_of_nanogpt_tries_first(here, capsys):
+    put(here, nanogpt_checkpoint(False))
+    assert main("sample", "out/ckpt.pt") == 2
+    assert "nanostudy convert" in capsys.readouterr().err
+    assert main("train", "out") == 2
+    assert "nanostudy convert out/ckpt.pt" in capsys.readouterr().err
 
 
 # --- hostile files
@@ -654,6 +697,7 @@ def test_a_run_that_was_interrupted_leaves_from_where_it_stands(here):
     found = torch.load("run/nanogpt/ckpt.pt", weights_only=True)
     assert found["iter_num"] == 3  # the last that was saved
     assert {float(entry["step"]) for entry in found["optimizer"]["state"].values()} == {3.0}
+    assert "init_from = 'resume'" in Path("run/nanogpt/resume.py").read_text()
     nanostudy.train(e, "run", resources=CPU, listen=lambda event: None)  # and goes on here all the same
 
 

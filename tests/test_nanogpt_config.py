@@ -20,7 +20,14 @@ TRAIN_PY = {
     **{"always_save_checkpoint": True, "init_from": "scratch", "wandb_log": False, "wandb_project": "owt"},
     **{"wandb_run_name": "gpt2", "dataset": "openwebtext", "gradient_accumulation_steps": 40, "batch_size": 12},
     **{"block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0, "bias": False},
-    **{"learning_rate": 0.0006, "max_iters": 600000, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0},
+    **{
+        "learning_rate": 0.0006,
+        "max_iters": 600000,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "grad_clip": 1.0,
+    },
     **{"decay_lr": True, "warmup_iters": 2000, "lr_decay_iters": 600000, "min_lr": 0.00006, "backend": "nccl"},
     **{"device": "cuda", "dtype": "bfloat16", "compile": True},
 }
@@ -138,7 +145,7 @@ CODE = [
     "a.b = 3",
     "a[0] = 3",
     "del max_iters",
-    "exec('open(\"sprung\", \"w\")')",
+    'exec(\'open("sprung", "w")\')',
     "max_iters: int",
     "assert False",
     "(x := 3)",
@@ -259,7 +266,15 @@ def test_a_configuration_trains(here, monkeypatch, capsys):
     write_text(Path("words.txt"))
     assert main("corpus", "export", "words.txt", "--out", "data/tiny", monkeypatch=monkeypatch) == 0
     put(SMALL)
-    command = ("train", "small.py", "--max_iters=6", "eval_interval=3", "--compile=True", "threads=1", "sample_tokens=5")
+    command = (
+        "train",
+        "small.py",
+        "--max_iters=6",
+        "eval_interval=3",
+        "--compile=True",
+        "threads=1",
+        "sample_tokens=5",
+    )
     assert main(*command, monkeypatch=monkeypatch) == 0
     told = capsys.readouterr().out
     assert "small.py, read and not executed" in told

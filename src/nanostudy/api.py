@@ -93,9 +93,15 @@ def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
 
 def _loaded(folder: Path, which: str, machine: Machine) -> Run:
     metadata = run_folder.read_metadata(folder) if folder.is_dir() else None
-    if metadata and metadata["status"] == "unfinished" and not (folder / f"{which}.safetensors").is_file():
+    unfinished = metadata is not None and metadata["status"] == "unfinished"
+    if unfinished and not (folder / f"{which}.safetensors").is_file():
         raise NanostudyError(f"The training of {folder} has not finished. Go on with: {_resume_command(folder)}")
-    weights = load_weights(folder, which)
+    if folder.suffix == ".pt" and folder.is_file():
+        raise UsageError(
+            f"{folder} is a checkpoint of PyTorch's. Make a run of it: nanostudy convert {folder} --to RUN"
+        )
+    # one that was begun elsewhere can be asked at any time
+    weights = runs.read_trained(folder, which).weights if unfinished else load_weights(folder, which)
     return Run(folder, replace(weights, params=weights.params.to(machine.device)))
 
 

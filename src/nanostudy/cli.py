@@ -159,11 +159,11 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 @app.command(context_settings={"ignore_unknown_options": True})
 def convert(
     source: Annotated[Path, typer.Argument(help="A run folder or weights file; or a ckpt.pt of nanoGPT's.")],
+    to: Annotated[str, typer.Option(help="nanogpt or huggingface; for a ckpt.pt, the new run folder.")],
     assignments: Annotated[
         list[str] | None,
         typer.Argument(help="For a ckpt.pt: setting=value ..., such as max_iters=5000 or corpus=TEXT."),
     ] = None,
-    to: Annotated[str, typer.Option(help="nanogpt or huggingface; for a ckpt.pt, the new run folder.")] = ...,  # type: ignore[assignment]
     out: Annotated[
         Path | None, typer.Option(help="The folder to write. Default: nanogpt or huggingface inside the run.")
     ] = None,

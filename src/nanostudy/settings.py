@@ -36,6 +36,10 @@ def read_settings(source: str) -> dict[str, Any]:
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path} cannot be read: {problem}.") from None
     except OSError:
+        if path.name == "settings.yaml" and path.with_name("ckpt.pt").is_file():
+            raise UsageError(
+                f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert {source}/ckpt.pt --to RUN"
+            ) from None
         raise UsageError(
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
         ) from None

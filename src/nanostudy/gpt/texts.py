@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanostudy.gpt.dataset import Table, read_dataset
+from nanostudy.gpt.dataset import Table, is_dataset, read_dataset
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.files import write_atomically
 from nanostudy.gpt.playhouse import write_plays
@@ -28,6 +28,9 @@ NAMES = {
     "playhouse": "plays from a seeded grammar, built in; the entropy of the text is known exactly",
     "auto": "shakespeare where it can be had, else playhouse",
 }
+CHOICES = (
+    f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text or of a folder with train.bin, val.bin and meta.pkl."
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def find_text(requested: str) -> Text:
             text = _playhouse()
             return Text(text.name, text.content, text.sha256, text.nats, note)
     path = Path(requested)
-    return _dataset(path) if path.is_dir() else _read(path)
+    return _dataset(path) if os.path.isdir(path) else _read(path)
 
 
 def locate_shakespeare() -> Path | None:
@@ -122,6 +125,8 @@ def _playhouse() -> Text:
 
 def _dataset(folder: Path) -> Text:
     """A dataset that is a text's usual one has that text's checksum: training on either is the same experiment."""
+    if not is_dataset(folder):
+        raise UsageError(f"The folder {str(folder)!r} is no corpus: it has no train.bin. {CHOICES}")
     train, val, table = read_dataset(folder)
     content, cut = train + val, len(train)
     digest = hashlib.sha256(content.encode(errors="surrogateescape"))
@@ -141,7 +146,6 @@ def _read(path: Path) -> Text:
         ) from None
     except OSError as problem:
         raise UsageError(
-            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). "
-            f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text or of a folder with train.bin, val.bin and meta.pkl."
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). {CHOICES}"
         ) from None
     return Text(path.name, content, hashlib.sha256(raw).hexdigest())

@@ -64,6 +64,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tied = HEAD not in tensors or EMBEDDING not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])
     shape = _shape(path, model_args, tensors, tied)
     table = parameter_table(shape)
+    if sum(p.numel for p in table) > len(data):  # tensors may be larger than what is stored of them
+        raise UsageError(f"{path} is too small to hold a model of the sizes that its model_args say.")
     row, notes = _row(path, table, tensors, tied), []
     if any(tensors[p.nanogpt_key].dtype != torch.float32 for p in table):
         notes.append("the checkpoint's weights were not all in fp32; they are now")
@@ -73,14 +75,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         moments = None
         notes.append(f"the optimizer's state was left out: {problem}")
     config = content.get("config")
-    loss = content.get("best_val_loss")
     return Checkpoint(
         hashlib.sha256(data).hexdigest(),
         shape,
         row[None],
         moments,
         _whole(path, content, "iter_num"),
-        float(loss) if isinstance(loss, int | float | Tensor) and float(loss) < NOT_EVALUATED else None,
+        _loss(content.get("best_val_loss")),
         {**(config if isinstance(config, dict) else {}), **model_args},
         tuple(notes),
     )
@@ -123,6 +124,12 @@ def _whole(path: Path, values: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def _loss(value: Any) -> float | None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return float(value) if isinstance(value, int | float) and value < NOT_EVALUATED else None
+
+
 def _stripped(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
     """By name; prefixes and masks left out."""
     tensors: dict[str, Tensor] = {}
@@ -130,8 +137,8 @@ def _stripped(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
         key = str(name)
         while key.startswith(PREFIXES):
             key = key[key.index(".") + 1 :]
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UsageError(f"{path}: {name!s:.80} in its model is no tensor of floating-point numbers.")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise UsageError(f"{path}: {name!s:.80} in its model is no plain tensor of floating-point numbers.")
         if key in tensors:
             raise UsageError(f"{path}: its model has {key} twice.")
         if not MASK.fullmatch(key):
@@ -185,13 +192,13 @@ def _moments(state: Any, table: Sequence[Parameter]) -> Moments | None:
         for name in ("exp_avg", "exp_avg_sq"):
             found = [by_index[index][name] for index in indices]
             for p, tensor in zip(table, found, strict=True):
-                if tuple(tensor.shape) != p.size:
+                if tuple(tensor.shape) != p.size or tensor.layout != torch.strided:
                     raise _Unusable(f"{name} of {p.nanogpt_key} has the shape {tuple(tensor.shape)}, not {p.size}")
             rows[name] = torch.cat([tensor.reshape(-1).float() for tensor in found])
         steps = {int(by_index[index]["step"]) for index in indices}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
         raise _Unusable("it is not in the layout of nanoGPT's AdamW") from None
-    if len(steps) != 1 or min(steps) < 0:
+    if len(steps) != 1 or not 0 <= min(steps) < 2**53:
         raise _Unusable("its tensors have made different numbers of updates")
     return Moments(rows["exp_avg"], rows["exp_avg_sq"], steps.pop())
 

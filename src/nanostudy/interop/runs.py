@@ -50,9 +50,7 @@ class Trained:
 def read_trained(run: Path, which: str) -> Trained:
     """A run folder, finished or not, or a weights file. Raises NanostudyError."""
     metadata = (read_metadata(run) if run.is_dir() else None) or {}
-    if metadata.get("status") == "unfinished" and not (run / f"{which}.safetensors").is_file():
-        return _unfinished(run, which, metadata)
-    if metadata.get("status") == "unfinished" and checkpoint.exists(run / CHECKPOINT) and which == "last":
+    if metadata.get("status") == "unfinished":
         return _unfinished(run, which, metadata)
     weights = load_weights(run, which)
     return Trained(weights, which, metadata, _kept_moments(run, metadata, weights) if metadata else None)
@@ -75,6 +73,8 @@ def _kept_moments(run: Path, metadata: Mapping[str, Any], weights: Weights) -> M
 
 def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     path = run / CHECKPOINT
+    if which not in ("best", "last"):
+        raise UsageError(f"There are no {which!r} weights: best or last.")
     if not checkpoint.exists(path):
         raise NanostudyError(f"The training of {run} has saved nothing yet. Go on with `nanostudy train {run}`.")
     _, identities = checkpoint.members(path)
@@ -102,7 +102,8 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
         write_meta(folder / META, Table(**trained.weights.tokenizer.as_dict()))
         title = f"Goes on where nanostudy stopped, in nanoGPT's folder: python train.py {RESUME}, with their paths, and --out_dir=."
         settings = {**recipe.values(e, out.resolve().name), "init_from": "resume"}
-        write_atomically(folder / RESUME, recipe.config_text(title, recipe.differences(e), settings))
+        comments = recipe.differences(replace(e, init_from=None))
+        write_atomically(folder / RESUME, recipe.config_text(title, comments, settings))
 
 
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
@@ -189,7 +190,7 @@ def _experiment(
 ) -> tuple[Experiment, Resources, tuple[str, ...]]:
     """The checkpoint's settings, with those that a person gave; and what to tell."""
     check_names(settings, (*FIELDS, *RESOURCE_NAMES))
-    config = {name: ckpt.config[name] for name in SHARED if name in ckpt.config}
+    config = {name: ckpt.config[name] for name in SHARED if isinstance(ckpt.config.get(name), bool | int | float)}
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
     fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
     taken = {**SHARED, **config, "max_iters": max(int(config.get("max_iters", 0)), ckpt.iter_num)}
