@@ -488,6 +488,7 @@ def test_masks_of_older_versions_and_half_precision(here):
         lambda c: c.update(best_val_loss=torch.ones(3)),
         lambda c: c.update(best_val_loss="low"),
         lambda c: c["config"].update(max_iters="many", learning_rate=None, dataset=["tiny"], grad_clip=torch.ones(2)),
+        lambda c: c["config"].update(max_iters=math.nan),
         lambda c: c.update(config="none"),
         lambda c: c["optimizer"]["state"][0].update(step=torch.tensor(math.inf)),
         lambda c: c["optimizer"]["state"][3].update(step=torch.tensor(3.0)),

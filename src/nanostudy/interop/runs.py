@@ -193,7 +193,8 @@ def _experiment(
     config = {name: ckpt.config[name] for name in SHARED if isinstance(ckpt.config.get(name), bool | int | float)}
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
     fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
-    taken = {**SHARED, **config, "max_iters": max(int(config.get("max_iters", 0)), ckpt.iter_num)}
+    asked = config.get("max_iters")
+    taken = {**SHARED, **config, "max_iters": max(asked if isinstance(asked, int) else 0, ckpt.iter_num)}
     of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
     chosen = {name: value for name, value in settings.items() if name in FIELDS}
     e = from_settings(
