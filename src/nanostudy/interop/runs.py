@@ -26,7 +26,7 @@ from nanostudy.gpt.weights import Weights, load_weights, save_weights
 from nanostudy.interop import recipe
 from nanostudy.interop.config import DEFAULTS, SHAKESPEARE, SHARED, translate
 from nanostudy.interop.folders import appearing, check_free
-from nanostudy.interop.nanogpt import Checkpoint, Moments, check_tied, read_checkpoint, write_checkpoint
+from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
 from nanostudy.settings import IMPORTED
 
 CKPT, RESUME = "ckpt.pt", "resume.py"
@@ -108,7 +108,6 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
 
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
     w = trained.weights
-    check_tied(w.shape)
     config = {**DEFAULTS, **recipe.values(w.experiment, out_dir)}
     write_checkpoint(path, w.params, w.shape, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
 
