@@ -676,6 +676,7 @@ def test_a_run_keeps_what_going_on_needs(here):
     assert (found["iter_num"], found["best_val_loss"]) == (40, metadata["best"]["val_loss"])
     assert {float(entry["step"]) for entry in found["optimizer"]["state"].values()} == {40.0}
     assert not any("NOTE" in note for note in done.notes)
+    assert any("--which best" in note for note in done.notes)
     done = nanostudy.convert(run, "nanogpt", out="best", which="best")
     found = torch.load("best/ckpt.pt", weights_only=True)
     assert found["iter_num"] == metadata["best"]["step"]
@@ -734,6 +735,7 @@ def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here, capsys):
         (("nothing", "--to", "nanogpt"), "nothing"),
         (("nothing.pt", "--to", "run"), "nothing.pt"),
         (("mine", "--to", "onnx"), "nanogpt"),
+        (("out/ckpt.pt", "--to", "huggingface"), "first, with --to RUN"),
         (("mine",), "--to"),
         (("mine", "--to", "nanogpt", "max_iters=3"), "settings"),
         (("mine", "--to", "nanogpt", "--meta", "meta.pkl"), "meta"),

@@ -212,6 +212,8 @@ def convert(
     """
     source = Path(source)
     if str(to) in ("nanogpt", "huggingface"):
+        if source.suffix == ".pt":
+            raise UsageError(f"Make a run of {source} first, with --to RUN; that is converted --to {to}.")
         if meta or characters or settings:
             raise UsageError(f"meta, characters and settings belong to a checkpoint of nanoGPT's, not to --to {to}.")
         return _leave(source, str(to), Path(out) if out else None, which, overwrite)
@@ -227,8 +229,10 @@ def convert(
 def _leave(source: Path, to: str, out: Path | None, which: str | None, overwrite: bool) -> Conversion:
     trained = runs.read_trained(source, which or ("last" if to == "nanogpt" else "best"))
     out = out or (source if source.is_dir() else source.parent) / to
-    w, notes = trained.weights, []
-    notes.append(f"{trained.which} weights, after {w.step:,} updates")
+    w, best = trained.weights, (trained.metadata.get("best") or {}).get("step")
+    notes = [f"{trained.which} weights, after {w.step:,} updates"]
+    if trained.which == "last" and best not in (None, w.step):
+        notes.append(f"the best, after {best:,}, leave with --which best")
     if to == "huggingface":
         write_huggingface(trained, out, overwrite)
         return Conversion(out, tuple(notes))

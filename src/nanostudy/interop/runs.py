@@ -53,7 +53,9 @@ def read_trained(run: Path, which: str) -> Trained:
     if metadata.get("status") == "unfinished":
         return _unfinished(run, which, metadata)
     weights = load_weights(run, which)
-    return Trained(weights, which, metadata, _kept_moments(run, metadata, weights) if metadata else None)
+    if not metadata:
+        return Trained(weights, run.stem if run.is_file() else which, {})
+    return Trained(weights, which, metadata, _kept_moments(run, metadata, weights))
 
 
 def _kept_moments(run: Path, metadata: Mapping[str, Any], weights: Weights) -> Moments | None:
