@@ -65,6 +65,11 @@ def test_logits_tokens_and_text_are_ours(run, tmp_path):
     model, tokenizer = load(folder)
     assert model.dtype == torch.float32
     weights = load_weights(run)
+    # versions 4 and 5 differ in what they make of these where they are wrong
+    assert model.config.tie_word_embeddings == weights.shape.tie_embeddings
+    assert model.generation_config.max_length == weights.shape.block_size
+    about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert about["model_input_names"] == ["input_ids", "attention_mask"]
     views = named_views(weights.params, weights.shape)
 
     draw = torch.Generator().manual_seed(3)

@@ -345,6 +345,14 @@ def test_settings_of_the_checkpoint_and_of_the_command(here):
     assert not Path("other").exists()
 
 
+def test_what_comes_is_evaluated_wherever_it_stands(here):
+    done = nanostudy.convert(put(here, nanogpt_checkpoint(False)), "run", eval_interval=5, max_iters=11, **ON_CPU)
+    assert any("update 7: train 1.5476, val 1.6081" in note for note in done.notes)
+    assert "7 of 11 updates" in done.notes[-1]
+    resume("run")
+    assert [row["step"] for row in read_rows(Path("run/evaluations.csv"))] == [7, 10, 11]
+
+
 def test_a_finished_checkpoint_becomes_a_finished_run(here, capsys):
     content = nanogpt_checkpoint(False)
     content["config"]["max_iters"] = 7
