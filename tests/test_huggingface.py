@@ -67,7 +67,8 @@ def test_logits_tokens_and_text_are_ours(run, tmp_path):
     weights = load_weights(run)
     # versions 4 and 5 differ in what they make of these where they are wrong
     assert model.config.tie_word_embeddings == weights.shape.tie_embeddings
-    assert model.generation_config.max_length == weights.shape.block_size
+    drawing = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    assert drawing["max_length"] == weights.shape.block_size
     about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert about["model_input_names"] == ["input_ids", "attention_mask"]
     views = named_views(weights.params, weights.shape)
