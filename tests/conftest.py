@@ -1,5 +1,6 @@
 """What several test files share: a small text, one thread of fp32 on the CPU, and trainings of a few small experiments."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 
 from nanostudy.gpt.corpus import Corpus, load_corpus
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.files import cache_folder
 from nanostudy.gpt.machine import Machine, resolve
+from nanostudy.gpt.randomness import dropout_words, keep_mask
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.texts import locate_shakespeare
 from nanostudy.gpt.train import Job
@@ -23,6 +26,7 @@ SMALL = {
     "warmup_iters": 3,
     "log_interval": 1,
 }
+KERNELS = cache_folder() / "kernels"  # before a test moves the cache
 WORDS = ("the", "sea", "is", "a", "song", "and", "no", "one", "hears", "it\n")
 
 needs_shakespeare = pytest.mark.skipif(
@@ -42,6 +46,20 @@ def jobs_of(*experiments: Experiment) -> list[Job]:
 
 def cpu(precision: str = "fp32") -> Machine:
     return resolve(Resources(device="cpu", precision=precision, threads=1))
+
+
+def cache_in(folder: Path) -> Path:
+    """A cache in a folder of a test's own, with the kernels that this machine has built already: a build takes seconds."""
+    cpu()
+    if KERNELS.is_dir():
+        shutil.copytree(KERNELS, folder / "cache" / "kernels", ignore=shutil.ignore_patterns("tmp*", "traced"))
+    return folder / "cache"
+
+
+def mask_of(keys_MB: torch.Tensor, rate_M: torch.Tensor, site: int, size: int) -> torch.Tensor:
+    """False where dropped: bool (M, B, size), the first activations of every sequence at the site-th dropout."""
+    words_Z = [word_SMB[site].flatten() for word_SMB in dropout_words(keys_MB, rate_M, site + 1)]
+    return keep_mask(*words_Z, (size,), (1,)).view(*keys_MB.shape, size)
 
 
 def write_text(path: Path, characters: int = 1500) -> Path:

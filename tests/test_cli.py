@@ -26,9 +26,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from conftest import cache_in
 
 from nanostudy import api, cli
-from nanostudy.gpt import device
+from nanostudy.gpt import machine
 from nanostudy.gpt.experiment import FIELDS
 from nanostudy.gpt.files import sole_owner
 
@@ -142,7 +143,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 def here(tmp_path, monkeypatch) -> Path:
     """An empty folder to work in, with a small text; no corpus is at hand but this."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
     monkeypatch.delenv("NANOSTUDY_CORPORA", raising=False)
     Path("small.txt").write_text(some_text(), encoding="utf-8", newline="\n")
     return tmp_path
@@ -151,7 +152,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def call(here, monkeypatch, capsys):
     """`nanostudy ...` in this process, with one thread unless told otherwise."""
-    monkeypatch.setattr(device, "available_cores", lambda: 1)
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
 
     def call(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["nanostudy", *map(str, args)])
@@ -213,7 +214,7 @@ def test_train_leaves_a_whole_folder(finished):
         assert float(row[bits]) == pytest.approx(float(row[loss]) / math.log(2))
 
     settings = yaml.safe_load((run / "settings.yaml").read_text(encoding="utf-8"))
-    assert set(settings) == {*FIELDS, "device", "precision", "threads"}
+    assert set(settings) == {*FIELDS, "device", "precision", "compile", "threads"}
     assert (settings["n_embd"], settings["corpus"], settings["threads"]) == (
         16,
         str((run.parent / "small.txt").resolve()),
@@ -304,7 +305,7 @@ def test_no_updates_are_a_run_too(call, here):
 
 def test_threads_asked_for_hold_to_the_end(call, monkeypatch):
     """Writing the sample is part of the training too."""
-    monkeypatch.setattr(device, "available_cores", lambda: 2)
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
     said(call("train", "quickstart", *SMALL, "max_iters=1", "--out", "run"), 0)
     assert torch.get_num_threads() == 1
 
@@ -882,7 +883,7 @@ def test_presets_and_settings_are_listed(call):
     ]  # fmt: skip
     told = call("settings")
     said(told, 0)
-    assert [line.split()[0] for line in told.out.splitlines()] == [*FIELDS, "device", "precision", "threads"]
+    assert [line.split()[0] for line in told.out.splitlines()] == [*FIELDS, "device", "precision", "compile", "threads"]
     assert all(len(line.split()) >= 3 for line in told.out.splitlines())
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_text
+from conftest import cache_in, write_text
 from rich.console import Console
 from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
 
@@ -64,7 +64,7 @@ def command(capsys, *args: str) -> Outcome:
 def here(tmp_path, monkeypatch) -> Path:
     """A folder with a text and a study file; no corpus is at hand but this."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
     monkeypatch.delenv("NANOSTUDY_CORPORA", raising=False)
     monkeypatch.setattr(studies, "CALIBRATION_SECONDS", 0.01)
     write_text(tmp_path / "small.txt", 600)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small
+from conftest import mask_of, small
 from torch import nn
 
 from nanostudy.gpt.engine import Batch, gradients
@@ -19,7 +19,7 @@ from nanostudy.gpt.model import (
     named_views,
     parameter_table,
 )
-from nanostudy.gpt.randomness import dropout_keys, keep_mask
+from nanostudy.gpt.randomness import dropout_keys
 
 M, B, T = 3, 2, 7  # shorter than the block, so that positions are cut
 VARIANTS = list(itertools.product((False, True), (False, True)))
@@ -31,14 +31,14 @@ def shape_of(bias=True, tie_embeddings=False, n_layer=2, vocab_size=11, **settin
 
 
 class Masks:
-    """Multipliers of one member's dropouts, made by hand from `keep_mask`: zero, or 1 / (1 - rate)."""
+    """Multipliers of one member's dropouts, made by hand from `mask_of`: zero, or 1 / (1 - rate)."""
 
     def __init__(self, keys_B, rate):
         self.keys_B, self.rate = keys_B, rate
 
     def at(self, site, *size):
-        dropped = ~keep_mask(self.keys_B[None], torch.tensor([self.rate]), site, math.prod(size))
-        return (~dropped[0]).float().view(-1, *size) / (1 - self.rate)
+        kept = mask_of(self.keys_B[None], torch.tensor([self.rate]), site, math.prod(size))[0]
+        return kept.float().view(-1, *size) / (1 - self.rate)
 
 
 class Attention(nn.Module):
@@ -129,14 +129,15 @@ def tokens_of(shape: Shape, *size, seed=1) -> torch.Tensor:
     return torch.randint(shape.vocab_size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_equals_plain_models(shape: Shape, dropout: Dropout | None):
+def assert_equals_plain_models(shape: Shape, keys_and_rates: tuple[torch.Tensor, torch.Tensor] | None):
     """Loss, logits and every parameter's gradient. Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
     params_MP, inputs, targets = lively(shape), tokens_of(shape, M, B, T), tokens_of(shape, M, B, T, seed=2)
+    dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, shape)
     logits = forward(named_views(params_MP, shape), inputs, shape, dropout)
     loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], 1, shape, torch.float32, None)
     grads = named_views(grads_MP, shape)
     for m in range(M):
-        masks = None if dropout is None else Masks(dropout.keys_MB[m], dropout.rate_M[m].item())
+        masks = None if keys_and_rates is None else Masks(keys_and_rates[0][m], keys_and_rates[1][m].item())
         plain = plain_of(params_MP[m], shape)
         expected = plain(inputs[m], masks)
         loss = F.cross_entropy(expected.flatten(0, 1), targets[m].flatten())
@@ -165,7 +166,7 @@ def test_logits_and_gradients_equal_plain_modules(bias, tie_embeddings):
 def test_dropout_is_at_its_sites_with_its_scales(bias, tie_embeddings):
     """Embedding, attention weights and both residual branches; each member with its own keys and rate, one with none."""
     keys = dropout_keys([5, 6, 7], [0, 10, 200], range(B), B)
-    assert_equals_plain_models(shape_of(bias, tie_embeddings), Dropout(keys, torch.tensor([0.0, 0.2, 0.6])))
+    assert_equals_plain_models(shape_of(bias, tie_embeddings), (keys, torch.tensor([0.0, 0.2, 0.6])))
 
 
 def test_a_rate_of_zero_changes_no_bit():
@@ -174,7 +175,7 @@ def test_a_rate_of_zero_changes_no_bit():
     params_MP, inputs = lively(shape), tokens_of(shape, M, B, T)
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     views = named_views(params_MP, shape)
-    with_neighbour = forward(views, inputs, shape, Dropout(keys, torch.tensor([0.0, 0.5, 0.0])))
+    with_neighbour = forward(views, inputs, shape, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), shape))
     without = forward(views, inputs, shape)
     assert torch.equal(with_neighbour[[0, 2]], without[[0, 2]])
     assert not torch.equal(with_neighbour[1], without[1])
@@ -185,7 +186,7 @@ def test_causality_by_gradients(rate):
     """Logits at t read position s (its embedding enters nowhere else) if and only if s <= t, and no other member."""
     shape = shape_of()
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
-    dropout = None if rate is None else Dropout(keys, torch.full((M,), rate))
+    dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), shape)
     views = {name: view.detach().requires_grad_() for name, view in named_views(lively(shape), shape).items()}
     logits = forward(views, tokens_of(shape, M, B, T), shape, dropout)
     weighted = logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))

@@ -9,10 +9,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import mask_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanostudy.gpt.randomness import Purpose, dropout_keys, generator, keep_mask, offsets, words
+from nanostudy.gpt.randomness import Purpose, dropout_keys, generator, offsets, words
 
 SIGMAS = 4.5
 WORD = 2**64
@@ -110,7 +111,7 @@ def test_offsets_are_uniform():
 def dropped(rate, sequences, size, *, seed=1, step=0, site=0):
     """True where dropped: (sequences, size)."""
     keys = dropout_keys([seed], [step], range(sequences), sequences)
-    return ~keep_mask(keys, torch.tensor([rate]), site, size)[0]
+    return ~mask_of(keys, torch.tensor([rate]), site, size)[0]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.37, 0.5, 0.99])
@@ -191,9 +192,9 @@ def test_a_mask_does_not_depend_on_the_stack(members, site, size):
     member_seeds, rates = zip(*members, strict=True)
     rate_M = torch.tensor(rates, dtype=torch.float32)
     keys = dropout_keys(member_seeds, [5] * len(members), range(6), 6)
-    together = keep_mask(keys, rate_M, site, size)
+    together = mask_of(keys, rate_M, site, size)
     for m in range(len(members)):
-        alone = keep_mask(keys[m : m + 1, 2:5], rate_M[m : m + 1], site, size)
+        alone = mask_of(keys[m : m + 1, 2:5], rate_M[m : m + 1], site, size)
         assert torch.equal(together[m : m + 1, 2:5], alone)
-        longer = keep_mask(keys[m : m + 1], rate_M[m : m + 1], site, size + 9)
+        longer = mask_of(keys[m : m + 1], rate_M[m : m + 1], site, size + 9)
         assert torch.equal(together[m : m + 1], longer[..., :size])

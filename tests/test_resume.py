@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from nanostudy import api, cli
-from nanostudy.gpt import device
+from nanostudy.gpt import machine
 from nanostudy.gpt.errors import Interrupted, NanostudyError
 from nanostudy.gpt.events import Evaluated, Logged
 from nanostudy.gpt.experiment import Experiment
@@ -261,7 +261,7 @@ class Stop:
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(device, "available_cores", lambda: 1)
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
     return text_in(tmp_path)
 
 
@@ -282,7 +282,7 @@ def whole(tmp_path_factory) -> Path:
     folder = text_in(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(device, "available_cores", lambda: 1)
+        patch.setattr(machine, "available_cores", lambda: 1)
         train("run")
     return folder / "run"
 

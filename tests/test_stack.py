@@ -121,7 +121,8 @@ def drawn(monkeypatch):
     def spy(self, experiments, steps, sequences):
         batch = original(self, experiments, steps, sequences)
         drop = batch.dropout
-        masks = [keep_mask(drop.keys_MB, drop.rate_M, site, 128) for site in (1, 5)] if drop else []
+        drops = list(drop or ())
+        masks = [keep_mask(*drops[s][:3], (128,), (1,)).unflatten(0, (len(steps), -1)) for s in (1, 5) if drops]
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             key = e.seed, step, sequences
             assert key not in held

@@ -148,7 +148,7 @@ struct Mask {
     }
 };
 
-// Writes x less its mean into `row` and returns 1 / its standard deviation.
+// Writes x less its mean into `row` and returns 1 / its standard deviation: NaN where that overflows, or all would become zeros.
 inline float centre(float *row, V total, int64_t E, float epsilon) {
     const float mean = sum_of(total) / E;
     V squares = {};
@@ -158,7 +158,8 @@ inline float centre(float *row, V total, int64_t E, float epsilon) {
         v = load(row + e, E - e);  // zeros beyond the end
         squares += v * v;
     }
-    return 1.0f / std::sqrt(sum_of(squares) / E + epsilon);
+    const float variance = sum_of(squares) / E;
+    return 1.0f / std::sqrt(variance + epsilon) + (variance - variance);
 }
 
 template <typename Real>
