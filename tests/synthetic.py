@@ -10,7 +10,7 @@ import pandas as pd
 
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
-from nanostudy.insight.frames import EVALUATIONS, TRAINING, Results, experiments_frame
+from nanostudy.insight.statistics.frames import EVALUATIONS, TRAINING, Results, experiments_frame
 
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854

@@ -10,10 +10,10 @@ from synthetic import synthetic
 import nanostudy
 from nanostudy.gpt.errors import UsageError
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.effects import Effects, effects
-from nanostudy.insight.frames import Results, experiments_frame
-from nanostudy.insight.ranking import ranking
-from nanostudy.insight.scaling import Refusal
+from nanostudy.insight.statistics.effects import Effects, effects
+from nanostudy.insight.statistics.frames import Results, experiments_frame
+from nanostudy.insight.statistics.ranking import ranking
+from nanostudy.insight.statistics.scaling import Refusal
 
 FACTORS = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
 MEMBERS = ("effects", "gap_effects", "ranking", "generalisation", "overfitting", "stability", "convergence", "scaling")

@@ -7,9 +7,16 @@ import pytest
 from synthetic import synthetic
 
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.answer import answer, claims_hold, how_it_generalises, what_does_not, what_matters, which_model
-from nanostudy.insight.frames import Results, experiments_frame
-from nanostudy.insight.phrases import interval, level_text, listed, short, signed
+from nanostudy.insight.page.answer import (
+    answer,
+    claims_hold,
+    how_it_generalises,
+    what_does_not,
+    what_matters,
+    which_model,
+)
+from nanostudy.insight.page.phrases import interval, level_text, listed, short, signed
+from nanostudy.insight.statistics.frames import Results, experiments_frame
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 

@@ -8,7 +8,7 @@ import pytest
 from hostile import hostile
 
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.publish import publish
+from nanostudy.insight.page.publish import publish
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

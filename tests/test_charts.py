@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from synthetic import synthetic
 
-from nanostudy.insight import charts, curve_charts, factor_charts
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.blocks import Missing, Shown
-from nanostudy.insight.charts import colourings
-from nanostudy.insight.figure import draw, look
-from nanostudy.insight.frames import CorpusFacts
-from nanostudy.insight.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
-from nanostudy.insight.sections import sections
+from nanostudy.insight.page import charts, curve_charts, factor_charts
+from nanostudy.insight.page.blocks import Missing, Shown
+from nanostudy.insight.page.charts import colourings
+from nanostudy.insight.page.figure import draw, look
+from nanostudy.insight.page.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
+from nanostudy.insight.page.sections import sections
+from nanostudy.insight.statistics.frames import CorpusFacts
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 EFFECTS = {"n_embd": -0.2, "dropout": 0.05, "n_embd x dropout": -0.03}

@@ -13,12 +13,12 @@ from synthetic import synthetic
 
 from nanostudy.gpt.experiment import FIELDS
 from nanostudy.gpt.texts import SHAKESPEARE_SHA256
-from nanostudy.insight.claims import COLUMNS, judge, read_claims, verdicts
-from nanostudy.insight.evidence import Evidence
-from nanostudy.insight.frames import CorpusFacts, Results, experiments_frame
-from nanostudy.insight.judging import VERDICTS, compare, contradiction, interval, loss_tolerance, lower
-from nanostudy.insight.tables import read_tables
-from nanostudy.insight.trials import GRID, PARTS, TESTS
+from nanostudy.insight.claims.claims import COLUMNS, judge, read_claims, verdicts
+from nanostudy.insight.claims.evidence import Evidence
+from nanostudy.insight.claims.judging import VERDICTS, compare, contradiction, interval, loss_tolerance, lower
+from nanostudy.insight.claims.trials import GRID, PARTS, TESTS
+from nanostudy.insight.statistics.frames import CorpusFacts, Results, experiments_frame
+from nanostudy.insight.statistics.tables import read_tables
 
 CLAIMS = {claim.id: claim for claim in read_claims()}
 MACHINE = {"device": "cpu", "device_name": "Intel(R) Xeon(R) Processor"}

@@ -12,10 +12,10 @@ from statsmodels.stats.anova import anova_lm
 from synthetic import synthetic
 
 from nanostudy.gpt.errors import UsageError
-from nanostudy.insight.design import design_of
-from nanostudy.insight.effects import cell_means, effects
-from nanostudy.insight.frames import joined
-from nanostudy.insight.noise import contrasts, margins, pseudo_standard_error
+from nanostudy.insight.statistics.design import design_of
+from nanostudy.insight.statistics.effects import cell_means, effects
+from nanostudy.insight.statistics.frames import joined
+from nanostudy.insight.statistics.noise import contrasts, margins, pseudo_standard_error
 
 # Stand-ins, two levels each, declared in this order in Experiment
 LAYERS, HEADS, WIDTH, DROPOUT = "n_layer", "n_head", "n_embd", "dropout"

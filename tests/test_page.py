@@ -21,11 +21,11 @@ import nanostudy
 from nanostudy.cli import app
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import write_atomically
-from nanostudy.insight import publish as publishing
 from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.figures import DrawingFailed
-from nanostudy.insight.frames import Results, experiments_frame
-from nanostudy.insight.publish import publish
+from nanostudy.insight.page import publish as publishing
+from nanostudy.insight.page.publish import publish
+from nanostudy.insight.statistics.frames import Results, experiments_frame
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 

@@ -10,10 +10,10 @@ from synthetic import synthetic
 
 from nanostudy.gpt.errors import UsageError
 from nanostudy.insight import curve
-from nanostudy.insight.effects import effects
-from nanostudy.insight.fair import fair
-from nanostudy.insight.frames import joined
-from nanostudy.insight.ranking import (
+from nanostudy.insight.statistics.effects import effects
+from nanostudy.insight.statistics.fair import fair
+from nanostudy.insight.statistics.frames import joined
+from nanostudy.insight.statistics.ranking import (
     convergence,
     critical_value,
     overfitting,

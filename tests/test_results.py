@@ -17,8 +17,8 @@ from nanostudy.gpt.experiment import FIELDS
 from nanostudy.gpt.files import sole_owner
 from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
 from nanostudy.gpt.resources import Resources
-from nanostudy.insight.frames import COLUMNS, NUMBERS, Results, experiments_frame, joined, levels, shown
-from nanostudy.insight.results import _parted, read_results
+from nanostudy.insight.statistics.frames import COLUMNS, NUMBERS, Results, experiments_frame, joined, levels, shown
+from nanostudy.insight.statistics.results import _parted, read_results
 from nanostudy.study.definition import Study
 from nanostudy.study.folder import open_study
 from nanostudy.study.store import Store

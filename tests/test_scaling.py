@@ -9,7 +9,7 @@ from synthetic import VOCABULARY, synthetic
 
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
-from nanostudy.insight.scaling import Fit, Refusal, power_law
+from nanostudy.insight.statistics.scaling import Fit, Refusal, power_law
 
 WIDTHS = {"n_embd": [32, 64, 128, 256, 512]}
 DROPOUTS = {"dropout": [0.0, 0.1, 0.2]}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanostudy.gpt.errors import UsageError
-from nanostudy.insight.results import read_results
-from nanostudy.insight.tables import read_tables
+from nanostudy.insight.statistics.results import read_results
+from nanostudy.insight.statistics.tables import read_tables
 
 HEADER = "Experiment, Train Loss, Val Loss, Loss Gap, Total Params, Config Path"
 ONE = "b128_L4_H4_E128_BS8_MI1000_D10_s1, 2.2018, 2.2313, 0.0295, 800000.0, there/one.py"

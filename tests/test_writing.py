@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from synthetic import synthetic
 
 from nanostudy.gpt.texts import find_text
-from nanostudy.insight.copied import longest_copied
-from nanostudy.insight.frames import CorpusFacts
-from nanostudy.insight.writing import COLUMNS, Reference, quality, quality_against_loss, rank_correlation
+from nanostudy.insight.statistics.copied import longest_copied
+from nanostudy.insight.statistics.frames import CorpusFacts
+from nanostudy.insight.statistics.writing import COLUMNS, Reference, quality, quality_against_loss, rank_correlation
 
 PLAY = "\n\n".join(
     f"{name}:\n{line}"

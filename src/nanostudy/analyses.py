@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from nanostudy.gpt.run import read_metadata
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.results import read_results
+from nanostudy.insight.statistics.results import read_results
 from nanostudy.study.definition import folder_of, has_study
 
 if TYPE_CHECKING:
-    from nanostudy.insight.publish import Published
+    from nanostudy.insight.page.publish import Published
 
 
 def analyze(*paths: str | Path) -> Analysis:
@@ -31,7 +31,7 @@ def report(*paths: str | Path, out: str | Path | None = None) -> Path:
 
 def published(*paths: str | Path, out: str | Path | None = None) -> Published:
     """What `report` writes, and the answer in it."""
-    from nanostudy.insight.publish import publish
+    from nanostudy.insight.page.publish import publish
     from nanostudy.insight.report import write_report
 
     found = analyze(*paths)

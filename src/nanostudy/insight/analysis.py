@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.insight import effects as effects_
-from nanostudy.insight import fair as fair_
-from nanostudy.insight import ranking as ranking_
-from nanostudy.insight import scaling as scaling_
-from nanostudy.insight.effects import Effects
-from nanostudy.insight.fair import At
-from nanostudy.insight.ranking import Cost
-from nanostudy.insight.results import Results
-from nanostudy.insight.scaling import Fit, Refusal
+from nanostudy.insight.statistics import effects as effects_
+from nanostudy.insight.statistics import fair as fair_
+from nanostudy.insight.statistics import ranking as ranking_
+from nanostudy.insight.statistics import scaling as scaling_
+from nanostudy.insight.statistics.effects import Effects
+from nanostudy.insight.statistics.fair import At
+from nanostudy.insight.statistics.ranking import Cost
+from nanostudy.insight.statistics.results import Results
+from nanostudy.insight.statistics.scaling import Fit, Refusal
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ class Analysis:
     @cached_property
     def quality(self) -> pd.DataFrame:
         """Of the samples."""
-        from nanostudy.insight import writing
+        from nanostudy.insight.statistics import writing
 
         return writing.quality(self.results)
 
     @cached_property
     def quality_against_loss(self) -> Any:
-        from nanostudy.insight import writing
+        from nanostudy.insight.statistics import writing
 
         return writing.quality_against_loss(self.results, self.quality)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """On the published claims."""
-        from nanostudy.insight import claims
+        from nanostudy.insight.claims import claims
 
         return claims.verdicts(self.results, self.quality)
 

@@ -13,11 +13,11 @@ from nanostudy.gpt import checkpoint
 from nanostudy.gpt.checkpoint import Slot, Stack
 from nanostudy.gpt.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.gpt.dataset import META, Table, is_dataset, read_meta, write_meta
-from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.engine import State
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.gpt.files import load_tensors, write_atomically
+from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Shape
 from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 from nanostudy.gpt.run import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml

@@ -10,9 +10,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.effects import Effects
-from nanostudy.insight.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
-from nanostudy.insight.phrases import interval, level_text, quantity, setting_text, term_text
+from nanostudy.insight.page.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.insight.page.phrases import interval, level_text, quantity, setting_text, term_text
+from nanostudy.insight.statistics.effects import Effects
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_INTERACTIONS = 6  # plots

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.insight import charts, curve_charts
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.blocks import (
+from nanostudy.insight.page import charts, curve_charts
+from nanostudy.insight.page.blocks import (
     Block,
     Bullets,
     Grid,
@@ -19,12 +19,12 @@ from nanostudy.insight.blocks import (
     Shown,
     figure_or_reason,
 )
-from nanostudy.insight.fair import At
-from nanostudy.insight.figure import each
-from nanostudy.insight.frames import Results
-from nanostudy.insight.page_data import PageData
-from nanostudy.insight.phrases import amount, nats, quantity, short, signed
-from nanostudy.insight.ranking import Cost
+from nanostudy.insight.page.figure import each
+from nanostudy.insight.page.page_data import PageData
+from nanostudy.insight.page.phrases import amount, nats, quantity, short, signed
+from nanostudy.insight.statistics.fair import At
+from nanostudy.insight.statistics.frames import Results
+from nanostudy.insight.statistics.ranking import Cost
 from nanostudy.words import counted, digits, duration
 
 BUDGETS: dict[At, str] = {

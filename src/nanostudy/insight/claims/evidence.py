@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.insight import curve
-from nanostudy.insight.frames import Results, known
-from nanostudy.insight.judging import Judgement
-from nanostudy.insight.writing import quality
+from nanostudy.insight.claims.judging import Judgement
+from nanostudy.insight.statistics.frames import Results, known
+from nanostudy.insight.statistics.writing import quality
 from nanostudy.words import counted
 
 Settings = Mapping[str, Any]

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from nanostudy.insight.design import Array
-from nanostudy.insight.frames import Results, known, shown
+from nanostudy.insight.statistics.design import Array
+from nanostudy.insight.statistics.frames import Results, known, shown
 from nanostudy.words import counted, digits
 
 Against = Literal["parameters", "tokens"]

@@ -12,7 +12,7 @@ import numpy as np
 from statsmodels.regression.linear_model import OLS
 from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
-from nanostudy.insight.design import TIMES, Array, Design, coded, coding
+from nanostudy.insight.statistics.design import TIMES, Array, Design, coded, coding
 
 TOLERANCE = 1e-8  # of a column's length: what is left of it beside others, and counts as nothing
 NEGLIGIBLE = 1e-12  # of the largest value: smaller differences are rounding

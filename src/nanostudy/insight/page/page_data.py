@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.figure import records
-from nanostudy.insight.frames import Results
+from nanostudy.insight.page.figure import records
+from nanostudy.insight.statistics.frames import Results
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together

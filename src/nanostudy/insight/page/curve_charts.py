@@ -12,10 +12,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.charts import COLOUR, TIP, fading, group_colour, magnitudes, parameters, shared, zero_line
-from nanostudy.insight.figure import LOSS, Figure, Panel, records
-from nanostudy.insight.frames import Results
-from nanostudy.insight.phrases import listed, nats, quantity, signed
+from nanostudy.insight.page.charts import COLOUR, TIP, fading, group_colour, magnitudes, parameters, shared, zero_line
+from nanostudy.insight.page.figure import LOSS, Figure, Panel, records
+from nanostudy.insight.page.phrases import listed, nats, quantity, signed
+from nanostudy.insight.statistics.frames import Results
 
 NO_CURVES = "Curves need evaluations over time: these results have none (a table holds only how each experiment ended)."
 ALONG = {"parameters": "parameters", "flops": "arithmetic, floating-point operations", "seconds": "time, seconds"}

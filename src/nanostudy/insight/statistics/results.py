@@ -17,9 +17,16 @@ from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.experiment import Experiment, from_settings
 from nanostudy.gpt.model import Shape, flops_per_token
 from nanostudy.gpt.run import read_metadata, read_rows
-from nanostudy.insight.frames import AT_CONTEXT, EVALUATIONS, TRAINING, CorpusFacts, experiments_frame, joined
-from nanostudy.insight.frames import Results as Results
-from nanostudy.insight.tables import read_tables
+from nanostudy.insight.statistics.frames import (
+    AT_CONTEXT,
+    EVALUATIONS,
+    TRAINING,
+    CorpusFacts,
+    experiments_frame,
+    joined,
+)
+from nanostudy.insight.statistics.frames import Results as Results
+from nanostudy.insight.statistics.tables import read_tables
 from nanostudy.study.definition import Study, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.folder import definitions
 from nanostudy.study.store import FILE, Row, Store

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import optimize, special, stats
 
 from nanostudy.insight import curve
-from nanostudy.insight.design import Array, Design, design_of
-from nanostudy.insight.frames import Results
-from nanostudy.insight.noise import CONFIDENCE, Noise, judged
+from nanostudy.insight.statistics.design import Array, Design, design_of
+from nanostudy.insight.statistics.frames import Results
+from nanostudy.insight.statistics.noise import CONFIDENCE, Noise, judged
 from nanostudy.words import counted
 
 Cost = Literal["parameters", "flops", "seconds"]

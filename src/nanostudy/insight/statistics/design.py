@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.frames import Results, known, levels, shown
+from nanostudy.insight.statistics.frames import Results, known, levels, shown
 from nanostudy.words import counted
 
 MOST_LEVELS = 20  # of a factor that has more levels than half the experiments: above, it is no factor but a search

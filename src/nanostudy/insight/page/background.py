@@ -10,11 +10,11 @@ import pandas as pd
 
 from nanostudy.gpt.experiment import FIELDS
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.answer import varying
-from nanostudy.insight.blocks import Block, Bullets, Grid, Missing, Prose, Section, Source
-from nanostudy.insight.frames import WITHOUT_EFFECT, Results, levels
-from nanostudy.insight.page_data import PageData
-from nanostudy.insight.phrases import level_text, listed, setting_text, short
+from nanostudy.insight.page.answer import varying
+from nanostudy.insight.page.blocks import Block, Bullets, Grid, Missing, Prose, Section, Source
+from nanostudy.insight.page.page_data import PageData
+from nanostudy.insight.page.phrases import level_text, listed, setting_text, short
+from nanostudy.insight.statistics.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.words import counted, digits, duration
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine

@@ -12,15 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.gpt.texts import TRAIN_SHARE
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
-from nanostudy.gpt.texts import SHAKESPEARE_SHA256
+from nanostudy.gpt.texts import SHAKESPEARE_SHA256, TRAIN_SHARE
 from nanostudy.insight import curve
-from nanostudy.insight.evidence import Evidence, Settings, equal
-from nanostudy.insight.frames import CorpusFacts
-from nanostudy.insight.judging import NO_INTERVAL, Judgement, compare, interval, loss_tolerance, lower
-from nanostudy.insight.writing import quality_against_loss, rank_correlation
+from nanostudy.insight.claims.evidence import Evidence, Settings, equal
+from nanostudy.insight.claims.judging import NO_INTERVAL, Judgement, compare, interval, loss_tolerance, lower
+from nanostudy.insight.statistics.frames import CorpusFacts
+from nanostudy.insight.statistics.writing import quality_against_loss, rank_correlation
 
 Parameters = Mapping[str, Any]
 Test = Callable[[Sequence[Settings], Parameters, Evidence], Judgement]

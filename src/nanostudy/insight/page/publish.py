@@ -11,16 +11,16 @@ from altair.utils.schemapi import debug_mode
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import write_atomically
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.answer import Sentence, answer, strongest_by_factor
-from nanostudy.insight.background import lede, totals
-from nanostudy.insight.charts import colourings
-from nanostudy.insight.figure import draw
 from nanostudy.insight.figures import DrawingFailed
-from nanostudy.insight.frames import Results
-from nanostudy.insight.markdown import markdown
-from nanostudy.insight.page import Page, render
-from nanostudy.insight.page_data import page_data
-from nanostudy.insight.sections import sections
+from nanostudy.insight.page.answer import Sentence, answer, strongest_by_factor
+from nanostudy.insight.page.background import lede, totals
+from nanostudy.insight.page.charts import colourings
+from nanostudy.insight.page.figure import draw
+from nanostudy.insight.page.markdown import markdown
+from nanostudy.insight.page.page import Page, render
+from nanostudy.insight.page.page_data import page_data
+from nanostudy.insight.page.sections import sections
+from nanostudy.insight.statistics.frames import Results
 
 PAGE, MARKDOWN, TABLE = "index.html", "report.md", "results.csv"
 OURS = '<meta name="generator" content="nanostudy'  # in a page that may be written over

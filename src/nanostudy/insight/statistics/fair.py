@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.gpt.errors import UsageError
-from nanostudy.insight.frames import AT_CONTEXT, Results
-from nanostudy.insight.ranking import apart_in_time
+from nanostudy.insight.statistics.frames import AT_CONTEXT, Results
+from nanostudy.insight.statistics.ranking import apart_in_time
 from nanostudy.words import counted, digits, duration
 
 At = Literal["context", "updates", "tokens", "arithmetic", "time"]

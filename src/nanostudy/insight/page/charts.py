@@ -12,10 +12,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.insight.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, each, records
-from nanostudy.insight.frames import Results, levels
-from nanostudy.insight.page_data import spread
-from nanostudy.insight.phrases import level_text, listed, nats
+from nanostudy.insight.page.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, each, records
+from nanostudy.insight.page.page_data import spread
+from nanostudy.insight.page.phrases import level_text, listed, nats
+from nanostudy.insight.statistics.frames import Results, levels
 
 MOST_RANKED = 30
 MOST_LINES = 256  # of parallel coordinates

@@ -8,10 +8,10 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from nanostudy.insight.charts import TIP, fading, group_colour, magnitudes, parameters, shared
-from nanostudy.insight.figure import LOSS, Figure, Panel, records
-from nanostudy.insight.frames import Results
-from nanostudy.insight.phrases import nats, quantity
+from nanostudy.insight.page.charts import TIP, fading, group_colour, magnitudes, parameters, shared
+from nanostudy.insight.page.figure import LOSS, Figure, Panel, records
+from nanostudy.insight.page.phrases import nats, quantity
+from nanostudy.insight.statistics.frames import Results
 from nanostudy.words import counted
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
-from nanostudy.insight.blocks import (
+from nanostudy.insight.page.blocks import (
     Block,
     Bullets,
     Claims,
@@ -20,7 +20,7 @@ from nanostudy.insight.blocks import (
     Shown,
     Source,
 )
-from nanostudy.insight.page import Page
+from nanostudy.insight.page.page import Page
 from nanostudy.words import plain, table
 
 MOST_ROWS = 25  # of the table of experiments; results.csv has all

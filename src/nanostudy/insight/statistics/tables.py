@@ -15,8 +15,16 @@ from typing import Any
 
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS
-from nanostudy.insight.cells import Number, has_decimal_comma, named_settings, number, rows_of, setting_value, text_of
-from nanostudy.insight.frames import Results, experiments_frame
+from nanostudy.insight.statistics.cells import (
+    Number,
+    has_decimal_comma,
+    named_settings,
+    number,
+    rows_of,
+    setting_value,
+    text_of,
+)
+from nanostudy.insight.statistics.frames import Results, experiments_frame
 from nanostudy.words import counted
 
 MEASURES = ("train_loss", "val_loss")

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from nanostudy.insight.design import TIMES, Array, Design, coded, group_means
-from nanostudy.insight.fit import Fit, Term, fitted
-from nanostudy.insight.frames import known, shown
+from nanostudy.insight.statistics.design import TIMES, Array, Design, coded, group_means
+from nanostudy.insight.statistics.fit import Fit, Term, fitted
+from nanostudy.insight.statistics.frames import known, shown
 from nanostudy.words import counted
 
 Method = Literal["replicates", "higher-order", "lenth", "least-squares", "none"]

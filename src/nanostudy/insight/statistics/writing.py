@@ -24,8 +24,8 @@ import pandas as pd
 from scipy import stats
 
 from nanostudy.gpt.texts import TRAIN_SHARE
-from nanostudy.insight.copied import longest_copied
-from nanostudy.insight.frames import Results
+from nanostudy.insight.statistics.copied import longest_copied
+from nanostudy.insight.statistics.frames import Results
 from nanostudy.words import counted
 
 SHARES = {"words_real": "words", "speakers_real": "speakers", "dialogue_well_formed": "blocks"}  # and what they are of

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.charts import ranked_cells
-from nanostudy.insight.frames import Results, levels
-from nanostudy.insight.phrases import interval, level_text, listed, nats, setting_text, short, signed
+from nanostudy.insight.page.charts import ranked_cells
+from nanostudy.insight.page.phrases import interval, level_text, listed, nats, setting_text, short, signed
+from nanostudy.insight.statistics.frames import Results, levels
 from nanostudy.words import counted
 
 STATUSES = ("diverged", "failed", "running", "waiting", "finished")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.insight.evidence import Evidence, Settings
-from nanostudy.insight.frames import Results, shown
-from nanostudy.insight.judging import Judgement, contradiction
-from nanostudy.insight.trials import TESTS
+from nanostudy.insight.claims.evidence import Evidence, Settings
+from nanostudy.insight.claims.judging import Judgement, contradiction
+from nanostudy.insight.claims.trials import TESTS
+from nanostudy.insight.statistics.frames import Results, shown
 from nanostudy.settings import parse_yaml
 
 COLUMNS = (

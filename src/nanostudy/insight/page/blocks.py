@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanostudy.insight.figure import Figure
+from nanostudy.insight.page.figure import Figure
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.insight import charts, curve_sections, evidence_charts, factor_charts
 from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.answer import strongest_by_factor
-from nanostudy.insight.background import again, machines, method
-from nanostudy.insight.blocks import (
+from nanostudy.insight.page import charts, curve_sections, evidence_charts, factor_charts
+from nanostudy.insight.page.answer import strongest_by_factor
+from nanostudy.insight.page.background import again, machines, method
+from nanostudy.insight.page.blocks import (
     Block,
     Bullets,
     Claim,
@@ -27,10 +27,10 @@ from nanostudy.insight.blocks import (
     Section,
     figure_or_reason,
 )
-from nanostudy.insight.curve_sections import named
-from nanostudy.insight.figure import each
-from nanostudy.insight.page_data import PageData
-from nanostudy.insight.phrases import interval, nats, signed
+from nanostudy.insight.page.curve_sections import named
+from nanostudy.insight.page.figure import each
+from nanostudy.insight.page.page_data import PageData
+from nanostudy.insight.page.phrases import interval, nats, signed
 
 WRITING = {  # what is measured of samples: a plot's title, its axis
     "words_real": ("real words", "words that exist in the text, %"),

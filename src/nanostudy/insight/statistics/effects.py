@@ -13,10 +13,10 @@ import pandas as pd
 from scipy import stats
 
 from nanostudy.gpt.errors import UsageError
-from nanostudy.insight.design import TIMES, Design, design_of
-from nanostudy.insight.fit import NEGLIGIBLE, Fit, Term, level_effect, level_mean
-from nanostudy.insight.frames import AT_CONTEXT, Results, shown
-from nanostudy.insight.noise import CONFIDENCE, Method, Noise, contrasts, judged, margins
+from nanostudy.insight.statistics.design import TIMES, Design, design_of
+from nanostudy.insight.statistics.fit import NEGLIGIBLE, Fit, Term, level_effect, level_mean
+from nanostudy.insight.statistics.frames import AT_CONTEXT, Results, shown
+from nanostudy.insight.statistics.noise import CONFIDENCE, Method, Noise, contrasts, judged, margins
 
 COLUMNS = (
     *("term", "order", "factor_a", "factor_b", "level", "reference"),

@@ -17,8 +17,8 @@ from importlib import resources
 from typing import Any
 
 from nanostudy.gpt.version import VERSION
-from nanostudy.insight.answer import Sentence
-from nanostudy.insight.blocks import (
+from nanostudy.insight.page.answer import Sentence
+from nanostudy.insight.page.blocks import (
     Block,
     Bullets,
     Claim,
@@ -33,9 +33,9 @@ from nanostudy.insight.blocks import (
     Section,
     Shown,
 )
-from nanostudy.insight.figure import look
-from nanostudy.insight.page_data import PageData
-from nanostudy.insight.phrases import level_text
+from nanostudy.insight.page.figure import look
+from nanostudy.insight.page.page_data import PageData
+from nanostudy.insight.page.phrases import level_text
 
 LONG = 20  # characters of a name, that may be broken at its underscores
 MOST_NOTES = 4  # before the answer; all are among the caveats
