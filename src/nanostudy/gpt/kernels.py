@@ -188,11 +188,9 @@ def _library() -> ctypes.CDLL:
         raise NotBuilt("no C++ compiler was found")
     folder, problems = cache_folder() / "kernels", []
     for options in _ways(command):
-        path = folder / f"pieces-{_fingerprint(command, options)}.so"
         try:
-            if not path.is_file():
-                _build(command, options, path)
-            return ctypes.CDLL(str(path))
+            name = f"pieces-{_fingerprint(command, options)}"
+            return ctypes.CDLL(str(_kept(folder, name) or _build(command, options, folder, name)))
         except (OSError, subprocess.SubprocessError) as problem:
             problems.append(_said(problem))
     raise NotBuilt(f"{command} did not build them: {problems[-1]}")
@@ -223,14 +221,25 @@ def _fingerprint(command: str, options: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _build(command: str, options: tuple[str, ...], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+def _kept(folder: Path, name: str) -> Path | None:
+    """What was built before, if it still is what its name says: to load half a library would end the process."""
+    return next((path for path in folder.glob(f"{name}-*.so") if path.stem == f"{name}-{_digest(path)}"), None)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _build(command: str, options: tuple[str, ...], folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        made = Path(aside) / f"{name}.so"
         build = [command, *OPTIONS, "-shared", str(SOURCE), *options, "-o", str(made)]
-        subprocess.run(build, check=True, capture_output=True, text=True, timeout=SECONDS)
+        subprocess.run(build, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
         ctypes.CDLL(str(made))
+        path = folder / f"{name}-{_digest(made)}.so"
         os.replace(made, path)
+    return path
 
 
 def _said(problem: Exception) -> str:

@@ -404,7 +404,7 @@ void move(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, c
             const int64_t count = columns - i;
             const V g = load(grad + i, count) * clip[m];
             V a = load(first + i, count), s = load(second + i, count), size;
-            a += (g - a) * fresh1[m];
+            a = a * (1 - fresh1[m]) + g * fresh1[m];  // exact at 1, unlike a step towards g
             s = s * (1 - fresh2[m]) + g * g * fresh2[m];
             for (int64_t lane = 0; lane < WIDTH; lane++) size[lane] = std::sqrt(s[lane]);
             store(first + i, a, count);
