@@ -60,7 +60,9 @@ def study(
     """Seconds from a cold start to the end of a study, evaluations, weights, samples and tables included."""
     file = folder.with_suffix(".yaml")
     settings = {"corpus": "shakespeare", "learning_rate": 3e-4, "eval_interval": 200, "warmup_iters": 100}
-    content = {"settings": {**settings, **fixed}, "grid": {k: list(v) for k, v in grid.items()}, "seeds": list(seeds)}
+    content: dict[str, object] = {"settings": {**settings, **fixed}, "seeds": list(seeds)}
+    if grid:
+        content["grid"] = {name: list(values) for name, values in grid.items()}
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     cold(folder)
     return command("study", "run", str(file), "--out", str(folder), *words)

@@ -213,7 +213,7 @@ GPU = [gpu_training, gpu_grid, gpu_grid_as_published, sampling, starting]
 # --- reporting
 
 
-def table(rows: list[Row], machine: Machine) -> list[str]:
+def table(rows: list[Row]) -> list[str]:
     lines = [
         "| workload | ours, s | nanoGPT, s | ratio | aim | turns |",
         "|---|---|---|---|---|---|",
@@ -259,36 +259,44 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where the results of this machine are kept")
     asked = parser.parse_args()
     machine = resolve(Resources(device=asked.device))
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine.device_name} {machine.threads}".lower()).strip("-")
+    kept = asked.out / f"{name}.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() and asked.only else {}
+    rows = {row["workload"]: Row(**row) for row in before.get("rows", [])}
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         os.environ["NANOSTUDY_CACHE"] = str(folder / "cache")
         bench = Bench(Rival.prepare(asked.nanogpt, folder / "nanogpt", asked.device), folder, machine, asked.turns)
-        found, rows = ceilings(machine), []
+        found = ceilings(machine)
         for workload in CPU if asked.device == "cpu" else GPU:
             if asked.only and workload.__name__ not in asked.only:
                 continue
             made = workload(bench)
-            rows += [made] if isinstance(made, Row) else made
-        grown = growth(machine) if not asked.only else []
+            rows |= {row.workload: row for row in ([made] if isinstance(made, Row) else made)}
+        grown = before.get("growth", []) if asked.only else list(growth(machine))
     told = [
         f"# {machine.device_name}, {machine.threads} threads, {machine.precision}",
         "",
-        f"{time.strftime('%Y-%m-%d')}, PyTorch {torch.__version__}, {platform.system()}. Times are medians of the turns, ratios medians of each turn's, with the lowest and highest.",
+        f"{time.strftime('%Y-%m-%d')}, PyTorch {torch.__version__}, {platform.system()}. Times are medians of the turns; ratios, medians of each turn's, with the lowest and highest.",
         "",
-        *table(rows, machine),
+        *table(list(rows.values())),
         "",
         "## Ceilings",
         "",
-        *(f"- {name}: {rate:.3g}" for name, rate in found.items()),
-        *reached(rows, found, machine),
+        *(f"- {what}: {rate:.3g}" for what, rate in found.items()),
+        *reached(list(rows.values()), found, machine),
         *grown,
     ]
     print("\n" + "\n".join(told))
     asked.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", f"{machine.device_name} {machine.threads}".lower()).strip("-")
-    (asked.out / f"{name}.md").write_text("\n".join(told) + "\n", encoding="utf-8")
-    content = {"machine": machine.as_dict(), "ceilings": found, "rows": [asdict(row) for row in rows]}
-    (asked.out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    kept.with_suffix(".md").write_text("\n".join(told) + "\n", encoding="utf-8")
+    content = {
+        "machine": machine.as_dict(),
+        "ceilings": found,
+        "rows": [asdict(row) for row in rows.values()],
+        "growth": grown,
+    }
+    kept.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
