@@ -674,6 +674,23 @@ def test_a_build_is_kept(anew, tmp_path, monkeypatch):
     assert built(tmp_path) == [name]
 
 
+@needs_compiler
+def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatch, tmp_path):
+    """Found also in a folder with a space in its name; none is brought along, which would compete for the cores."""
+    runtime = kernels._openmp()
+    if runtime is None:
+        pytest.skip("PyTorch brought no libgomp")
+    assert Path(runtime).is_file()
+    kernels.native(FP32)
+    (name,) = built(tmp_path)
+    assert b"GOMP_parallel" in (tmp_path / "cache" / "kernels" / name).read_bytes()
+    line = "7f2-7f3 r-xp 0000 08:01 42    {}\n"
+    paths = "/usr/lib/libc.so.6", "/home/Anna Maria/my env/torch.libs/libgomp-a34b.so.1.0.0", "/usr/lib/libm.so.6"
+    maps = "".join(line.format(path) for path in paths)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: maps)
+    assert kernels._openmp() == paths[1]
+
+
 BUILD = """
 import sys, torch
 from nanostudy.gpt import kernels
