@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from nanostudy.gpt import kernels
 from nanostudy.gpt.corpus import Corpus, load_corpus
+from nanostudy.gpt.device import compiler
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import cache_folder
+from nanostudy.gpt.fused import PLAIN, Pieces
 from nanostudy.gpt.machine import Machine, resolve
 from nanostudy.gpt.randomness import dropout_words, keep_mask
 from nanostudy.gpt.resources import Resources
@@ -74,6 +77,24 @@ def _one_thread():
     """Small tensors gain nothing from more; some tests ask for other numbers."""
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def native():
+    """The kernels for a dtype, skipped where there is nothing to build them with."""
+
+    def native(dtype: torch.dtype) -> Pieces:
+        if compiler() is None:
+            pytest.skip("no C++ compiler is on the PATH")
+        return kernels.native(dtype)
+
+    return native
+
+
+@pytest.fixture(params=["plain", "native"])
+def pieces(request, native) -> Pieces:
+    """Both kinds of the pieces between matrix products, in fp32."""
+    return PLAIN if request.param == "plain" else native(torch.float32)
 
 
 @pytest.fixture(scope="session")

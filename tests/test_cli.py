@@ -29,7 +29,7 @@ import yaml
 from conftest import cache_in
 
 from nanostudy import api, cli
-from nanostudy.gpt import machine
+from nanostudy.gpt import kernels, machine
 from nanostudy.gpt.experiment import FIELDS
 from nanostudy.gpt.files import sole_owner
 
@@ -315,6 +315,40 @@ def test_half_precision_trains_on_a_cpu(call, here):
     metadata = json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))
     assert (metadata["machine"]["precision"], metadata["updates"] + metadata["skipped_updates"]) == ("fp16", 3)
     assert 0 < metadata["final"]["val_loss"] < 5
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def forget():
+        kernels.pieces.cache_clear()
+        kernels.native.cache_clear()
+
+    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_a_machine_without_a_compiler_trains_and_says_so_once(call, here):
+    command = ("train", "quickstart", *SMALL, "max_iters=2")
+    told = call(*command, "--out", "run")
+    said(told, 0)
+    assert " ".join((told.out + told.err).split()).count("kernels are not compiled") == 1
+    metadata = json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))
+    assert metadata["machine"]["compiled"] is False
+    assert [note for note in metadata["notes"] if "no C++ compiler was found" in note] == metadata["notes"]
+    assert len(metadata["notes"]) == 1
+    said(call(*command, "compile=yes", "--out", "other"), 2, "compile=yes: no C.. compiler", "compile=auto")
+    assert not (here / "other").exists()
+
+
+def test_kernels_that_are_not_wanted_are_not_missed(call, here):
+    told = call("train", "quickstart", *SMALL, "max_iters=1", "compile=no", "--out", "run")
+    said(told, 0)
+    assert "kernels" not in told.out + told.err
+    metadata = json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))
+    assert (metadata["machine"]["compiled"], metadata["notes"]) == (False, [])
 
 
 # --- a training that fails

@@ -10,6 +10,7 @@ from conftest import mask_of, small
 from torch import nn
 
 from nanostudy.gpt.engine import Batch, gradients
+from nanostudy.gpt.fused import Pieces
 from nanostudy.gpt.model import (
     Dropout,
     Shape,
@@ -129,12 +130,12 @@ def tokens_of(shape: Shape, *size, seed=1) -> torch.Tensor:
     return torch.randint(shape.vocab_size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_equals_plain_models(shape: Shape, keys_and_rates: tuple[torch.Tensor, torch.Tensor] | None):
-    """Loss, logits and every parameter's gradient. Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
+def assert_equals_plain_models(shape: Shape, pieces: Pieces, keys_and_rates=None):
+    """Loss, logits and every parameter's gradient, with dropout from (keys (M, B), rates (M,)). Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
     params_MP, inputs, targets = lively(shape), tokens_of(shape, M, B, T), tokens_of(shape, M, B, T, seed=2)
     dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, shape)
-    logits = forward(named_views(params_MP, shape), inputs, shape, dropout)
-    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], 1, shape, torch.float32, None)
+    logits = forward(named_views(params_MP, shape), inputs, shape, dropout, pieces=pieces)
+    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], 1, shape, torch.float32, None, pieces)
     grads = named_views(grads_MP, shape)
     for m in range(M):
         masks = None if keys_and_rates is None else Masks(keys_and_rates[0][m], keys_and_rates[1][m].item())
@@ -158,37 +159,37 @@ def assert_equals_plain_models(shape: Shape, keys_and_rates: tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize(("bias", "tie_embeddings"), VARIANTS)
-def test_logits_and_gradients_equal_plain_modules(bias, tie_embeddings):
-    assert_equals_plain_models(shape_of(bias, tie_embeddings), None)
+def test_logits_and_gradients_equal_plain_modules(pieces, bias, tie_embeddings):
+    assert_equals_plain_models(shape_of(bias, tie_embeddings), pieces)
 
 
 @pytest.mark.parametrize(("bias", "tie_embeddings"), VARIANTS)
-def test_dropout_is_at_its_sites_with_its_scales(bias, tie_embeddings):
+def test_dropout_is_at_its_sites_with_its_scales(pieces, bias, tie_embeddings):
     """Embedding, attention weights and both residual branches; each member with its own keys and rate, one with none."""
     keys = dropout_keys([5, 6, 7], [0, 10, 200], range(B), B)
-    assert_equals_plain_models(shape_of(bias, tie_embeddings), (keys, torch.tensor([0.0, 0.2, 0.6])))
+    assert_equals_plain_models(shape_of(bias, tie_embeddings), pieces, (keys, torch.tensor([0.0, 0.2, 0.6])))
 
 
-def test_a_rate_of_zero_changes_no_bit():
+def test_a_rate_of_zero_changes_no_bit(pieces):
     """A member without dropout has the same numbers beside a neighbour that has it."""
     shape = shape_of()
     params_MP, inputs = lively(shape), tokens_of(shape, M, B, T)
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     views = named_views(params_MP, shape)
-    with_neighbour = forward(views, inputs, shape, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), shape))
-    without = forward(views, inputs, shape)
+    with_neighbour = forward(views, inputs, shape, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), shape), pieces=pieces)
+    without = forward(views, inputs, shape, pieces=pieces)
     assert torch.equal(with_neighbour[[0, 2]], without[[0, 2]])
     assert not torch.equal(with_neighbour[1], without[1])
 
 
 @pytest.mark.parametrize("rate", [None, 0.3])
-def test_causality_by_gradients(rate):
+def test_causality_by_gradients(pieces, rate):
     """Logits at t read position s (its embedding enters nowhere else) if and only if s <= t, and no other member."""
     shape = shape_of()
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), shape)
     views = {name: view.detach().requires_grad_() for name, view in named_views(lively(shape), shape).items()}
-    logits = forward(views, tokens_of(shape, M, B, T), shape, dropout)
+    logits = forward(views, tokens_of(shape, M, B, T), shape, dropout, pieces=pieces)
     weighted = logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     for m, t in itertools.product(range(M), range(T)):
         (grad,) = torch.autograd.grad(weighted[m, :, t].sum(), views["position_embedding"], retain_graph=True)

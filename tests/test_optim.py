@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nanostudy.gpt.engine import Batch, gradients
 from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.fused import PLAIN
 from nanostudy.gpt.model import Dropout, Shape, count_parameters
 from nanostudy.gpt.optim import Rates, adamw, learning_rate
 from nanostudy.gpt.randomness import dropout_keys
@@ -35,10 +36,11 @@ def gradient(step):
     return normal(len(MEMBERS), P, seed=step) * 10.0 ** (step % 7 - 3) * (step % 11 != 5)
 
 
-def test_adamw_and_clipping_equal_torch():
+def test_adamw_and_clipping_equal_torch(pieces):
     """220 updates of 6 members against torch.optim.AdamW, two groups a member, and clip_grad_norm_, all in fp32.
 
-    Bound: 1e-6 on weights of size 1; largest deviation seen: 2.4e-7.
+    Bound: 1e-6 on weights of size 1; largest deviation seen: 2.4e-7. The kernel rounds where others do not (seen: 2.5e-6), and
+    all are 4e-6 from the same in double precision.
     """
     params_MP = normal(len(MEMBERS), P, seed=1000)
     start, first, second = params_MP.clone(), torch.zeros_like(params_MP), torch.zeros_like(params_MP)
@@ -60,16 +62,16 @@ def test_adamw_and_clipping_equal_torch():
             optimizer.step()
         expected_norm = grads_MP.norm(dim=1)
         rates = Rates.at(MEMBERS, [step] * len(MEMBERS), CPU)
-        adamw(params_MP, grads_MP, first, second, updates, moved, expected_norm, rates, DECAYED)
+        adamw(params_MP, grads_MP, first, second, updates, moved, expected_norm, rates, DECAYED, pieces.move)
         expected = torch.stack([torch.cat([one.detach(), two.detach()]) for one, two in theirs])
-        torch.testing.assert_close(params_MP, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(params_MP, expected, rtol=0, atol=1e-6 if pieces is PLAIN else 4e-6)
     assert updates.tolist() == [220] * len(MEMBERS)
     assert torch.equal(params_MP[-1], start[-1])  # a learning rate of zero
     assert ((params_MP - start)[:-1].abs().amax(1) > 0.1).all()
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_member_that_does_not_move_keeps_every_bit(begun):
+def test_a_member_that_does_not_move_keeps_every_bit(pieces, begun):
     """Also before its first update, where 1 - beta**t is zero; the others move as they would without it."""
     moved = torch.tensor([True, False, True, False, False, True])
     size = (len(MEMBERS), P)
@@ -81,9 +83,20 @@ def test_a_member_that_does_not_move_keeps_every_bit(begun):
     rates = Rates.at(MEMBERS, [7] * len(MEMBERS), CPU)
     before = [t.clone() for t in (params, first, second, updates)]
     every = [t.clone() for t in before]
-    adamw(every[0], grads, every[1], every[2], every[3], torch.ones_like(moved), grads.norm(dim=1), rates, DECAYED)
+    adamw(
+        every[0],
+        grads,
+        every[1],
+        every[2],
+        every[3],
+        torch.ones_like(moved),
+        grads.norm(dim=1),
+        rates,
+        DECAYED,
+        pieces.move,
+    )
     after = [params, first, second, updates]
-    adamw(params, grads, first, second, updates, moved, grads.norm(dim=1), rates, DECAYED)
+    adamw(params, grads, first, second, updates, moved, grads.norm(dim=1), rates, DECAYED, pieces.move)
     for new, old, all_moved in zip(after, before, every, strict=True):
         assert torch.equal(new[~moved], old[~moved])
         assert torch.equal(new[moved], all_moved[moved])
@@ -91,7 +104,7 @@ def test_a_member_that_does_not_move_keeps_every_bit(begun):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_gradient_that_is_not_finite_changes_no_bit_and_stays_alone(poison):
+def test_a_gradient_that_is_not_finite_changes_no_bit_and_stays_alone(pieces, poison):
     """Neither the member's own weights and moments, nor the others': these move as beside a healthy one."""
     size, moved = (len(MEMBERS), P), torch.tensor([True, False, True, True, True, True])
     rates = Rates.at(MEMBERS, [3] * len(MEMBERS), CPU)
@@ -100,7 +113,7 @@ def test_a_gradient_that_is_not_finite_changes_no_bit_and_stays_alone(poison):
         state = [normal(*size, seed=1), normal(*size, seed=3), normal(*size, seed=4).square()]
         updates, norm_M = torch.full((len(MEMBERS),), 3), torch.linalg.vector_norm(grads, dim=1)
         assert norm_M.isfinite().tolist() == grads.isfinite().all(1).tolist()
-        adamw(state[0], grads, state[1], state[2], updates, moved, norm_M, rates, DECAYED)
+        adamw(state[0], grads, state[1], state[2], updates, moved, norm_M, rates, DECAYED, pieces.move)
         return [*state, updates]
 
     healthy = normal(*size, seed=2)
@@ -177,7 +190,7 @@ def test_any_schedule_stays_within_zero_and_the_peak(data, max_iters, warmup, en
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_sum_up_to_one_batch(parts, rate):
+def test_micro_batches_sum_up_to_one_batch(pieces, parts, rate):
     """k micro-batches of B against one batch of k * B, each sequence with its own dropout. Bound: 1e-5 of the largest."""
     shape = Shape.of(small(), 11)
     params_MP = 0.3 * normal(2, count_parameters(shape).total)
@@ -189,8 +202,10 @@ def test_micro_batches_sum_up_to_one_batch(parts, rate):
         return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, shape) if rate else None)
 
     size = 8 // parts
-    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 1, shape, torch.float32, None)
+    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 1, shape, torch.float32, None, pieces)
     micro_batches = [piece(slice(i * size, (i + 1) * size)) for i in range(parts)]
-    micro_loss_M, micro_grads_MP = gradients(params_MP, micro_batches, len(micro_batches), shape, torch.float32, None)
+    micro_loss_M, micro_grads_MP = gradients(
+        params_MP, micro_batches, len(micro_batches), shape, torch.float32, None, pieces
+    )
     torch.testing.assert_close(micro_loss_M, loss_M)
     torch.testing.assert_close(micro_grads_MP, grads_MP, rtol=0, atol=1e-5 * grads_MP.abs().max().item())

@@ -24,6 +24,7 @@ import torch
 
 from nanostudy import api, cli
 from nanostudy.gpt import machine
+from nanostudy.gpt.device import compiler
 from nanostudy.gpt.errors import Interrupted, NanostudyError
 from nanostudy.gpt.events import Evaluated, Logged
 from nanostudy.gpt.experiment import Experiment
@@ -345,6 +346,16 @@ def test_other_conditions_are_told(here):
     metadata = json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))
     assert re.search(r"not bit for bit.*precision fp32 -> bf16", " ".join(metadata["notes"]))
     assert "not bit for bit" in (here / "run" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler is on the PATH")
+@pytest.mark.usefixtures("no_report")
+def test_going_on_without_kernels_is_told(here):
+    interrupted("run")
+    train("run", resources={**RESOURCES, "compile": "no"})
+    metadata = json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))
+    assert re.search(r"not bit for bit.*: compiled True -> False$", metadata["notes"][-1])
+    assert metadata["machine"]["compiled"] is False
 
 
 @pytest.mark.usefixtures("no_report")

@@ -208,8 +208,9 @@ def _ways(command: str) -> Iterator[tuple[str, ...]]:
 
 def _openmp() -> str | None:
     """The OpenMP runtime that PyTorch brought into this process; a second one would compete with it for the cores."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"(/\S*libgomp\S*\.so\S*)", Path("/proc/self/maps").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError):  # folders may have spaces in their names
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        found = re.search(r" (/.*/libgomp[^/]*\.so[^/\n]*)$", maps, re.MULTILINE)
         return found[1] if found else None
     return None
 
