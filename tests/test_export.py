@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_text
 
 from nanostudy.gpt.device import Resources
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import sole_owner
+from nanostudy.gpt.files import load_tensors, sole_owner
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.interop.recipe import dataset
 from nanostudy.studies import run_study
-from nanostudy.study.export import COLUMNS, config_py, dataset, export_published, results_csv, total_params
+from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Row, Store
 
@@ -160,7 +162,12 @@ def test_the_published_layout(study, tmp_path):
                 assert (to / folder / name / file).read_bytes() == (study / row.name / file).read_bytes()
             sample = to / folder / "samples" / f"{name}.txt"
             assert sample.read_bytes() == (study / row.name / "sample.txt").read_bytes()
-            expected |= {f"{folder}/{name}/{file}" for file in (*files, f"{name}.py")}
+            expected |= {f"{folder}/{name}/{file}" for file in (*files, f"{name}.py", "ckpt.pt")}
+            checkpoint = torch.load(to / folder / name / "ckpt.pt", weights_only=True)
+            last, _ = load_tensors(study / row.name / "last.safetensors")
+            assert torch.equal(checkpoint["model"]["transformer.h.0.mlp.c_proj.weight"], last["layer0.mlp_out.weight"])
+            assert (checkpoint["iter_num"], checkpoint["optimizer"]["state"]) == (4, {})
+            assert checkpoint["config"]["out_dir"] == f"{folder}/{name}"
             expected.add(f"{folder}/samples/{name}.txt")
     assert set(contents(to)) == expected
     assert lines == [
@@ -260,6 +267,31 @@ def test_a_lost_run_folder_is_told(study, tmp_path):
     lines = export_published(study, tmp_path / "out")
     assert f"{lost.name}: run.json and training.csv and evaluations.csv not there, not exported" in lines
     assert table(tmp_path / "out", "slow")[0]["Experiment"] == lost.name
+
+
+def test_checkpoints_are_where_weights_are_and_fit(study, tmp_path):
+    """Of weights that were not kept there is none, of damaged ones none either, and the latter is told."""
+    first, second, third, fourth = (study / row.name for row in rows(study))
+    for which in ("best", "last"):
+        (first / f"{which}.safetensors").unlink()
+    (second / "last.safetensors").write_bytes(b"damaged")
+    (third / "last.safetensors").unlink()  # the best is left
+    lines = export_published(study, tmp_path / "out")
+    there = {path.parent.name for path in (tmp_path / "out").rglob("ckpt.pt")}
+    assert there == {run.name.replace("=", "-") for run in (third, fourth)}
+    assert [line for line in lines if "ckpt.pt" in line] == [line for line in lines if second.name in line]
+    assert not any(first.name in line for line in lines)
+
+
+def test_a_model_that_nanogpt_has_not_is_told(tmp_path):
+    text = write_text(tmp_path / "words.txt")
+    untied = STUDY.format(text=text.as_posix()).replace("n_layer: 1,", "n_layer: 1, tie_embeddings: false,")
+    (tmp_path / "study.yaml").write_text(untied, encoding="utf-8")
+    resources = Resources(device="cpu", precision="fp32", threads=1)
+    run_study(str(tmp_path / "study.yaml"), tmp_path / "s", executor="inline", resources=resources, listener=Silent())
+    lines = export_published(tmp_path / "s", tmp_path / "out")
+    assert len([line for line in lines if "no ckpt.pt" in line and "tie_embeddings" in line]) == 4
+    assert not list((tmp_path / "out").rglob("ckpt.pt"))
 
 
 def test_places_that_do_not_do(study, tmp_path):

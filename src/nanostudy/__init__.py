@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "__version__",
     "analyze",
+    "convert",
     "load",
     "plan_study",
     "report",
@@ -21,7 +22,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nanostudy.analyses import analyze, report
-    from nanostudy.api import Run, load, train
+    from nanostudy.api import Run, convert, load, train
     from nanostudy.gpt.experiment import Experiment
     from nanostudy.studies import plan_study, retry_study, run_study
 

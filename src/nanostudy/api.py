@@ -17,7 +17,7 @@ from nanostudy.gpt import run as run_folder
 from nanostudy.gpt.corpus import load_corpus
 from nanostudy.gpt.device import Machine, memory_errors, resolve
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.gpt.events import Event, Stopped
+from nanostudy.gpt.events import Evaluated, Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
 from nanostudy.gpt.resources import Resources
@@ -26,6 +26,9 @@ from nanostudy.gpt.sample import Picking, generate
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.train import train as train_stack
 from nanostudy.gpt.weights import Weights, fitted, load_weights
+from nanostudy.interop import runs
+from nanostudy.interop.huggingface import write_huggingface
+from nanostudy.interop.recipe import dataset
 from nanostudy.settings import preset_names
 from nanostudy.signals import stop_requests
 from nanostudy.view import TrainingView
@@ -90,9 +93,15 @@ def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
 
 def _loaded(folder: Path, which: str, machine: Machine) -> Run:
     metadata = run_folder.read_metadata(folder) if folder.is_dir() else None
-    if metadata and metadata["status"] == "unfinished":
+    unfinished = metadata is not None and metadata["status"] == "unfinished"
+    if unfinished and not (folder / f"{which}.safetensors").is_file():
         raise NanostudyError(f"The training of {folder} has not finished. Go on with: {_resume_command(folder)}")
-    weights = load_weights(folder, which)
+    if folder.suffix == ".pt" and folder.is_file():
+        raise UsageError(
+            f"{folder} is a checkpoint of PyTorch's. Make a run of it: nanostudy convert {folder} --to RUN"
+        )
+    # one that was begun elsewhere can be asked at any time
+    weights = runs.read_trained(folder, which).weights if unfinished else load_weights(folder, which)
     return Run(folder, replace(weights, params=weights.params.to(machine.device)))
 
 
@@ -114,7 +123,8 @@ def train(
     resources = resources or Resources()
     machine = resolve(resources)
     initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
-    row = fitted(initial, experiment) if initial else None
+    going_on = initial is not None and initial.goes_on is not None and _has_begun(folder)
+    row = fitted(initial, experiment) if initial and not going_on else None
     corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
     corpus.check_window(experiment.block_size)
     try:
@@ -134,6 +144,7 @@ def train(
                 folder / run_folder.CHECKPOINT,
                 save_every=save_every,
                 stop=stack.enter_context(stop_requests()),
+                moments=True,
             )
             with memory_errors():
                 for event in events:
@@ -144,6 +155,12 @@ def train(
                             f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
         return complete(folder, machine)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is something to go on from, or nothing left to do."""
+    status = (run_folder.read_metadata(folder) or {}).get("status", "new")
+    return checkpoint.exists(folder / run_folder.CHECKPOINT) or status in ("finished", "diverged")
 
 
 def _resume_command(folder: Path) -> str:
@@ -165,3 +182,94 @@ def complete(folder: Path, machine: Machine) -> Run:
         write_report(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote, and what a person should know of it."""
+
+    folder: Path
+    notes: tuple[str, ...]
+    dataset: str | None = None  # under nanoGPT's data/: where it looks for the text and meta.pkl
+
+
+def convert(
+    source: str | Path,
+    to: str | Path,
+    *,
+    out: str | Path | None = None,
+    which: str | None = None,
+    meta: str | Path | None = None,
+    characters: str | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Conversion:
+    """A run to "nanogpt" or "huggingface" (in the folder `out`, by default one inside the run), or nanoGPT's ckpt.pt to a run.
+
+    `which` weights leave: "best" or "last" (default: last for nanoGPT, which goes on from them, else best). For a ckpt.pt, `meta`
+    is the meta.pkl or `characters` the corpus with its characters, where neither is found; `settings` change what it was
+    trained with, such as max_iters. Raises UsageError, NanostudyError.
+    """
+    source = Path(source)
+    if str(to) in ("nanogpt", "huggingface"):
+        if source.suffix == ".pt":
+            raise UsageError(f"Make a run of {source} first, with --to RUN; that is converted --to {to}.")
+        if meta or characters or settings:
+            raise UsageError(f"meta, characters and settings belong to a checkpoint of nanoGPT's, not to --to {to}.")
+        return _leave(source, str(to), Path(out) if out else None, which, overwrite)
+    if source.is_dir() or source.suffix == ".safetensors":
+        raise UsageError(f"A run is converted --to nanogpt or --to huggingface, not {str(to)!r}.")
+    if out or which or overwrite:
+        raise UsageError(
+            "out, which and overwrite belong to --to nanogpt and --to huggingface; here --to names the new run."
+        )
+    return _arrive(source, Path(to), Path(meta) if meta else None, characters, settings)
+
+
+def _leave(source: Path, to: str, out: Path | None, which: str | None, overwrite: bool) -> Conversion:
+    trained = runs.read_trained(source, which or ("last" if to == "nanogpt" else "best"))
+    out = out or (source if source.is_dir() else source.parent) / to
+    w, best = trained.weights, (trained.metadata.get("best") or {}).get("step")
+    notes = [f"{trained.which} weights, after {w.step:,} updates"]
+    if trained.which == "last" and best not in (None, w.step):
+        notes.append(f"the best, after {best:,}, leave with --which best")
+    if to == "huggingface":
+        write_huggingface(trained, out, overwrite)
+        return Conversion(out, tuple(notes))
+    runs.write_nanogpt(trained, out, overwrite)
+    if trained.moments is None:
+        notes.append(
+            "NOTE: there is no optimizer state for these weights, so AdamW starts afresh where nanoGPT resumes: with averages of "
+            "zero, the learning rate of this update, and a less certain step for the first few hundred"
+        )
+    if w.tokenizer.kind == "byte":
+        notes.append("NOTE: nanoGPT shows bytes as Latin-1 characters: only ASCII reads as it is")
+    return Conversion(out, tuple(notes), dataset(w.experiment))
+
+
+class _Evaluated(Exception):
+    """Told by the trainer: enough."""
+
+
+def _arrive(
+    source: Path, target: Path, meta: Path | None, characters: str | None, settings: dict[str, Any]
+) -> Conversion:
+    arrival = runs.read_arrival(source, target, meta, characters, settings)
+    e, step = arrival.experiment, arrival.checkpoint.iter_num
+    runs.write_run(arrival, target, resolve(arrival.resources))
+    notes = list(arrival.notes)
+    if arrival.corpus is None:
+        notes.append("NOTE: the text is not at hand (name it with corpus=), so there is no report, and no going on")
+        return Conversion(target, tuple(notes))
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            notes.append(f"update {step:,}: train {event.train_loss:.4f}, val {event.val_loss:.4f} nats a token")
+            if step < e.max_iters:
+                raise _Evaluated
+
+    with contextlib.suppress(_Evaluated):
+        train(e, target, resources=arrival.resources, listen=listen)
+    if step < e.max_iters:
+        notes.append(f"unfinished: {step:,} of {e.max_iters:,} updates; go on with {_resume_command(target)}")
+    return Conversion(target, tuple(notes))

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nanostudy.cli_convert import convert, corpus_export
 from nanostudy.cli_study import app as study_app
 
 LONGEST_NAME = 80  # characters of a folder's name
@@ -29,11 +30,16 @@ app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # --setting=value is a setting
 def train(
-    source: Annotated[str, typer.Argument(help="A preset, a settings file (YAML), or a run folder to go on with.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with."
+        ),
+    ],
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="setting=value ... (nanostudy settings lists them)")
+        list[str] | None, typer.Argument(help="setting=value or --setting=value ... (nanostudy settings lists them)")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
 ) -> None:
@@ -44,7 +50,12 @@ def train(
     from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments or [])
-    experiment, resources = experiment_and_resources({**read_settings(source), **given})
+    if source.endswith(".py"):
+        settings, named = _read_nanogpt(Path(source), given)
+        out = out or named
+    else:
+        settings = {**read_settings(source), **given}
+    experiment, resources = experiment_and_resources(settings)
     if out is None:
         out = _default_folder(source, given)
     before = read_metadata(out)
@@ -55,6 +66,17 @@ def train(
     if before and before["status"] == run.metadata["status"]:
         print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
     _say_finished(run)
+
+
+def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
+    """Settings and the run folder that a configuration of nanoGPT's names; tells what is not used."""
+    from nanostudy.interop.config import read_config
+
+    found = read_config(source, given)
+    print(f"config   {source}, read and not executed; what it does not say is as in nanoGPT's train.py")
+    for name, value, reason in found.unused:
+        print(f"unused   {name} = {value}: {reason}")
+    return found.settings, found.out
 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
@@ -154,6 +176,9 @@ def report(
         print(f"figures  {written.figures}, as PNG and SVG, in {written.folder}")
 
 
+app.command(context_settings={"ignore_unknown_options": True})(convert)
+
+
 @app.command()
 def presets() -> None:
     """List the presets."""
@@ -184,6 +209,7 @@ def corpus_list() -> None:
     for name, meaning in NAMES.items():
         print(f"{name:13}{meaning}")
     print(f"{'FILE':13}any UTF-8 text, by its path")
+    print(f"{'FOLDER':13}train.bin, val.bin and meta.pkl, as nanoGPT prepares them, by its path")
     print(f"\nshakespeare is {locate_shakespeare() or 'not on this machine yet'}")
 
 
@@ -204,6 +230,9 @@ def corpus_show(
         entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats a character"
         print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
     print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))
+
+
+corpus_app.command("export")(corpus_export)
 
 
 @corpus_app.command("fetch")

@@ -13,6 +13,8 @@ from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 
+IMPORTED = "imported.safetensors"  # in the folder of a run that was begun elsewhere: what it goes on from
+
 
 def preset_names() -> list[str]:
     folder = resources.files("nanostudy") / "presets"
@@ -30,13 +32,20 @@ def read_settings(source: str) -> dict[str, Any]:
     path = Path(source)
     try:
         path = path / "settings.yaml" if path.is_dir() else path
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        settings = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path} cannot be read: {problem}.") from None
     except OSError:
+        if path.name == "settings.yaml" and path.with_name("ckpt.pt").is_file():
+            raise UsageError(
+                f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert {source}/ckpt.pt --to RUN"
+            ) from None
         raise UsageError(
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
         ) from None
+    if settings.get("init_from") == IMPORTED:  # lies in the run folder, wherever that was moved to
+        settings["init_from"] = str(path.parent / IMPORTED)
+    return settings
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

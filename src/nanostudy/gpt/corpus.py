@@ -10,9 +10,7 @@ import numpy as np
 
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import check_tokenizer
-from nanostudy.gpt.texts import Text, find_text
-
-TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters
+from nanostudy.gpt.texts import TRAIN_SHARE, Text, find_text
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,10 @@ class Tokenizer:
         """Token ids, int64. Raises UsageError at a character that the tokenizer does not know."""
         if self.kind == "byte":
             return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8).astype(np.int64)
-        known = np.frombuffer(self.characters.encode("utf-32-le"), dtype=np.uint32)
+        known = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         asked = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids = np.searchsorted(known, asked).clip(max=len(known) - 1)
+        order = np.argsort(known)  # a table from elsewhere may have any order
+        ids = order[np.searchsorted(known, asked, sorter=order).clip(max=len(known) - 1)]
         wrong = np.flatnonzero(known[ids] != asked)
         if len(wrong):
             raise UsageError(
@@ -112,18 +111,21 @@ class Corpus:
 
 
 def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
-    """A named corpus, or the file at a path. With a Tokenizer, the text must consist of what it knows."""
+    """A named corpus, or the file or folder at a path. With a Tokenizer, the text must consist of what it knows."""
     text = find_text(requested)
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
     if isinstance(tokenizer, str):
-        tokenizer = Tokenizer.of(tokenizer, text.content)
+        check_tokenizer(tokenizer)
+        if text.table and text.table.kind != tokenizer:
+            raise UsageError(f"The tokens of {requested} are made with tokenizer={text.table.kind}, not {tokenizer}.")
+        tokenizer = Tokenizer(*text.table) if text.table else Tokenizer.of(tokenizer, text.content)
     else:
         try:
             tokenizer.encode(text.content)
         except UsageError as problem:
             raise UsageError(f"{text.name} has characters that the model has not. {problem}") from None
-    cut = int(len(text.content) * TRAIN_SHARE)
+    cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
 
     def split(start: int, stop: int) -> Split:
@@ -131,7 +133,10 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
         return Split(tokens, stop - start, _entropy(text, start, stop))
 
     if not 0 < cut < len(text.content):
-        raise UsageError(f"The text {text.name} is too short: {len(text.content)} characters cannot be split 90 to 10.")
+        raise UsageError(
+            f"The text {text.name} is too short: of {len(text.content)} characters {cut} are for training, and "
+            f"{len(text.content) - cut} for validation."
+        )
     return Corpus(requested, text.name, text.sha256, text.note, tokenizer, split(0, cut), split(cut, len(text.content)))
 
 

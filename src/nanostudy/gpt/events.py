@@ -79,3 +79,4 @@ class Finished(Event):
     context_losses: dict[int, float]  # validation loss of the last weights at fixed contexts
     last_weights: Tensor
     best_weights: Tensor
+    moments: Tensor | None = None  # AdamW's averages of gradients and of their squares, fp32 (2, P); where asked for

@@ -29,7 +29,9 @@ def setting(default: Any, kind: Kind, meaning: str, *, low: float | None = None,
 class Experiment:
     """Settings under nanoGPT's names. Frozen, and checked when made: a bad value raises UsageError."""
 
-    corpus: str = setting("shakespeare", "data", "shakespeare, playhouse, auto, or the path of a UTF-8 text")
+    corpus: str = setting(
+        "shakespeare", "data", "shakespeare, playhouse, auto, a UTF-8 text, or a nanoGPT dataset folder"
+    )
     tokenizer: str = setting("char", "data", "char (one token a character) or byte (one token a UTF-8 byte)")
     init_from: str | None = setting(None, "data", "a run whose weights to start from; none: fresh weights")
 

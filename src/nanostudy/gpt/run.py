@@ -6,6 +6,7 @@ training.csv         a row every log_interval updates
 evaluations.csv      a row an evaluation
 best.safetensors     weights at the lowest validation loss; with settings and tokenizer, so that sampling needs no more
 last.safetensors     weights after the last update
+optimizer.safetensors    AdamW's state after it, where it was kept: what going on in nanoGPT needs
 checkpoint.safetensors   while unfinished: what a resume needs
 """
 
@@ -26,8 +27,9 @@ from nanostudy.gpt.device import Machine
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import explain_writing, write_atomically
+from nanostudy.gpt.files import explain_writing, save_tensors, write_atomically
 from nanostudy.gpt.model import Shape, count_parameters
+from nanostudy.gpt.texts import NAMES
 from nanostudy.gpt.weights import Weights, save_weights
 
 TRAINING_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -42,6 +44,7 @@ EVALUATION_COLUMNS = (
 )
 COLUMNS = {"training.csv": TRAINING_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
 CHECKPOINT = "checkpoint.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
@@ -82,10 +85,10 @@ class Recorder:
         # tables in which rows that could not be written may have left a part of themselves
         self.unsure: set[str] = set()
 
-    def claim(self, resources: Mapping[str, Any]) -> str:
+    def claim(self, resources: Mapping[str, Any], **about: Any) -> str:
         """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
 
-        Raises NanostudyError where the folder holds another experiment.
+        A new folder's run.json gets what is told `about` the run. Raises NanostudyError where the folder holds another experiment.
         """
         before = read_metadata(self.folder)
         if before is None:
@@ -95,7 +98,7 @@ class Recorder:
                     f"{self.folder} holds other files ({', '.join(sorted(others)[:3])}) and no run. "
                     "Choose another folder with --out; nothing was changed."
                 )
-            self._write_metadata(status="unfinished", notes=list(self.machine.notes))
+            self._write_metadata(**{"status": "unfinished", "notes": list(self.machine.notes), **about})
         elif before["identity"] != self.identity:
             changed = _changes(before["settings"], self.experiment.as_dict())
             raise NanostudyError(
@@ -107,7 +110,9 @@ class Recorder:
                 leftover.unlink(missing_ok=True)
         if not (self.folder / "settings.yaml").exists():
             settings = {**self.experiment.as_dict(), **resources}
-            if Path(settings["corpus"]).is_file():  # so that it is found from any folder
+            if (
+                settings["corpus"] not in NAMES and Path(settings["corpus"]).exists()
+            ):  # so that it is found from any folder
                 settings["corpus"] = str(Path(settings["corpus"]).resolve())
             write_atomically(self.folder / "settings.yaml", settings_yaml(settings))
         return before["status"] if before else "new"
@@ -162,6 +167,10 @@ class Recorder:
             about = {"step": step, "identity": self.identity}
             about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
             save_weights(self.folder / f"{name}.safetensors", weights, about)
+        if event.moments is not None and not event.diverged:
+            exp_avg, exp_avg_sq = event.moments
+            about = {"kind": "optimizer", "identity": self.identity, "updates": event.updates}
+            save_tensors(self.folder / OPTIMIZER, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, about)
         best = next((row for row in evaluations if row["step"] == event.best_step), None)
         self._write_metadata(
             status="diverged" if event.diverged else "finished",

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nanostudy.gpt.dataset import Table, is_dataset, read_dataset
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.files import write_atomically
 from nanostudy.gpt.playhouse import write_plays
+
+TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters
 
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -25,19 +28,24 @@ NAMES = {
     "playhouse": "plays from a seeded grammar, built in; the entropy of the text is known exactly",
     "auto": "shakespeare where it can be had, else playhouse",
 }
+CHOICES = (
+    f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text or of a folder with train.bin, val.bin and meta.pkl."
+)
 
 
 @dataclass(frozen=True)
 class Text:
     name: str
     content: str
-    sha256: str  # of the UTF-8 bytes
+    sha256: str  # of the UTF-8 bytes; of a dataset's split and table, too, where they are not what a text's would be
     nats: np.ndarray | None = None  # float64, a number a character: the surprisal of what was chosen there
     note: str | None = None
+    cut: int | None = None  # characters that train, where the text comes with a split of its own
+    table: Table | None = None  # what its tokens stand for, where it comes as tokens
 
 
 def find_text(requested: str) -> Text:
-    """A corpus by its name, or the UTF-8 file at a path."""
+    """A corpus by its name, or the UTF-8 file or dataset folder at a path."""
     if requested == "playhouse":
         return _playhouse()
     if requested == "shakespeare":
@@ -49,7 +57,8 @@ def find_text(requested: str) -> Text:
             note = f"Shakespeare could not be had, so this is trained on playhouse instead. {problem}"
             text = _playhouse()
             return Text(text.name, text.content, text.sha256, text.nats, note)
-    return _read(Path(requested))
+    path = Path(requested)
+    return _dataset(path) if os.path.isdir(path) else _read(path)
 
 
 def locate_shakespeare() -> Path | None:
@@ -114,6 +123,19 @@ def _playhouse() -> Text:
     return Text("playhouse", content, hashlib.sha256(content.encode()).hexdigest(), nats)
 
 
+def _dataset(folder: Path) -> Text:
+    """A dataset that is a text's usual one has that text's checksum: training on either is the same experiment."""
+    if not is_dataset(folder):
+        raise UsageError(f"The folder {str(folder)!r} is no corpus: it has no train.bin. {CHOICES}")
+    train, val, table = read_dataset(folder)
+    content, cut = train + val, len(train)
+    digest = hashlib.sha256(content.encode(errors="surrogateescape"))
+    usual = table.characters == ("".join(sorted(set(content))) if table.kind == "char" else "")
+    if not usual or cut != int(len(content) * TRAIN_SHARE):
+        digest.update(f" {cut} {table.kind} ".encode() + table.characters.encode(errors="surrogatepass"))
+    return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, table=table)
+
+
 def _read(path: Path) -> Text:
     try:
         raw = path.read_bytes()
@@ -124,7 +146,6 @@ def _read(path: Path) -> Text:
         ) from None
     except OSError as problem:
         raise UsageError(
-            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). "
-            f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text."
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). {CHOICES}"
         ) from None
     return Text(path.name, content, hashlib.sha256(raw).hexdigest())

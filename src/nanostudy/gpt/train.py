@@ -49,14 +49,16 @@ def train(
     width: int | None = None,
     save_every: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
+    moments: bool = False,
 ) -> Iterator[Event]:
     """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
 
     Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update),
     and when `stop` asks to stop, each time after Saving events. An experiment that finished after the last checkpoint
-    finishes again after a resume, with the same result. The file stays; whoever listens removes it.
+    finishes again after a resume, with the same result. The file stays; whoever listens removes it. `moments` has Finished
+    events carry AdamW's state.
     """
-    run = _Training(jobs, corpus, machine, stop)
+    run = _Training(jobs, corpus, machine, stop, moments)
     stack, notes = run.resume(path) if checkpoint.exists(path) else (run.fresh(width or len(jobs)), ())
     yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
     saved, took = time.monotonic(), 0.0
@@ -114,7 +116,15 @@ class _StopAsked(Exception):
 class _Training:
     """What does not change while a stack trains, and the clock."""
 
-    def __init__(self, jobs: Sequence[Job], corpus: Corpus, machine: Machine, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        corpus: Corpus,
+        machine: Machine,
+        stop: Callable[[], bool],
+        moments: bool = False,
+    ) -> None:
+        self.moments = moments
         self.jobs = {job.name: job for job in jobs}
         self.identities = {job.name: job.identity for job in jobs}
         self.corpus, self.machine, self.stop = corpus, machine, stop
@@ -174,11 +184,12 @@ class _Training:
             yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
-        """Slots at a multiple of their interval, or at their end, that were not served there yet."""
+        """Slots at a multiple of their interval, at their end, or never evaluated, that were not served there yet."""
         return [
             m
             for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
-            if last(slot) != slot.step and (slot.step % interval(e) == 0 or slot.step >= e.max_iters)
+            if last(slot) != slot.step
+            and (slot.step % interval(e) == 0 or slot.step >= e.max_iters or slot.evaluated_at < 0)
         ]
 
     def look_for_divergence(self, stack: Stack) -> None:
@@ -229,7 +240,9 @@ class _Training:
             contexts = {c: self.losses(params, "val", c)[0] for c in contexts_within(self.shape.block_size)}
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
         tokens, skipped = self.tokens_seen(slot), slot.step - updates
-        return Finished(slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts, last, best)
+        moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
+        ended = (slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts)
+        return Finished(*ended, last, best, moments)
 
     # --- stepping
 

@@ -26,14 +26,18 @@ class Weights:
     experiment: Experiment
     shape: Shape
     tokenizer: Tokenizer
+    step: int = 0  # updates that made them
+    goes_on: str | None = None  # of a training begun elsewhere: the checksum of what it goes on from
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.params.numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(self.params.numpy().tobytes())
+        digest.update((self.goes_on or "").encode())
+        return digest.hexdigest()
 
 
 def save_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
-    """`about` is kept beside what loading needs."""
+    """`about` is kept beside what loading needs; the step is part of it."""
     tensors = {name: view[0] for name, view in named_views(weights.params, weights.shape).items()}
     settings, tokenizer = weights.experiment.as_dict(), weights.tokenizer.as_dict()
     save_tensors(path, tensors, {"kind": "weights", "settings": settings, "tokenizer": tokenizer, **about})
@@ -59,7 +63,7 @@ def load_weights(run: Path, which: str = "best") -> Weights:
     if {p.name: p.size for p in table} != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
     row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
-    return Weights(row[None], experiment, shape, tokenizer)
+    return Weights(row[None], experiment, shape, tokenizer, metadata.get("step", 0), metadata.get("goes_on"))
 
 
 def fitted(weights: Weights, experiment: Experiment) -> Tensor:
@@ -67,6 +71,11 @@ def fitted(weights: Weights, experiment: Experiment) -> Tensor:
 
     Raises UsageError where the shapes differ otherwise.
     """
+    if weights.goes_on:
+        raise UsageError(
+            f"init_from={experiment.init_from}: these weights go on being trained, in their own folder. Name that folder, not "
+            "the file, to start a new training from them."
+        )
     theirs = weights.experiment
     for name in ("tokenizer", "n_layer", "n_head", "n_embd", "bias", "tie_embeddings"):
         have, want = getattr(theirs, name), getattr(experiment, name)

@@ -2,6 +2,7 @@
 
 nanoGPT_results_PART/results.csv          a row a finished experiment
 nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it what the run folder keeps
+nanoGPT_results_PART/NAME/ckpt.pt         the weights for nanoGPT, where they are kept
 nanoGPT_results_PART/samples/NAME.txt
 """
 
@@ -11,27 +12,21 @@ import contextlib
 import csv
 import io
 import os
-import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 from nanostudy.gpt.errors import NanostudyError
-from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import explain_writing, replace_atomically, write_atomically
+from nanostudy.interop.nanogpt import check_tied
+from nanostudy.interop.recipe import config_text, differences, values
+from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.study.store import FILE, Row, Store
 from nanostudy.words import counted
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 COPIED = ("run.json", "training.csv", "evaluations.csv")
 WEIGHTS = ("best.safetensors", "last.safetensors")
-IN_CONFIG = (
-    *("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size", "block_size"),
-    *("n_layer", "n_head", "n_embd", "dropout", "bias"),
-    *("learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip"),
-    *("decay_lr", "warmup_iters", "lr_decay_iters", "min_lr"),
-)
 
 
 def export_published(path: Path, to: Path) -> list[str]:
@@ -48,9 +43,7 @@ def export_published(path: Path, to: Path) -> list[str]:
         folder = to / f"nanoGPT_results_{part}"
         _make(folder / "samples")
         for row in finished:
-            missing = _export_run(path / row.name, folder, row)
-            if missing:
-                incomplete.append(f"{row.name}: {' and '.join(missing)} not there, not exported")
+            incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, folder, row)]
         write_atomically(folder / "results.csv", results_csv(finished))
         lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / 'results.csv'}")
     return lines + incomplete + _left_out(rows)
@@ -88,66 +81,19 @@ def safe(name: str) -> str:
 def config_py(row: Row) -> str:
     """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
-    resolved = {
-        "lr_decay_iters": e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters,
-        "min_lr": e.learning_rate / 10 if e.min_lr is None else e.min_lr,
-    }
-    values: dict[str, Any] = {
-        "out_dir": f"nanoGPT_results_{row.part}/{name}",
-        "dataset": dataset(e),
-        "always_save_checkpoint": True,
-        **{setting: resolved.get(setting, getattr(e, setting)) for setting in IN_CONFIG},
-        "compile": False,
-    }
-    comments = "".join(f"# {comment}\n" for comment in _comments(e))
-    lines = "".join(f"{setting} = {value!a}\n" for setting, value in values.items())
-    return f"# {row.name}: in nanoGPT's folder, python train.py {name}.py\n{comments}\n{lines}"
+    title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
+    return config_text(title, differences(e), values(e, _out_dir(row)))
 
 
-def dataset(experiment: Experiment) -> str:
-    """The folder under nanoGPT's data/ that holds the text as train.bin, val.bin and meta.pkl."""
-    if _nanogpt_has_text(experiment):
-        return "shakespeare_char"
-    file = re.split(r"[\\/]", experiment.corpus.rstrip("\\/"))[-1]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem).strip("_") or "text"
-    return stem if experiment.tokenizer == "char" else f"{stem}_{experiment.tokenizer}"
-
-
-def _nanogpt_has_text(experiment: Experiment) -> bool:
-    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
-
-
-def _comments(e: Experiment) -> list[str]:
-    """What nanoGPT does otherwise."""
-    comments = [
-        f"seed {e.seed} has no counterpart: train.py always seeds with 1337.",
-        f"max_iters: train.py makes one update more than it says, {e.max_iters + 1}. Its evaluation and checkpoint of "
-        f"iteration {e.max_iters},",
-        "after as many updates, is the one to compare, if eval_interval divides it: train.py makes no other at the end.",
-        "Its losses are means over 200 random batches (eval_iters); here they are exact.",
-    ]
-    if not _nanogpt_has_text(e):
-        comments.append(
-            f"data/{dataset(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a}, a {e.tokenizer} a "
-            "token, split 90 to 10."
-        )
-    if not e.tie_embeddings:
-        comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")
-    if e.init_from is not None:
-        comments.append(f"init_from {e.init_from!a} has no counterpart: this starts from fresh weights.")
-    if e.decay_lr and e.warmup_iters == (e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters) <= e.max_iters:
-        comments.append(
-            f"warmup_iters = lr_decay_iters: train.py divides zero by zero at iteration {e.warmup_iters} and stops "
-            "before it evaluates there."
-        )
-    return comments
+def _out_dir(row: Row) -> str:
+    return f"nanoGPT_results_{row.part}/{safe(row.name)}"
 
 
 # --- files
 
 
 def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
-    """One experiment's files; returns which of those that every result has are not there."""
+    """One experiment's files; tells what of it could not be exported."""
     name = safe(row.name)
     target = folder / name
     _make(target)
@@ -156,7 +102,24 @@ def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
     for file in WEIGHTS:
         _copy(run / file, target / file, link=True)
     _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
-    return missing
+    told = [f"{' and '.join(missing)} not there, not exported"] if missing else []
+    return told + _export_checkpoint(run, target, row)
+
+
+def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
+    """The last weights, as nanoGPT would have saved them; the best where those are not kept. A study keeps no optimizer's state,
+    so AdamW starts afresh where nanoGPT goes on. Tells why there is none though weights are kept.
+    """
+    kept = [which for which in ("last", "best") if (run / f"{which}.safetensors").is_file()]
+    if not kept:
+        return []
+    try:
+        trained = read_trained(run, kept[0])
+        check_tied(trained.weights.shape)
+    except NanostudyError as problem:
+        return [f"no {CKPT}: {problem}"]
+    write_ckpt(trained, target / CKPT, _out_dir(row))
+    return []
 
 
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
