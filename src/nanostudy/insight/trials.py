@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.gpt.corpus import TRAIN_SHARE
+from nanostudy.gpt.texts import TRAIN_SHARE
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
 from nanostudy.gpt.texts import SHAKESPEARE_SHA256

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.gpt.corpus import TRAIN_SHARE
+from nanostudy.gpt.texts import TRAIN_SHARE
 from nanostudy.insight.copied import longest_copied
 from nanostudy.insight.frames import Results
 from nanostudy.words import counted
