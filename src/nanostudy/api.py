@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt import run as run_folder
-from nanostudy.gpt.corpus import load_corpus
+from nanostudy.gpt.corpus import Corpus
+from nanostudy.gpt.corpus import load_corpus as read_corpus
 from nanostudy.gpt.device import Machine, memory_errors, resolve
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Evaluated, Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
+from nanostudy.gpt.model import Shape
+from nanostudy.gpt.model import count_parameters as count
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate
@@ -29,17 +33,70 @@ from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
-from nanostudy.settings import preset_names
+from nanostudy.settings import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.view import TrainingView
+from nanostudy.words import duration
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained model, loaded: its folder, experiment, tokenizer and weights."""
 
     folder: Path
     weights: Weights
+
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}: {', '.join(f'{name} {value}' for name, value in self.summary.items())}>"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.summary.items()
+        )
+        return f"<p><b>{html.escape(str(self.folder))}</b></p><table>{cells}</table>"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """In a few figures."""
+        m = self.metadata
+        final, best, seconds = m.get("final") or {}, m.get("best") or {}, m.get("seconds")
+        known = {
+            "status": m.get("status"),
+            "parameters": f"{m['parameters']['total']:,}" if m else None,
+            "updates": f"{m['updates']:,}" if m.get("updates") is not None else None,
+            "training loss": f"{final['train_loss']:.4f}" if final.get("train_loss") is not None else None,
+            "validation loss": f"{final['val_loss']:.4f}" if final.get("val_loss") is not None else None,
+            "lowest": f"{best['val_loss']:.4f} at update {best['step']:,}"
+            if best.get("val_loss") is not None
+            else None,
+            "time": duration(seconds) if seconds is not None else None,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """The exact losses, a row an evaluation."""
+        return self._table("evaluations.csv")
+
+    @property
+    def training(self) -> pd.DataFrame:
+        """Loss of the batches, learning rate, gradient norm and tokens/s, a row every log_interval updates."""
+        return self._table("training.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
+
+    def curve(self) -> alt.VConcatChart:
+        """Losses, learning rate and gradient norm against updates, as an Altair chart."""
+        from nanostudy.insight.report import training_chart
+
+        return training_chart(self.folder)
 
     @property
     def experiment(self) -> Experiment:
@@ -86,6 +143,22 @@ class Run:
         return (ids_MS[0] for ids_MS in steps)
 
 
+def preset(name: str, **changes: Any) -> Experiment:
+    """The experiment of a preset, a settings file or a run's folder, with these settings changed. Raises UsageError."""
+    return experiment_and_resources({**read_settings(name), **changes})[0]
+
+
+def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
+    """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
+    return read_corpus(name, tokenizer)
+
+
+def count_parameters(experiment: Experiment) -> int:
+    """Of its model, with the vocabulary of its corpus. Raises UsageError, NanostudyError."""
+    corpus = read_corpus(experiment.corpus, experiment.tokenizer)
+    return count(Shape.of(experiment, corpus.tokenizer.vocab_size)).total
+
+
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
     """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
     return _loaded(Path(run), which, resolve(Resources(device=device)))
@@ -125,7 +198,7 @@ def train(
     initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
     going_on = initial is not None and initial.goes_on is not None and _has_begun(folder)
     row = fitted(initial, experiment) if initial and not going_on else None
-    corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
+    corpus = read_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
     corpus.check_window(experiment.block_size)
     try:
         corpus.tokenizer.encode(experiment.sample_prompt or "")

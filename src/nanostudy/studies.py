@@ -19,6 +19,7 @@ from nanostudy.study.definition import folder_of, has_study, read_study, with_as
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
 from nanostudy.study.grid import Entry, select
+from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, UNDONE, Row, Store
@@ -167,6 +168,11 @@ def plan_study(
     seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
     done = len(chosen) - len(undone) - failed
     return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
+
+
+def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
+    """Puts the results of several people's or machines' folders of one study together, and says what came from where."""
+    return merge([Path(source) for source in sources], Path(into))
 
 
 def _status(path: Path) -> dict[str, str]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.gpt.texts import TRAIN_SHARE
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
-from nanostudy.gpt.texts import SHAKESPEARE_SHA256
+from nanostudy.gpt.texts import SHAKESPEARE_SHA256, TRAIN_SHARE
 from nanostudy.insight import curve
 from nanostudy.insight.evidence import Evidence, Settings, equal
 from nanostudy.insight.frames import CorpusFacts
