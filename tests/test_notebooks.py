@@ -12,6 +12,7 @@ from types import ModuleType
 
 import nbformat
 import pytest
+from conftest import write_text
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -24,12 +25,13 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 LARGEST = 16_000  # bytes of a notebook
 TINY = {
-    **{"corpus": "playhouse", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 2},
+    **{"corpus": "small.txt", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 2},
     **{"max_iters": 40, "warmup_iters": 5, "eval_interval": 20, "sample_tokens": 20},
 }
 STUDY = """
 description: two settings of two parts
-settings: {corpus: playhouse, n_layer: 1, n_head: 2, n_embd: 16, batch_size: 2, max_iters: 6, warmup_iters: 1, eval_interval: 3, sample_tokens: 20}
+settings: {corpus: CORPUS, n_layer: 1, n_head: 2, n_embd: 16, batch_size: 2, max_iters: 6, warmup_iters: 1, eval_interval: 3}
+sample_tokens: 20
 parts: {short: {block_size: 16}, long: {block_size: 32}}
 grid: {dropout: [0.0, 0.1], learning_rate: [1.0e-3, 1.0e-2]}
 """
@@ -65,7 +67,9 @@ def run(name: str, folder: Path, **values: object) -> NotebookNode:
 
 def shown(cell: NotebookNode) -> str:
     """All that a cell shows, as text and as HTML."""
-    texts = [output.get("text", "") + "".join(str(v) for v in output.get("data", {}).values()) for output in cell.outputs]
+    texts = [
+        output.get("text", "") + "".join(str(v) for v in output.get("data", {}).values()) for output in cell.outputs
+    ]
     return "\n".join(texts)
 
 
@@ -97,7 +101,9 @@ def test_there_are_three() -> None:
 
 
 def test_training_has_its_seven_sections() -> None:
-    headings = [line for cell in read("train").cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    headings = [
+        line for cell in read("train").cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
+    ]
     assert [line[3:5] for line in headings if line.startswith("## ")] == [f"{i}." for i in range(1, 8)]
 
 
@@ -108,7 +114,8 @@ def test_training_has_its_seven_sections() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NotebookNode]:
     """train.ipynb, in a folder in which another session had stopped half-way; without an answer from any network."""
     folder = tmp_path_factory.mktemp("train")
-    experiment = nanostudy.preset("quickstart", **TINY, log_interval=1)
+    settings = {**TINY, "corpus": str(write_text(folder / "small.txt", 20_000)), "log_interval": 1}
+    experiment = nanostudy.preset("quickstart", **settings)
 
     def stop(event: Event) -> None:
         if isinstance(event, Logged) and event.step == 30:
@@ -116,8 +123,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NotebookNod
 
     with pytest.raises(Stop):
         nanostudy.train(experiment, folder / "nanostudy-work" / "tiny", save_every=0.0, listen=stop)
-    settings = {**TINY, "log_interval": 1}
-    return folder, run("train", folder, PRESET="quickstart", SETTINGS=settings, NAME="tiny", PROMPT="The ", TOKENS=30)
+    return folder, run("train", folder, PRESET="quickstart", SETTINGS=settings, NAME="tiny", PROMPT="the ", TOKENS=30)
 
 
 def test_training_goes_on_where_a_session_ended(trained: tuple[Path, NotebookNode]) -> None:
@@ -148,7 +154,7 @@ def test_training_shows_its_curve_its_losses_and_its_text(trained: tuple[Path, N
     loaded = nanostudy.load(folder / "nanostudy-work" / "tiny")
     (table,) = cell_with(book, "run.evaluations").outputs
     assert f"{loaded.evaluations['val_loss'].iloc[-1]:.4f}"[:5] in table.data["text/html"]
-    assert loaded.sample("The ", count=2, tokens=30, seed=1)[1] in shown(cell_with(book, "run.sample("))
+    assert loaded.sample("the ", count=2, tokens=30, seed=1)[1] in shown(cell_with(book, "run.sample("))
     assert f"{nanostudy.count_parameters(loaded.experiment):,} parameters" in shown(cell_with(book, "count_parameters"))
 
 
@@ -156,7 +162,8 @@ def test_training_shows_its_curve_its_losses_and_its_text(trained: tuple[Path, N
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[NotebookNode]]:
     """study.ipynb as two people run it, a part each, on one shared drive."""
     folder = tmp_path_factory.mktemp("study")
-    (folder / "mine.yaml").write_text(STUDY, encoding="utf-8")
+    corpus = write_text(folder / "small.txt", 20_000)
+    (folder / "mine.yaml").write_text(STUDY.replace("CORPUS", str(corpus)), encoding="utf-8")
     books = [run("study", folder, STUDY="mine.yaml", PART=part, WORKERS=1) for part in ("short", "long")]
     return folder, books
 
@@ -185,26 +192,33 @@ def test_the_analyses_are_shown_inline(parts: tuple[Path, list[NotebookNode]]) -
     said = {cell.source.split('"')[1]: cell for cell in code(book) if cell.source.startswith("analysis.section(")}
     assert list(said) == ["ranking", "effects", "interactions", "curves", "gap", "costs", "claims", "samples"]
     for name in ("ranking", "effects", "curves", "gap", "costs"):
-        charts = [output for output in said[name].outputs if any("vega" in kind or "vega" in str(c) for kind, c in output.data.items())]
+        charts = [
+            output
+            for output in said[name].outputs
+            if any("vega" in kind or "vega" in str(c) for kind, c in output.data.items())
+        ]
         assert charts, f"{name} has no chart"
     names = nanostudy.analyze(*sorted((folder / "nanostudy-work").glob("mine-*[a-z]/"))).ranking["name"]
     assert str(names.iloc[0]) in shown(said["samples"])
     assert "Ranking" in shown(said["ranking"])
-    assert (folder / "nanostudy-work" / "report" / "index.html").is_file() or list((folder / "nanostudy-work" / "report").glob("*.html"))
+    assert (folder / "nanostudy-work" / "report" / "index.html").is_file() or list(
+        (folder / "nanostudy-work" / "report").glob("*.html")
+    )
 
 
 def test_the_example_trains_and_writes(tmp_path: Path) -> None:
+    write_text(tmp_path / "small.txt", 20_000)
     text = (ROOT / "examples" / "train_gpu.py").read_text(encoding="utf-8")
     smaller = (
         text.replace('"shakespeare-gpu" if torch.cuda.is_available() else "quickstart"', '"quickstart"')
         .replace("SETTINGS = {}", f"SETTINGS = {TINY!r}")
-        .replace('"ROMEO:", 500', '"The ", 30')
+        .replace('"ROMEO:", 500', '"the ", 30')
     )
-    assert all(change in smaller for change in ('PRESET = "quickstart"', "SETTINGS = {'corpus'", '"The ", 30'))
+    assert all(change in smaller for change in ('PRESET = "quickstart"', "SETTINGS = {'corpus'", '"the ", 30'))
     done = subprocess.run([sys.executable, "-c", smaller], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     loaded = nanostudy.load(tmp_path / "nanostudy-work" / "my-gpt")
-    assert loaded.sample("The ", count=2, tokens=30, seed=1)[1] in done.stdout
+    assert loaded.sample("the ", count=2, tokens=30, seed=1)[1] in done.stdout
     assert "vega" in (loaded.folder / "curve.html").read_text(encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import html
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,8 +34,9 @@ from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
-from nanostudy.settings import experiment_and_resources, preset_names, read_settings
+from nanostudy.settings import Asked, preset_names, read_settings
 from nanostudy.signals import stop_requests
+from nanostudy.tracking import check_track, tracking
 from nanostudy.view import TrainingView
 from nanostudy.words import duration
 
@@ -145,7 +147,7 @@ class Run:
 
 def preset(name: str, **changes: Any) -> Experiment:
     """The experiment of a preset, a settings file or a run's folder, with these settings changed. Raises UsageError."""
-    return experiment_and_resources({**read_settings(name), **changes})[0]
+    return Asked.of({**read_settings(name), **changes}).experiment
 
 
 def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
@@ -183,17 +185,19 @@ def train(
     out: str | Path | None = None,
     *,
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listen: Callable[[Event], None] | None = None,
 ) -> Run:
     """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
 
     Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
-    is called with every event; by default progress is shown. Raises UsageError, NanostudyError (Interrupted,
+    is called with every event; by default progress is shown. `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted,
     with everything saved, on Ctrl-C).
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
+    track = check_track(track)
     machine = resolve(resources)
     initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
     going_on = initial is not None and initial.goes_on is not None and _has_begun(folder)
@@ -207,7 +211,7 @@ def train(
     identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
     with sole_owner(folder), contextlib.ExitStack() as stack:
         recorder = Recorder(folder, experiment, identity, corpus, machine)
-        state = recorder.claim(asdict(resources))
+        state = recorder.claim({**asdict(resources), **({"track": track} if track else {})})
         if state in ("new", "unfinished"):
             listen = listen or stack.enter_context(TrainingView(experiment, corpus, machine, folder))
             events = train_stack(
@@ -219,15 +223,22 @@ def train(
                 stop=stack.enter_context(stop_requests()),
                 moments=True,
             )
-            with memory_errors():
+            say = getattr(listen, "say", None) or _warn
+            with memory_errors(), tracking(track, say) as tracked:
                 for event in events:
                     recorder.record(event)
                     listen(event)
+                    if tracked:
+                        tracked.hear(event, folder, experiment.as_dict(), identity)
                     if isinstance(event, Stopped):
                         raise Interrupted(
                             f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
         return complete(folder, machine)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _has_begun(folder: Path) -> bool:

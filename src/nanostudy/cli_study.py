@@ -46,6 +46,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
 Executor = Annotated[str, typer.Option(help="workers, or inline: all in this process.")]
+Track = Annotated[str | None, typer.Option(help="tensorboard, wandb or mlflow: what is measured goes there, too.")]
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
 
 
@@ -61,6 +62,7 @@ def run_command(
     precision: Precision = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    track: Track = None,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
     from nanostudy.settings import parse_assignments
@@ -78,6 +80,7 @@ def run_command(
             workers=workers,
             executor=executor,
             resources=_resources(device, precision, threads),
+            track=track,
         ),
         path,
     )
@@ -92,6 +95,7 @@ def retry_command(
     precision: Precision = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    track: Track = None,
 ) -> None:
     """Run failed experiments again."""
     from nanostudy.studies import retry_study
@@ -99,7 +103,7 @@ def retry_command(
 
     path = existing_folder(folder)
     asked = _resources(device, precision, threads)
-    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked), path)
+    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked, track=track), path)
 
 
 def _resources(device: str, precision: str, threads: int | None) -> Resources:

@@ -24,6 +24,7 @@ from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, u
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, UNDONE, Row, Store
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
+from nanostudy.tracking import check_track, tracking
 from nanostudy.view import StudyView
 from nanostudy.words import counted
 
@@ -87,18 +88,20 @@ def run_study(
     workers: int | None = None,
     executor: str = "workers",
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
 ) -> list[Row]:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
-    `only` choose experiments. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    `only` choose experiments; `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
+    track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
     crew = _crew(executor, workers, resources or Resources(), len(chosen))
     with open_study(asked.path, asked) as folder:
-        return _execute(folder, chosen, crew, save_every, listener)
+        return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def retry_study(
@@ -108,10 +111,12 @@ def retry_study(
     workers: int | None = None,
     executor: str = "workers",
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
 ) -> list[Row]:
     """Runs the failed experiments of a study's folder again, or those of them that are named."""
+    track = check_track(track)
     with open_study(Path(path)) as folder:
         for name in names:
             folder.store.row(name)  # raises at an unknown one
@@ -121,18 +126,24 @@ def retry_study(
         chosen = [entry for entry in folder.entries if entry.name in failed]
         crew = _crew(executor, workers, resources or Resources(), len(chosen))
         folder.store.requeue(failed)
-        return _execute(folder, chosen, crew, save_every, listener)
+        return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def _execute(
-    folder: StudyFolder, chosen: Sequence[Entry], crew: Crew, save_every: float, listener: Listener | None
+    folder: StudyFolder,
+    chosen: Sequence[Entry],
+    crew: Crew,
+    save_every: float,
+    listener: Listener | None,
+    track: str | None,
 ) -> list[Row]:
     backend, capacity, each = crew.backend, crew.capacity, crew.each
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, crew.notes))
         stop = stack.enter_context(stop_requests())
+        tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every).run()
+            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()
