@@ -152,13 +152,14 @@ class FakeRun:
 def wandb(monkeypatch) -> ModuleType:
     module = ModuleType("wandb")
     module.__spec__ = importlib.util.spec_from_loader("wandb", None)
-    module.runs, module.api, module.Settings = [], SimpleNamespace(api_key=None), lambda **asked: asked
+    module.runs, module.known, module.Settings = [], False, lambda **asked: asked
 
     def init(**asked: Any) -> FakeRun:
         module.runs.append(FakeRun(**asked))
         return module.runs[-1]
 
     module.init = init
+    module.login = lambda prompt: module.known and not prompt
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
@@ -184,7 +185,7 @@ def test_wandb_gets_the_tables_offline(experiment, tmp_path, wandb) -> None:
 
 def test_wandb_is_online_where_the_person_says_so(experiment, tmp_path, wandb, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    wandb.api.api_key = "known"
+    wandb.known = True
     train(experiment, tmp_path / "a", "wandb")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     train(experiment, tmp_path / "b", "wandb")

@@ -34,7 +34,7 @@ from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
-from nanostudy.settings import Asked, preset_names, read_settings
+from nanostudy.settings import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.tracking import check_track, tracking
 from nanostudy.view import TrainingView
@@ -147,7 +147,7 @@ class Run:
 
 def preset(name: str, **changes: Any) -> Experiment:
     """The experiment of a preset, a settings file or a run's folder, with these settings changed. Raises UsageError."""
-    return Asked.of({**read_settings(name), **changes}).experiment
+    return experiment_and_resources({**read_settings(name), **changes})[0]
 
 
 def load_corpus(name: str, tokenizer: str = "char") -> Corpus:

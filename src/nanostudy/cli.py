@@ -47,7 +47,7 @@ def train(
     from nanostudy import api
     from nanostudy.gpt.errors import Interrupted
     from nanostudy.gpt.run import read_metadata
-    from nanostudy.settings import Asked, parse_assignments, read_settings
+    from nanostudy.settings import TRACK, experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments or [])
     if source.endswith(".py"):
@@ -55,12 +55,12 @@ def train(
         out = out or named
     else:
         settings = {**read_settings(source), **given}
-    asked = Asked.of(settings)
+    experiment, resources = experiment_and_resources(settings)
     if out is None:
         out = _default_folder(source, given)
     before = read_metadata(out)
     try:
-        run = api.train(asked.experiment, out, resources=asked.resources, track=asked.track)
+        run = api.train(experiment, out, resources=resources, track=settings.get(TRACK))
     except KeyboardInterrupt:
         raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
     if before and before["status"] == run.metadata["status"]:
@@ -195,12 +195,12 @@ def settings() -> None:
 
     from nanostudy.gpt.experiment import FIELDS
     from nanostudy.gpt.resources import Resources
-    from nanostudy.settings import Asked
+    from nanostudy.settings import TRACK, TRACK_MEANING
 
-    beside = [field for field in fields(Asked) if "meaning" in field.metadata]
-    for field in (*FIELDS.values(), *fields(Resources), *beside):
+    for field in (*FIELDS.values(), *fields(Resources)):
         default = "none" if field.default is None else repr(field.default)
         print(f"{field.name:29}{default:15}{field.metadata['meaning']}")
+    print(f"{TRACK:29}{'none':15}{TRACK_MEANING}")
 
 
 @corpus_app.command("list")

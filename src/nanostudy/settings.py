@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,10 @@ from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 
+TRACK = "track"  # the setting that names a tracker (tracking.py)
+TRACK_MEANING = "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone"
+BESIDE = (*RESOURCE_NAMES, TRACK)  # settings that make no other experiment
+SETTINGS = (*FIELDS, *BESIDE)
 IMPORTED = "imported.safetensors"  # in the folder of a run that was begun elsewhere: what it goes on from
 
 
@@ -79,27 +82,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     return settings
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the settings of one training ask for. Only the experiment is part of its identity."""
-
-    experiment: Experiment
-    resources: Resources
-    track: str | None = field(
-        default=None,
-        metadata={"meaning": "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone"},
-    )
-
-    @staticmethod
-    def of(settings: Mapping[str, Any]) -> Asked:
-        """Raises UsageError at an unknown name or a bad value, or where a tracker is asked for that is not installed."""
-        from nanostudy.tracking import check_track
-
-        check_names(settings, SETTINGS)
-        of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
-        experiment = from_settings({name: value for name, value in settings.items() if name in FIELDS})
-        return Asked(experiment, Resources(**of_machine), check_track(settings.get("track")))
-
-
-BESIDE = (*RESOURCE_NAMES, "track")  # settings that make no other experiment
-SETTINGS = (*FIELDS, *BESIDE)
+def experiment_and_resources(settings: Mapping[str, Any]) -> tuple[Experiment, Resources]:
+    """Raises UsageError at an unknown name or a bad value."""
+    check_names(settings, SETTINGS)
+    of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
+    return from_settings({name: value for name, value in settings.items() if name in FIELDS}), Resources(**of_machine)

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import queue
 import threading
@@ -83,7 +84,7 @@ class WandB:
     def __init__(self, subject: Subject) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         self.run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=subject.name,
@@ -109,6 +110,8 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
 
+        for library in ("mlflow", "alembic"):  # that tell every table they make
+            logging.getLogger(library).setLevel(logging.WARNING)
         store = f"sqlite:///{(subject.folder.parent / 'mlflow.db').resolve().as_posix()}"
         self.client: Any = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or store)
         self.metric: Any = Metric
