@@ -12,19 +12,25 @@ __all__ = [
     "__version__",
     "analyze",
     "convert",
+    "count_parameters",
     "load",
+    "load_corpus",
+    "merge_study",
     "plan_study",
+    "preset",
     "report",
     "retry_study",
     "run_study",
     "train",
+    "workspace",
 ]
 
 if TYPE_CHECKING:
     from nanostudy.analyses import analyze, report
-    from nanostudy.api import Run, convert, load, train
+    from nanostudy.api import Run, convert, count_parameters, load, load_corpus, preset, train
     from nanostudy.gpt.experiment import Experiment
-    from nanostudy.studies import plan_study, retry_study, run_study
+    from nanostudy.notebook import workspace
+    from nanostudy.studies import merge_study, plan_study, retry_study, run_study
 
 
 def __getattr__(name: str) -> Any:
@@ -37,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from nanostudy import analyses
 
         return getattr(analyses, name)
+    if name == "workspace":
+        from nanostudy.notebook import workspace
+
+        return workspace
     if name in __all__ and name.endswith("_study"):
         from nanostudy import studies
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt import run as run_folder
-from nanostudy.gpt.corpus import load_corpus
+from nanostudy.gpt.corpus import Corpus
+from nanostudy.gpt.corpus import load_corpus as read_corpus
 from nanostudy.gpt.device import memory_errors
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Evaluated, Event, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.files import sole_owner, write_atomically
 from nanostudy.gpt.machine import Machine, resolve
+from nanostudy.gpt.model import Shape
+from nanostudy.gpt.model import count_parameters as count
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate
@@ -30,17 +35,71 @@ from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
-from nanostudy.settings import preset_names
+from nanostudy.settings import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
+from nanostudy.tracking import check_track, tracking
 from nanostudy.view import TrainingView
+from nanostudy.words import duration
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained model, loaded: its folder, experiment, tokenizer and weights."""
 
     folder: Path
     weights: Weights
+
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}: {', '.join(f'{name} {value}' for name, value in self.summary.items())}>"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.summary.items()
+        )
+        return f"<p><b>{html.escape(str(self.folder))}</b></p><table>{cells}</table>"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """In a few figures."""
+        m = self.metadata
+        final, best, seconds = m.get("final") or {}, m.get("best") or {}, m.get("seconds")
+        known = {
+            "status": m.get("status"),
+            "parameters": f"{m['parameters']['total']:,}" if m else None,
+            "updates": f"{m['updates']:,}" if m.get("updates") is not None else None,
+            "training loss": f"{final['train_loss']:.4f}" if final.get("train_loss") is not None else None,
+            "validation loss": f"{final['val_loss']:.4f}" if final.get("val_loss") is not None else None,
+            "lowest": f"{best['val_loss']:.4f} at update {best['step']:,}"
+            if best.get("val_loss") is not None
+            else None,
+            "time": duration(seconds) if seconds is not None else None,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """The exact losses, a row an evaluation."""
+        return self._table("evaluations.csv")
+
+    @property
+    def training(self) -> pd.DataFrame:
+        """Loss of the batches, learning rate, gradient norm and tokens/s, a row every log_interval updates."""
+        return self._table("training.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
+
+    def curve(self) -> alt.VConcatChart:
+        """Losses, learning rate and gradient norm against updates, as an Altair chart."""
+        from nanostudy.insight.report import training_chart
+
+        return training_chart(self.folder)
 
     @property
     def experiment(self) -> Experiment:
@@ -87,6 +146,22 @@ class Run:
         return (ids_MS[0] for ids_MS in steps)
 
 
+def preset(name: str, **changes: Any) -> Experiment:
+    """The experiment of a preset, a settings file or a run's folder, with these settings changed. Raises UsageError."""
+    return experiment_and_resources({**read_settings(name), **changes})[0]
+
+
+def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
+    """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
+    return read_corpus(name, tokenizer)
+
+
+def count_parameters(experiment: Experiment) -> int:
+    """Of its model, with the vocabulary of its corpus. Raises UsageError, NanostudyError."""
+    corpus = read_corpus(experiment.corpus, experiment.tokenizer)
+    return count(Shape.of(experiment, corpus.tokenizer.vocab_size)).total
+
+
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
     """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
     return _loaded(Path(run), which, resolve(Resources(device=device)))
@@ -111,22 +186,24 @@ def train(
     out: str | Path | None = None,
     *,
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listen: Callable[[Event], None] | None = None,
 ) -> Run:
     """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
 
     Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
-    is called with every event; by default progress is shown. Raises UsageError, NanostudyError (Interrupted,
+    is called with every event; by default progress is shown. `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted,
     with everything saved, on Ctrl-C).
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
+    track = check_track(track)
     machine = resolve(resources)
     initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
     going_on = initial is not None and initial.goes_on is not None and _has_begun(folder)
     row = fitted(initial, experiment) if initial and not going_on else None
-    corpus = load_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
+    corpus = read_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
     corpus.check_window(experiment.block_size)
     try:
         corpus.tokenizer.encode(experiment.sample_prompt or "")
@@ -135,7 +212,7 @@ def train(
     identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
     with sole_owner(folder), contextlib.ExitStack() as stack:
         recorder = Recorder(folder, experiment, identity, corpus, machine)
-        state = recorder.claim(asdict(resources))
+        state = recorder.claim({**asdict(resources), **({"track": track} if track else {})})
         if state in ("new", "unfinished"):
             listen = listen or stack.enter_context(TrainingView(experiment, corpus, machine, folder))
             events = train_stack(
@@ -147,15 +224,22 @@ def train(
                 stop=stack.enter_context(stop_requests()),
                 moments=True,
             )
-            with memory_errors():
+            say = getattr(listen, "say", None) or _warn
+            with memory_errors(), tracking(track, say) as tracked:
                 for event in events:
                     recorder.record(event)
                     listen(event)
+                    if tracked:
+                        tracked.hear(event, folder, experiment.as_dict(), identity)
                     if isinstance(event, Stopped):
                         raise Interrupted(
                             f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
         return complete(folder, machine)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _has_begun(folder: Path) -> bool:

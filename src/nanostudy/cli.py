@@ -47,7 +47,7 @@ def train(
     from nanostudy import api
     from nanostudy.gpt.errors import Interrupted
     from nanostudy.gpt.run import read_metadata
-    from nanostudy.settings import experiment_and_resources, parse_assignments, read_settings
+    from nanostudy.settings import TRACK, experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments or [])
     if source.endswith(".py"):
@@ -60,7 +60,7 @@ def train(
         out = _default_folder(source, given)
     before = read_metadata(out)
     try:
-        run = api.train(experiment, out, resources=resources)
+        run = api.train(experiment, out, resources=resources, track=settings.get(TRACK))
     except KeyboardInterrupt:
         raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
     if before and before["status"] == run.metadata["status"]:
@@ -81,10 +81,10 @@ def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
     """The run folder that was named, or one under runs/ named after what was asked."""
-    from nanostudy.gpt.resources import RESOURCE_NAMES
+    from nanostudy.settings import BESIDE
 
     path = Path(source)
-    given = {key: value for key, value in given.items() if key not in RESOURCE_NAMES}  # they make no other run
+    given = {key: value for key, value in given.items() if key not in BESIDE}  # they make no other run
     folder = path.parent if path.name == "settings.yaml" else path
     if (folder / "run.json").exists() and not given:
         return folder
@@ -195,10 +195,12 @@ def settings() -> None:
 
     from nanostudy.gpt.experiment import FIELDS
     from nanostudy.gpt.resources import Resources
+    from nanostudy.settings import TRACK, TRACK_MEANING
 
     for field in (*FIELDS.values(), *fields(Resources)):
         default = "none" if field.default is None else repr(field.default)
         print(f"{field.name:29}{default:15}{field.metadata['meaning']}")
+    print(f"{TRACK:29}{'none':15}{TRACK_MEANING}")
 
 
 @corpus_app.command("list")

@@ -48,6 +48,7 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Compile = Annotated[str, typer.Option(help="auto, yes or no: kernels built once by this machine's compiler.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
 Executor = Annotated[str, typer.Option(help="workers, or inline: all in this process.")]
+Track = Annotated[str | None, typer.Option(help="tensorboard, wandb or mlflow: what is measured goes there, too.")]
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
 
 
@@ -64,6 +65,7 @@ def run_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    track: Track = None,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
     from nanostudy.settings import parse_assignments
@@ -81,6 +83,7 @@ def run_command(
             workers=workers,
             executor=executor,
             resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
+            track=track,
         ),
         path,
     )
@@ -96,6 +99,7 @@ def retry_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    track: Track = None,
 ) -> None:
     """Run failed experiments again."""
     from nanostudy.studies import retry_study
@@ -103,7 +107,7 @@ def retry_command(
 
     path = existing_folder(folder)
     asked = Resources(device=device, precision=precision, compile=compile, threads=threads)
-    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked), path)
+    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked, track=track), path)
 
 
 def _run(run: Callable[[], list[Row]], path: Path) -> None:

@@ -13,6 +13,10 @@ from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 
+TRACK = "track"  # the setting that names a tracker (tracking.py)
+TRACK_MEANING = "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone"
+BESIDE = (*RESOURCE_NAMES, TRACK)  # settings that make no other experiment
+SETTINGS = (*FIELDS, *BESIDE)
 IMPORTED = "imported.safetensors"  # in the folder of a run that was begun elsewhere: what it goes on from
 
 
@@ -80,6 +84,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
 
 def experiment_and_resources(settings: Mapping[str, Any]) -> tuple[Experiment, Resources]:
     """Raises UsageError at an unknown name or a bad value."""
-    check_names(settings, (*FIELDS, *RESOURCE_NAMES))
+    check_names(settings, SETTINGS)
     of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
     return from_settings({name: value for name, value in settings.items() if name in FIELDS}), Resources(**of_machine)

@@ -20,10 +20,12 @@ from nanostudy.study.definition import folder_of, has_study, read_study, with_as
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
 from nanostudy.study.grid import Entry, select
+from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, UNDONE, Row, Store
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
+from nanostudy.tracking import check_track, tracking
 from nanostudy.view import StudyView
 from nanostudy.words import counted
 
@@ -87,18 +89,20 @@ def run_study(
     workers: int | None = None,
     executor: str = "workers",
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
 ) -> list[Row]:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
-    `only` choose experiments. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    `only` choose experiments; `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
+    track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
     crew = _crew(executor, workers, resources or Resources(), len(chosen))
     with open_study(asked.path, asked) as folder:
-        return _execute(folder, chosen, crew, save_every, listener)
+        return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def retry_study(
@@ -108,10 +112,12 @@ def retry_study(
     workers: int | None = None,
     executor: str = "workers",
     resources: Resources | None = None,
+    track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
 ) -> list[Row]:
     """Runs the failed experiments of a study's folder again, or those of them that are named."""
+    track = check_track(track)
     with open_study(Path(path)) as folder:
         for name in names:
             folder.store.row(name)  # raises at an unknown one
@@ -121,18 +127,24 @@ def retry_study(
         chosen = [entry for entry in folder.entries if entry.name in failed]
         crew = _crew(executor, workers, resources or Resources(), len(chosen))
         folder.store.requeue(failed)
-        return _execute(folder, chosen, crew, save_every, listener)
+        return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def _execute(
-    folder: StudyFolder, chosen: Sequence[Entry], crew: Crew, save_every: float, listener: Listener | None
+    folder: StudyFolder,
+    chosen: Sequence[Entry],
+    crew: Crew,
+    save_every: float,
+    listener: Listener | None,
+    track: str | None,
 ) -> list[Row]:
     backend, capacity, each = crew.backend, crew.capacity, crew.each
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, crew.notes))
         stop = stack.enter_context(stop_requests())
+        tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every).run()
+            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()
@@ -168,6 +180,11 @@ def plan_study(
     seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
     done = len(chosen) - len(undone) - failed
     return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
+
+
+def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
+    """Puts the results of several people's or machines' folders of one study together, and says what came from where."""
+    return merge([Path(source) for source in sources], Path(into))
 
 
 def _status(path: Path) -> dict[str, str]:

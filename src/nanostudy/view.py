@@ -23,6 +23,7 @@ from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Shape, count_parameters
 from nanostudy.gpt.resources import Resources
+from nanostudy.notebook import Cell, in_notebook
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity
@@ -33,6 +34,7 @@ PLAIN_INTERVAL = 30.0  # seconds between plain lines of progress
 BAR = 16  # characters
 WIDE = 80  # characters of a terminal in which columns keep these widths at least, so that they stand still
 COLUMNS = (8, 0, 11, 15, 15)
+WIDE_CELL, MOST_WORKERS = 120, 8  # characters and workers that a notebook's cell shows
 SHORTEST_NAME = 12  # characters of a name that still say something
 
 
@@ -42,6 +44,7 @@ class TrainingView:
     def __init__(self, experiment: Experiment, corpus: Corpus, machine: Machine, folder: Path) -> None:
         self.experiment, self.corpus, self.machine, self.folder = experiment, corpus, machine, folder
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        self.cell = Cell() if in_notebook() else None
         self.progress = Progress(
             BarColumn(bar_width=14),
             MofNCompleteColumn(),
@@ -49,14 +52,20 @@ class TrainingView:
             TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,
-            disable=not (self.console.is_terminal or self.console.is_jupyter),
+            disable=not self.console.is_terminal or self.cell is not None,
         )
         self.task = self.progress.add_task("training", total=experiment.max_iters, detail="", left="")
         self.announced = False
 
+    def say(self, text: str, style: str = "") -> None:
+        if self.cell:
+            self.cell.say(text, style)
+        else:
+            self.console.print(text, style=style)
+
     def __enter__(self) -> Self:
         e, count = self.experiment, count_parameters(Shape.of(self.experiment, self.corpus.tokenizer.vocab_size))
-        say = self.console.print
+        say = self.say
         if self.corpus.note:
             say(f"NOTE: {self.corpus.note}", style="bold yellow")
         say(
@@ -80,9 +89,11 @@ class TrainingView:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
+        if self.cell:
+            self.cell.close()
 
     def __call__(self, event: Event) -> None:
-        say = self.console.print
+        say = self.say
         if isinstance(event, Started):
             self.progress.update(self.task, completed=event.step)
             if event.step:
@@ -92,12 +103,14 @@ class TrainingView:
         elif isinstance(event, Progressed):
             left = "" if event.seconds_left is None else f"about {duration(event.seconds_left)} left"
             self.progress.update(self.task, completed=event.step, left=left)
-            if self.progress.disable and left and not self.announced:
+            self.draw()
+            if self.progress.disable and not self.cell and left and not self.announced:
                 say(left)
                 self.announced = True
         elif isinstance(event, Logged):
             detail = f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
             self.progress.update(self.task, completed=event.step, detail=detail)
+            self.draw()
         elif isinstance(event, Evaluated):
             say(
                 f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats a token   "
@@ -111,6 +124,13 @@ class TrainingView:
                 say(
                     f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"
                 )
+
+    def draw(self) -> None:
+        """The bar, in a notebook."""
+        if self.cell:
+            task, total = self.progress.tasks[0], self.experiment.max_iters
+            told = [f"{task.completed:,.0f}/{total:,}", task.fields["detail"], task.fields["left"]]
+            self.cell.progress(task.completed / max(1, total), "   ".join(text for text in told if text))
 
 
 class StudyView:
@@ -128,11 +148,12 @@ class StudyView:
         self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.plain = not (self.console.is_terminal or self.console.is_jupyter)
+        self.cell = Cell() if in_notebook() else None
+        self.plain = not self.console.is_terminal
         self.told_at = -math.inf
 
     def __enter__(self) -> Self:
-        say, workers = self.console.print, self.capacity.workers
+        say, workers = self.say, self.capacity.workers
         for corpus in self.folder.texts.corpora.values():
             if corpus.note:
                 say(f"NOTE: {corpus.note}", style="bold yellow")
@@ -151,20 +172,28 @@ class StudyView:
         for note in self.notes:
             say(f"         {note}", style="yellow")
         say(f"folder   {self.folder.path}")
-        if not self.plain:
+        if not self.plain and not self.cell:
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.plain:
-            self.live.stop()
+        self.live.stop()
+        if self.cell:
+            self.cell.close()
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style)
+        if self.cell:
+            self.cell.say(text, style)
+        else:
+            self.console.print(text, style=style)
 
     def show(self, snapshot: Snapshot) -> None:
+        if self.cell:
+            lines = _of_workers(snapshot.workers, self.iters, WIDE_CELL, MOST_WORKERS)
+            self.cell.progress(snapshot.share, _overall(snapshot, len(self.chosen)), *lines)
+            return
         if self.plain:
             if time.monotonic() - self.told_at > PLAIN_INTERVAL and snapshot.seconds_left is not None:
                 self.told_at = time.monotonic()

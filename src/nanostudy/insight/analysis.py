@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from nanostudy.gpt.errors import UsageError
 from nanostudy.insight.statistics import effects as effects_
 from nanostudy.insight.statistics import fair as fair_
 from nanostudy.insight.statistics import ranking as ranking_
@@ -18,13 +19,49 @@ from nanostudy.insight.statistics.fair import At
 from nanostudy.insight.statistics.ranking import Cost
 from nanostudy.insight.statistics.results import Results
 from nanostudy.insight.statistics.scaling import Fit, Refusal
+from nanostudy.words import counted
+
+if TYPE_CHECKING:
+    from nanostudy.insight.page.inline import Inline
+    from nanostudy.insight.page.page import Page
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
-    """Data frames and figures about `results`. Losses are in nats a token, intervals are 95%."""
+    """Data frames and figures about `results`. Losses are in nats a token, intervals are 95%.
+
+    A notebook displays the answer. section("ranking") is a part of the page, charts("ranking") are its figures.
+    """
 
     results: Results
+
+    def __repr__(self) -> str:
+        return f"<Analysis of {counted(len(self.results.experiments), 'experiment')}: {self.results.title}>"
+
+    def _repr_html_(self) -> str:
+        from nanostudy.insight.page.page import answer_as_html
+
+        return answer_as_html(self.page)
+
+    @cached_property
+    def page(self) -> Page:
+        """What the report shows, before it is drawn."""
+        from nanostudy.insight.page.publish import page_of
+
+        return page_of(self)
+
+    def section(self, name: str) -> Inline:
+        """A section of the report as a notebook shows it: "ranking", "effects", "curves", ... UsageError where there is none."""
+        from nanostudy.insight.page.inline import Inline
+
+        known = {section.id: section for section in self.page.sections}
+        if name not in known:
+            raise UsageError(f"There is no section {name!r}: {', '.join(known)}.")
+        return Inline(known[name], self.page)
+
+    def charts(self, name: str) -> list[Any]:
+        """A section's figures as Altair charts; none where its words say why there are none."""
+        return self.section(name).charts
 
     @cached_property
     def effects(self) -> Effects:

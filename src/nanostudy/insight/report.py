@@ -259,14 +259,26 @@ def _repeat(run: _Run) -> list[str]:
     return ["## How to repeat it", "", "```", "nanostudy train settings.yaml", "```", "", told]
 
 
-def _picture(run: _Run) -> bytes | str:
-    """The curve, or why there is none."""
+def training_chart(folder: Path) -> Any:
+    """A run's curve as an Altair chart. Raises NanostudyError, also where there is nothing to draw."""
+    try:
+        return _drawn(_Run.read(folder))
+    except figures.NothingToDraw:
+        raise NanostudyError(f"No loss was recorded in {folder} that could be drawn.") from None
+
+
+def _drawn(run: _Run) -> Any:
     m, clip = run.metadata, run.experiment.grad_clip
     title = m["name"] if m["status"] == "finished" else f"{m['name']} ({m['status']})"
     words = (f"{run.corpus['name']}: {run.model()}", run.length())
     tables = (run.evaluations, run.training)
+    return figures.training_curve(*tables, title, words, entropy=run.entropy, grad_clip=clip)
+
+
+def _picture(run: _Run) -> bytes | str:
+    """The curve, or why there is none."""
     try:
-        return figures.png(figures.training_curve(*tables, title, words, entropy=run.entropy, grad_clip=clip))
+        return figures.png(_drawn(run))
     except figures.NothingToDraw:
         return "No loss was recorded that could be drawn."
     except figures.DrawingFailed as problem:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from nanostudy.gpt.dataset import is_dataset
 from nanostudy.gpt.errors import UsageError
-from nanostudy.gpt.experiment import FIELDS, check_names
-from nanostudy.gpt.resources import RESOURCE_NAMES
+from nanostudy.gpt.experiment import check_names
 from nanostudy.interop.literals import Code, Value, read_assignments
+from nanostudy.settings import SETTINGS
 
 # Settings of the same name and meaning, with train.py's defaults.
 SHARED: dict[str, Value] = {
@@ -49,9 +49,9 @@ TRANSLATED: dict[str, Value] = {
 NO_COUNTERPART: dict[str, tuple[Value, str]] = {
     "eval_iters": (200, "an evaluation reads the whole validation split"),
     "always_save_checkpoint": (True, "the best and the last weights are both kept"),
-    "wandb_log": (False, "losses are written to the run folder"),
-    "wandb_project": ("owt", "losses are written to the run folder"),
-    "wandb_run_name": ("gpt2", "losses are written to the run folder"),
+    "wandb_log": (False, "losses are written to the run folder; True is track=wandb"),
+    "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),
+    "wandb_run_name": ("gpt2", "with track=wandb, a run is named as the experiment is"),
     "backend": ("nccl", "one process trains"),
     "compile": (True, "nothing is compiled"),
 }
@@ -82,10 +82,10 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
     Raises UsageError at code, at a setting whose value is code, and at a dataset that is not there.
     """
     asked = {name: _literal(name, text) for name, text in (overrides or {}).items()}
-    check_names(asked, (*FIELDS, *RESOURCE_NAMES, *DEFAULTS))
+    check_names(asked, (*SETTINGS, *DEFAULTS))
     given = {**read_assignments(path, DEFAULTS), **asked}
     for name, value in given.items():
-        if isinstance(value, Code) and (name in FIELDS or name in RESOURCE_NAMES or name in TRANSLATED):
+        if isinstance(value, Code) and (name in SETTINGS or name in TRANSLATED):
             raise UsageError(
                 f"{path}, line {value.line}: {name} = {value.text:.60} is code. A configuration is read and never "
                 f"executed: write the value itself, or give it as {name}=VALUE in the command."
@@ -114,9 +114,11 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
     settings: dict[str, Any] = {"seed": SEED}
     unused = []
     for name, value in given.items():
-        if name in NO_COUNTERPART:
+        if name == "wandb_log" and value is True:
+            settings.setdefault("track", "wandb")
+        elif name in NO_COUNTERPART:
             unused.append(Unused(name, _shown(value), NO_COUNTERPART[name][1]))
-        elif name not in FIELDS and name not in RESOURCE_NAMES and name not in TRANSLATED:
+        elif name not in SETTINGS and name not in TRANSLATED:
             unused.append(Unused(name, _shown(value), "it is no setting of nanoGPT's or nanostudy's"))
         elif name not in TRANSLATED or name == "device":
             settings[name] = value

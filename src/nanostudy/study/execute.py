@@ -28,6 +28,7 @@ from nanostudy.study.plan import Capacity, cost, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, seconds_left
 from nanostudy.study.store import RESULTS, UNDONE, StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
+from nanostudy.tracking import Tracking
 from nanostudy.words import duration
 
 DEATHS = 3  # of its worker without progress in between, after which a stack is taken apart
@@ -46,9 +47,11 @@ class Execution:
         listener: Listener,
         stop: Callable[[], bool] = lambda: False,
         save_every: float = 60.0,
+        tracked: Tracking | None = None,
     ) -> None:
         self.folder, self.store, self.backend, self.capacity = folder, folder.store, backend, capacity
         self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
+        self.tracked = tracked
         self.entries = {entry.name: entry for entry in folder.entries}
         self.chosen = {entry.name for entry in chosen}
         self.identities = self.store.identities()
@@ -212,6 +215,9 @@ class Execution:
         if name not in hand.recorders:
             hand.recorders[name] = self.patiently(lambda: self.claim(name, hand))
         self.patiently(lambda: hand.recorders[name].record(event))
+        if self.tracked:
+            recorder = hand.recorders[name]
+            self.tracked.hear(event, recorder.folder, recorder.experiment.as_dict(), recorder.identity)
         if isinstance(event, Started):
             assert hand.machine
             machine = hand.machine.as_dict()

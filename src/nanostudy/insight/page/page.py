@@ -61,7 +61,7 @@ class Page:
 
 def render(page: Page, bundle: str, undrawn: str = "") -> str:
     """The whole file. `bundle`: the scripts that draw; empty where they could not be made, and then `undrawn` says why."""
-    template = resources.files("nanostudy.insight.page") / "template"
+    template = resources.files("nanostudy.insight.page.page") / "template"
     css, script = ((template / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     scripts = [bundle, script] if bundle else [script]
     content = {
@@ -150,13 +150,20 @@ def _answer(sentences: Sequence[Sentence]) -> str:
     return f'<section id="answer" aria-labelledby="answer-title"><h2 id="answer-title">The answer</h2><ol class="answer">{items}</ol></section>'
 
 
+def answer_as_html(page: Page) -> str:
+    """The answer with what must be known before it, without the page around it."""
+    notes = "".join(f"<p><em>{_text(note)}</em></p>" for note in page.notes)
+    sentences = "".join(f"<dt><b>{html.escape(one.about)}</b></dt><dd>{_text(one.text)}</dd>" for one in page.answer)
+    return f"<h3>{html.escape(page.title)}</h3><p>{_text(page.lede)}</p>{notes}<dl>{sentences}</dl>"
+
+
 def _section(section: Section, page: Page) -> str:
-    blocks = "\n".join(_block(block, page, section.title) for block in section.blocks)
+    blocks = "\n".join(block_as_html(block, page, section.title) for block in section.blocks)
     heading = f'<h2 id="{section.id}-title">{html.escape(section.title)}</h2>'
     return f'<section id="{section.id}" aria-labelledby="{section.id}-title">{heading}\n{blocks}</section>'
 
 
-def _block(block: Block, page: Page, section: str) -> str:
+def block_as_html(block: Block, page: Page, section: str) -> str:
     if isinstance(block, Prose):
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Missing):
