@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 
-def command(*words: str, threads: int | None = None) -> float:
+def command(*words: str) -> float:
     """Seconds that `nanostudy ...` takes."""
     start = time.perf_counter()
     done = subprocess.run(

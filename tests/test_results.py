@@ -108,7 +108,7 @@ def test_provenance_of_a_study(study, text):
 def test_corpus_of_a_study(study, text, tmp_path):
     facts = next(iter(read_results([study]).corpora.values()))
     assert (facts.name, facts.tokenizer, facts.entropy) == ("small.txt", "char", None)
-    assert facts.text() == text.read_text()
+    assert "".join(facts.parts()) == text.read_text()
 
 
 def test_text_that_changed_or_went_is_none(study, text, tmp_path):
@@ -117,8 +117,8 @@ def test_text_that_changed_or_went_is_none(study, text, tmp_path):
     facts = next(iter(read_results([study]).corpora.values()))
     changed = tmp_path / "small.txt"
     changed.write_text("something else")
-    assert replace(facts, requested=str(changed)).text() is None
-    assert replace(facts, requested=str(tmp_path / "gone.txt")).text() is None
+    assert replace(facts, requested=str(changed)).parts() is None
+    assert replace(facts, requested=str(tmp_path / "gone.txt")).parts() is None
 
 
 def test_run_is_read(run):

@@ -84,8 +84,8 @@ def gradients(
     """
     work = working_copies(params_MP, shape, dtype)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in work.items()}
-    # one micro-batch needs no sum, and its gradient no more precision than it has
-    grads_MP = torch.empty_like(params_MP, dtype=dtype if count == 1 else None)
+    # one micro-batch needs no sum, and its gradient no more precision than it has, but room to be scaled back
+    grads_MP = torch.empty_like(params_MP, dtype=dtype if count == 1 and loss_scale_M is None else None)
     grads = named_views(grads_MP, shape)
     total_M = torch.zeros(len(params_MP), device=params_MP.device)
     for i, batch in enumerate(batches):
@@ -118,7 +118,7 @@ def train_step(
     scaled = dtype == torch.float16
     loss_scale_M = state.loss_scale if scaled else None
     loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, loss_scale_M, pieces)
-    norm_M = torch.linalg.vector_norm(grads_MP, dim=1)
+    norm_M = torch.linalg.vector_norm(grads_MP, dim=1, dtype=torch.float32)
     finite_M = norm_M.isfinite()
     lost_M = ~loss_M.isfinite()
     if scaled:

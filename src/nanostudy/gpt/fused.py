@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanostudy.gpt.optim import move
@@ -56,7 +55,9 @@ def residual_norm(
     kept_ZTE = _dropped(y_ZTE, drop, (E, 1))
     sum_ZTE = kept_ZTE if x_ZTE is None else x_ZTE + kept_ZTE
     # The library's kernel normalises; its own gain is one for all rows, and here each member has another.
-    normal_ZTE = F.layer_norm(sum_ZTE, (E,), eps=EPSILON)
+    normal_ZTE, _, rstd_ZT1 = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
+    # Where the variance overflows it would give zeros, and a member that has blown up would look healthy.
+    normal_ZTE = normal_ZTE.masked_fill(rstd_ZT1 <= 0, math.nan)
     gain_Z1E = _each_sequence(gain_ME, len(y_ZTE))
     if bias_ME is None:
         return sum_ZTE, normal_ZTE * gain_Z1E

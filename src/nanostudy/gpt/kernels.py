@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -48,11 +49,16 @@ def pieces(device: torch.device, dtype: torch.dtype) -> Pieces:
     if device.type == "cpu":
         return native(dtype)
     if device.type == "cuda":
-        return traced(device)
+        return traced(device, dtype)
     raise NotBuilt(f"there are none for {device.type}")
 
 
 # --- on a CPU
+
+
+def threaded() -> bool:
+    """Whether kernels on a CPU share their work among threads."""
+    return _openmp() is not None
 
 
 @cache
@@ -183,6 +189,8 @@ def _sizes(gain_ME: Tensor, x_ZTE: Tensor) -> list[int]:
 
 def _library() -> ctypes.CDLL:
     """The built library: from the cache, or built now. Raises NotBuilt."""
+    if sys.platform == "win32":  # where GCC does not align vectors on the stack, and Visual C++ does not know them
+        raise NotBuilt("they are not built on Windows")
     command = compiler()
     if command is None:
         raise NotBuilt("no C++ compiler was found")
@@ -252,20 +260,39 @@ def _said(problem: Exception) -> str:
 
 
 @cache
-def traced(device: torch.device) -> Pieces:
+def traced(device: torch.device, dtype: torch.dtype) -> Pieces:
     """PLAIN, each piece compiled by PyTorch when it first meets tensors of some size, and kept on disk for later processes.
 
     The first dimension of what a piece takes may change from call to call, for `move` the second too; another size of any other
     makes another kernel. What came before changes no kernel, so that results do not depend on it. Raises NotBuilt where
-    a first one cannot be made.
+    one of them cannot be made for small tensors.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels" / "traced"))
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
     found = Pieces(*(_Traced(piece, 2 if piece is PLAIN.move else 1) for piece in PLAIN))
     try:
-        found.cross_entropy(torch.zeros(2, 2, 2, device=device), torch.zeros(2, 2, dtype=torch.int64, device=device))
+        _try(found, device, dtype)
     except Exception as problem:  # of a compiler that may not be there, or not fit the rest
         raise NotBuilt(f"PyTorch's compiler does not work here: {_said(problem)}") from None
     return found
+
+
+def _try(pieces: Pieces, device: torch.device, dtype: torch.dtype) -> None:
+    """Calls every piece once: two sequences of one member, two positions, one head of width four."""
+    word = torch.zeros(2, dtype=torch.int32, device=device)
+    drop = Drop(word, word, word, torch.ones(2, device=device))
+    x, gain = torch.zeros(2, 2, 4, dtype=dtype, device=device), torch.ones(1, 4, dtype=dtype, device=device)
+    scores = torch.zeros(2, 1, 2, 2, dtype=dtype, device=device)
+    targets, losses = torch.zeros(2, 2, dtype=torch.int64, device=device), torch.zeros(2, 2, device=device)
+    rows = [torch.zeros(2, 4, device=device) for _ in range(4)]
+    column = torch.ones(2, 1, device=device)
+    pieces.residual_norm(x, x, drop, gain, None)
+    pieces.residual_norm_backward(x, x, x, drop, gain)
+    pieces.join_heads(pieces.part_heads(x, 1, 1))
+    pieces.attend_backward(scores, pieces.attend(scores, drop, 1.0, 2)[0], drop, 1.0, 2)
+    pieces.cross_entropy(x, targets)
+    pieces.cross_entropy_backward(losses, x, targets)
+    pieces.move(*rows, column, column > 0, *(column,) * 5)
 
 
 class _Traced:
@@ -275,21 +302,23 @@ class _Traced:
         self.known: set[tuple[Any, ...]] = set()
 
     def __call__(self, *arguments: Any) -> Any:
+        # backward passes are written out in layers.py: whether a gradient is asked for must make no other kernel
+        arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
         key = tuple(_kind(argument, self.free) for argument in arguments)
         if key in self.known:
             return self.kernel(*arguments)
         for tensor in _tensors(arguments):
             for dimension in range(min(self.free, tensor.dim())):
                 torch._dynamo.maybe_mark_dynamic(tensor, dimension)
-        with torch._dynamo.config.patch(recompile_limit=10**6, accumulated_recompile_limit=10**6):
-            result = self.kernel(*arguments)
+        result = self.kernel(*arguments)
         self.known.add(key)
         return result
 
 
 def _kind(argument: Any, free: int) -> Any:
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.shape[free:], tuple(size == 1 for size in argument.shape[:free])
+        ones = tuple(size == 1 for size in argument.shape[:free])
+        return argument.dtype, argument.shape[free:], ones, argument.is_contiguous()
     return argument if not isinstance(argument, Drop) else True
 
 

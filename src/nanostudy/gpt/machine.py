@@ -118,4 +118,6 @@ def _choose_kernels(asked: str, device: torch.device, dtype: torch.dtype) -> tup
         if asked == "yes":
             raise UsageError(f"compile=yes: {problem}. With compile=auto it trains without, more slowly.") from None
         return False, (f"kernels are not compiled, so this is slower than it could be: {problem}",)
+    if device.type == "cpu" and torch.get_num_threads() > 1 and not kernels.threaded():
+        return True, ("compiled kernels use one thread: no OpenMP runtime of PyTorch's was found",)
     return True, ()

@@ -43,6 +43,7 @@ TRANSLATED: dict[str, Value] = {
     "out_dir": "out",
     "device": "cuda",
     "dtype": "bfloat16",
+    "compile": True,
     "init_from": "scratch",
     "eval_only": False,
 }
@@ -53,7 +54,6 @@ NO_COUNTERPART: dict[str, tuple[Value, str]] = {
     "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),
     "wandb_run_name": ("gpt2", "with track=wandb, a run is named as the experiment is"),
     "backend": ("nccl", "one process trains"),
-    "compile": (True, "nothing is compiled"),
 }
 DEFAULTS: dict[str, Value] = {**SHARED, **TRANSLATED, **{name: value for name, (value, _) in NO_COUNTERPART.items()}}
 SEED = 1337  # train.py's, which no setting changes
@@ -122,6 +122,8 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
             unused.append(Unused(name, _shown(value), "it is no setting of nanoGPT's or nanostudy's"))
         elif name not in TRANSLATED or name == "device":
             settings[name] = value
+    if "compile" in given:  # a resource here, with values of its own
+        settings["compile"] = "auto" if given["compile"] is True else given["compile"] or "no"
     if "dtype" in given:
         settings["precision"] = _precision(given["dtype"])
     if given.get("eval_only") is True:

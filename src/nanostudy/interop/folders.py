@@ -19,6 +19,7 @@ def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
     A target that has files keeps them and gets the new ones, one by one, each atomically. Raises UsageError where that would
     replace some and `overwrite` does not say so.
     """
+    target = Path(os.path.abspath(target))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_dir():
@@ -33,7 +34,7 @@ def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
                 f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
                 "nothing was changed."
             )
-        if there:
+        if there or target == Path.cwd():
             for name in new:
                 os.replace(temporary / name, target / name)
         else:

@@ -52,6 +52,8 @@ def read_assignments(path: Path, known: Mapping[str, Value]) -> dict[str, Value 
                     names[name] = evaluate(value, {**known, **names})
                 except _NoLiteral:
                     names[name] = Code(ast.unparse(value), node.lineno)
+                except RecursionError:
+                    names[name] = Code("a very long expression", node.lineno)
             else:
                 names[name] = value
     return names

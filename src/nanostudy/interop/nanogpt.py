@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     data = _read(path)
     content = _load(path, data)
     model_args = content["model_args"]
-    tensors = _stripped(path, content["model"])
+    tensors = _stripped(path, content["model"], len(data))
     tied = HEAD not in tensors or EMBEDDING not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])
     shape = _shape(path, model_args, tensors, tied)
     table = parameter_table(shape)
@@ -130,7 +130,7 @@ def _loss(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and value < NOT_EVALUATED else None
 
 
-def _stripped(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _stripped(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
     """By name; prefixes and masks left out."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.items():
@@ -139,6 +139,8 @@ def _stripped(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
             key = key[key.index(".") + 1 :]
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise UsageError(f"{path}: {name!s:.80} in its model is no plain tensor of floating-point numbers.")
+        if tensor.numel() > size:  # more than is stored: made to fill memory, or to take for ever
+            raise UsageError(f"{path}: {name!s:.80} in its model is larger than the file.")
         if key in tensors:
             raise UsageError(f"{path}: its model has {key} twice.")
         if not MASK.fullmatch(key):

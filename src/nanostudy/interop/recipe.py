@@ -59,7 +59,7 @@ def differences(experiment: Experiment) -> list[str]:
     if not nanogpt_has_text(e):
         comments.append(
             f"data/{dataset(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a}, a {e.tokenizer} a "
-            "token, split 90 to 10."
+            "token, split as they were here."
         )
     if not e.tie_embeddings:
         comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")

@@ -21,7 +21,7 @@ from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Shape
 from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
 from nanostudy.gpt.run import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml
-from nanostudy.gpt.texts import find_text
+from nanostudy.gpt.texts import NAMES, find_text
 from nanostudy.gpt.weights import Weights, load_weights, save_weights
 from nanostudy.interop import recipe
 from nanostudy.interop.config import DEFAULTS, SHAKESPEARE, SHARED, translate
@@ -237,7 +237,7 @@ def write_run(arrival: Arrival, target: Path, machine: Machine) -> None:
         recorder = Recorder(folder, e, identity, corpus, machine)
         recorder.claim(asdict(arrival.resources), notes=[*machine.notes, _origin(arrival), *arrival.notes])
         settings = {**e.as_dict(), **asdict(arrival.resources), "init_from": IMPORTED}
-        if Path(e.corpus).exists():
+        if e.corpus not in NAMES and Path(e.corpus).exists():
             settings["corpus"] = str(Path(e.corpus).resolve())
         write_atomically(folder / "settings.yaml", settings_yaml(settings))
         save_weights(folder / IMPORTED, begun, {"step": ckpt.iter_num, "goes_on": begun.goes_on})

@@ -14,7 +14,7 @@ import pandas as pd
 
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.model import Shape, count_parameters
-from nanostudy.gpt.texts import SHAKESPEARE_SHA256, TRAIN_SHARE
+from nanostudy.gpt.texts import SHAKESPEARE_SHA256
 from nanostudy.insight import curve
 from nanostudy.insight.claims.evidence import Evidence, Settings, equal
 from nanostudy.insight.claims.judging import NO_INTERVAL, Judgement, compare, interval, loss_tolerance, lower
@@ -262,12 +262,12 @@ def _fact(facts: CorpusFacts, fact: str) -> int | bool | str | None:
     if fact in ("train", "val", "characters") and facts.tokenizer == "char":
         recorded = {"train": facts.train_tokens, "val": facts.val_tokens}
         return recorded.get(fact, facts.train_tokens + facts.val_tokens)
-    text = facts.text()
-    if text is None:
+    parts = facts.parts()
+    if parts is None:
         return None
-    cut = int(len(text) * TRAIN_SHARE)
+    sizes, text = [len(part) for part in parts], "".join(parts)
     known_of_text = {"distinct": len(set(text)), "ascii": text.isascii(), "characters": len(text)}
-    return {**known_of_text, "train": cut, "val": len(text) - cut}[fact]
+    return {**known_of_text, "train": sizes[0], "val": sizes[1]}[fact]
 
 
 def untestable(_: Sequence[Settings], parameters: Parameters, __: Evidence) -> Judgement:

@@ -118,7 +118,10 @@ def what_does_not(analysis: Analysis) -> str:
         return "Nor can anything be said of settings that do not matter, or that act together."
     mains = strongest_by_factor(table)
     unclear = mains[~mains["clear"].astype(bool)]
-    pairs = table[(table["order"] == 2) & table["clear"].astype(bool) & table["effect"].notna()]
+    all_pairs = table[(table["order"] == 2) & table["effect"].notna()]
+    # Šidák: with many pairs, some would look clear each on its own where none acts together
+    bound = 1 - 0.95 ** (1 / max(1, all_pairs["term"].nunique()))
+    pairs = all_pairs[all_pairs["clear"].astype(bool) & (all_pairs["p"] < bound)]
     pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
     named = [f"{_change(row)} by {_known(row)}" for _, row in unclear.iterrows()]
     if named and analysis.effects.method == "none":
@@ -132,7 +135,7 @@ def what_does_not(analysis: Analysis) -> str:
     if pairs.empty:
         return f"{_capital(first)}; no two settings can be said to act together."
     told = [f"{row['term']} by {_known(row)}" for _, row in pairs.iterrows()]
-    return f"{_capital(first)}; some act together, one's effect depending on the other: {first_of(told, 'more pairs')}."
+    return f"{_capital(first)}; some act together (at 95% for all pairs at once), one's effect depending on the other: {first_of(told, 'more pairs')}."
 
 
 def _capital(text: str) -> str:

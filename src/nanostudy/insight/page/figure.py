@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nanostudy.insight.figures import DrawingFailed
@@ -195,11 +196,13 @@ def vega_lite_version() -> str:
     return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def records(frame: pd.DataFrame, decimals: int = 6) -> list[dict[str, Any]]:
-    """Rows as plain values: no NaN, no NumPy."""
+def records(frame: pd.DataFrame, decimals: int = 6, exact: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows as plain values: no NaN, no infinity, no NumPy. Columns in `exact` are not rounded."""
     plain = frame.copy()
     for name in plain.select_dtypes("float"):
-        plain[name] = plain[name].round(decimals)
+        plain[name] = plain[name].where(np.isfinite(plain[name]))
+        if name not in exact:
+            plain[name] = plain[name].round(decimals)
     values = plain.astype(object).where(plain.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
 

@@ -61,7 +61,7 @@ def _experiments(results: Results) -> list[dict[str, Any]]:
     table["cell"] = results.cells()
     place = results.finished["val_loss"].rank(method="first")
     table["place"] = place.reindex(table.index)
-    named = records(table.reset_index(names="name"), 5)
+    named = records(table.reset_index(names="name"), 5, exact=results.factors)
     return [{"i": i, **row} for i, row in enumerate(named)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.gpt.experiment import FIELDS, names_of
-from nanostudy.gpt.texts import find_text, locate_shakespeare
+from nanostudy.gpt.texts import TRAIN_SHARE, find_text, locate_shakespeare
 from nanostudy.words import counted
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
@@ -49,15 +49,18 @@ class CorpusFacts:
     val_tokens: int
     entropy: float | None  # of the validation text, nats a token
 
-    def text(self) -> str | None:
-        """The whole text, or None where it lies no longer here. Nothing is downloaded."""
+    def parts(self) -> tuple[str, str] | None:
+        """The training and the validation text, or None where they lie no longer here. Nothing is downloaded."""
         if self.requested in ("shakespeare", "auto") and self.name == "shakespeare" and locate_shakespeare() is None:
             return None
         try:
             text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested)
         except Exception:  # whatever the reason: a report can do without
             return None
-        return text.content if text.sha256 == self.sha256 else None
+        if text.sha256 != self.sha256:
+            return None
+        cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
+        return text.content[:cut], text.content[cut:]
 
 
 def _empty(columns: Sequence[str]) -> pd.DataFrame:

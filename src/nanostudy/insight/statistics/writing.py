@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.gpt.texts import TRAIN_SHARE
 from nanostudy.insight.statistics.copied import longest_copied
 from nanostudy.insight.statistics.frames import Results
 from nanostudy.words import counted
@@ -134,13 +133,12 @@ def _texts(results: Results, notes: list[str]) -> Iterator[tuple[str, tuple[str,
     sampled = results.experiments.index.isin(results.samples["name"])
     for sha in dict.fromkeys(results.experiments["corpus_sha256"][sampled]):
         facts = results.corpora.get(sha)
-        text = facts.text() if facts else None
-        if text is None:
+        parts = facts.parts() if facts else None
+        if parts is None:
             named = facts.name if facts else "a text that is not named"
             notes.append(f"The text of {named} is not here, so what was written on it is not measured.")
         else:
-            cut = int(len(text) * TRAIN_SHARE)
-            yield sha, (text[:cut], text[cut:])
+            yield sha, parts
 
 
 def _row(samples: pd.DataFrame, reference: Reference | None) -> dict[str, Any]:
