@@ -12,7 +12,7 @@ from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.page.blocks import Missing, Shown
 from nanostudy.insight.page.charts import colourings
 from nanostudy.insight.page.figure import draw, look
-from nanostudy.insight.page.page import charts, curve_charts, factor_charts
+from nanostudy.insight.page import charts, curve_charts, factor_charts
 from nanostudy.insight.page.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
 from nanostudy.insight.page.sections import sections
 from nanostudy.insight.statistics.frames import CorpusFacts

@@ -23,7 +23,7 @@ from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.files import write_atomically
 from nanostudy.insight.analysis import Analysis
 from nanostudy.insight.figures import DrawingFailed
-from nanostudy.insight.page.page import publish as publishing
+from nanostudy.insight.page import publish as publishing
 from nanostudy.insight.page.publish import publish
 from nanostudy.insight.statistics.frames import Results, experiments_frame
 

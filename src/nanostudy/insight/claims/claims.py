@@ -50,7 +50,7 @@ class Claim:
 @cache
 def read_claims() -> tuple[Claim, ...]:
     """Those that come along."""
-    text = (resources.files("nanostudy.insight.claims.claims") / "claims.yaml").read_text(encoding="utf-8")
+    text = (resources.files("nanostudy.insight.claims") / "claims.yaml").read_text(encoding="utf-8")
     file = parse_yaml(text, "claims.yaml")
     return tuple(_claim(one, file["sources"], file["settings"]) for one in file["claims"])
 

@@ -61,7 +61,7 @@ class Page:
 
 def render(page: Page, bundle: str, undrawn: str = "") -> str:
     """The whole file. `bundle`: the scripts that draw; empty where they could not be made, and then `undrawn` says why."""
-    template = resources.files("nanostudy.insight.page.page") / "template"
+    template = resources.files("nanostudy.insight.page") / "template"
     css, script = ((template / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     scripts = [bundle, script] if bundle else [script]
     content = {
