@@ -52,7 +52,10 @@ def test_a_setting_that_does_nothing_is_named_as_such():
 
 def test_settings_that_act_together_are_named_only_where_they_do():
     together = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.1, "n_head": 0.1, "n_embd x dropout": 0.08}))
-    assert "act together, one's effect depending on the other: n_embd × dropout by +0.08" in together
+    assert (
+        "act together (at 95% for all pairs at once), one's effect depending on the other: n_embd × dropout by +0.08"
+        in together
+    )
     assert together.startswith("Every setting that was varied has an effect")
     apart = what_does_not(analysis({"n_embd": -0.2}, draw=2))
     assert "no two settings can be said to act together" in apart

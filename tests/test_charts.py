@@ -9,10 +9,10 @@ import pytest
 from synthetic import synthetic
 
 from nanostudy.insight.analysis import Analysis
+from nanostudy.insight.page import charts, curve_charts, factor_charts
 from nanostudy.insight.page.blocks import Missing, Shown
 from nanostudy.insight.page.charts import colourings
 from nanostudy.insight.page.figure import draw, look
-from nanostudy.insight.page import charts, curve_charts, factor_charts
 from nanostudy.insight.page.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
 from nanostudy.insight.page.sections import sections
 from nanostudy.insight.statistics.frames import CorpusFacts
@@ -180,3 +180,12 @@ def test_words_and_marks_stand_out_of_the_ground(scheme):
     assert contrast(config["title"]["subtitleColor"], ground) > 4.5
     assert min(contrast(colour, ground) for colour in config["range"]["category"][:4]) > 2.3
     assert contrast(charts.BLUE, ground) > 3
+
+
+def test_a_study_without_noise_has_axes_of_finite_numbers():
+    """Four experiments of a 2 x 2 grid, one each: means without intervals."""
+    figures, _ = figures_of(Analysis(synthetic({"n_embd": [64, 128], "dropout": [0.0, 0.2]}, {"n_embd": -0.2})))
+    for figure in figures.values():
+        for panel in figure.panels:
+            assert json.dumps(panel.chart.to_dict(), allow_nan=False)
+    assert "interactions" in figures

@@ -917,7 +917,14 @@ def test_presets_and_settings_are_listed(call):
     ]  # fmt: skip
     told = call("settings")
     said(told, 0)
-    assert [line.split()[0] for line in told.out.splitlines()] == [*FIELDS, "device", "precision", "compile", "threads"]
+    assert [line.split()[0] for line in told.out.splitlines()] == [
+        *FIELDS,
+        "device",
+        "precision",
+        "compile",
+        "threads",
+        "track",
+    ]
     assert all(len(line.split()) >= 3 for line in told.out.splitlines())
 
 

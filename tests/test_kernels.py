@@ -540,7 +540,7 @@ def traced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
         patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        yield kernels.traced(torch.device("cpu"))
+        yield kernels.traced(torch.device("cpu"), torch.float32)
 
 
 @needs_compiler
@@ -572,7 +572,7 @@ def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "anywhere")
     with pytest.raises(kernels.NotBuilt, match="does not work here: error: no Triton here"):
-        kernels.traced.__wrapped__(torch.device("cpu"))
+        kernels.traced.__wrapped__(torch.device("cpu"), torch.float32)
 
 
 # --- where kernels cannot be had

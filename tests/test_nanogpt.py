@@ -459,7 +459,7 @@ BROKEN = {
             c["model_args"].update(vocab_size=10**9),
             c["model"].update(dict.fromkeys(TIED, torch.zeros(1).expand(10**9, 8))),
         ),
-        "too small to hold",
+        "is larger than the file",
     ),
     "a bias where none is": (
         lambda c: c["model"].update({"transformer.ln_f.bias": torch.zeros(8)}),

@@ -115,11 +115,12 @@ def test_the_command_line_is_as_in_nanogpt(here):
 
 
 def test_what_has_no_counterpart_is_listed(here):
-    found = read_config(put(SMALL + "favourite = 3\n"), {"corpus": "playhouse", "compile": "True"})
+    found = read_config(put(SMALL + "favourite = 3\n"), {"corpus": "playhouse", "compile": "False"})
+    assert found.settings["compile"] == "no"
     assert found.out == Path("out-small")
     told = {unused.name: unused.value for unused in found.unused}
     assert told == {
-        **{"eval_iters": "20", "wandb_log": "False", "compile": "True", "favourite": "3"},
+        **{"eval_iters": "20", "wandb_log": "False", "favourite": "3"},
         **{"wandb_run_name": "'small' + str(time.time()) (code, not executed)"},
         **{"time": "import time (code, not executed)"},
     }
@@ -278,7 +279,7 @@ def test_a_configuration_trains(here, monkeypatch, capsys):
     assert main(*command, monkeypatch=monkeypatch) == 0
     told = capsys.readouterr().out
     assert "small.py, read and not executed" in told
-    for name in ("eval_iters = 20", "wandb_log = False", "compile = True", "wandb_run_name = 'small' + "):
+    for name in ("eval_iters = 20", "wandb_log = False", "wandb_run_name = 'small' + "):
         assert f"unused   {name}" in told
     metadata = read_metadata(Path("out-small"))
     assert (metadata["status"], metadata["settings"]["max_iters"]) == ("finished", 6)

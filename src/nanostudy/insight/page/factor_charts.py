@@ -96,7 +96,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     pairs = [(a, b, means) for a, b, means in pairs[:MOST_INTERACTIONS] if means["mean"].notna().sum() > 2]
     if not pairs:
         return "Interactions need at least two settings that vary together, with finished experiments."
-    ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack()
+    ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna()
     room = 0.05 * (np.ptp(ends.to_numpy(float)) or 1.0)
     domain = [float(v) for v in (ends.to_numpy(float).min() - room, ends.to_numpy(float).max() + room)]
     panels = tuple(_interaction(a, b, means, domain) for a, b, means in pairs)
