@@ -130,6 +130,7 @@ def _run(run: Callable[[], list[Row]], path: Path) -> None:
         best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
         print(f"\nresults  {path / RESULTS_FILE}")
         print(f"sample   {best / 'sample.txt'}")
+        print(f"report   nanostudy report {shlex.quote(str(path))}")
         print(f"more     nanostudy sample {shlex.quote(str(best))}")
     for line in failure_lines(rows, path):
         print(line)
