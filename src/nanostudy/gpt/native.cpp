@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -266,6 +267,27 @@ void join_heads(const Real *x, Real *y, int64_t Z, int64_t T, int64_t X, int64_t
     carry<true>(x, y, Z, T, X, H, D, threads);
 }
 
+// Writes e**(x * scale - largest) of the first `seen` of `stored` numbers into `row`, zeros up to the next whole vector;
+// returns (the largest, the sum).
+template <typename Real>
+inline std::pair<float, float> exponentials(const Real *from, float *row, int64_t seen, int64_t stored, float scale) {
+    V most = V{} - INFINITY, total = {};
+    for (int64_t i = 0; i < seen; i += WIDTH) {
+        V a = load(from + i, stored - i) * scale;
+        a = LANE < int32_t(seen - i) ? a : V{} - INFINITY;
+        store(row + i, a, WIDTH);
+        most = larger(most, a);
+    }
+    const float top = largest_of(most);
+    for (int64_t i = 0; i < seen; i += WIDTH) {
+        V a = exponential(load(row + i, WIDTH) - top);
+        a = LANE < int32_t(seen - i) ? a : V{};
+        store(row + i, a, WIDTH);
+        total += a;
+    }
+    return {top, sum_of(total)};
+}
+
 template <typename Real>
 void attend(const Real *scores, const Drop *drop, Real *weights, Real *dropped, int64_t Z, int64_t H, int64_t Q,
             int64_t K, int64_t T, float scale, int threads) {
@@ -278,21 +300,7 @@ void attend(const Real *scores, const Drop *drop, Real *weights, Real *dropped, 
         for (int64_t zh = 0; zh < Z * H; zh++) {
             for (int64_t q = 0; q < Q; q++) {
                 const int64_t at = (zh * Q + q) * K, seen = K - Q + q + 1;
-                V most = V{} - INFINITY, total = {};
-                for (int64_t k = 0; k < seen; k += WIDTH) {
-                    V a = load(scores + at + k, K - k) * scale;
-                    a = LANE < int32_t(seen - k) ? a : V{} - INFINITY;
-                    store(v + k, a, WIDTH);
-                    most = larger(most, a);
-                }
-                const V top = V{} + largest_of(most);
-                for (int64_t k = 0; k < seen; k += WIDTH) {
-                    V a = exponential(load(v + k, WIDTH) - top);
-                    a = LANE < int32_t(seen - k) ? a : V{};
-                    store(v + k, a, WIDTH);
-                    total += a;
-                }
-                const float share = 1.0f / sum_of(total);
+                const float share = 1.0f / exponentials(scores + at, v, seen, K, scale).second;
                 mask.draw(drop, zh / H, (zh % H * T + seen - 1) * T, seen);
                 for (int64_t k = 0; k < seen; k += WIDTH) {
                     V a = load(v + k, WIDTH) * share;
@@ -338,26 +346,6 @@ void attend_backward(const Real *d_dropped, const Real *weights, const Drop *dro
     }
 }
 
-// Writes e**(logit - largest) into `row`; returns (the largest, the sum of the row).
-template <typename Real>
-inline std::pair<float, float> exponentials(const Real *logits, float *row, int64_t V_) {
-    V most = V{} - INFINITY, total = {};
-    for (int64_t v = 0; v < V_; v += WIDTH) {
-        V a = load(logits + v, V_ - v);
-        a = LANE < int32_t(V_ - v) ? a : V{} - INFINITY;
-        store(row + v, a, WIDTH);
-        most = larger(most, a);
-    }
-    const float top = largest_of(most);
-    for (int64_t v = 0; v < V_; v += WIDTH) {
-        V a = exponential(load(row + v, WIDTH) - top);
-        a = LANE < int32_t(V_ - v) ? a : V{};
-        store(row + v, a, WIDTH);
-        total += a;
-    }
-    return {top, sum_of(total)};
-}
-
 template <typename Real>
 void cross_entropy(const Real *logits, const int64_t *targets, float *losses, int64_t N, int64_t V_, float, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -365,7 +353,7 @@ void cross_entropy(const Real *logits, const int64_t *targets, float *losses, in
         std::vector<float> row(V_ + WIDTH);
 #pragma omp for
         for (int64_t n = 0; n < N; n++) {
-            const auto [top, total] = exponentials(logits + n * V_, row.data(), V_);
+            const auto [top, total] = exponentials(logits + n * V_, row.data(), V_, V_, 1.0f);
             losses[n] = targets[n] < 0 ? 0.0f : std::log(total) + top - number(logits + n * V_ + targets[n]);
         }
     }
@@ -380,7 +368,7 @@ void cross_entropy_backward(const float *d_losses, const Real *logits, const int
         float *p = row.data();
 #pragma omp for
         for (int64_t n = 0; n < N; n++) {
-            const float total = exponentials(logits + n * V_, p, V_).second;
+            const float total = exponentials(logits + n * V_, p, V_, V_, 1.0f).second;
             if (targets[n] >= 0) p[targets[n]] -= total;
             const float share = d_losses[n] / total;
             for (int64_t v = 0; v < V_; v += WIDTH) store(d_logits + n * V_ + v, load(p + v, WIDTH) * share, V_ - v);
