@@ -43,7 +43,7 @@ cli.main()
 OPTIONS = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-GRID = {"block_size": [8, 16], "max_iters": [400, 600]}  # two stacks of four, two members at a time
+GRID = {"block_size": [8, 16], "max_iters": [600, 900]}  # two stacks of four, two members at a time
 SLOW = {"log_interval": 5, "eval_interval": 100}
 
 
