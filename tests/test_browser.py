@@ -132,7 +132,7 @@ def test_filters_narrow_the_table_and_say_so(opened):
     opened.locator("#find").fill("diverged")
     assert set(column(opened, "n_embd")) <= {"256"}
     opened.locator(".filters button[type=reset]").click()
-    opened.wait_for_function(f"document.querySelectorAll('#experiments-table tbody tr').length === {total}")
+    playwright.expect(opened.locator("#experiments-table tbody tr")).to_have_count(total)
     opened.locator("#find").fill("nothing is called this")
     assert names(opened) == []
 
@@ -176,7 +176,7 @@ def test_dark_and_light_follow_the_reader(opened):
 
     light = colours()
     opened.locator("#theme").click()
-    opened.wait_for_function("document.querySelector('[data-figure=effects]').dataset.drawn === 'dark'")
+    playwright.expect(opened.locator("[data-figure=effects]")).to_have_attribute("data-drawn", "dark")
     dark = colours()
     assert light[0] != dark[0]
     assert light[1] != dark[1]
