@@ -1,4 +1,4 @@
-"""The kernels of native.cpp against the plain operations of fused.py, both against automatic differentiation, and what
+"""The kernels of native/ against the plain operations of fused.py, both against automatic differentiation, and what
 happens where kernels cannot be had.
 
 In bf16 a kernel rounds once, at the end: it is compared with the plain operations in fp32, within half a unit in the last place.
@@ -224,6 +224,33 @@ def test_cross_entropy(native, dtype, V):
 
 
 @DTYPES
+@pytest.mark.parametrize("size", [(1,), (3, 5), (2, 64), (3, 1001)])
+def test_gelu(native, dtype, size):
+    x = 3 * normal(*size, dtype=dtype)
+    x.view(-1)[0] = -80.0
+    wide = x.double().requires_grad_()
+    expected = F.gelu(wide)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    y, kept = native(dtype).gelu(x, True)
+    assert_near(y, expected.detach(), scale=1.0, slack=2e-6)
+    assert_near(native(dtype).gelu_backward(torch.ones_like(x), kept), slope, scale=1.0, slack=2e-6)
+    assert torch.equal(native(dtype).gelu(x, False)[0], F.gelu(x))
+
+
+@DTYPES
+@pytest.mark.parametrize("columns", [1, 17, 8192, 20_001])
+def test_norms(native, dtype, columns):
+    """A row's alone: what is not finite stays there."""
+    rows = 0.1 * normal(M, columns, dtype=dtype)
+    expected = rows.double().norm(dim=1)
+    rows[1, -1] = math.nan
+    found = native(dtype).norms(rows)
+    assert found.dtype == FP32
+    assert found.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found[::2].double(), expected[::2], rtol=2e-6, atol=0)
+
+
+@DTYPES
 @pytest.mark.parametrize("grads_dtype", [FP32, BF16])
 @pytest.mark.parametrize(("columns", "of"), [(1, 1), (33, 33), (15, 40), (48, 60)])
 def test_move(native, dtype, grads_dtype, columns, of):
@@ -264,7 +291,7 @@ def test_move_by_hand(native):
 
 
 def cases(dtype, E=67, Q=17, K=33, T=40, V=65):
-    """A call of every piece but `move`: (name, arguments)."""
+    """A call of every piece but `move` and whole attention: (name, arguments)."""
     drop = drop_of()
     x, y, d = (normal(Z, 5, E, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     gain, bias = normal(M, E, seed=4, dtype=dtype), normal(M, E, seed=5, dtype=dtype)
@@ -280,6 +307,8 @@ def cases(dtype, E=67, Q=17, K=33, T=40, V=65):
         ("attend_backward", [d_scores, weights, drop, 0.3, T]),
         ("cross_entropy", [logits, targets]),
         ("cross_entropy_backward", [normal(Z, 7, seed=10), logits, targets]),
+        ("gelu", [x, True]),
+        ("norms", [normal(M, 20_001, seed=11, dtype=dtype)]),
     ]
 
 
@@ -415,6 +444,82 @@ def test_a_norm_that_overflows_is_not_finite(native, dtype, E):
     assert total.isfinite().all()
     assert norm[0, 0].isfinite().all()
     assert not norm[0, 1].isfinite().any()
+
+
+# --- attention as a whole, where the machine has tiles
+
+
+@pytest.fixture
+def whole(native):
+    if native(BF16).attention is None:
+        pytest.skip("this machine has no tiles")
+    return native(BF16)
+
+
+def attention(qkv, drop, heads):
+    """Plainly, with the masks of `drop`; (Z, T, F) -> (Z, T, E)."""
+    T, D = qkv.shape[1], qkv.shape[2] // (3 * heads)
+    q, k, v = (t.view(-1, T, heads, D).transpose(1, 2) for t in qkv.chunk(3, 2))
+    scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+    weights = scores.softmax(-1)
+    if drop:
+        weights = weights * kept(drop, heads, T, T) * drop.scale[:, None, None, None]
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 32, 33, 64, 100])
+@pytest.mark.parametrize(("heads", "D"), [(1, 64), (3, 5), (2, 33), (4, 16)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_whole_attention(whole, T, heads, D, dropped):
+    """Its factors are rounded to bf16 on the way: to 1% of the largest."""
+    drop = drop_of() if dropped else None
+    qkv, d_y = normal(Z, T, 3 * heads * D, dtype=BF16), normal(Z, T, heads * D, seed=1, dtype=BF16)
+    wide = qkv.double().requires_grad_()
+    expected = attention(wide, drop, heads)
+    (d_qkv,) = torch.autograd.grad(expected, wide, d_y.double())
+    y, levels = whole.attention(qkv, drop, heads)
+    found = whole.attention_backward(d_y, qkv, levels, drop)
+    for got, want in ((y, expected), (found, d_qkv)):
+        torch.testing.assert_close(got.double(), want, rtol=0.01, atol=0.01 * want.abs().max().item())
+
+
+@pytest.mark.parametrize(("T", "heads"), [(40, 3), (32, 1), (7, 2)])
+def test_whole_attention_drops_what_the_plain_one_drops(whole, T, heads):
+    """Queries of zero see all alike, and values of one position each show which they see; the backward pass as well."""
+    drop = drop_of()
+    qkv = torch.zeros(Z, T, 3, heads, T, dtype=BF16)
+    qkv[:, :, 2] = torch.eye(T, dtype=BF16)[:, None]
+    qkv = qkv.flatten(2)
+    y, levels = whole.attention(qkv, drop, heads)
+    seen = kept(drop, heads, T, T) & torch.ones(T, T).tril().bool()
+    assert torch.equal(y.view(Z, T, heads, T).transpose(1, 2) != 0, seen)
+    d_y = torch.eye(T, dtype=BF16)[:, None].expand(T, heads, T).reshape(T, heads * T).expand(Z, T, -1)
+    d_value = whole.attention_backward(d_y, qkv, levels, drop).view(Z, T, 3, heads, T)[:, :, 2]
+    # d value of key k and number t: the weight of query t
+    assert torch.equal(d_value.permute(0, 2, 3, 1) != 0, seen)
+
+
+def test_whole_attention_of_many_threads_and_of_sick_neighbours(whole, monkeypatch):
+    """The same bits; and scores far apart are no overflow."""
+    monkeypatch.setattr(kernels, "ALONE", 0)
+    qkv, d_y, drop = normal(Z, 50, 3 * 2 * 24, dtype=BF16), normal(Z, 50, 2 * 24, seed=1, dtype=BF16), drop_of()
+
+    def results(qkv):
+        y, levels = whole.attention(qkv, drop, 2)
+        return y, levels, whole.attention_backward(d_y, qkv, levels, drop)
+
+    torch.set_num_threads(1)
+    expected = results(qkv)
+    sick = qkv.clone()
+    sick[2, 7, 3] = math.nan
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(results(qkv), expected, strict=True))
+        for found, healthy in zip(results(sick), expected, strict=True):
+            assert found[2].isnan().any()
+            others = torch.arange(Z) != 2
+            assert torch.equal(found[others], healthy[others])
+    assert all(result.isfinite().all() for result in results(1000 * qkv))
 
 
 # --- the sublayers against automatic differentiation of plainly written ones, in double precision

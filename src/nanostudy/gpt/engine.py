@@ -118,7 +118,7 @@ def train_step(
     scaled = dtype == torch.float16
     loss_scale_M = state.loss_scale if scaled else None
     loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, loss_scale_M, pieces)
-    norm_M = torch.linalg.vector_norm(grads_MP, dim=1, dtype=torch.float32)
+    norm_M = pieces.norms(grads_MP)
     finite_M = norm_M.isfinite()
     lost_M = ~loss_M.isfinite()
     if scaled:

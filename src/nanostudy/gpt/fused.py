@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanostudy.gpt.optim import move
@@ -126,7 +127,23 @@ def cross_entropy_backward(d_losses_ZT: Tensor, logits_ZTV: Tensor, targets_ZT: 
     return (d_logits_ZTV * d_losses_ZT[..., None]).to(logits_ZTV.dtype)
 
 
+def gelu(x: Tensor, trains: bool) -> tuple[Tensor, Tensor]:
+    """(GELU of x, what `gelu_backward` needs of it). The latter may be anything where nothing trains."""
+    return F.gelu(x), x
+
+
+def gelu_backward(d_y: Tensor, kept: Tensor) -> Tensor:
+    return torch.ops.aten.gelu_backward(d_y, kept)
+
+
+def norms(rows_MP: Tensor) -> Tensor:
+    """Of each row, fp32 (M,)."""
+    return torch.linalg.vector_norm(rows_MP, dim=1, dtype=torch.float32)
+
+
 class Pieces(NamedTuple):
+    """`attention` and its backward pass are whole ones (see layers.py), where there is a kernel for that."""
+
     residual_norm: Callable[..., tuple[Tensor, Tensor]]
     residual_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     part_heads: Callable[..., Tensor]
@@ -135,7 +152,12 @@ class Pieces(NamedTuple):
     attend_backward: Callable[..., Tensor]
     cross_entropy: Callable[..., Tensor]
     cross_entropy_backward: Callable[..., Tensor]
+    gelu: Callable[..., tuple[Tensor, Tensor]]
+    gelu_backward: Callable[..., Tensor]
+    norms: Callable[..., Tensor]
     move: Callable[..., None]
+    attention: Callable[..., tuple[Tensor, Tensor]] | None = None
+    attention_backward: Callable[..., Tensor] | None = None
 
 
 PLAIN = Pieces(
@@ -147,5 +169,8 @@ PLAIN = Pieces(
     attend_backward,
     cross_entropy,
     cross_entropy_backward,
+    gelu,
+    gelu_backward,
+    norms,
     move,
 )

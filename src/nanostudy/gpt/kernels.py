@@ -1,4 +1,4 @@
-"""The pieces of fused.py as kernels: on a CPU from native.cpp by the machine's C++ compiler, on a GPU by PyTorch's.
+"""The pieces of fused.py as kernels: on a CPU from native/ by the machine's C++ compiler, on a GPU by PyTorch's.
 
 They are built once a machine and kept in the user's cache. Nothing here is needed: where they cannot be had, PLAIN does the
 same more slowly.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import re
@@ -28,15 +29,28 @@ from nanostudy.gpt.files import cache_folder
 from nanostudy.gpt.fused import EPSILON, PLAIN, Drop, Pieces
 from nanostudy.gpt.optim import EPSILON as ADAM_EPSILON
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("native") / "pieces.cpp"
 OPTIONS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 SECONDS = 300  # that the compiler may take
-TABLES = {torch.float32: "fp32_pieces", torch.bfloat16: "bf16_pieces"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 ALONE = 32768  # elements: fewer are not worth waking other threads
 
-# What the functions of native.cpp take, in the order of Pieces: pointers, whole numbers, a real number, the threads.
-POINTERS = (7, 9, 2, 2, 4, 4, 3, 4, 11)
-NUMBERS = (4, 4, 5, 5, 5, 5, 2, 2, 4)
+# What the functions of pieces.cpp take: so many pointers and whole numbers, then a real number and the threads.
+TAKEN = {
+    "residual_norm": (7, 4),
+    "residual_norm_backward": (9, 4),
+    "part_heads": (2, 5),
+    "join_heads": (2, 5),
+    "attend": (4, 5),
+    "attend_backward": (4, 5),
+    "attention": (4, 4),
+    "attention_backward": (5, 4),
+    "cross_entropy": (3, 2),
+    "cross_entropy_backward": (4, 2),
+    "gelu": (3, 1),
+    "squares": (2, 3),
+    "move": (11, 4),
+}
 
 
 class NotBuilt(Exception):
@@ -64,38 +78,50 @@ def threaded() -> bool:
 @cache
 def native(dtype: torch.dtype) -> Pieces:
     """For CPU tensors, activations in this dtype. Raises NotBuilt."""
-    if dtype not in TABLES:
+    if dtype not in NAMES:
         raise NotBuilt(f"there are none for {dtype} on a CPU")
     library = _library()
-    functions, wide = _Functions(library, TABLES[dtype]), _Functions(library, TABLES[torch.float32])
+    functions, wide = _Functions(library, NAMES[dtype]), _Functions(library, NAMES[torch.float32])
     # gradients are in fp32 where several micro-batches were added up
-    either = {dtype: functions.move, torch.float32: wide.move}
+    either = {dtype: functions, torch.float32: wide}
 
-    def move_rows(params_MP: Tensor, grads_MP: Tensor, *rest: Tensor) -> None:
-        either[grads_MP.dtype](params_MP, grads_MP, *rest)
+    def norms(rows_MP: Tensor) -> Tensor:
+        return either[rows_MP.dtype].norms(rows_MP)
 
-    return Pieces(**{name: getattr(functions, name) for name in Pieces._fields} | {"move": move_rows})
+    def move(params_MP: Tensor, grads_MP: Tensor, *rest: Tensor) -> None:
+        either[grads_MP.dtype].move(params_MP, grads_MP, *rest)
+
+    own = {name: getattr(functions, name) for name in Pieces._fields if name in functions.known}
+    return Pieces(**own | {"gelu_backward": torch.mul, "norms": norms, "move": move})
 
 
 class _Drop(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in Drop._fields]
 
 
-class _Functions:
-    """The pieces of native.cpp for one dtype."""
+class _Entry(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("fp32", ctypes.c_void_p), ("bf16", ctypes.c_void_p)]
 
-    def __init__(self, library: ctypes.CDLL, table: str) -> None:
-        addresses = (ctypes.c_void_p * len(Pieces._fields)).in_dll(library, table)
-        self.functions = {}
-        for name, address, p, n in zip(Pieces._fields, addresses, POINTERS, NUMBERS, strict=True):
-            types: list[Any] = [ctypes.c_void_p] * p + [ctypes.c_int64] * n + [ctypes.c_float, ctypes.c_int]
-            self.functions[name] = ctypes.CFUNCTYPE(None, *types)(address)
+
+class _Functions:
+    """The pieces of pieces.cpp for one dtype: those that this machine can have."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: str) -> None:
+        self.known = {}
+        for entry in (_Entry * len(TAKEN)).in_dll(library, "pieces"):
+            name, address = entry.name.decode(), getattr(entry, dtype)
+            pointers, numbers = TAKEN[name]
+            types: list[Any] = (
+                [ctypes.c_void_p] * pointers + [ctypes.c_int64] * numbers + [ctypes.c_float, ctypes.c_int]
+            )
+            if address:
+                self.known[name] = ctypes.CFUNCTYPE(None, *types)(address)
 
     def call(self, name: str, tensors: list[Tensor | Drop | None], numbers: list[int], size: int, real: float) -> None:
         """`size`: of the work, in elements. What is written to must be contiguous."""
         held = [_contiguous(tensor) for tensor in tensors]  # until the call is over
         threads = 1 if size < ALONE else torch.get_num_threads()
-        self.functions[name](*(_pointer(tensor) for tensor in held), *numbers, real, threads)
+        self.known[name](*(_pointer(tensor) for tensor in held), *numbers, real, threads)
 
     def residual_norm(
         self, x_ZTE: Tensor | None, y_ZTE: Tensor, drop: Drop | None, gain_ME: Tensor, bias_ME: Tensor | None
@@ -142,6 +168,21 @@ class _Functions:
         self.call("attend_backward", tensors, numbers, weights_ZHQK.numel(), scale)
         return d_scores_ZHQK
 
+    def attention(self, qkv_ZTF: Tensor, drop: Drop | None, heads: int) -> tuple[Tensor, Tensor]:
+        Z, T, D = *qkv_ZTF.shape[:2], qkv_ZTF.shape[2] // (3 * heads)
+        y_ZTE = qkv_ZTF.new_empty(Z, T, heads * D)
+        levels_ZHT = qkv_ZTF.new_empty(Z, heads, T, dtype=torch.float32)
+        tensors = [qkv_ZTF, drop, y_ZTE, levels_ZHT]
+        self.call("attention", tensors, [Z, heads, T, D], qkv_ZTF.numel(), 1 / math.sqrt(D))
+        return y_ZTE, levels_ZHT
+
+    def attention_backward(self, d_y_ZTE: Tensor, qkv_ZTF: Tensor, levels_ZHT: Tensor, drop: Drop | None) -> Tensor:
+        (Z, heads, T), D = levels_ZHT.shape, d_y_ZTE.shape[2] // levels_ZHT.shape[1]
+        d_qkv_ZTF = _new(qkv_ZTF)
+        tensors = [d_y_ZTE, qkv_ZTF, levels_ZHT, drop, d_qkv_ZTF]
+        self.call("attention_backward", tensors, [Z, heads, T, D], qkv_ZTF.numel(), 1 / math.sqrt(D))
+        return d_qkv_ZTF
+
     def cross_entropy(self, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
         losses_ZT = logits_ZTV.new_empty(targets_ZT.shape, dtype=torch.float32)
         numbers = [targets_ZT.numel(), logits_ZTV.shape[2]]
@@ -155,6 +196,21 @@ class _Functions:
         self.call("cross_entropy_backward", tensors, numbers, logits_ZTV.numel(), 0.0)
         return d_logits_ZTV
 
+    def gelu(self, x: Tensor, trains: bool) -> tuple[Tensor, Tensor]:
+        """(GELU of x, its derivative)"""
+        if not trains:  # PyTorch's is faster where that is all
+            return PLAIN.gelu(x, trains)
+        x = x.contiguous()
+        y, slope = _new(x), _new(x)
+        self.call("gelu", [x, y, slope], [x.numel()], x.numel(), 0.0)
+        return y, slope
+
+    def norms(self, rows_MP: Tensor) -> Tensor:
+        M, columns = rows_MP.shape
+        sums_M = rows_MP.new_empty(M, dtype=torch.float32)
+        self.call("squares", [rows_MP, sums_M], [M, columns, columns], rows_MP.numel(), 0.0)
+        return sums_M.sqrt_()
+
     def move(
         self, params_MP: Tensor, grads_MP: Tensor, exp_avg_MP: Tensor, exp_avg_sq_MP: Tensor, *numbers_M1: Tensor
     ) -> None:
@@ -163,7 +219,7 @@ class _Functions:
         numbers = [M, columns, params_MP.stride(0), grads_MP.stride(0)]
         held = [number_M1.contiguous() for number_M1 in numbers_M1]
         pointers = [tensor.data_ptr() for tensor in (*rows, *held)]
-        self.functions["move"](*pointers, *numbers, ADAM_EPSILON, torch.get_num_threads())
+        self.known["move"](*pointers, *numbers, ADAM_EPSILON, torch.get_num_threads())
 
 
 def _new(like: Tensor) -> Tensor:
@@ -226,7 +282,8 @@ def _openmp() -> str | None:
 def _fingerprint(command: str, options: tuple[str, ...]) -> str:
     """Of all that decides what is built: the source, how, and for which machine."""
     version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), *OPTIONS, *options, version, *sorted(cpu_flags()), torch.__version__)
+    sources = (file.read_text(encoding="utf-8") for file in sorted(SOURCE.parent.iterdir()))
+    parts = (*sources, *OPTIONS, *options, version, *sorted(cpu_flags()), torch.__version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -269,7 +326,8 @@ def traced(device: torch.device, dtype: torch.dtype) -> Pieces:
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels" / "traced"))
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
-    found = Pieces(*(_Traced(piece, 2 if piece is PLAIN.move else 1) for piece in PLAIN))
+    kernels = {name: _Traced(piece, 2 if name == "move" else 1) for name, piece in PLAIN._asdict().items() if piece}
+    found = Pieces(**kernels)
     try:
         _try(found, device, dtype)
     except Exception as problem:  # of a compiler that may not be there, or not fit the rest

@@ -71,45 +71,63 @@ class ResidualNorm(Function):
 class Attention(Function):
     """Causal scaled dot-product attention (Vaswani et al., 2017) before the output projection: (M, B, T, E).
 
-    Takes queries, keys and values of all heads beside each other, (M, B, T, 3 * E). In blocks of queries, so that
-    what no query sees is mostly not computed.
+    Takes queries, keys and values of all heads beside each other, (M, B, T, 3 * E).
     """
 
     @staticmethod
     def forward(ctx: Any, qkv_MBTF: Tensor, drop: Drop | None, heads: int, pieces: Pieces) -> Tensor:
-        M, B, T, _ = qkv_MBTF.shape
-        qkv_XZHTD = pieces.part_heads(qkv_MBTF.flatten(0, 1), 3, heads)
-        q, k, v = qkv_XZHTD.flatten(1, 2)
-        (Z, D), y, kept = qkv_XZHTD.shape[1::3], torch.empty_like(q), []
-        for first, last in _blocks(T):
-            scores_ZHQK = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).unflatten(0, (Z, heads))
-            weights_ZHQK, dropped_ZHQK = pieces.attend(scores_ZHQK, drop, 1 / math.sqrt(D), T)
-            torch.bmm(dropped_ZHQK.flatten(0, 1), v[:, :last], out=y[:, first:last])
-            kept += [weights_ZHQK, dropped_ZHQK]
-        ctx.save_for_backward(q, k, v, *kept)
+        qkv_ZTF = qkv_MBTF.flatten(0, 1)
+        if pieces.attention:
+            y_ZTE, levels_ZHT = pieces.attention(qkv_ZTF, drop, heads)
+            ctx.save_for_backward(qkv_ZTF, levels_ZHT)
+        else:
+            y_ZTE, kept = _attend_blocks(qkv_ZTF, drop, heads, pieces)
+            ctx.save_for_backward(*kept)
         ctx.drop, ctx.pieces = drop, pieces
-        return pieces.join_heads(y.view(1, Z, heads, T, D)).view(M, B, T, -1)
+        return y_ZTE.view(*qkv_MBTF.shape[:3], -1)
 
     @staticmethod
     def backward(ctx: Any, d_y_MBTE: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        (M, B, T, _), heads, D = d_y_MBTE.shape, kept[0].shape[1], q.shape[2]
-        d_y = ctx.pieces.part_heads(d_y_MBTE.flatten(0, 1), 1, heads).view_as(q)
-        d_qkv_XZHTD = q.new_empty(3, M * B, heads, T, D)
-        d_q, d_k, d_v = d_qkv_XZHTD.flatten(1, 2)
-        for first, last in reversed(list(_blocks(T))):
-            dropped, weights_ZHQK = kept.pop().flatten(0, 1), kept.pop()
-            d_dropped = torch.bmm(d_y[:, first:last], v[:, :last].transpose(1, 2))
-            d_dropped_ZHQK = d_dropped.view_as(weights_ZHQK)
-            d_scores_ZHQK = ctx.pieces.attend_backward(d_dropped_ZHQK, weights_ZHQK, ctx.drop, 1 / math.sqrt(D), T)
-            d_scores = d_scores_ZHQK.flatten(0, 1)
-            torch.bmm(d_scores, k[:, :last], out=d_q[:, first:last])
-            for d, rows, by in ((d_k, d_scores, q), (d_v, dropped, d_y)):
-                if last == T:
-                    torch.bmm(rows.transpose(1, 2), by[:, first:last], out=d)
-                else:
-                    d[:, :last].baddbmm_(rows.transpose(1, 2), by[:, first:last])
-        return ctx.pieces.join_heads(d_qkv_XZHTD).view(M, B, T, -1), None, None, None
+        d_y_ZTE = d_y_MBTE.flatten(0, 1)
+        if ctx.pieces.attention_backward:
+            d_qkv_ZTF = ctx.pieces.attention_backward(d_y_ZTE, *ctx.saved_tensors, ctx.drop)
+        else:
+            d_qkv_ZTF = _attend_blocks_backward(d_y_ZTE, ctx.saved_tensors, ctx.drop, ctx.pieces)
+        return d_qkv_ZTF.view(*d_y_MBTE.shape[:3], -1), None, None, None
+
+
+def _attend_blocks(qkv_ZTF: Tensor, drop: Drop | None, heads: int, pieces: Pieces) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(y (Z, T, E), what the backward pass needs). In blocks of queries, so that what no query sees is mostly not computed."""
+    qkv_XZHTD = pieces.part_heads(qkv_ZTF, 3, heads)
+    q, k, v = qkv_XZHTD.flatten(1, 2)
+    (Z, _, T, D), y, kept = qkv_XZHTD.shape[1:], torch.empty_like(q), []
+    for first, last in _blocks(T):
+        scores_ZHQK = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).unflatten(0, (Z, heads))
+        weights_ZHQK, dropped_ZHQK = pieces.attend(scores_ZHQK, drop, 1 / math.sqrt(D), T)
+        torch.bmm(dropped_ZHQK.flatten(0, 1), v[:, :last], out=y[:, first:last])
+        kept += [weights_ZHQK, dropped_ZHQK]
+    return pieces.join_heads(y.view(1, Z, heads, T, D)), (q, k, v, *kept)
+
+
+def _attend_blocks_backward(d_y_ZTE: Tensor, kept: tuple[Tensor, ...], drop: Drop | None, pieces: Pieces) -> Tensor:
+    q, k, v, *rest = kept
+    (Z, T, _), heads, D = d_y_ZTE.shape, rest[0].shape[1], q.shape[2]
+    d_y = pieces.part_heads(d_y_ZTE, 1, heads).view_as(q)
+    d_qkv_XZHTD = q.new_empty(3, Z, heads, T, D)
+    d_q, d_k, d_v = d_qkv_XZHTD.flatten(1, 2)
+    for first, last in reversed(list(_blocks(T))):
+        dropped, weights_ZHQK = rest.pop().flatten(0, 1), rest.pop()
+        d_dropped = torch.bmm(d_y[:, first:last], v[:, :last].transpose(1, 2))
+        d_dropped_ZHQK = d_dropped.view_as(weights_ZHQK)
+        d_scores_ZHQK = pieces.attend_backward(d_dropped_ZHQK, weights_ZHQK, drop, 1 / math.sqrt(D), T)
+        d_scores = d_scores_ZHQK.flatten(0, 1)
+        torch.bmm(d_scores, k[:, :last], out=d_q[:, first:last])
+        for d, rows, by in ((d_k, d_scores, q), (d_v, dropped, d_y)):
+            if last == T:
+                torch.bmm(rows.transpose(1, 2), by[:, first:last], out=d)
+            else:
+                d[:, :last].baddbmm_(rows.transpose(1, 2), by[:, first:last])
+    return pieces.join_heads(d_qkv_XZHTD)
 
 
 def _blocks(T: int) -> Iterator[tuple[int, int]]:
@@ -121,6 +139,21 @@ def _blocks(T: int) -> Iterator[tuple[int, int]]:
 def seen_share(T: int) -> float:
     """The share of all pairs of positions that attention computes, seen or not."""
     return sum(last * (last - first) for first, last in _blocks(T)) / T**2
+
+
+class Gelu(Function):
+    """x times the share of a normal distribution below x (Hendrycks & Gimpel, 2016), of any size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pieces: Pieces) -> Tensor:
+        y, kept = pieces.gelu(x, ctx.needs_input_grad[0])
+        ctx.save_for_backward(kept)
+        ctx.pieces = pieces
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.pieces.gelu_backward(d_y, *ctx.saved_tensors), None
 
 
 class CrossEntropy(Function):

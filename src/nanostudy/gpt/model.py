@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.fused import PLAIN, Drop, Pieces
-from nanostudy.gpt.layers import Attention, Linear, ResidualNorm
+from nanostudy.gpt.layers import Attention, Gelu, Linear, ResidualNorm
 from nanostudy.gpt.randomness import Purpose, dropout_words, generator
 
 
@@ -219,7 +218,7 @@ def forward(
             h_MBTE = Attention.apply(qkv_MBTF, drop, shape.n_head, pieces)
         y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE)
         x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), pieces)
-        h_MBTF = F.gelu(_linear(p, f"{here}.mlp_in", h_MBTE))
+        h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE), pieces)
         y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF)
     if cache:
         cache.length += T

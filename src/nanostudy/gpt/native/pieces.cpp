@@ -42,10 +42,27 @@ inline V load(const float *from, int64_t count) {
     return v;
 }
 
+// Written out where it matters: GCC 12 converts vectors lane by lane, or in halves.
+inline U words_of(Halves h) {
+#ifdef __AVX512F__
+    return (U)_mm512_cvtepu16_epi32((__m256i)h);
+#else
+    return __builtin_convertvector(h, U);
+#endif
+}
+
+inline I words_of(Bytes b) {
+#ifdef __AVX512F__
+    return (I)_mm512_cvtepu8_epi32((__m128i)b);
+#else
+    return __builtin_convertvector(__builtin_convertvector(b, Halves), I);
+#endif
+}
+
 inline V load(const bf16 *from, int64_t count) {
     Halves h = {};
     copy(&h, from, count, sizeof *from);
-    return (V)(__builtin_convertvector(h, U) << 16);
+    return (V)(words_of(h) << 16);
 }
 
 inline void store(float *to, V v, int64_t count) {
@@ -100,6 +117,16 @@ inline V exponential(V x) {
     return (p * r * r + r + 1.0f) * (V)((__builtin_convertvector(n, I) + 127) << 23);
 }
 
+// 1 / x for x from 1 to 2**100, to the last bit or the one before it: a division takes as long as all the rest of a GELU.
+inline V inverse(V x) {
+#ifdef __AVX512F__
+    const V guess = (V)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
 // What the masks are spread from, arrays of Z. A null pointer to it stands for no dropout.
 struct Drop {
     const uint32_t *low, *high;
@@ -145,7 +172,7 @@ struct Mask {
         if (!bytes) return v;
         Bytes b;
         std::memcpy(&b, bytes + i, sizeof b);
-        return v * (__builtin_convertvector(b, I) >= threshold ? kept : V{});
+        return v * (words_of(b) >= threshold ? kept : V{});
     }
 };
 
@@ -376,6 +403,46 @@ void cross_entropy_backward(const float *d_losses, const Real *logits, const int
     }
 }
 
+// GELU(x) = x * the share of a normal distribution below x (Hendrycks & Gimpel, 2016), and its derivative.
+template <typename Real>
+void gelu(const Real *x, Real *y, Real *slope, int64_t N, float, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t n = 0; n < N; n += WIDTH) {
+        const V v = load(x + n, N - n), density = exponential(v * v * -0.5f) * 0.3989422804f;
+        // Abramowitz & Stegun 26.2.17: within 7.5e-8
+        const V size = v < V{} ? -v : v, t = inverse(size * 0.2316419f + 1.0f);
+        V tail = t * 1.330274429f - 1.821255978f;
+        tail = tail * t + 1.781477937f;
+        tail = tail * t - 0.356563782f;
+        tail = (tail * t + 0.319381530f) * t * density;
+        const V share = v < V{} ? tail : 1.0f - tail;
+        store(y + n, v * share, N - n);
+        store(slope + n, share + v * density, N - n);
+    }
+}
+
+// The sum of each row's squares: of columns 8192 at a time, whatever the threads.
+template <typename Real>
+void squares(const Real *rows, float *sums, int64_t M, int64_t columns, int64_t row, float, int threads) {
+    const int64_t block = 8192, blocks = (columns + block - 1) / block;
+    std::vector<float> part(blocks);
+    for (int64_t m = 0; m < M; m++) {
+#pragma omp parallel for num_threads(threads)
+        for (int64_t b = 0; b < blocks; b++) {
+            V total = {};
+            const int64_t end = std::min(columns, (b + 1) * block);
+            for (int64_t i = b * block; i < end; i += WIDTH) {
+                const V v = load(rows + m * row + i, end - i);
+                total += v * v;
+            }
+            part[b] = sum_of(total);
+        }
+        double all = 0;
+        for (float each : part) all += each;
+        sums[m] = all;
+    }
+}
+
 // Rows of `columns` elements lie `row` elements apart, those of the gradient `grad_row`; the numbers are arrays of M.
 template <typename Real>
 void move(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, const float *decay, const bool *moved,
@@ -404,12 +471,26 @@ void move(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, c
 
 }  // namespace
 
-#define PIECES(Real)                                                                                                   \
-    {(void *)residual_norm<Real>, (void *)residual_norm_backward<Real>, (void *)part_heads<Real>, (void *)join_heads<Real>, (void *)attend<Real>,                        \
-     (void *)attend_backward<Real>, (void *)cross_entropy<Real>,    \
-     (void *)cross_entropy_backward<Real>, (void *)move<Real>}
+#include "tiles.h"
+#include "attention.h"
+
+// The pieces by name, in fp32 and in bf16; null where this machine has none.
+struct Piece {
+    const char *name;
+    void *fp32, *bf16;
+};
+
+#define PIECE(name) {#name, (void *)name<float>, (void *)name<bf16>}
+#ifdef NANOSTUDY_TILES
+#define TILED(name) {#name, nullptr, tiles_granted() ? (void *)name : nullptr}
+#else
+#define TILED(name) {#name, nullptr, nullptr}
+#endif
 
 extern "C" {
-void *fp32_pieces[] = PIECES(float);  // in the order of fused.py's Pieces
-void *bf16_pieces[] = PIECES(bf16);
+Piece pieces[] = {
+    PIECE(residual_norm), PIECE(residual_norm_backward), PIECE(part_heads), PIECE(join_heads), PIECE(attend),
+    PIECE(attend_backward), PIECE(cross_entropy), PIECE(cross_entropy_backward), PIECE(gelu), PIECE(squares), PIECE(move),
+    TILED(attention), TILED(attention_backward), {nullptr, nullptr, nullptr},
+};
 }
