@@ -135,7 +135,7 @@ def assert_equals_plain_models(shape: Shape, pieces: Pieces, keys_and_rates=None
     params_MP, inputs, targets = lively(shape), tokens_of(shape, M, B, T), tokens_of(shape, M, B, T, seed=2)
     dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, shape)
     logits = forward(named_views(params_MP, shape), inputs, shape, dropout, pieces=pieces)
-    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], 1, shape, torch.float32, None, pieces)
+    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], B, shape, torch.float32, None, pieces)
     grads = named_views(grads_MP, shape)
     for m in range(M):
         masks = None if keys_and_rates is None else Masks(keys_and_rates[0][m], keys_and_rates[1][m].item())
@@ -215,7 +215,7 @@ def test_initial_loss(bias, tie_embeddings, tolerance):
     shape = shape_of(bias, tie_embeddings, n_embd=128, block_size=64, vocab_size=65)
     params_MP = initial_parameters(shape, [1, 2, 3, 4])
     batch = Batch(tokens_of(shape, 4, 8, 64), tokens_of(shape, 4, 8, 64, seed=2), None)
-    loss_M, _ = gradients(params_MP, [batch], 1, shape, torch.float32, None)
+    loss_M, _ = gradients(params_MP, [batch], 8, shape, torch.float32, None)
     assert loss_M.mean().item() == pytest.approx(math.log(65) + 128 * 0.02**2 / 2, abs=tolerance)
 
 

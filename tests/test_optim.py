@@ -202,10 +202,8 @@ def test_micro_batches_sum_up_to_one_batch(pieces, parts, rate):
         return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, shape) if rate else None)
 
     size = 8 // parts
-    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 1, shape, torch.float32, None, pieces)
+    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 8, shape, torch.float32, None, pieces)
     micro_batches = [piece(slice(i * size, (i + 1) * size)) for i in range(parts)]
-    micro_loss_M, micro_grads_MP = gradients(
-        params_MP, micro_batches, len(micro_batches), shape, torch.float32, None, pieces
-    )
+    micro_loss_M, micro_grads_MP = gradients(params_MP, micro_batches, 8, shape, torch.float32, None, pieces)
     torch.testing.assert_close(micro_loss_M, loss_M)
     torch.testing.assert_close(micro_grads_MP, grads_MP, rtol=0, atol=1e-5 * grads_MP.abs().max().item())

@@ -415,7 +415,7 @@ def fp16_step(state, members, shape, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
     rates = Rates.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
-    return train_step(state, [Batch(inputs, targets, None)], 1, rates, shape, torch.float16)
+    return train_step(state, [Batch(inputs, targets, None)], 4, rates, shape, torch.float16)
 
 
 def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():

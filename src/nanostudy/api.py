@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from nanostudy.gpt import checkpoint
@@ -21,16 +22,18 @@ from nanostudy.gpt.corpus import load_corpus as read_corpus
 from nanostudy.gpt.device import memory_errors
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Evaluated, Event, Stopped
-from nanostudy.gpt.experiment import Experiment
+from nanostudy.gpt.experiment import Experiment, names_of
 from nanostudy.gpt.files import sole_owner, write_atomically
 from nanostudy.gpt.machine import Machine, resolve
 from nanostudy.gpt.model import Shape
 from nanostudy.gpt.model import count_parameters as count
+from nanostudy.gpt.ranks import Ranks, joined
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.run import Recorder
 from nanostudy.gpt.sample import Picking, generate
 from nanostudy.gpt.train import Job
 from nanostudy.gpt.train import train as train_stack
+from nanostudy.gpt.version import VERSION
 from nanostudy.gpt.weights import Weights, fitted, load_weights
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
@@ -61,6 +64,9 @@ class Run:
             f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.summary.items()
         )
         return f"<p><b>{html.escape(str(self.folder))}</b></p><table>{cells}</table>"
+
+    def on(self, device: torch.device) -> Run:
+        return replace(self, weights=replace(self.weights, params=self.weights.params.to(device)))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _loaded(folder: Path, which: str, machine: Machine) -> Run:
         )
     # one that was begun elsewhere can be asked at any time
     weights = runs.read_trained(folder, which).weights if unfinished else load_weights(folder, which)
-    return Run(folder, replace(weights, params=weights.params.to(machine.device)))
+    return Run(folder, weights).on(machine.device)
 
 
 def train(
@@ -193,28 +199,27 @@ def train(
     """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
 
     Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
-    is called with every event; by default progress is shown. `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted,
-    with everything saved, on Ctrl-C).
+    is called with every event; by default progress is shown. `track` is tensorboard, wandb or mlflow. Raises UsageError,
+    NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+
+    Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
+    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ToldElsewhere.
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
-    track = check_track(track)
-    machine = resolve(resources)
-    initial = load_weights(Path(experiment.init_from)) if experiment.init_from else None
-    going_on = initial is not None and initial.goes_on is not None and _has_begun(folder)
-    row = fitted(initial, experiment) if initial and not going_on else None
-    corpus = read_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
-    corpus.check_window(experiment.block_size)
-    try:
-        corpus.tokenizer.encode(experiment.sample_prompt or "")
-    except UsageError as problem:
-        raise UsageError(f"sample_prompt: {problem}") from None
-    identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
-    with sole_owner(folder), contextlib.ExitStack() as stack:
+    with joined() as ranks, contextlib.ExitStack() as stack:
+        ranks.share(experiment.sequences_per_update)
+        tracker = ranks.of_first(lambda: check_track(track))
+        machine = resolve(resources, ranks)
+        initial, row = ranks.of_first(lambda: _first_weights(experiment, folder))
+        corpus = _fitting_corpus(experiment, initial)
+        ranks.agree(_decisive(experiment, corpus, machine))
+        identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
         recorder = Recorder(folder, experiment, identity, corpus, machine)
-        state = recorder.claim({**asdict(resources), **({"track": track} if track else {})})
+        if ranks.first:
+            stack.enter_context(sole_owner(folder))
+        state = ranks.of_first(lambda: recorder.claim({**asdict(resources), **({"track": tracker} if tracker else {})}))
         if state in ("new", "unfinished"):
-            listen = listen or stack.enter_context(TrainingView(experiment, corpus, machine, folder))
             events = train_stack(
                 [Job(experiment.name, experiment, identity, row)],
                 corpus,
@@ -223,19 +228,67 @@ def train(
                 save_every=save_every,
                 stop=stack.enter_context(stop_requests()),
                 moments=True,
+                ranks=ranks,
             )
-            say = getattr(listen, "say", None) or _warn
-            with memory_errors(), tracking(track, say) as tracked:
+            with memory_errors(), _hearing(recorder, listen, tracker, ranks) as hear:
                 for event in events:
-                    recorder.record(event)
-                    listen(event)
-                    if tracked:
-                        tracked.hear(event, folder, experiment.as_dict(), identity)
+                    hear(event)
                     if isinstance(event, Stopped):
                         raise Interrupted(
                             f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
                         )
-        return complete(folder, machine)
+        run = ranks.of_first(lambda: complete(folder, machine).on(torch.device("cpu")))
+        return run.on(machine.device)
+
+
+def _first_weights(experiment: Experiment, folder: Path) -> tuple[Weights | None, Tensor | None]:
+    """Those that init_from names, and as the row (P,) to start from, unless there is more to go on from."""
+    if not experiment.init_from:
+        return None, None
+    initial = load_weights(Path(experiment.init_from))
+    going_on = initial.goes_on is not None and _has_begun(folder)
+    return initial, None if going_on else fitted(initial, experiment)
+
+
+def _fitting_corpus(experiment: Experiment, initial: Weights | None) -> Corpus:
+    """Raises UsageError where it is too short for the model, or without a character of the prompt."""
+    corpus = read_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
+    corpus.check_window(experiment.block_size)
+    try:
+        corpus.tokenizer.encode(experiment.sample_prompt or "")
+    except UsageError as problem:
+        raise UsageError(f"sample_prompt: {problem}") from None
+    return corpus
+
+
+def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[str, object]:
+    """What all ranks must have alike: what decides the result, and its bits."""
+    names = (*names_of("shape"), *names_of("number"))
+    settings = {name: getattr(experiment, name) for name in names}
+    return {"nanostudy": VERSION, **machine.conditions, "the corpus's SHA-256": corpus.sha256, **settings}
+
+
+@contextlib.contextmanager
+def _hearing(
+    recorder: Recorder, listen: Callable[[Event], None] | None, track: str | None, ranks: Ranks
+) -> Iterator[Callable[[Event], None]]:
+    """Who hears of a training, at the first of its ranks: the run folder, who listens or looks on, and a tracker."""
+    if not ranks.first:
+        yield lambda event: None
+        return
+    r = recorder
+    view = (
+        TrainingView(r.experiment, r.corpus, r.machine, r.folder) if listen is None else contextlib.nullcontext(listen)
+    )
+    with view as shown, tracking(track, getattr(shown, "say", None) or _warn) as tracked:
+
+        def hear(event: Event) -> None:
+            r.record(event)
+            shown(event)
+            if tracked:
+                tracked.hear(event, r.folder, r.experiment.as_dict(), r.identity)
+
+        yield hear
 
 
 def _warn(text: str) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nanostudy.cli_convert import convert, corpus_export
 from nanostudy.cli_study import app as study_app
+
+if TYPE_CHECKING:
+    from nanostudy.gpt.experiment import Experiment
+    from nanostudy.gpt.resources import Resources
 
 LONGEST_NAME = 80  # characters of a folder's name
 REPORT_WIDTH = 100  # columns
@@ -28,6 +33,24 @@ app = typer.Typer(
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The texts to train on.")
 app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
+
+
+@app.callback()
+def check_ranks(context: typer.Context) -> None:
+    """Only a training is done by several processes together."""
+    if context.invoked_subcommand == "train" or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    from nanostudy.gpt.errors import ToldElsewhere, UsageError
+    from nanostudy.gpt.ranks import started
+
+    ranks = started()
+    if not ranks.first:
+        raise ToldElsewhere("Rank 0 says what is wrong.")
+    if ranks.count > 1:
+        raise UsageError(
+            f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
+            "torchrun; `nanostudy study run` finds workers for all cores and GPUs by itself."
+        )
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # --setting=value is a setting
@@ -46,26 +69,35 @@ def train(
     """Train one GPT; run the same command again to go on after an interruption."""
     from nanostudy import api
     from nanostudy.gpt.errors import Interrupted
+    from nanostudy.gpt.ranks import joined
     from nanostudy.gpt.run import read_metadata
+
+    with joined() as ranks:
+        experiment, resources, track, out = ranks.of_first(lambda: _asked(source, assignments or [], out))
+        before = read_metadata(out) if ranks.first else None
+        try:
+            run = api.train(experiment, out, resources=resources, track=track)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
+    if not ranks.first:
+        return
+    if before and before["status"] == run.metadata["status"]:
+        print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
+    _say_finished(run)
+
+
+def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
+    """What to train, on what, who tracks it, and its run folder."""
     from nanostudy.settings import TRACK, experiment_and_resources, parse_assignments, read_settings
 
-    given = parse_assignments(assignments or [])
+    given = parse_assignments(assignments)
     if source.endswith(".py"):
         settings, named = _read_nanogpt(Path(source), given)
         out = out or named
     else:
         settings = {**read_settings(source), **given}
     experiment, resources = experiment_and_resources(settings)
-    if out is None:
-        out = _default_folder(source, given)
-    before = read_metadata(out)
-    try:
-        run = api.train(experiment, out, resources=resources, track=settings.get(TRACK))
-    except KeyboardInterrupt:
-        raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
-    if before and before["status"] == run.metadata["status"]:
-        print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
-    _say_finished(run)
+    return experiment, resources, settings.get(TRACK), out or _default_folder(source, given)
 
 
 def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
@@ -260,7 +292,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
-    from nanostudy.gpt.errors import NanostudyError, UsageError
+    from nanostudy.gpt.errors import NanostudyError, ToldElsewhere, UsageError
 
     for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
@@ -270,6 +302,8 @@ def main() -> None:
     except UsageError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)
         sys.exit(2)
+    except ToldElsewhere:
+        sys.exit(1)
     except NanostudyError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)
         sys.exit(1)

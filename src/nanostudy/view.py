@@ -75,9 +75,10 @@ class TrainingView:
         say(
             f"model    {e.n_layer} layers, {e.n_head} heads, width {e.n_embd}, context {e.block_size}: {count.total:,} parameters"
         )
+        ranks = f"{self.machine.ranks} ranks of " if self.machine.ranks > 1 else ""
         say(
             f"device   {self.machine.device} ({self.machine.device_name}), {self.machine.precision}, "
-            f"{counted(self.machine.threads, 'thread')}{', compiled kernels' * self.machine.compiled}"
+            f"{ranks}{counted(self.machine.threads, 'thread')}{', compiled kernels' * self.machine.compiled}"
         )
         for note in self.machine.notes:
             say(f"         {note}", style="yellow")

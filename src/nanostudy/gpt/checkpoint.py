@@ -40,6 +40,10 @@ class Stack:
     state: State
     best: Tensor  # fp32 (M, P): each member's weights at its best validation loss
 
+    def to(self, device: torch.device) -> Stack:
+        moved = {name: tensor.to(device) for name, tensor in self.state.tensors().items()}
+        return Stack(self.slots, self.waiting, State(**moved), self.best.to(device))
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all other members."""
         self.slots = [self.slots[m] for m in rows]
@@ -89,8 +93,8 @@ def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mappi
     save_tensors(path, {**stack.state.tensors(), "best": stack.best}, metadata, before=_before(path))
 
 
-def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tuple[Stack, dict[str, Any], str | None]:
-    """The stack, the machine that it was saved on, and what was wrong with the newest file where the one before served.
+def load(path: Path, identities: Mapping[str, str]) -> tuple[Stack, dict[str, Any], str | None]:
+    """The stack, on the CPU, the machine that it was saved on, and what was wrong with the newest file where the one before served.
 
     Raises DamagedCheckpoint where no file is whole, NanostudyError where it is not of these experiments.
     """
@@ -101,10 +105,9 @@ def load(path: Path, identities: Mapping[str, str], device: torch.device) -> tup
         raise NanostudyError(
             f"{path} belongs to other experiments, or to another version of this one. Choose another folder."
         )
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    best = moved.pop("best")
+    best = tensors.pop("best")
     slots = [Slot(**slot) for slot in metadata["slots"]]
-    return Stack(slots, list(metadata["waiting"]), State(**moved), best), metadata["machine"], problem
+    return Stack(slots, list(metadata["waiting"]), State(**tensors), best), metadata["machine"], problem
 
 
 def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:

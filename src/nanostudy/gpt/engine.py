@@ -1,4 +1,5 @@
-"""One training step and one evaluation of a stack. Nothing here waits for the device. Letters as in model.py."""
+"""One training step and one evaluation of a stack. Nothing here waits for the device, but ranks for each other. Letters as in
+model.py."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from nanostudy.gpt.fused import PLAIN, Pieces
 from nanostudy.gpt.layers import CrossEntropy
 from nanostudy.gpt.model import Dropout, Shape, count_parameters, forward, named_views, working_copies
 from nanostudy.gpt.optim import Rates, adamw
+from nanostudy.gpt.ranks import ALONE, Ranks
 
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
 LOSS_SCALE_GROWTH_INTERVAL = 2000
@@ -72,52 +74,74 @@ class Metrics:
 def gradients(
     params_MP: Tensor,
     batches: Iterable[Batch],
-    count: int,
+    sequences: int,
     shape: Shape,
     dtype: torch.dtype,
     loss_scale_M: Tensor | None,
     pieces: Pieces = PLAIN,
-) -> tuple[Tensor, Tensor]:
-    """Mean loss (M,) over `count` micro-batches, and its gradient, fp32 (M, P).
+    ranks: Ranks = ALONE,
+) -> tuple[Tensor, Tensor] | None:
+    """Mean loss (M,) over the `sequences` of an update, and its gradient, fp32 (M, P).
 
+    `batches` are this rank's of them, and ranks add theirs up. None where some are missing: a rank was asked to stop.
     What is differentiated is the sum of the members' mean losses: no member's gradient knows of another.
     """
     work = working_copies(params_MP, shape, dtype)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in work.items()}
-    # one micro-batch needs no sum, and its gradient no more precision than it has, but room to be scaled back
-    grads_MP = torch.empty_like(params_MP, dtype=dtype if count == 1 and loss_scale_M is None else None)
-    grads = named_views(grads_MP, shape)
-    total_M = torch.zeros(len(params_MP), device=params_MP.device)
-    for i, batch in enumerate(batches):
+    total_M, seen = torch.zeros(len(params_MP), device=params_MP.device), 0
+    grads_MP: Tensor | None = None
+    for batch in batches:
+        parts = sequences / batch.inputs.shape[1]
         logits_MBTV = forward(leaves, batch.inputs, shape, batch.dropout, pieces=pieces)
-        losses_M = CrossEntropy.apply(logits_MBTV, batch.targets, pieces).mean((1, 2)) / count
+        losses_M = CrossEntropy.apply(logits_MBTV, batch.targets, pieces).mean((1, 2)) / parts
         scaled_M = losses_M if loss_scale_M is None else losses_M * loss_scale_M
         found = torch.autograd.grad(scaled_M.sum(), list(leaves.values()))
+        if grads_MP is None:
+            # one micro-batch needs no sum, and its gradient no more precision than it has, but room to be scaled back
+            grads_MP = torch.empty_like(params_MP, dtype=dtype if parts == 1 and loss_scale_M is None else None)
+            grads = named_views(grads_MP, shape)
         for into, grad in zip(grads.values(), found, strict=True):
-            into.copy_(grad) if i == 0 else into.add_(grad)
+            into.add_(grad) if seen else into.copy_(grad)
         total_M += losses_M.detach()
-    if loss_scale_M is not None:
+        seen += batch.inputs.shape[1]
+    if loss_scale_M is not None and grads_MP is not None:
         grads_MP /= loss_scale_M[:, None]
-    return total_M, grads_MP
+    if ranks.count > 1:
+        grads_MP = torch.zeros_like(params_MP) if grads_MP is None else grads_MP
+        total_M, grads_MP, seen = _added(total_M, grads_MP, seen, ranks)
+    return None if grads_MP is None or seen < sequences else (total_M, grads_MP)
+
+
+def _added(loss_M: Tensor, grads_MP: Tensor, seen: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
+    """Over ranks, in one reduction. Waits for the device."""
+    seen_M = torch.full_like(loss_M, seen)
+    sums_MS = torch.cat([grads_MP, loss_M[:, None], seen_M[:, None]], 1)
+    ranks.add(sums_MS)
+    return sums_MS[:, -2], sums_MS[:, :-2], int(sums_MS[0, -1])
 
 
 def train_step(
     state: State,
     batches: Iterable[Batch],
-    count: int,
+    sequences: int,
     rates: Rates,
     shape: Shape,
     dtype: torch.dtype,
     pieces: Pieces = PLAIN,
-) -> Metrics:
-    """One update of every member by `count` micro-batches, in place; nothing changes before the last. A member whose loss or gradient is not finite has diverged and stays as it was.
+    ranks: Ranks = ALONE,
+) -> Metrics | None:
+    """One update of every member by so many sequences, in place; nothing changes before the last, nor where `gradients` misses
+    some: then there are no metrics. A member whose loss or gradient is not finite has diverged and stays as it was.
 
     In fp16 a gradient that is not finite is no divergence yet: the member stays as it was, halves its loss scale and goes on
     with the next batch, until no scale is left.
     """
     scaled = dtype == torch.float16
     loss_scale_M = state.loss_scale if scaled else None
-    loss_M, grads_MP = gradients(state.params, batches, count, shape, dtype, loss_scale_M, pieces)
+    found = gradients(state.params, batches, sequences, shape, dtype, loss_scale_M, pieces, ranks)
+    if found is None:
+        return None
+    loss_M, grads_MP = found
     norm_M = pieces.norms(grads_MP)
     finite_M = norm_M.isfinite()
     lost_M = ~loss_M.isfinite()
@@ -143,8 +167,9 @@ def evaluate(
     shape: Shape,
     dtype: torch.dtype,
     pieces: Pieces = PLAIN,
-) -> list[float]:
-    """Each member's mean loss in nats over the windows. Target -1 stands for no target.
+) -> Tensor:
+    """Each member's loss in nats, summed over the windows, and the number of targets: float64 (M + 1,), on the host.
+    Target -1 stands for no target.
 
     `windows` yields (inputs, targets), int64 (B, T), that all members read.
     """
@@ -156,6 +181,8 @@ def evaluate(
         losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), pieces)
         sums_M.append(losses_MBT.sum((1, 2)))
         counts.append((targets_BT >= 0).sum())
+    if not counts:
+        return torch.zeros(len(params_MP) + 1, dtype=torch.float64)
     # added up on the host in double precision, which not every device has
     total_M = torch.stack(sums_M).cpu().double().sum(0)
-    return (total_M / torch.stack(counts).cpu().sum()).tolist()
+    return torch.cat([total_M, torch.stack(counts).cpu().double().sum(0, keepdim=True)])

@@ -19,3 +19,11 @@ class DamagedCheckpoint(NanostudyError):
 
 class Interrupted(NanostudyError):
     """A person asked to stop; everything is saved."""
+
+
+class RankLost(NanostudyError):
+    """Another process of the same training has ended, or cannot be reached."""
+
+
+class ToldElsewhere(NanostudyError):
+    """Another process of the same training says what went wrong. This one ends without a word."""

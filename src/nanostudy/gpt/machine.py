@@ -11,6 +11,7 @@ from nanostudy.gpt import kernels
 from nanostudy.gpt.device import available_cores, cuda_problem, device_name, has_native_bf16, keep_freed_memory
 from nanostudy.gpt.errors import UsageError
 from nanostudy.gpt.fused import PLAIN, Pieces
+from nanostudy.gpt.ranks import ALONE, Ranks
 from nanostudy.gpt.resources import PRECISIONS, Resources
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
@@ -26,6 +27,7 @@ class Machine:
     threads: int
     notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
     compiled: bool = False  # whether the pieces between matrix products are kernels built here
+    ranks: int = 1  # processes like this one that train together
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,6 +37,12 @@ class Machine:
     def pieces(self) -> Pieces:
         return kernels.pieces(self.device, self.dtype) if self.compiled else PLAIN
 
+    @property
+    def conditions(self) -> dict[str, object]:
+        """With these alike, and not which of several equal GPUs, the same computation gives the same bits."""
+        known = self.as_dict()
+        return {key: known[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "torch")}
+
     def as_dict(self) -> dict[str, object]:
         """What run folders record."""
         return {
@@ -42,6 +50,7 @@ class Machine:
             "device_name": self.device_name,
             "precision": self.precision,
             "threads": self.threads,
+            "ranks": self.ranks,
             "compiled": self.compiled,
             "notes": list(self.notes),
             "platform": platform.platform(),
@@ -50,17 +59,22 @@ class Machine:
         }
 
 
-def resolve(resources: Resources) -> Machine:
-    """Chooses the device, precision and kernels, sets the number of threads, and says why. Raises UsageError."""
-    device, notes = _choose_device(resources.device)
+def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
+    """Chooses the device, precision and kernels, sets the number of threads, and says why. Raises UsageError.
+
+    Of the cores and GPUs of a machine each of its ranks gets its share.
+    """
+    device, notes = (
+        _choose_device(resources.device) if ranks.count == 1 else _choose_device_of_rank(resources.device, ranks)
+    )
     precision, why = _choose_precision(resources.precision, device)
-    threads = resources.threads or available_cores()
+    threads = resources.threads or max(1, available_cores() // ranks.local_count)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
     compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
-    return Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled)
+    return Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
 
 
 def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
@@ -92,6 +106,30 @@ def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
     if problem:
         raise UsageError(f"device={asked}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it.")
     return device, ()
+
+
+def _choose_device_of_rank(asked: str, ranks: Ranks) -> tuple[torch.device, tuple[str, ...]]:
+    """A GPU a rank, or the CPU."""
+    if asked == "mps" or ":" in asked:
+        raise UsageError(
+            f"device={asked} is one device, and there are {ranks.count} ranks. Use device=cuda or device=cpu."
+        )
+    if asked == "auto":
+        found, notes = _choose_device("auto")
+        if found.type == "mps":
+            notes = ("training on the CPU: several ranks cannot share an Apple GPU",)
+        if found.type != "cuda":
+            return torch.device("cpu"), notes
+    if asked == "cpu":
+        return torch.device("cpu"), ()
+    if ranks.local_count > torch.cuda.device_count() > 0:
+        raise UsageError(
+            f"{ranks.local_count} ranks on this machine need as many GPUs, and it has {torch.cuda.device_count()}. Start fewer "
+            "with --nproc-per-node, or use device=cpu."
+        )
+    device, notes = _choose_device(f"cuda:{ranks.local_rank}")
+    torch.cuda.set_device(device)  # which NCCL goes by
+    return device, notes
 
 
 def _choose_precision(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:

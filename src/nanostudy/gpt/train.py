@@ -17,12 +17,14 @@ from nanostudy.gpt import checkpoint
 from nanostudy.gpt.checkpoint import Slot, Stack
 from nanostudy.gpt.corpus import Corpus, evaluation_windows
 from nanostudy.gpt.engine import Batch, Metrics, State, evaluate, train_step
+from nanostudy.gpt.errors import RankLost
 from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.gpt.experiment import Experiment
 from nanostudy.gpt.machine import Machine
 from nanostudy.gpt.model import Dropout, Shape, initial_parameters
 from nanostudy.gpt.optim import Rates, learning_rate
 from nanostudy.gpt.randomness import dropout_keys, offsets
+from nanostudy.gpt.ranks import ALONE, Ranks
 from nanostudy.gpt.stopwatch import Stopwatch
 
 EVALUATION_TOKENS = 8192  # tokens of a stack that an evaluation reads at once: a bound on memory, not on the result
@@ -50,16 +52,18 @@ def train(
     save_every: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
     moments: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
 
     Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update),
     and when `stop` asks to stop, each time after Saving events. An experiment that finished after the last checkpoint
     finishes again after a resume, with the same result. The file stays; whoever listens removes it. `moments` has Finished
-    events carry AdamW's state.
+    events carry AdamW's state. `ranks` share the work and yield the same; the first reads and writes the file, and what it
+    stands for. A rank that is lost ends the others with RankLost, saved as after a stop.
     """
-    run = _Training(jobs, corpus, machine, stop, moments)
-    stack, notes = run.resume(path) if checkpoint.exists(path) else (run.fresh(width or len(jobs)), ())
+    run = _Training(jobs, corpus, machine, stop, moments, ranks)
+    stack, notes = run.begin(path, width or len(jobs))
     yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
     saved, took = time.monotonic(), 0.0
     try:
@@ -68,7 +72,6 @@ def train(
             if run.done(stack):
                 yield from run.retire(stack)
                 continue
-            run.heed_stop()
             metrics = run.step(stack)
             yield from run.log_due(stack, metrics)
             if time.monotonic() - saved >= (save_every and max(save_every, SAVING_SHARE * took)):
@@ -78,7 +81,11 @@ def train(
                 took = saved - start
     except _StopAsked:
         yield from run.save(stack, path)
+        ranks.meet()  # so that none has ended before it is saved
         yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
+    except RankLost:  # nothing is half done: what changes the stack comes after the last word of the others
+        yield from run.save(stack, path)
+        raise
 
 
 def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: float) -> tuple[float, float]:
@@ -87,7 +94,7 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     Each is tried for about `seconds`, after two updates that warm the machine up.
     """
     run = _Training(jobs, corpus, machine, lambda: False)
-    stack = run.fresh(len(jobs))
+    stack = run.fresh(len(jobs)).to(machine.device)
 
     def spent(steps: int) -> float:
         start = time.perf_counter()
@@ -123,11 +130,13 @@ class _Training:
         machine: Machine,
         stop: Callable[[], bool],
         moments: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.moments = moments
+        self.ranks = ranks
         self.jobs = {job.name: job for job in jobs}
         self.identities = {job.name: job.identity for job in jobs}
-        self.corpus, self.machine, self.stop = corpus, machine, stop
+        self.corpus, self.machine, self.stop, self.stopping = corpus, machine, stop, False
         first = jobs[0].experiment
         corpus.check_window(first.block_size)
         self.shape = Shape.of(first, corpus.tokenizer.vocab_size)
@@ -137,16 +146,23 @@ class _Training:
 
     # --- starting
 
+    def begin(self, path: Path, width: int) -> tuple[Stack, tuple[str, ...]]:
+        """From the checkpoint at the first rank, if there is one, or afresh."""
+        stack, notes = self.ranks.of_first(
+            lambda: self.resume(path) if checkpoint.exists(path) else (self.fresh(width), ())
+        )
+        return stack.to(self.machine.device), notes
+
     def fresh(self, width: int) -> Stack:
         names = list(self.jobs)
-        rows = torch.stack([self.first_weights(name) for name in names[:width]]).to(self.machine.device)
+        rows = torch.stack([self.first_weights(name) for name in names[:width]])
         return Stack([Slot(name) for name in names[:width]], names[width:], State.fresh(rows), rows.clone())
 
     def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
-        stack, before, problem = checkpoint.load(path, self.identities, self.machine.device)
-        now = self.machine.as_dict()
-        compared = ("device_name", "precision", "threads", "compiled", "torch")  # not which of several equal GPUs
-        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
+        stack, before, problem = checkpoint.load(path, self.identities)
+        before = {"ranks": 1, **before}  # older ones know of no others
+        now = self.machine.conditions
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
         notes = [f"{problem} Going on from the checkpoint before it."] if problem else []
         if changed:
             notes.append(f"resumed under other conditions, so not bit for bit: {', '.join(changed)}")
@@ -198,18 +214,28 @@ class _Training:
             slot.diverged |= diverged  # an evaluation may have found it out before
 
     def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
-        """Over all windows, or the first batches of them."""
+        """Over all windows, or the first batches of them. Ranks divide them and get the same numbers."""
         windows = islice(self.windows(split, context, len(params)), batches)
-        return evaluate(params, windows, self.shape, self.machine.dtype, self.machine.pieces)
+        sums = evaluate(params, windows, self.shape, self.machine.dtype, self.machine.pieces)
+        told = torch.cat([sums, sums.new_tensor([self.stopping])])
+        self.ranks.add(told)
+        *losses, targets, stopping = told.tolist()
+        if stopping:
+            raise _StopAsked
+        return [loss / targets for loss in losses]
 
     def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, targets in evaluation_windows(self.corpus, split, context, windows_at_once(context, members)):
-            self.heed_stop()
+        """This rank's batches of them; none after a request to stop."""
+        batches = evaluation_windows(self.corpus, split, context, windows_at_once(context, members))
+        for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
+            if self.asked_to_stop():
+                return
             yield torch.from_numpy(inputs).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
 
-    def heed_stop(self) -> None:
-        if self.stop():
-            raise _StopAsked
+    def asked_to_stop(self) -> bool:
+        """What is begun is then brought to no end, and the ranks meet at once: there all of them learn of it."""
+        self.stopping = self.stopping or self.stop()
+        return self.stopping
 
     def done(self, stack: Stack) -> list[int]:
         return [
@@ -248,25 +274,35 @@ class _Training:
 
     def step(self, stack: Stack) -> Metrics:
         experiments, steps = self.experiments(stack), [slot.step for slot in stack.slots]
-        e = experiments[0]
-        micro_batches = (
-            self.batch(experiments, steps, range(i * e.batch_size, (i + 1) * e.batch_size))
-            for i in range(e.gradient_accumulation_steps)
-        )
-        rates = Rates.at(experiments, steps, self.machine.device)
-        count = e.gradient_accumulation_steps
         metrics = train_step(
-            stack.state, micro_batches, count, rates, self.shape, self.machine.dtype, self.machine.pieces
+            stack.state,
+            self.micro_batches(experiments, steps),
+            experiments[0].sequences_per_update,
+            Rates.at(experiments, steps, self.machine.device),
+            self.shape,
+            self.machine.dtype,
+            self.machine.pieces,
+            self.ranks,
         )
+        if metrics is None:
+            raise _StopAsked
         for slot in stack.slots:
             slot.step += 1
         self.stopwatch.stepped()
         return metrics
 
+    def micro_batches(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Iterator[Batch]:
+        """This rank's share of the update, in equal parts as far as that goes; no more of them after a request to stop."""
+        share = self.ranks.share(experiments[0].sequences_per_update)
+        parts = -(-len(share) // experiments[0].batch_size)
+        for i in range(parts):
+            if self.asked_to_stop():
+                return
+            places = share[i * len(share) // parts : (i + 1) * len(share) // parts]
+            yield self.batch(experiments, steps, places)
+
     def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
-        """The micro-batch of these places in the global batch, for every member. Nothing of the update is done yet, so that
-        it may still be stopped."""
-        self.heed_stop()
+        """The micro-batch of these places in the global batch, for every member."""
         device, T = self.machine.device, self.shape.block_size
         seeds, per_update = [e.seed for e in experiments], experiments[0].sequences_per_update
         choices = len(self.tokens) - T
@@ -298,7 +334,8 @@ class _Training:
     def save(self, stack: Stack, path: Path) -> Iterator[Event]:
         yield from (Saving(slot.name, slot.step) for slot in stack.slots)
         self.elapse(stack)
-        checkpoint.save(stack, path, self.identities, self.machine.as_dict())
+        if self.ranks.first:
+            checkpoint.save(stack, path, self.identities, self.machine.as_dict())
 
     def elapse(self, stack: Stack) -> None:
         """Charges the time since the last call to every member: they trained side by side."""

@@ -127,6 +127,8 @@ def _surroundings(run: _Run) -> list[str]:
     software.append(("identity of the run", m["identity"]))
     hardware = [("device", f"{machine['device']}: {machine['device_name']}"), ("precision", machine["precision"])]
     hardware += [("CPU threads", machine["threads"]), ("kernels compiled", machine["compiled"])]
+    if machine.get("ranks", 1) > 1:
+        hardware.append(("ranks", f"{machine['ranks']}, each with these threads"))
     resumed = ", ".join(f"{step:,}" for step in _resumes(m))
     notes = [*m.get("notes", []), *([f"resumed at update {resumed}"] if resumed else [])]
     lines = ["## Environment", "", *table(("what", "value"), software), "", "## Hardware", ""]

@@ -53,7 +53,7 @@ NO_COUNTERPART: dict[str, tuple[Value, str]] = {
     "wandb_log": (False, "losses are written to the run folder; True is track=wandb"),
     "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),
     "wandb_run_name": ("gpt2", "with track=wandb, a run is named as the experiment is"),
-    "backend": ("nccl", "one process trains"),
+    "backend": ("nccl", "processes that train together use NCCL on GPUs, gloo on CPUs"),
 }
 DEFAULTS: dict[str, Value] = {**SHARED, **TRANSLATED, **{name: value for name, (value, _) in NO_COUNTERPART.items()}}
 SEED = 1337  # train.py's, which no setting changes

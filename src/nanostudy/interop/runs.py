@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt.checkpoint import Slot, Stack
 from nanostudy.gpt.corpus import Corpus, Tokenizer, load_corpus
@@ -80,7 +78,7 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     if not checkpoint.exists(path):
         raise NanostudyError(f"The training of {run} has saved nothing yet. Go on with `nanostudy train {run}`.")
     _, identities = checkpoint.members(path)
-    stack, _, _ = checkpoint.load(path, identities, torch.device("cpu"))
+    stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state
     experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["corpus"]["tokenizer"])
     shape = Shape.of(experiment, tokenizer.vocab_size)
