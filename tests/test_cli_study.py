@@ -238,6 +238,51 @@ def test_plan_tries_the_sizes_in_worker_processes(study, here):
     assert "tried" in told.out
 
 
+@pytest.mark.parametrize("what", ["8xH200", "3 cores 2GiB"])
+def test_plan_for_other_machines(study, here, what):
+    workers = int(what[0])
+    told = study("plan", "mine.yaml", "--plan-for", what)
+    said(told, 0)
+    assert re.search(rf"^workers  {workers} on (H200|cpu, 1 thread each)", told.out, re.M)
+    assert ("assumed, not measured" in told.out) == (what == "8xH200")
+    assert re.search(r"^busy +\d+\.\d% of the time in the mean of the workers", told.out, re.M)
+    assert "more would not help" in told.out
+    assert contents(here) == ["cache", "mine.yaml", "small.txt"] or not (here / "studies").exists()
+
+
+def test_plan_for_other_machines_as_json_and_csv(study, here):
+    (told,) = [study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "json")]
+    said(told, 0)
+    found = json.loads(told.out)
+    assert (found["device"], found["workers"], found["precision"]) == ("A100", 2, "bf16")
+    assert found["pace"].startswith("assumed, not measured")
+    ends = [stack["begins"] + stack["seconds"] for stack in found["stacks"]]
+    assert max(ends) <= found["seconds"] + 0.2
+    assert 0 <= found["busy_least"] <= found["busy_mean"] <= found["busy_most"] <= 1
+    told = study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "csv")
+    assert [row["first"] for row in parsed(told.out, "csv")] == [stack["first"] for stack in found["stacks"]]
+    assert {row["worker"] for row in parsed(told.out, "csv")} == {"0", "1"}
+
+
+def test_plan_for_says_what_it_does_not_understand_or_take(study, here):
+    for words, problem in (
+        (["--plan-for", "8xH201"], "'H201' is no GPU that is known"),
+        (["--plan-for", "8xH200", "--workers", "2"], "leave --workers"),
+        (["--plan-for", "8xH200", "--device", "cpu"], "leave --workers, --device"),
+        (["--plan-for", "8xH200", "--precision", "fp32"], "only the peak in bf16 is known"),
+    ):
+        told = study("plan", "mine.yaml", *words)
+        assert told.code == 2
+        assert problem in told.err
+
+
+def test_a_long_plan_is_shortened_for_a_person(study, here):
+    seeds = ",".join(str(seed) for seed in range(1, 31))
+    told = study("plan", "mine.yaml", f"seeds={seeds}", "--plan-for", "1000xT4")
+    said(told, 0)
+    assert "and 80 more stacks; --format csv or json has every one" in told.out
+
+
 class Fake:
     """A backend of one worker that answers as it was told to."""
 

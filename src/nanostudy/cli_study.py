@@ -15,7 +15,12 @@ from nanostudy.gpt.resources import Resources
 
 if TYPE_CHECKING:
     from nanostudy.studies import Plan
+    from nanostudy.study.simulate import Prediction
     from nanostudy.study.store import Row
+
+
+MOST_STACKS = 40  # that a table has for a person
+LONGEST_IDS = 60  # characters of a stack's ids there
 
 
 class Form(StrEnum):
@@ -151,11 +156,16 @@ def plan_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    plan_for: Annotated[
+        str | None,
+        typer.Option(help="Other machines: 8xH200, 64 cores, '16x8 cores 32GiB'. Simulates the run there."),
+    ] = None,
     format: Format = Form.table,
 ) -> None:
     """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
     from nanostudy.settings import parse_assignments
     from nanostudy.studies import plan_study
+    from nanostudy.study.listing import as_json
 
     plan = plan_study(
         source,
@@ -166,9 +176,12 @@ def plan_command(
         workers=workers,
         executor=executor,
         resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
+        plan_for=plan_for,
     )
     if format is Form.table:
         _say_plan(plan)
+    elif format is Form.json and plan.prediction:
+        print(as_json({**_of_prediction(plan, plan.prediction), "stacks": _of_plan(plan)}))
     else:
         _print_records(_of_plan(plan), format)
 
@@ -180,6 +193,7 @@ def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
 
 
 def _of_plan(plan: Plan) -> list[dict[str, Any]]:
+    turns = plan.prediction.run.turns if plan.prediction else [None] * len(plan.stacks)
     return [
         {
             "stack": i,
@@ -189,11 +203,35 @@ def _of_plan(plan: Plan) -> list[dict[str, Any]]:
             "flops": stack.flops,
             "tokens": stack.tokens,
             "seconds": None if stack.seconds is None else round(stack.seconds, 1),
+            **({"worker": turn.worker, "begins": round(turn.begin, 1)} if turn else {}),
             "first": stack.members[0].name,
             "ids": " ".join(str(entry.id) for entry in stack.members),
         }
-        for i, stack in enumerate(plan.stacks, start=1)
+        for i, (stack, turn) in enumerate(zip(plan.stacks, turns, strict=True), start=1)
     ]
+
+
+def _of_prediction(plan: Plan, prediction: Prediction) -> dict[str, Any]:
+    """Seconds, and shares of the time for which workers are busy."""
+    assert plan.elsewhere
+    least, mean, most = prediction.shares()
+    return {
+        "plan_for": plan.elsewhere.text,
+        "device": plan.elsewhere.gpu.name if plan.elsewhere.gpu else "cpu",
+        "precision": plan.capacity.precision,
+        "workers": plan.capacity.workers,
+        "memory_bytes": plan.capacity.memory,
+        "pace": plan.calibration,
+        "seconds": round(prediction.seconds, 1),
+        "seconds_of_recording": round(prediction.recording, 1),
+        "seconds_divided_evenly": round(prediction.even, 1),
+        "seconds_of_the_longest": round(prediction.longest, 1),
+        "workers_that_help": prediction.useful,
+        "busy_least": round(least, 4),
+        "busy_mean": round(mean, 4),
+        "busy_most": round(most, 4),
+        "tail_seconds": round(prediction.tail, 1),
+    }
 
 
 def _say_plan(plan: Plan) -> None:
@@ -209,13 +247,15 @@ def _say_plan(plan: Plan) -> None:
             "flop": f"{row['flops']:.1e}",
             "tokens": f"{row['tokens']:,}",
             "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
-            "ids": ranges([entry.id for entry in stack.members]),
+            "ids": _shortened(ranges([entry.id for entry in stack.members])),
             "the first": row["first"],
         }
-        for row, stack in zip(_of_plan(plan), plan.stacks, strict=True)
+        for row, stack in zip(_of_plan(plan)[:MOST_STACKS], plan.stacks, strict=False)
     ]
     for line in as_lines(shown):
         print(line)
+    if len(plan.stacks) > MOST_STACKS:
+        print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
     for text in plan.skipped:
         print(f"skipped as impossible: {text}")
     capacity, waiting = plan.capacity, sum(len(stack.members) for stack in plan.stacks)
@@ -224,18 +264,41 @@ def _say_plan(plan: Plan) -> None:
     order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
     print(f"{chr(10) if shown else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
     limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB a worker"
-    of_each = f"{counted(plan.threads, 'thread')} each, {capacity.precision}"
-    print(f"workers  {capacity.workers} on {capacity.device}, {of_each}; memory {limit}")
+    gpu = plan.elsewhere.gpu if plan.elsewhere else None
+    of_each = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
+    device = gpu.name if gpu else capacity.device
+    print(f"workers  {capacity.workers:,} on {device}, {of_each}{capacity.precision}; memory {limit}")
     for note in plan.notes:
         print(f"         {note}")
-    for stack in plan.stacks:
-        if capacity.memory is not None and stack.memory > capacity.memory:
-            print(f"         {stack.members[0].name} may need more memory than that: fewer --workers leave it more")
+    tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
+    for stack in tight[:MOST_STACKS]:
+        advice = "" if plan.elsewhere else ": fewer --workers leave it more"
+        print(f"         {stack.members[0].name} may need more memory than that{advice}")
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
         known = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        print(f"time     {known} (calibration: {plan.calibration})")
+        print(f"time     {known}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
+        if plan.prediction:
+            _say_prediction(plan, plan.prediction)
+
+
+def _say_prediction(plan: Plan, prediction: Prediction) -> None:
+    from nanostudy.words import counted, duration
+
+    least, mean, most = prediction.shares()
+    print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
+    waits = duration((1 - least) * prediction.seconds)
+    print(f"         the least busy starts and waits for {waits}, {duration(prediction.tail)} of it at the end")
+    print(f"evenly   {duration(prediction.even)}, were the same work divided without a rest")
+    most_useful = f"about {counted(prediction.useful, 'worker')}; more would not help"
+    print(f"at best  {duration(prediction.longest)}, the longest experiment's own time, with {most_useful}")
+    print(f"records  {duration(prediction.recording)} of the study's own process, which no worker shortens")
+    print(f"pace     {plan.calibration}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_IDS else f"{text[:LONGEST_IDS].rsplit(' ', 1)[0]} ..."
 
 
 @app.command("status")

@@ -20,9 +20,11 @@ from nanostudy.study.definition import folder_of, has_study, read_study, with_as
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
 from nanostudy.study.grid import Entry, select
+from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
 from nanostudy.study.progress import Listener
+from nanostudy.study.simulate import Prediction, Speed, predict
 from nanostudy.study.store import FILE, UNDONE, Row, Store
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
 from nanostudy.tracking import check_track, tracking
@@ -59,6 +61,8 @@ class Plan:
     skipped: list[str]  # impossible combinations, in words
     done: int  # experiments that have results already
     failed: int  # experiments that only `retry` runs again
+    elsewhere: Machines | None = None  # for which it was made, instead of this one
+    prediction: Prediction | None = None  # of the run there
 
 
 def _drafted(
@@ -161,12 +165,23 @@ def plan_study(
     workers: int | None = None,
     executor: str = "workers",
     resources: Resources | None = None,
+    plan_for: str | None = None,
 ) -> Plan:
-    """What run_study would do here, were no stack under way: runs nothing but a short calibration, and writes nothing."""
+    """What run_study would do here, were no stack under way: runs nothing but a short calibration, and writes nothing.
+
+    `plan_for` describes other machines, such as 8xH200 or 64 cores: the run there is simulated.
+    """
+    machines = None if plan_for is None else parse_machines(plan_for)
     asked, chosen = _drafted(source, out, settings, parts, only)
     status = _status(asked.path)
     undone = [entry for entry in chosen if status.get(entry.name, "waiting") in UNDONE]
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
+    if machines:
+        plain = replace(resources or Resources(), precision="auto", compile="auto")
+        if (workers, executor, plain) != (None, "workers", Resources()):
+            raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
+        elsewhere = _elsewhere(machines, asked, undone, resources or Resources())
+        return replace(elsewhere, done=len(chosen) - len(undone) - failed, failed=failed)
     crew = _crew(executor, workers, resources or Resources(), len(chosen))
     corpora, capacity = asked.texts.corpora, crew.capacity
     pace: Pace | None = None
@@ -182,6 +197,34 @@ def plan_study(
     return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
 
 
+def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resources: Resources) -> Plan:
+    """A plan for described machines: their pace is measured where this machine is of that kind, and else assumed."""
+    here = resolve(replace(resources, device="auto" if machines.gpu else "cpu"))
+    gpu = machines.gpu if machines.gpu and not machines.gpu.is_called(here.device_name) else None
+    if gpu and resources.precision not in ("auto", gpu.precision):
+        raise UsageError(f"--plan-for {machines.text}: for {gpu.name} only the peak in {gpu.precision} is known here.")
+    memory = None if machines.memory is None else _share(machines.memory)
+    capacity = Capacity(machines.device, gpu.precision if gpu else here.precision, machines.workers, memory)
+    corpora = asked.texts.corpora
+    stacks = plan(undone, corpora, capacity)
+    if gpu:
+        speed: Speed = AssumedSpeed(gpu)
+        how = str(speed)
+    else:
+        local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
+        crew = _crew("workers", None, local, machines.workers)
+        try:
+            pace, calibration = calibrate(crew.backend, stacks, asked.texts, crew.capacity)
+        finally:
+            crew.backend.close()
+        speed = MeasuredSpeed(pace, GPU_START if machines.gpu else CORE_START)
+        how = f"as fast as {here.device_name} here; calibration: {calibration}"
+    predicted = predict(stacks, corpora, speed, machines.workers, len(asked.study.prompts) * asked.study.sample_tokens)
+    timed = [replace(s, seconds=t.end - t.begin) for s, t in zip(stacks, predicted.run.turns, strict=True)]
+    seconds = predicted.seconds
+    return Plan(timed, capacity, 1, () if gpu else here.notes, seconds, how, asked.skipped, 0, 0, machines, predicted)
+
+
 def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
     """Puts the results of several people's or machines' folders of one study together, and says what came from where."""
     return merge([Path(source) for source in sources], Path(into))
@@ -191,7 +234,7 @@ def _status(path: Path) -> dict[str, str]:
     if not (path / FILE).is_file():
         return {}
     with Store.read(path / FILE) as store:
-        return {row.name: row.status for row in store.rows()}
+        return store.statuses()
 
 
 def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, capacity: Capacity) -> tuple[Pace, str]:
@@ -264,4 +307,9 @@ def _crew(executor: str, workers: int | None, resources: Resources, experiments:
 
 def _memory(device: torch.device, workers: int) -> int | None:
     free = available_memory(device)
-    return None if free is None else max(0, int(MEMORY_SHARE * free / workers) - PROCESS_MEMORY)
+    return None if free is None else _share(free / workers)
+
+
+def _share(free: float) -> int:
+    """Of so many bytes that are free for a worker, those that its stack may take."""
+    return max(0, int(MEMORY_SHARE * free) - PROCESS_MEMORY)

@@ -7,9 +7,11 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from nanostudy.gpt import version
@@ -63,8 +65,10 @@ class Experiment:
     sample_tokens: int = setting(500, "record", "length of that sample, in tokens", low=0)
 
     def __post_init__(self) -> None:
-        for name, field in FIELDS.items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), field))
+        for name, (base, _, low, high) in _RULES.items():
+            value = getattr(self, name)
+            if type(value) is not base or (base in (int, float) and not low <= value <= high):
+                object.__setattr__(self, name, _checked(name, value))
         if self.n_embd % self.n_head:
             raise UsageError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: every head has n_embd / n_head "
@@ -111,13 +115,25 @@ class Experiment:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {name: getattr(self, name) for name in FIELDS}
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Experiment)}
-_TYPES = typing.get_type_hints(Experiment)
 
 
+def _rule(name: str, hint: Any) -> tuple[Any, bool, float, float]:
+    """A setting's type, whether it may be none, and its finite range: looked up for every value of a million experiments."""
+    kinds, given = typing.get_args(hint) or (hint,), FIELDS[name].metadata
+    base = next(kind for kind in kinds if kind is not type(None))
+    most = math.inf if base is int else sys.float_info.max
+    low, high = (-most if given["low"] is None else given["low"]), (most if given["high"] is None else given["high"])
+    return base, type(None) in kinds, low, high
+
+
+_RULES = {name: _rule(name, hint) for name, hint in typing.get_type_hints(Experiment).items()}
+
+
+@cache
 def names_of(kind: Kind) -> tuple[str, ...]:
     """The settings of one kind, in order of declaration."""
     return tuple(name for name, field in FIELDS.items() if field.metadata["kind"] == kind)
@@ -144,11 +160,10 @@ def check_tokenizer(kind: str) -> None:
         raise UsageError(f"tokenizer={kind!r} is not known: char or byte.")
 
 
-def _checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+def _checked(name: str, value: Any) -> Any:
     """The value in its declared type and range, or UsageError. Text is read as the type; 1e3 is no whole number's way."""
-    wanted = _TYPES[name]
-    optional = type(None) in typing.get_args(wanted)
-    base = next(t for t in (*typing.get_args(wanted), wanted) if t in (int, float, str, bool))
+    base, optional, *_ = _RULES[name]
+    field = FIELDS[name]
     if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
         return None
     try:

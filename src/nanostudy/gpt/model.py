@@ -105,6 +105,7 @@ class ParameterCount:
     without_positions: int  # as nanoGPT counts
 
 
+@lru_cache
 def count_parameters(shape: Shape) -> ParameterCount:
     table = parameter_table(shape)
     total = sum(row.numel for row in table)

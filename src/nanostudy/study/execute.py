@@ -55,10 +55,15 @@ class Execution:
         self.entries = {entry.name: entry for entry in folder.entries}
         self.chosen = {entry.name for entry in chosen}
         self.identities = self.store.identities()
-        self.status = {row.name: row.status for row in self.store.rows()}
+        self.status = self.store.statuses()
         self.flops = {
             name: cost(e.experiment, folder.texts.corpus(e.experiment)).flops for name, e in self.entries.items()
         }
+        # sums that are kept, so that an experiment's end costs as much among many as among few
+        self.counts = Counter(self.status[name] for name in self.chosen)
+        self.total = sum(self.flops[name] for name in self.chosen)
+        self.done = sum(self.flops[name] for name in self.chosen if not self.undone(name))
+        self.stack_flops: dict[int, int] = {}
         self.to_train: deque[StackRow] = deque()
         self.hands: dict[int, Assignment] = {}
         self.deaths: Counter[tuple[str, ...]] = Counter()  # of the worker that has these in hand, since it last got on
@@ -68,7 +73,7 @@ class Execution:
         self.patiently = Patience(folder.path, listener.say, stop)
         self.keeping = Keeping(folder, self.patiently, listener.say)
         self.best = next(iter(self.store.best(1)), None)
-        self.committed, self.commit_took, self.shown = time.monotonic(), 0.0, 0.0
+        self.committed, self.commit_took, self.shown, self.show_took = time.monotonic(), 0.0, 0.0, 0.0
 
     def run(self) -> None:
         """Returns when all is done. Raises Interrupted where it was asked to stop; everything is saved then."""
@@ -113,9 +118,9 @@ class Execution:
             ([e.name for e in s.members], s.width) for s in plan(fresh, self.folder.texts.corpora, self.capacity)
         )
         silent: dict[object, list[str]] = {}  # done, and have written nothing; those of open stacks do it in their turn
-        for row in self.store.rows():
-            if row.status in RESULTS and row.name not in in_stacks:
-                silent.setdefault((row.stack, stack_key(row.experiment)), []).append(row.name)
+        for name, last in self.store.results(sampled=False).items():
+            if name not in in_stacks:
+                silent.setdefault((last, stack_key(self.entries[name].experiment)), []).append(name)
         for names in silent.values():
             self.keeping.later(names)
         self.patiently(self.keeping.drop_weights)
@@ -124,8 +129,8 @@ class Execution:
     def recover(self, open_stacks: set[int], in_stacks: set[str]) -> list[StackRow]:
         """Checkpoints that the store does not know, as after a rebuild, become stacks again; what else a kill left goes."""
         found = []
-        unknown = [p for p in self.folder.path.glob(f"{STACKS}/*") if p.name not in {str(id) for id in open_stacks}]
-        for place in unknown:
+        known_places = {str(id) for id in open_stacks}
+        for place in [p for p in self.folder.path.glob(f"{STACKS}/*") if p.name not in known_places]:
             slots, identities = checkpoint_of(place / CHECKPOINT)
             known = all(self.identities.get(name) == identity for name, identity in identities.items())
             if slots and known and not in_stacks & set(identities) and any(self.undone(name) for name in identities):
@@ -141,6 +146,13 @@ class Execution:
 
     def undone(self, name: str) -> bool:
         return self.status[name] in UNDONE
+
+    def becomes(self, name: str, status: str) -> None:
+        if name in self.chosen:
+            self.counts[self.status[name]] -= 1
+            self.counts[status] += 1
+            self.done += self.flops[name] * (self.undone(name) - (status in UNDONE))
+        self.status[name] = status
 
     def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> None:
         self.to_train.extend(self.store.add_stacks(stacks))
@@ -223,7 +235,7 @@ class Execution:
             machine = hand.machine.as_dict()
             self.store.started(name, event.step, event.evaluated_at, event.members, hand.stack.id, machine)
             self.patiently(lambda: adopt_evaluations(self.folder, name))
-            self.status[name] = "running"
+            self.becomes(name, "running")
         elif isinstance(event, Progress):
             hand.steps[name] = event.step
             hand.seconds_left, hand.told_at = event.seconds_left, time.monotonic()
@@ -259,10 +271,12 @@ class Execution:
             context_losses=event.context_losses,
         )
         self.commit()
-        self.status[name] = "diverged" if event.diverged else "finished"
+        assert hand.stack
+        self.stack_flops[hand.stack.id] = self.left(hand.stack) - self.flops[name]
+        self.becomes(name, "diverged" if event.diverged else "finished")
         for told in (hand.steps, hand.rates, hand.recorders):
             told.pop(name, None)
-        done = sum(not self.undone(other) for other in self.chosen)
+        done = len(self.chosen) - sum(self.counts[status] for status in UNDONE)
         count = f"[{done}/{len(self.chosen)}]"
         if event.diverged:
             self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
@@ -342,7 +356,7 @@ class Execution:
     def fail(self, name: str, reason: str) -> None:
         self.store.failed(name, reason)
         self.store.note("failed", reason, experiment=name)
-        self.status[name] = "failed"
+        self.becomes(name, "failed")
         self.listener.say(f"{name} failed: {reason}", "red")
 
     # --- accounts
@@ -353,29 +367,40 @@ class Execution:
         self.committed = time.monotonic()
         self.commit_took = self.committed - start
 
+    def left(self, stack: StackRow) -> int:
+        """The arithmetic of its members that are not done; counted once, and from then on kept by finished()."""
+        if stack.id not in self.stack_flops:
+            self.stack_flops[stack.id] = sum(self.flops[name] for name in stack.members if self.undone(name))
+        return self.stack_flops[stack.id]
+
+    def spent(self, name: str, step: int) -> float:
+        """The arithmetic of an experiment so far."""
+        return self.flops[name] * step / max(1, self.entries[name].experiment.max_iters)
+
     def snapshot(self) -> Snapshot:
-        steps = {name: step for hand in self.hands.values() for name, step in hand.steps.items()}
-
-        def left(name: str) -> float:
-            iters = max(1, self.entries[name].experiment.max_iters)
-            return self.flops[name] * (1 - steps.get(name, 0) / iters) if self.undone(name) else 0.0
-
+        hands, done = [], float(self.done)
+        for hand in self.hands.values():
+            under_way = {name: self.spent(name, step) for name, step in hand.steps.items() if self.undone(name)}
+            done += sum(flops for name, flops in under_way.items() if name in self.chosen)
+            hands.append((hand, max(0.0, self.left(hand.stack) - sum(under_way.values())) if hand.stack else 0.0))
+        queued = [self.left(stack) for stack in self.to_train]
         return Snapshot(
-            counts=dict(Counter(self.status[name] for name in self.chosen)),
+            counts=dict(+self.counts),
             workers=dict(self.hands),
             best=self.best,
-            seconds_left=seconds_left(list(self.hands.values()), self.to_train, left, self.capacity.workers),
-            share=1 - sum(left(name) for name in self.chosen) / (sum(self.flops[n] for n in self.chosen) or 1),
+            seconds_left=seconds_left(hands, queued, self.capacity.workers),
+            share=min(1.0, done / self.total) if self.total else 1.0,
         )
 
     def keep_up(self) -> None:
         """Tells those who look, seldom enough to cost nothing: a commit waits for the disk."""
         now = time.monotonic()
-        if now - self.shown < 0.25:
+        if now - self.shown < max(0.25, 20 * self.show_took):
             return
         self.shown = now
         snapshot = self.snapshot()
         self.listener.show(snapshot)
+        self.show_took = time.monotonic() - now
         if now - self.committed > max(2.0, 50 * self.commit_took):
             for hand in self.hands.values():
                 for name, step in hand.steps.items():

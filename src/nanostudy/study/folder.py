@@ -10,6 +10,7 @@ stacks/ID/       checkpoints of what is training
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from nanostudy.study.plan import corpus_key, shape_of
 from nanostudy.study.store import FILE, Store
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
+AT_ONCE = 10_000  # new experiments a commit
 
 
 def definitions(path: Path) -> list[Study]:
@@ -45,11 +47,11 @@ def definitions(path: Path) -> list[Study]:
 def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
     """All experiments that the definitions ask for, with their ids; and the impossible ones that were skipped."""
     entries: list[Entry] = []
-    skipped: list[str] = []
+    skipped: dict[str, None] = {}
     for study in studies:
         entries, impossible = extend(entries, study)
-        skipped += (text for text in impossible if text not in skipped)
-    return entries, skipped
+        skipped |= dict.fromkeys(impossible)
+    return entries, list(skipped)
 
 
 @dataclass
@@ -205,14 +207,18 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
     """Puts new experiments into the store, and takes in results that it does not know."""
     known = folder.store.identities()
     new = [entry for entry in folder.entries if entry.name not in known]
-    shapes = (shape_of(entry.experiment, folder.texts.corpus(entry.experiment)) for entry in new)
-    counts = [count_parameters(shape).total for shape in shapes]
-    folder.store.add(new, [identities[entry.name] for entry in new], counts)
+    for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
+        some = new[start : start + AT_ONCE]
+        shapes = (shape_of(entry.experiment, folder.texts.corpus(entry.experiment)) for entry in some)
+        counts = [count_parameters(shape).total for shape in shapes]
+        folder.store.add(some, [identities[entry.name] for entry in some], counts)
+        folder.store.commit()
     folder.store.end_sitting()
     folder.store.commit()
-    for row in folder.store.rows(status="waiting"):
-        if (folder.run(row.name) / "run.json").is_file():
-            adopt(folder, row.name)
+    there = set(os.listdir(folder.path))  # one look: of many experiments most have no folder yet
+    for name, status in folder.store.statuses().items():
+        if status == "waiting" and name in there and (folder.run(name) / "run.json").is_file():
+            adopt(folder, name)
 
 
 def adopt(folder: StudyFolder, name: str) -> bool:

@@ -17,20 +17,25 @@ AT_ONCE = 2**28  # bytes of weights that write together: they travel to a worker
 BYTES_A_PARAMETER = 4
 
 
+def models_at_once(parameters: int) -> int:
+    """That write together."""
+    return max(1, AT_ONCE // (BYTES_A_PARAMETER * parameters))
+
+
 class Keeping:
     """Models of one shape write together; their weights may go once their samples are on disk."""
 
     def __init__(self, folder: StudyFolder, patiently: Patience, say: Callable[[str, str], None]) -> None:
         self.folder, self.store, self.patiently, self.say = folder, folder.store, patiently, say
         self.waiting: deque[tuple[str, ...]] = deque()
-        self.with_weights = {row.name for row in self.store.rows() if row.sampled}
+        self.with_weights = set(self.store.results(sampled=True))
 
     def later(self, names: Iterable[str]) -> None:
         """Those of the names, all of one shape, that have not written yet will."""
         rows = self.patiently(lambda: self.store.rows(names=list(names)))
         left = [row.name for row in rows if not row.sampled]
         if left:
-            at_once = max(1, AT_ONCE // (BYTES_A_PARAMETER * rows[0].parameters))
+            at_once = models_at_once(rows[0].parameters)
             self.waiting.extend(tuple(left[i : i + at_once]) for i in range(0, len(left), at_once))
 
     def task(self, names: tuple[str, ...]) -> WriteSamples | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.gpt.corpus import Corpus
@@ -72,7 +72,13 @@ class Pace:
 
     def seconds(self, experiment: Experiment, corpus: Corpus) -> float:
         spent, size = cost(experiment, corpus), update_flops(experiment, corpus)
-        return spent.training_flops / _rate(self.training, size) + spent.evaluation_flops / _rate(self.evaluation, size)
+        return spent.training_flops / self.training_rate(size) + spent.evaluation_flops / self.evaluation_rate(size)
+
+    def training_rate(self, size: float) -> float:
+        return _rate(self.training, size)
+
+    def evaluation_rate(self, size: float) -> float:
+        return _rate(self.evaluation, size)
 
 
 def corpus_key(experiment: Experiment) -> tuple[str, str, str | None]:
@@ -123,40 +129,49 @@ def plan(
     groups: dict[Hashable, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: (-entry.experiment.max_iters, entry.id)):  # long ones share stacks
         groups.setdefault(stack_key(entry.experiment), []).append(entry)
-    costs = {entry.id: cost(entry.experiment, corpora[corpus_key(entry.experiment)]) for entry in entries}
-    largest = max((len(group) for group in groups.values()), default=1)
+    kinds = [_Kind.of(members, corpora[corpus_key(members[0].experiment)], capacity) for members in groups.values()]
+    largest = max((len(kind.members) for kind in kinds), default=1)
     limits = [2**i for i in range(math.ceil(math.log2(largest)), -1, -1)]
-    plans = [[_stack(part, corpora, costs, capacity) for g in groups.values() for part in _parts(g, n)] for n in limits]
-    spans = [makespan([_weight(stack, capacity) for stack in plan], capacity.workers) for plan in plans]
-    chosen = next(plan for plan, span in zip(plans, spans, strict=True) if span <= SLACK * min(spans))
+    spans = [makespan([w for kind in kinds for w in kind.weights(n, capacity)], capacity.workers) for n in limits]
+    limit = next(n for n, span in zip(limits, spans, strict=True) if span <= SLACK * min(spans))
+    chosen = [stack for kind in kinds for stack in kind.stacks(limit)]
     timed = [replace(stack, seconds=_seconds(stack, corpora, pace)) for stack in chosen] if pace else chosen
-    return sorted(timed, key=lambda stack: (-_weight(stack, capacity), stack.members[0].id))
+    return sorted(timed, key=lambda stack: (-_weight(stack.flops, stack.width, capacity), stack.members[0].id))
 
 
-def _parts(group: Sequence[Entry], limit: int) -> list[Sequence[Entry]]:
-    """Consecutive runs of nearly the same length, at most `limit`."""
-    count = math.ceil(len(group) / limit)
-    cuts = [i * len(group) // count for i in range(count + 1)]
-    return [group[a:b] for a, b in itertools.pairwise(cuts)]
+@dataclass(frozen=True)
+class _Kind:
+    """Experiments that may share stacks, in order, and what decides how they are cut: all ways together take linear time."""
 
+    members: Sequence[Entry]
+    flops: Sequence[int]  # of the first 0, 1, 2, ... members together; and their tokens
+    tokens: Sequence[int]
+    memory: Sequence[int]  # bytes of a stack of width 1, 2, 3, ... for as long as it fits, and of width 1 in any case
 
-def _stack(
-    members: Sequence[Entry], corpora: Mapping[Hashable, Corpus], costs: Mapping[int, Cost], capacity: Capacity
-) -> PlannedStack:
-    first = members[0].experiment
-    corpus = corpora[corpus_key(first)]
-    width = min(len(members), WIDEST[capacity.device])
-    limit = math.inf if capacity.memory is None else capacity.memory
-    while width > 1 and memory_of(first, corpus, width, capacity.precision) > limit:
-        width -= 1
-    return PlannedStack(
-        tuple(members),
-        width,
-        memory_of(first, corpus, width, capacity.precision),
-        sum(costs[entry.id].flops for entry in members),
-        sum(costs[entry.id].tokens for entry in members),
-        None,
-    )
+    @staticmethod
+    def of(members: Sequence[Entry], corpus: Corpus, capacity: Capacity) -> _Kind:
+        costs = [cost(entry.experiment, corpus) for entry in members]
+        widths = range(1, min(len(members), WIDEST[capacity.device]) + 1)
+        memory = [memory_of(members[0].experiment, corpus, width, capacity.precision) for width in widths]
+        limit = math.inf if capacity.memory is None else capacity.memory
+        fitting = [memory[0], *itertools.takewhile(lambda bytes: bytes <= limit, memory[1:])]
+        flops = [0, *itertools.accumulate(c.flops for c in costs)]
+        return _Kind(members, flops, [0, *itertools.accumulate(c.tokens for c in costs)], fitting)
+
+    def cuts(self, limit: int) -> Iterator[tuple[int, int]]:
+        """Ends of consecutive runs of nearly the same length, at most `limit`."""
+        count = math.ceil(len(self.members) / limit)
+        return itertools.pairwise(i * len(self.members) // count for i in range(count + 1))
+
+    def weights(self, limit: int, capacity: Capacity) -> Iterator[float]:
+        for a, b in self.cuts(limit):
+            yield _weight(self.flops[b] - self.flops[a], min(b - a, len(self.memory)), capacity)
+
+    def stacks(self, limit: int) -> Iterator[PlannedStack]:
+        for a, b in self.cuts(limit):
+            width = min(b - a, len(self.memory))
+            flops, tokens = self.flops[b] - self.flops[a], self.tokens[b] - self.tokens[a]
+            yield PlannedStack(tuple(self.members[a:b]), width, self.memory[width - 1], flops, tokens, None)
 
 
 def _seconds(stack: PlannedStack, corpora: Mapping[Hashable, Corpus], pace: Pace) -> float:
@@ -164,9 +179,9 @@ def _seconds(stack: PlannedStack, corpora: Mapping[Hashable, Corpus], pace: Pace
     return sum(pace.seconds(entry.experiment, corpus) for entry in stack.members)
 
 
-def _weight(stack: PlannedStack, capacity: Capacity) -> float:
-    """Relative time: a step's overhead is shared by the members beside each other."""
-    return stack.flops * (1 + OVERHEAD[capacity.device] / stack.width)
+def _weight(flops: int, width: int, capacity: Capacity) -> float:
+    """A stack's relative time: a step's overhead is shared by the members beside each other."""
+    return flops * (1 + OVERHEAD[capacity.device] / width)
 
 
 def makespan(times: Sequence[float], workers: int, begun: Sequence[float] = ()) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,19 +50,18 @@ class Listener(Protocol):
     def show(self, snapshot: Snapshot) -> None: ...
 
 
-def seconds_left(
-    hands: Sequence[Assignment], queued: Sequence[StackRow], left: Callable[[str], float], workers: int
-) -> float | None:
-    """At the rate of what is under way; None until something was measured. `left` is the arithmetic an experiment still needs."""
+def seconds_left(hands: Sequence[tuple[Assignment, float]], queued: Sequence[float], workers: int) -> float | None:
+    """At the rate of what is under way; None until something was measured. With what is in hand, and for each stack that
+    waits, the arithmetic that it still needs."""
     begun, rates = [], []
-    for hand in hands:
+    for hand, left in hands:
         seconds = hand.left()
         if hand.stack and seconds is None:
             return None
         begun.append(seconds or 0.0)
-        if hand.stack and seconds:
-            rates.append(sum(left(name) for name in hand.members) / seconds)
+        if hand.stack and seconds and left:
+            rates.append(left / seconds)
     if queued and not rates:
         return None
     rate = sum(rates) / len(rates) if rates else 1.0
-    return makespan([sum(left(name) for name in stack.members) / rate for stack in queued], workers, begun)
+    return makespan([left / rate for left in queued], workers, begun)

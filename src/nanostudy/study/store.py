@@ -256,12 +256,13 @@ class Store:
         self, status: str | None = None, names: Sequence[str] | None = None, limit: int | None = None
     ) -> list[Row]:
         """By id. Names that are not there are left out."""
-        wanted = None if names is None else json.dumps(list(names))  # any number of names is one value
-        return self._rows(
-            "WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR name IN (SELECT value FROM json_each(?2))) "
-            "ORDER BY id LIMIT ?3",
-            *(status, wanted, -1 if limit is None else limit),
-        )
+        conditions: dict[str, Any] = {}  # each says only what is asked, so that an index finds the rows
+        if status is not None:
+            conditions["status = ?"] = status
+        if names is not None:  # any number of names is one value
+            conditions["name IN (SELECT value FROM json_each(?))"] = json.dumps(list(names))
+        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+        return self._rows(f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit)
 
     def row(self, name: str) -> Row:
         """NanostudyError with the nearest names where there is none of this one."""
@@ -281,6 +282,17 @@ class Store:
             contexts = {int(context): loss for context, loss in json.loads(named["context_losses"]).items()}
             rows.append(Row(**{**named, "context_losses": contexts, "sampled": bool(named["sampled"])}))
         return rows
+
+    def statuses(self) -> dict[str, str]:
+        """By name, in order of ids."""
+        return dict(self._db.fetch("SELECT name, status FROM experiments ORDER BY id"))
+
+    def results(self, *, sampled: bool) -> dict[str, int | None]:
+        """The stack in which each trained last that has a result, with a sample or without one, by name."""
+        select = (
+            "SELECT name, stack FROM experiments WHERE status IN ('finished', 'diverged') AND sampled = ? ORDER BY id"
+        )
+        return dict(self._db.fetch(select, sampled))
 
     def counts(self) -> dict[str, int]:
         """How many there are of every status."""
