@@ -1,12 +1,22 @@
-"""How an update's time and a stack's memory grow with members, width and context."""
+"""How an update's time and a process's memory grow with members, width, context and depth; and a study's with workers.
+
+Each point is a process of its own, so that its peak of memory is its own too: `python growth.py SETTINGS MEMBERS DEVICE SECONDS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ours
 
 from nanostudy.gpt.corpus import load_corpus
 from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.machine import Machine
+from nanostudy.gpt.machine import Machine, resolve
+from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import Job, measure
 from nanostudy.study.plan import memory_of
 
@@ -14,17 +24,50 @@ BASE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size":
 AXES = {"members": (1, 2, 4, 8), "n_embd": (64, 128, 256, 384), "block_size": (32, 64, 128, 256), "n_layer": (2, 4, 8)}
 
 
-def growth(machine: Machine, seconds: float = 1.0) -> Iterator[str]:
-    """Lines of a table, around 4 members of the grid's cell."""
-    corpus = load_corpus("shakespeare", "char")
+def growth(machine: Machine, folder: Path, seconds: float = 1.0) -> Iterator[str]:
+    """Lines of two tables: around 4 members of the grid's cell, and 8 of its seeds by workers."""
     yield from ("", "## Growth", "", f"Around a stack of 4 of the grid's cell, {machine.threads} threads:", "")
-    yield from ("| | ms an update and member | planned memory, MiB |", "|---|---|---|")
+    yield from ("| | ms an update and member | peak of memory, MiB | planned, MiB |", "|---|---|---|---|")
     for axis, values in AXES.items():
         for value in values:
             members = value if axis == "members" else 4
             settings = BASE if axis == "members" else {**BASE, axis: value}
-            experiments = [Experiment(**settings, seed=seed) for seed in range(1, members + 1)]
-            jobs = [Job(f"job{i}", e, str(i)) for i, e in enumerate(experiments)]
-            update, _ = measure(jobs, corpus, machine, seconds)
-            memory = memory_of(experiments[0], corpus, members, machine.precision)
-            yield f"| {axis} = {value} | {update / members * 1e3:.2f} | {memory / 2**20:,.0f} |"
+            words = [json.dumps(settings), str(members), machine.device.type, str(seconds)]
+            done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+            update, peak, planned = json.loads(done.stdout)
+            yield f"| {axis} = {value} | {update / members * 1e3:.2f} | {peak / 2**20:,.0f} | {planned / 2**20:,.0f} |"
+    if machine.device.type != "cpu":
+        return
+    yield from ("", "8 seeds of the cell, 200 updates and 2 evaluations each, from a cold start:", "")
+    yield from ("| workers | s |", "|---|---|")
+    count = 1
+    while count <= machine.threads:
+        spent = ours.study(
+            {**BASE, "max_iters": 200}, {}, range(1, 9), folder / f"workers{count}", "--workers", str(count)
+        )
+        yield f"| {count} | {spent:.1f} |"
+        count *= 2
+
+
+def point(settings: Mapping[str, float], members: int, device: str, seconds: float) -> tuple[float, int, int]:
+    """Seconds an update, the peak of this process's memory (a GPU's, on one), and what the planner says of it, in bytes."""
+    machine, corpus = resolve(Resources(device=device)), load_corpus("shakespeare", "char")
+    experiments = [Experiment(**settings, seed=seed) for seed in range(1, members + 1)]
+    jobs = [Job(f"job{i}", e, str(i)) for i, e in enumerate(experiments)]
+    update, _ = measure(jobs, corpus, machine, seconds)
+    return update, _peak(machine), memory_of(experiments[0], corpus, members, machine.precision)
+
+
+def _peak(machine: Machine) -> int:
+    if machine.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(machine.device)
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(point(json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))))

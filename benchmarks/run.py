@@ -259,7 +259,7 @@ def reached(rows: list[Row], found: dict[str, float], machine: Machine) -> list[
 
 
 def main() -> None:
-    names = sorted({workload.__name__ for workload in (*CPU, *GPU)})
+    names = [*sorted({workload.__name__ for workload in (*CPU, *GPU)}), "growth"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--nanogpt", type=Path, required=True, help="an unmodified nanoGPT checkout (benchmarks/README.md)"
@@ -284,7 +284,7 @@ def main() -> None:
                 continue
             made = workload(bench)
             rows |= {row.workload: row for row in ([made] if isinstance(made, Row) else made)}
-        grown = before.get("growth", []) if asked.only else list(growth(machine))
+        grown = list(growth(machine, folder)) if "growth" in (asked.only or ["growth"]) else before.get("growth", [])
     told = [
         f"# {machine.device_name}, {machine.threads} threads, {machine.precision}",
         "",

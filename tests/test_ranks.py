@@ -381,7 +381,10 @@ def torchrun(folder: Path, count: int, out: str, change: str = "", **settings) -
     (folder / "settings.yaml").write_text("{}")
     words = ["--standalone", "--nproc-per-node", str(count), command, "train", "settings.yaml", *given, "--out", out]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *words], cwd=folder, **pipes)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # or torchrun says at length that it sets it
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words], cwd=folder, env=environment, **pipes
+    )
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:

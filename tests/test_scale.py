@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 
+import pytest
 import torch
 from conftest import cpu, write_text
 
@@ -20,6 +23,8 @@ from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import design, open_study
 from nanostudy.study.plan import Capacity, shape_of
+from nanostudy.study.progress import Assignment, seconds_left
+from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Done, Prepared, Report, Sampled, Task, TrainStack
 
 ENOUGH = 24  # experiments that finish while operations are counted
@@ -181,3 +186,11 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
     with open_study(tmp_path / "out"):
         pass
     assert looks < 50
+
+
+def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
+    """As of a stack that goes on whose members are all but done: its rate is not known, and is not zero."""
+    hand = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, told_at=time.monotonic())
+    assert seconds_left([(hand, 0.0)], [1e9], 1) is None
+    other = replace(hand, seconds_left=10.0)
+    assert seconds_left([(hand, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)
