@@ -25,6 +25,7 @@ class Slot:
     name: str
     step: int = 0  # batches done; all were updates, unless the state says that the member diverged
     evaluated_at: int = -1
+    val_loss: float = math.nan  # there
     best_step: int = -1
     best_val_loss: float = math.inf
     seconds: float = 0.0  # over all sittings, evaluations included

@@ -350,6 +350,8 @@ def _try(pieces: Pieces, device: torch.device, dtype: torch.dtype) -> None:
     pieces.attend_backward(scores, pieces.attend(scores, drop, 1.0, 2)[0], drop, 1.0, 2)
     pieces.cross_entropy(x, targets)
     pieces.cross_entropy_backward(losses, x, targets)
+    pieces.gelu_backward(x, pieces.gelu(x, True)[1])
+    pieces.norms(rows[0])
     pieces.move(*rows, column, column > 0, *(column,) * 5)
 
 

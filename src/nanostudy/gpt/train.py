@@ -192,7 +192,7 @@ class _Training:
         self.stopwatch.evaluated(time.monotonic() - start)
         for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
             slot = stack.slots[m]
-            slot.evaluated_at = slot.step
+            slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
             if val_loss < slot.best_val_loss:
                 slot.best_step, slot.best_val_loss = slot.step, val_loss
@@ -263,12 +263,17 @@ class _Training:
             reason = f"the loss or its gradient was not finite after update {updates}"
             slot.step = slot.step if self.machine.precision == "fp16" else updates
         else:
-            contexts = {c: self.losses(params, "val", c)[0] for c in contexts_within(self.shape.block_size)}
+            contexts = {c: self.score(slot, params, c) for c in contexts_within(self.shape.block_size)}
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
         tokens, skipped = self.tokens_seen(slot), slot.step - updates
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
         ended = (slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts)
         return Finished(*ended, last, best, moments)
+
+    def score(self, slot: Slot, params: Tensor, context: int) -> float:
+        """Its validation loss at a fixed context; its own was found by the last evaluation."""
+        known = context == self.shape.block_size and not math.isnan(slot.val_loss)
+        return slot.val_loss if known else self.losses(params, "val", context)[0]
 
     # --- stepping
 
