@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import Job
 from nanostudy.signals import stop_requests
-from nanostudy.study.backends import Backend, Inline, Workers
+from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
@@ -29,10 +30,9 @@ from nanostudy.tracking import check_track, tracking
 from nanostudy.view import StudyView
 from nanostudy.words import counted
 
-MEMORY_SHARE = 0.8  # of what is free, for all workers together
-PROCESS_MEMORY = 2**28  # bytes that a worker takes before it has any stack: measured 242 MiB
 CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
 CALIBRATED_SIZES = 3
+BEGINNING_SECONDS = 60.0  # in which workers of a cluster begin
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def run_study(
     only: str | None = None,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
     track: str | None = None,
     save_every: float = 60.0,
@@ -96,12 +98,13 @@ def run_study(
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
-    `only` choose experiments; `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    `only` choose experiments; `track` is tensorboard, wandb or mlflow; `address` is of the cluster for executor="ray", and
+    `checkpoints` one that its nodes share. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
     track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen))
-    with open_study(asked.path, asked) as folder:
+    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    with contextlib.closing(crew.backend), open_study(asked.path, asked) as folder:
         return _execute(folder, chosen, crew, save_every, listener, track)
 
 
@@ -111,6 +114,8 @@ def retry_study(
     *,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
     track: str | None = None,
     save_every: float = 60.0,
@@ -125,9 +130,10 @@ def retry_study(
         if not failed:
             raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
         chosen = [entry for entry in folder.entries if entry.name in failed]
-        crew = _crew(executor, workers, resources or Resources(), len(chosen))
-        folder.store.requeue(failed)
-        return _execute(folder, chosen, crew, save_every, listener, track)
+        crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+        with contextlib.closing(crew.backend):
+            folder.store.requeue(failed)
+            return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def _execute(
@@ -160,6 +166,8 @@ def plan_study(
     only: str | None = None,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
 ) -> Plan:
     """What run_study would do here, were no stack under way: runs nothing but a short calibration, and writes nothing."""
@@ -167,7 +175,7 @@ def plan_study(
     status = _status(asked.path)
     undone = [entry for entry in chosen if status.get(entry.name, "waiting") in UNDONE]
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen))
+    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     corpora, capacity = asked.texts.corpora, crew.capacity
     pace: Pace | None = None
     try:
@@ -206,9 +214,10 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
         stack = by_size[size]
         first = stack.members[0].experiment
         jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
-        for worker in backend.idle():
+        ready = _ready(backend, capacity.workers)
+        for worker in ready:
             backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
-        measured = list(_answers(backend, capacity.workers))
+        measured = list(_answers(backend, len(ready)))
         update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
         token = sum(m.evaluated_token for m in measured) / len(measured)
         training.append((float(size), len(jobs) * size / update))
@@ -216,6 +225,16 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
     at_once = f", on {capacity.workers} workers at once" if capacity.workers > 1 else ""
     how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
     return Pace(tuple(training), tuple(evaluation)), how
+
+
+def _ready(backend: Backend, expected: int) -> list[int]:
+    """Those that have nothing to do, and on a cluster those that begin in a while. Raises NanostudyError where none does."""
+    end = time.monotonic() + BEGINNING_SECONDS
+    while len(ready := backend.idle()) < expected and time.monotonic() < end:
+        backend.next(0.5)
+    if not ready:
+        raise NanostudyError(f"no worker began within {BEGINNING_SECONDS:.0f} seconds")
+    return ready
 
 
 def _one_micro_batch(job: Job) -> Job:
@@ -236,14 +255,28 @@ def _answers(backend: Backend, expected: int) -> Iterator[Measured]:
             ended += 1
 
 
-def _crew(executor: str, workers: int | None, resources: Resources, experiments: int) -> Crew:
-    """Nothing is started yet. By default no more workers than experiments: the cores are theirs, then."""
-    if executor not in ("workers", "inline"):
-        raise UsageError(f"executor={executor!r} is not known: workers or inline.")
+def _crew(
+    executor: str,
+    workers: int | None,
+    resources: Resources,
+    experiments: int,
+    address: str | None = None,
+    checkpoints: str | None = None,
+) -> Crew:
+    """No worker is started yet. By default no more workers than experiments: the cores are theirs, then."""
+    if executor not in ("workers", "inline", "ray"):
+        raise UsageError(f"executor={executor!r} is not known: workers, inline or ray.")
+    if executor != "ray" and (address or checkpoints):
+        raise UsageError(f"{'--address' if address else '--checkpoints'} is for a cluster: add --executor ray.")
     if workers is not None and workers < 1:
         raise UsageError(f"workers={workers} must be at least 1.")
     if executor == "inline" and workers not in (None, 1):
         raise UsageError("inline is one worker; --executor workers takes several.")
+    if executor == "ray":
+        from nanostudy.study.cluster import connect
+
+        cluster, capacity, notes = connect(address, checkpoints, workers, resources, experiments)
+        return Crew(cluster, capacity, resources, cluster.each, notes)
     machine = resolve(resources)
     kind, cores = machine.device.type, available_cores()
     if executor == "inline":

@@ -44,6 +44,7 @@ class Machine:
             "threads": self.threads,
             "compiled": self.compiled,
             "notes": list(self.notes),
+            "host": platform.node(),
             "platform": platform.platform(),
             "python": platform.python_version(),
             "torch": torch.__version__,
