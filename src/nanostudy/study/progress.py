@@ -60,8 +60,9 @@ def seconds_left(
         if hand.stack and seconds is None:
             return None
         begun.append(seconds or 0.0)
-        if hand.stack and seconds:
-            rates.append(sum(left(name) for name in hand.members) / seconds)
+        work = sum(left(name) for name in hand.members)
+        if hand.stack and seconds and work:  # the last may be done, and its stack not heard of since
+            rates.append(work / seconds)
     if queued and not rates:
         return None
     rate = sum(rates) / len(rates) if rates else 1.0
