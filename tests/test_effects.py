@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -406,6 +407,32 @@ def test_other_sources_are_blocks():
     found = effects(joined([ours, theirs]))
     assert row(found, LAYERS)["effect"] == pytest.approx(0.075, abs=0.002)
     assert found.shares["seeds of each source"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("on_the_gpu", "told"),
+    [
+        (lambda row: row["n_layer"] == 2, r"n_layer only together with them: what the device does cannot be told"),
+        (
+            lambda row: row["n_layer"] == 2 and row["seed"] == 1,
+            r"on which n_layer was spread unevenly: a part of that effect may be",
+        ),
+        (lambda row: row["seed"] == 1, r"every setting was tried equally often on each"),
+        (lambda row: False, None),
+        (lambda row: True, None),
+    ],
+)
+def test_what_kinds_of_device_confound_is_named(on_the_gpu, told):
+    results = synthetic({"n_layer": [2, 4], "dropout": [0.0, 0.2]}, seeds=(1, 2))
+    table = results.experiments
+    gpu = [bool(on_the_gpu(row)) for _, row in table.iterrows()]
+    table["device"] = [f"cuda:{i % 2}" if there else "cpu" for i, there in enumerate(gpu)]
+    table["device_name"] = ["a GPU" if there else "a CPU" for there in gpu]
+    missing = [text for text in effects(results).missing if "kinds of device" in text]
+    assert len(missing) == (told is not None)
+    if told:
+        assert re.search(told, missing[0])
+        assert "(cpu, a CPU, fp32; cuda, a GPU, fp32)" in missing[0]
 
 
 def test_context_lowers_the_loss_by_itself():

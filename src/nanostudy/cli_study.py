@@ -52,7 +52,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Compile = Annotated[str, typer.Option(help="auto, yes or no: kernels built once by this machine's compiler.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
-Executor = Annotated[str, typer.Option(help="workers, or inline: all in this process.")]
+Executor = Annotated[str, typer.Option(help="workers; inline: all in this process; ray: on a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: one of this machine alone."),
+]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(help="Where Ray's nodes keep them: s3://..., file:///... Default: the study's folder, here."),
+]
 Track = Annotated[str | None, typer.Option(help="tensorboard, wandb or mlflow: what is measured goes there, too.")]
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
 
@@ -70,6 +78,8 @@ def run_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
     track: Track = None,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
@@ -87,6 +97,8 @@ def run_command(
             only=only,
             workers=workers,
             executor=executor,
+            address=address,
+            checkpoints=checkpoints,
             resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
             track=track,
         ),
@@ -104,6 +116,8 @@ def retry_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
     track: Track = None,
 ) -> None:
     """Run failed experiments again."""
@@ -112,7 +126,19 @@ def retry_command(
 
     path = existing_folder(folder)
     asked = Resources(device=device, precision=precision, compile=compile, threads=threads)
-    _run(lambda: retry_study(path, names or [], workers=workers, executor=executor, resources=asked, track=track), path)
+    _run(
+        lambda: retry_study(
+            path,
+            names or [],
+            workers=workers,
+            executor=executor,
+            address=address,
+            checkpoints=checkpoints,
+            resources=asked,
+            track=track,
+        ),
+        path,
+    )
 
 
 def _run(run: Callable[[], list[Row]], path: Path) -> None:
@@ -156,6 +182,8 @@ def plan_command(
     compile: Compile = "auto",
     threads: Threads = None,
     executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
     plan_for: Annotated[
         str | None,
         typer.Option(help="Other machines: 8xH200, 64 cores, '16x8 cores 32GiB'. Simulates the run there."),
@@ -175,6 +203,8 @@ def plan_command(
         only=only,
         workers=workers,
         executor=executor,
+        address=address,
+        checkpoints=checkpoints,
         resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
         plan_for=plan_for,
     )
@@ -317,7 +347,7 @@ def status_command(
         if format is Form.table:
             print("\n".join(status_lines(store, path, all)))
         else:
-            _print_records(records(store.rows()), format)
+            _print_records(list(records(store.rows())), format)
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.resources import Resources
 from nanostudy.gpt.train import Job
 from nanostudy.signals import stop_requests
-from nanostudy.study.backends import Backend, Inline, Workers
+from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
@@ -31,10 +32,9 @@ from nanostudy.tracking import check_track, tracking
 from nanostudy.view import StudyView
 from nanostudy.words import counted
 
-MEMORY_SHARE = 0.8  # of what is free, for all workers together
-PROCESS_MEMORY = 2**28  # bytes that a worker takes before it has any stack: measured 242 MiB
 CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
 CALIBRATED_SIZES = 3
+BEGINNING_SECONDS = 60.0  # in which workers of a cluster begin
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def run_study(
     only: str | None = None,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
     track: str | None = None,
     save_every: float = 60.0,
@@ -100,12 +102,13 @@ def run_study(
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
-    `only` choose experiments; `track` is tensorboard, wandb or mlflow. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    `only` choose experiments; `track` is tensorboard, wandb or mlflow; `address` is of the cluster for executor="ray", and
+    `checkpoints` one that its nodes share. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
     track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen))
-    with open_study(asked.path, asked) as folder:
+    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    with contextlib.closing(crew.backend), open_study(asked.path, asked) as folder:
         return _execute(folder, chosen, crew, save_every, listener, track)
 
 
@@ -115,6 +118,8 @@ def retry_study(
     *,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
     track: str | None = None,
     save_every: float = 60.0,
@@ -129,9 +134,10 @@ def retry_study(
         if not failed:
             raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
         chosen = [entry for entry in folder.entries if entry.name in failed]
-        crew = _crew(executor, workers, resources or Resources(), len(chosen))
-        folder.store.requeue(failed)
-        return _execute(folder, chosen, crew, save_every, listener, track)
+        crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+        with contextlib.closing(crew.backend):
+            folder.store.requeue(failed)
+            return _execute(folder, chosen, crew, save_every, listener, track)
 
 
 def _execute(
@@ -164,6 +170,8 @@ def plan_study(
     only: str | None = None,
     workers: int | None = None,
     executor: str = "workers",
+    address: str | None = None,
+    checkpoints: str | None = None,
     resources: Resources | None = None,
     plan_for: str | None = None,
 ) -> Plan:
@@ -178,11 +186,11 @@ def plan_study(
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
     if machines:
         plain = replace(resources or Resources(), precision="auto", compile="auto")
-        if (workers, executor, plain) != (None, "workers", Resources()):
+        if (workers, executor, address, checkpoints, plain) != (None, "workers", None, None, Resources()):
             raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
         elsewhere = _elsewhere(machines, asked, undone, resources or Resources())
         return replace(elsewhere, done=len(chosen) - len(undone) - failed, failed=failed)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen))
+    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     corpora, capacity = asked.texts.corpora, crew.capacity
     pace: Pace | None = None
     try:
@@ -200,7 +208,8 @@ def plan_study(
 def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resources: Resources) -> Plan:
     """A plan for described machines: their pace is measured where this machine is of that kind, and else assumed."""
     here = resolve(replace(resources, device="auto" if machines.gpu else "cpu"))
-    gpu = machines.gpu if machines.gpu and not machines.gpu.is_called(here.device_name) else None
+    same = machines.gpu and here.device.type == "cuda" and machines.gpu.is_called(here.device_name)
+    gpu = None if same else machines.gpu
     if gpu and resources.precision not in ("auto", gpu.precision):
         raise UsageError(f"--plan-for {machines.text}: for {gpu.name} only the peak in {gpu.precision} is known here.")
     memory = None if machines.memory is None else _share(machines.memory)
@@ -214,15 +223,23 @@ def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resou
         local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
         crew = _crew("workers", None, local, machines.workers)
         try:
-            pace, calibration = calibrate(crew.backend, stacks, asked.texts, crew.capacity)
+            # stacks as this machine has room for them
+            pace, calibration = calibrate(
+                crew.backend, plan(undone, corpora, crew.capacity), asked.texts, crew.capacity
+            )
         finally:
             crew.backend.close()
         speed = MeasuredSpeed(pace, GPU_START if machines.gpu else CORE_START)
         how = f"as fast as {here.device_name} here; calibration: {calibration}"
     predicted = predict(stacks, corpora, speed, machines.workers, len(asked.study.prompts) * asked.study.sample_tokens)
     timed = [replace(s, seconds=t.end - t.begin) for s, t in zip(stacks, predicted.run.turns, strict=True)]
-    seconds = predicted.seconds
-    return Plan(timed, capacity, 1, () if gpu else here.notes, seconds, how, asked.skipped, 0, 0, machines, predicted)
+    seconds, notes = predicted.seconds, () if gpu else here.notes
+    if not machines.gpu and len(undone) < machines.workers:
+        notes = (
+            *notes,
+            "predicted with one thread each; `study run` gives workers more where there are more cores than experiments",
+        )
+    return Plan(timed, capacity, 1, notes, seconds, how, asked.skipped, 0, 0, machines, predicted)
 
 
 def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
@@ -249,9 +266,10 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
         stack = by_size[size]
         first = stack.members[0].experiment
         jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
-        for worker in backend.idle():
+        ready = _ready(backend, capacity.workers)
+        for worker in ready:
             backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
-        measured = list(_answers(backend, capacity.workers))
+        measured = list(_answers(backend, len(ready)))
         update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
         token = sum(m.evaluated_token for m in measured) / len(measured)
         training.append((float(size), len(jobs) * size / update))
@@ -259,6 +277,16 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
     at_once = f", on {capacity.workers} workers at once" if capacity.workers > 1 else ""
     how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
     return Pace(tuple(training), tuple(evaluation)), how
+
+
+def _ready(backend: Backend, expected: int) -> list[int]:
+    """Those that have nothing to do, and on a cluster those that begin in a while. Raises NanostudyError where none does."""
+    end = time.monotonic() + BEGINNING_SECONDS
+    while len(ready := backend.idle()) < expected and time.monotonic() < end:
+        backend.next(0.5)
+    if not ready:
+        raise NanostudyError(f"no worker began within {BEGINNING_SECONDS:.0f} seconds")
+    return ready
 
 
 def _one_micro_batch(job: Job) -> Job:
@@ -279,14 +307,28 @@ def _answers(backend: Backend, expected: int) -> Iterator[Measured]:
             ended += 1
 
 
-def _crew(executor: str, workers: int | None, resources: Resources, experiments: int) -> Crew:
-    """Nothing is started yet. By default no more workers than experiments: the cores are theirs, then."""
-    if executor not in ("workers", "inline"):
-        raise UsageError(f"executor={executor!r} is not known: workers or inline.")
+def _crew(
+    executor: str,
+    workers: int | None,
+    resources: Resources,
+    experiments: int,
+    address: str | None = None,
+    checkpoints: str | None = None,
+) -> Crew:
+    """No worker is started yet. By default no more workers than experiments: the cores are theirs, then."""
+    if executor not in ("workers", "inline", "ray"):
+        raise UsageError(f"executor={executor!r} is not known: workers, inline or ray.")
+    if executor != "ray" and (address or checkpoints):
+        raise UsageError(f"{'--address' if address else '--checkpoints'} is for a cluster: add --executor ray.")
     if workers is not None and workers < 1:
         raise UsageError(f"workers={workers} must be at least 1.")
     if executor == "inline" and workers not in (None, 1):
         raise UsageError("inline is one worker; --executor workers takes several.")
+    if executor == "ray":
+        from nanostudy.study.cluster import connect
+
+        cluster, capacity, notes = connect(address, checkpoints, workers, resources, experiments)
+        return Crew(cluster, capacity, resources, cluster.each, notes)
     machine = resolve(resources)
     kind, cores = machine.device.type, available_cores()
     if executor == "inline":

@@ -53,6 +53,7 @@ class Machine:
             "ranks": self.ranks,
             "compiled": self.compiled,
             "notes": list(self.notes),
+            "host": platform.node(),
             "platform": platform.platform(),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -1,6 +1,7 @@
-"""Where tasks are performed: in this process, or in worker processes. A backend starts a task and hands on its reports.
+"""Where tasks are performed: in this process, in worker processes, or on a cluster (cluster.py). A backend starts a task and
+hands on its reports.
 
-Both answer a Saving report when the next one is asked for: what came before is on disk by then.
+All answer a Saving report when the next one is asked for: what came before is on disk by then.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from nanostudy.gpt.resources import Resources
 from nanostudy.study.tasks import Broken, Done, Report, Task, perform
 from nanostudy.study.worker import receive, send
 
+MEMORY_SHARE = 0.8  # of what is free, for all workers together
+PROCESS_MEMORY = 2**28  # bytes that a worker takes before it has any stack: measured 242 MiB
+
 Process = subprocess.Popen[bytes]
 
 
@@ -32,12 +36,15 @@ class Backend(Protocol):
     stop: Callable[[], bool]  # once it says so, trainings save and end, and what is started after that ends at once
 
     def idle(self) -> list[int]:
-        """The workers that have nothing to do."""
+        """The workers that have nothing to do. Asked where there is something to do."""
 
     def start(self, worker: int, task: Task) -> None: ...
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
-        """The next report and whose it is; None if none comes in time. Done and Broken make the worker idle again."""
+        """The next report and whose it is; None if none comes in time. Done and Broken make the worker idle again.
+
+        A Noted report may be of no worker that has anything to do: it is the backend's own.
+        """
 
     def close(self) -> None:
         """Ends what still runs, without saving."""

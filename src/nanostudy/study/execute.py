@@ -159,7 +159,7 @@ class Execution:
 
     def assign(self) -> None:
         """Every idle worker takes the longest stack left; texts are written first, since weights may go after them."""
-        for worker in self.backend.idle():
+        for worker in self.backend.idle() if self.keeping.waiting or self.to_train else ():
             if self.keeping.waiting:
                 names = self.keeping.waiting.popleft()
                 writing = self.keeping.task(names)
@@ -184,6 +184,9 @@ class Execution:
     # --- what is told
 
     def hear(self, worker: int, report: Report) -> None:
+        if isinstance(report, Noted) and worker not in self.hands:
+            self.listener.say(report.text, "yellow")
+            return
         hand = self.hands[worker]
         if isinstance(report, Prepared):
             hand.machine, self.stillborn = report.machine, 0
@@ -307,6 +310,9 @@ class Execution:
     def mend(self, hand: Assignment, broken: Broken) -> None:
         if self.stopping:
             self.listener.say(f"{hand.label}: {broken.reason}; its last checkpoint is kept", "yellow")
+        elif broken.cause == "lost":  # nobody's fault, however often
+            self.listener.say(f"{hand.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
+            self.again(hand)
         elif hand.machine is None and broken.cause != "files":  # no experiment's fault
             self.stillborn += 1
             if self.stillborn >= DEATHS:

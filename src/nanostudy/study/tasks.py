@@ -101,7 +101,8 @@ class Done:
 class Broken:
     """The task failed."""
 
-    # memory: too little of it. files: they cannot be read or written. died: the process ended. error: all else
+    # memory: too little of it. files: they cannot be read or written. died: the process ended. lost: its machine did, or
+    # the way to it. error: all else
     cause: str
     reason: str
     code: int | None = None  # of a file's problem: its errno

@@ -95,6 +95,7 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         told.append(f"The combinations were tried unequally often: {min(counts)} to {max(counts)} experiments each.")
     elif complete and not even:
         told.append(f"The combinations were not all run with the same {words}.")
+    told += _where(table, factors)
     y = table[measure].to_numpy(dtype=float)
     return Design(measure, table, repeats, y, factors, cells, blocks, words, shared, complete, even, tuple(told))
 
@@ -196,6 +197,41 @@ def _numbered(codes: Sequence[Array], n: int) -> Array:
     if not codes:
         return np.zeros(n, dtype=int)
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+# --- where it ran
+
+KIND = ("device", "device_name", "precision")  # of two GPUs of one name, cuda:0 and cuda:1, results are alike
+
+
+def _where(table: pd.DataFrame, factors: Sequence[Factor]) -> list[str]:
+    """A sentence where the experiments ran on different kinds of device: what a kind does may look like a setting's doing."""
+    kinds = [
+        ", ".join(str(value).split(":")[0] for value in row if known(value))
+        for row in table[[name for name in KIND if name in table]].to_numpy()
+    ]
+    names = sorted(set(kinds))
+    if len(names) < 2 or "" in names:
+        return []
+    codes = np.array([names.index(kind) for kind in kinds])
+    bound = [factor.name for factor in factors if not _separable(codes, [factor])]
+    uneven = [factor.name for factor in factors if factor.name not in bound and not _evenly(codes, factor)]
+    ran = f"The experiments ran on different kinds of device ({'; '.join(names)})"
+    if bound:
+        return [f"{ran}, and {_listed(bound)} only together with them: what the device does cannot be told from that."]
+    if uneven:
+        return [
+            f"{ran}, on which {_listed(uneven)} was spread unevenly: a part of that effect may be the device's doing."
+        ]
+    return [f"{ran}; every setting was tried equally often on each."]
+
+
+def _evenly(codes: Array, factor: Factor) -> bool:
+    """Whether each kind has the same share of every level."""
+    counts = np.zeros((int(codes.max()) + 1, len(factor.levels)))
+    np.add.at(counts, (codes, factor.codes), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return bool(np.allclose(shares, shares[0]))
 
 
 # --- blocks
