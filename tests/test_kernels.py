@@ -7,6 +7,7 @@ In bf16 a kernel rounds once, at the end: it is compared with the plain operatio
 import itertools
 import math
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -456,6 +457,25 @@ def whole(native):
     return native(BF16)
 
 
+@needs_compiler
+def test_whole_attention_is_understood_by_the_compiler():
+    """Also where this machine has no tiles."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("another kind of processor")
+    words = [compiler(), "-std=c++20", "-march=sapphirerapids", "-fsyntax-only", str(kernels.SOURCE)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "bad value" in done.stderr:
+        pytest.skip("this compiler is older than the tiles")
+    assert done.returncode == 0, done.stderr
+
+
+def test_scores_beyond_all_measure(whole):
+    """Either what it should be, the first value, or not finite: a member that blew up must not look healthy."""
+    qkv = torch.full((1, 32, 3 * 32), 3e8, dtype=BF16)
+    y, _ = whole.attention(qkv, None, 1, False)
+    assert ((y == qkv[..., :32]) | ~y.isfinite()).all()
+
+
 def attention(qkv, drop, heads):
     """Plainly, with the masks of `drop`; (Z, T, F) -> (Z, T, E)."""
     T, D = qkv.shape[1], qkv.shape[2] // (3 * heads)
@@ -477,8 +497,9 @@ def test_whole_attention(whole, T, heads, D, dropped):
     wide = qkv.double().requires_grad_()
     expected = attention(wide, drop, heads)
     (d_qkv,) = torch.autograd.grad(expected, wide, d_y.double())
-    y, levels = whole.attention(qkv, drop, heads)
+    y, levels = whole.attention(qkv, drop, heads, True)
     found = whole.attention_backward(d_y, qkv, levels, drop)
+    assert torch.equal(whole.attention(qkv, drop, heads, False)[0], y)
     for got, want in ((y, expected), (found, d_qkv)):
         torch.testing.assert_close(got.double(), want, rtol=0.01, atol=0.01 * want.abs().max().item())
 
@@ -490,7 +511,7 @@ def test_whole_attention_drops_what_the_plain_one_drops(whole, T, heads):
     qkv = torch.zeros(Z, T, 3, heads, T, dtype=BF16)
     qkv[:, :, 2] = torch.eye(T, dtype=BF16)[:, None]
     qkv = qkv.flatten(2)
-    y, levels = whole.attention(qkv, drop, heads)
+    y, levels = whole.attention(qkv, drop, heads, True)
     seen = kept(drop, heads, T, T) & torch.ones(T, T).tril().bool()
     assert torch.equal(y.view(Z, T, heads, T).transpose(1, 2) != 0, seen)
     d_y = torch.eye(T, dtype=BF16)[:, None].expand(T, heads, T).reshape(T, heads * T).expand(Z, T, -1)
@@ -505,7 +526,7 @@ def test_whole_attention_of_many_threads_and_of_sick_neighbours(whole, monkeypat
     qkv, d_y, drop = normal(Z, 50, 3 * 2 * 24, dtype=BF16), normal(Z, 50, 2 * 24, seed=1, dtype=BF16), drop_of()
 
     def results(qkv):
-        y, levels = whole.attention(qkv, drop, 2)
+        y, levels = whole.attention(qkv, drop, 2, True)
         return y, levels, whole.attention_backward(d_y, qkv, levels, drop)
 
     torch.set_num_threads(1)

@@ -96,6 +96,7 @@ def test_one_device_for_several_ranks_is_refused(device):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_training_is_for_several_processes(monkeypatch, capsys, command, rank):
     """And one of them says so."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["nanostudy", *command])

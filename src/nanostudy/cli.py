@@ -38,7 +38,8 @@ app.add_typer(corpus_app, name="corpus")
 @app.callback()
 def check_ranks(context: typer.Context) -> None:
     """Only a training is done by several processes together."""
-    if context.invoked_subcommand == "train" or os.environ.get("WORLD_SIZE", "1") == "1":
+    # WORLD_SIZE alone is set by others too, in each of several machines
+    if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     from nanostudy.gpt.errors import ToldElsewhere, UsageError
     from nanostudy.gpt.ranks import started

@@ -156,7 +156,7 @@ class Pieces(NamedTuple):
     gelu_backward: Callable[..., Tensor]
     norms: Callable[..., Tensor]
     move: Callable[..., None]
-    attention: Callable[..., tuple[Tensor, Tensor]] | None = None
+    attention: Callable[..., tuple[Tensor, Tensor | None]] | None = None
     attention_backward: Callable[..., Tensor] | None = None
 
 

@@ -168,10 +168,10 @@ class _Functions:
         self.call("attend_backward", tensors, numbers, weights_ZHQK.numel(), scale)
         return d_scores_ZHQK
 
-    def attention(self, qkv_ZTF: Tensor, drop: Drop | None, heads: int) -> tuple[Tensor, Tensor]:
+    def attention(self, qkv_ZTF: Tensor, drop: Drop | None, heads: int, trains: bool) -> tuple[Tensor, Tensor | None]:
         Z, T, D = *qkv_ZTF.shape[:2], qkv_ZTF.shape[2] // (3 * heads)
         y_ZTE = qkv_ZTF.new_empty(Z, T, heads * D)
-        levels_ZHT = qkv_ZTF.new_empty(Z, heads, T, dtype=torch.float32)
+        levels_ZHT = qkv_ZTF.new_empty(Z, heads, T, dtype=torch.float32) if trains else None
         tensors = [qkv_ZTF, drop, y_ZTE, levels_ZHT]
         self.call("attention", tensors, [Z, heads, T, D], qkv_ZTF.numel(), 1 / math.sqrt(D))
         return y_ZTE, levels_ZHT
@@ -282,7 +282,7 @@ def _openmp() -> str | None:
 def _fingerprint(command: str, options: tuple[str, ...]) -> str:
     """Of all that decides what is built: the source, how, and for which machine."""
     version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
-    sources = (file.read_text(encoding="utf-8") for file in sorted(SOURCE.parent.iterdir()))
+    sources = (file.read_text(encoding="utf-8") for file in sorted(SOURCE.parent.glob("*.[ch]*")))
     parts = (*sources, *OPTIONS, *options, version, *sorted(cpu_flags()), torch.__version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -78,7 +78,7 @@ class Attention(Function):
     def forward(ctx: Any, qkv_MBTF: Tensor, drop: Drop | None, heads: int, pieces: Pieces) -> Tensor:
         qkv_ZTF = qkv_MBTF.flatten(0, 1)
         if pieces.attention:
-            y_ZTE, levels_ZHT = pieces.attention(qkv_ZTF, drop, heads)
+            y_ZTE, levels_ZHT = pieces.attention(qkv_ZTF, drop, heads, ctx.needs_input_grad[0])
             ctx.save_for_backward(qkv_ZTF, levels_ZHT)
         else:
             y_ZTE, kept = _attend_blocks(qkv_ZTF, drop, heads, pieces)
@@ -142,18 +142,19 @@ def seen_share(T: int) -> float:
 
 
 class Gelu(Function):
-    """x times the share of a normal distribution below x (Hendrycks & Gimpel, 2016), of any size."""
+    """x times the share of a normal distribution below x (Hendrycks & Gimpel, 2016), (M, B, T, F)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pieces: Pieces) -> Tensor:
-        y, kept = pieces.gelu(x, ctx.needs_input_grad[0])
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, x_MBTF: Tensor, pieces: Pieces) -> Tensor:
+        y_ZTF, kept_ZTF = pieces.gelu(x_MBTF.flatten(0, 1), ctx.needs_input_grad[0])
+        ctx.save_for_backward(kept_ZTF)
         ctx.pieces = pieces
-        return y
+        return y_ZTF.view(x_MBTF.shape)
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.pieces.gelu_backward(d_y, *ctx.saved_tensors), None
+    def backward(ctx: Any, d_y_MBTF: Tensor) -> tuple[Tensor | None, ...]:
+        d_x_ZTF = ctx.pieces.gelu_backward(d_y_MBTF.flatten(0, 1), *ctx.saved_tensors)
+        return d_x_ZTF.view(d_y_MBTF.shape), None
 
 
 class CrossEntropy(Function):

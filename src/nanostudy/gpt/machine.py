@@ -41,7 +41,9 @@ class Machine:
     def conditions(self) -> dict[str, object]:
         """With these alike, and not which of several equal GPUs, the same computation gives the same bits."""
         known = self.as_dict()
-        return {key: known[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "torch")}
+        return {
+            key: known[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "tiles", "torch")
+        }
 
     def as_dict(self) -> dict[str, object]:
         """What run folders record."""
@@ -52,6 +54,7 @@ class Machine:
             "threads": self.threads,
             "ranks": self.ranks,
             "compiled": self.compiled,
+            "tiles": self.pieces.attention is not None,  # a CPU's matrix unit, which its kernel grants or not
             "notes": list(self.notes),
             "host": platform.node(),
             "platform": platform.platform(),

@@ -6,6 +6,7 @@ A process on its own is the first of one: the same code, and nothing is told to 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -77,15 +78,16 @@ class Ranks:
             dist.all_gather_object(found, dict(facts))
         for rank, theirs in enumerate(found):
             other = [
-                f"{key} {theirs[key]} there, {value} at rank 0"
+                f"{key} {theirs.get(key, 'unknown')} there, {value} at rank 0"
                 for key, value in found[0].items()
-                if theirs[key] != value
+                if theirs.get(key, "unknown") != value
             ]
             if other:
                 raise UsageError(f"rank {rank} would not train the same as the others: {', '.join(other)}.")
 
 
 ALONE = Ranks()
+_trainings = itertools.count()
 
 
 def started() -> Ranks:
@@ -132,6 +134,8 @@ def _join(ranks: Ranks) -> Callable[[], int]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # what an earlier training of this process left in it is not read
+        store = dist.PrefixStore(f"training{next(_trainings)}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as problem:
         raise NanostudyError(
@@ -143,19 +147,23 @@ def _join(ranks: Ranks) -> Callable[[], int]:
 
 def _speaks(ranks: Ranks, failures: Callable[[], int], problem: BaseException) -> bool:
     """Whether this rank is the one to say it: the first to fail, and of those that fail together the first rank."""
+    if isinstance(problem, Interrupted | KeyboardInterrupt):  # reaches all of them, or the first says who was lost
+        return ranks.first
     if not ranks.first and not isinstance(problem, RankLost):
         time.sleep(PRECEDENCE)
     try:
         earliest = failures() == 1
     except RuntimeError:  # the count went with the rank that kept it
         earliest = True
-    return ranks.first if isinstance(problem, Interrupted | KeyboardInterrupt) else earliest
+    return earliest
 
 
 @contextlib.contextmanager
 def _heard() -> Iterator[None]:
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # of this rank
+        raise
     except RuntimeError as problem:
         raise RankLost(
             f"Another rank has ended, or cannot be reached ({_line(problem)}), and this training with it. "

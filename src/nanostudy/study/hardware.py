@@ -28,7 +28,7 @@ class Gpu:
 
     def is_called(self, device_name: str) -> bool:
         """Whether a driver's name of a device, such as NVIDIA A100-SXM4-80GB, is of this kind."""
-        return re.search(rf"\b{self.name}\b", device_name) is not None
+        return re.search(rf"\b{self.name}\b(?!.*Laptop)", device_name) is not None
 
 
 GPUS = {
@@ -92,7 +92,7 @@ def parse_machines(text: str) -> Machines:
     if not 0 < count * each <= MOST:
         raise UsageError(f"--plan-for {text!r}: {count * each:,} workers; from 1 to {MOST:,} can be planned for.")
     if gpu:
-        return Machines(text, gpu, count, memory or gpu.memory)
+        return Machines(text, gpu, count, gpu.memory if memory is None else memory)
     return Machines(text, None, count * each, None if memory is None else memory / each)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,18 @@ MOST_FAILED = 10
 QUIET = 120.0  # seconds after which a study that tells nothing may have ended
 
 
-def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def records(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats a token)."""
-    settings = [json.loads(row.settings) for row in rows]
-    varying = [name for name in FIELDS if len({str(each.get(name)) for each in settings}) > 1]
-    return [
-        {
+    found: dict[str, set[str]] = {name: set() for name in FIELDS}
+    for row in rows:  # read twice and not kept: there may be a million
+        each = json.loads(row.settings)
+        for name, values in found.items():
+            if len(values) < 2:
+                values.add(str(each.get(name)))
+    varying = [name for name, values in found.items() if len(values) > 1]
+    for row in rows:
+        each = json.loads(row.settings)
+        yield {
             "id": row.id,
             "name": row.name,
             "part": row.part,
@@ -44,16 +50,17 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "seconds": row.seconds,
             "reason": row.reason,
         }
-        for row, each in zip(rows, settings, strict=True)
-    ]
 
 
-def as_csv(table: Sequence[Record]) -> str:
+def as_csv(table: Iterable[Record]) -> str:
     """With a line of column names; what is unknown is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
+    text, rows = io.StringIO(), iter(table)
+    first = next(rows, {})
+    writer = csv.DictWriter(text, list(first), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    if first:
+        writer.writerow(first)
+    writer.writerows(rows)
     return text.getvalue()
 
 

@@ -122,7 +122,7 @@ def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple
             return {**found, "nanostudy": "missing", "numerics version": "missing", "source": "missing"}, None
         digest = hashlib.sha256()
         root = Path(spec.origin).parent
-        for path in sorted(path for pattern in ("*.py", "*.cpp") for path in root.rglob(pattern)):
+        for path in sorted(path for pattern in ("*.py", "*.cpp", "*.h") for path in root.rglob(pattern)):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
         from nanostudy.gpt import version
 

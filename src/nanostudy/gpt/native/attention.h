@@ -31,6 +31,9 @@ inline void finish(bf16 *panel, int64_t i, int64_t seen) {
     if (end % PANEL) std::memset(place(panel, i, end), 0, WIDTH * sizeof(bf16));
 }
 
+// What should be at most 0, and by rounding may be above. NaN stays.
+inline V at_most_zero(V x) { return x > 0.0f ? V{} : x; }
+
 // `levels`, if asked for, fp32 (Z, H, T): of each query, the logarithm of what its exponentials sum up to.
 void attention(const bf16 *qkv, const Drop *drop, bf16 *y, float *levels, int64_t Z, int64_t H, int64_t T, int64_t D,
                float scale, int threads) {
@@ -67,7 +70,7 @@ void attention(const bf16 *qkv, const Drop *drop, bf16 *y, float *levels, int64_
                     float *s = scores + i * wide;
                     V total = {};
                     for (int64_t k = 0; k < seen; k += WIDTH) {
-                        const V a = exponential(load(s + k, WIDTH) * scale - tops[i]);
+                        const V a = exponential(at_most_zero(load(s + k, WIDTH) * scale - tops[i]));
                         store(s + k, LANE < int32_t(seen - k) ? a : V{}, WIDTH);
                         total += load(s + k, WIDTH);
                     }
@@ -131,7 +134,7 @@ void attention_backward(const bf16 *d_y, const bf16 *qkv, const float *levels, c
                     mask.draw(drop, z, (h * T + seen - 1) * T, seen);
                     V dots = {};
                     for (int64_t k = 0; k < seen; k += WIDTH) {
-                        V a = exponential(load(w + k, WIDTH) * scale - level);
+                        V a = exponential(at_most_zero(load(w + k, WIDTH) * scale - level));
                         a = LANE < int32_t(seen - k) ? a : V{};
                         const V b = mask(load(dw + k, WIDTH), k);
                         store(w + k, a, WIDTH);

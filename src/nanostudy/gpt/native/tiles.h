@@ -34,7 +34,7 @@ struct Tiles {
         uint8_t lines[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
     Tiles() {
-        const Layout layout;
+        static constexpr Layout layout;
         _tile_loadconfig(&layout);
     }
     ~Tiles() { _tile_release(); }
@@ -109,6 +109,7 @@ void pack_all(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64
 
 // 32 x 32 sums, lines `row` apart, over `steps` steps of two packed panels; added to what is there if `more`.
 inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t row, bool more) {
+    asm volatile("" ::: "memory");  // GCC 12 does not know that tiles are loaded from memory: what they hold is written by now
     float *below = sums + SIDE * row;
     const int64_t bytes = row * sizeof(float);
     if (more) {
