@@ -190,7 +190,7 @@ def test_failures_are_listed_and_retried(study, here):
     assert "3 of 4 experiments finished, 1 failed" in told.out
     said(study("retry", "mine", NAMES[0], *INLINE), 2, "has failed under these names")
     said(study("retry", "mine", NAMES[2] + "x", *INLINE), 2, f"Nearest: .*{NAMES[2]}")
-    said(study("retry", "mine", NAMES[2], "--executor", "nonsense"), 2, "workers or inline")
+    said(study("retry", "mine", NAMES[2], "--executor", "nonsense"), 2, "workers, inline or ray")
     assert rows(path)[2]["status"] == "failed"
     told = study("retry", "mine", *INLINE)
     said(told, 0)
@@ -430,7 +430,7 @@ def test_studies_are_listed(study, form):
         (["run", "mine.yaml", "--workers", "0"], "--workers"),
         (["run", "mine.yaml", "--workers", "many"], "--workers"),
         (["run", "mine.yaml", "--threads", "0"], "--threads"),
-        (["run", "mine.yaml", "--executor", "nonsense"], "workers or inline"),
+        (["run", "mine.yaml", "--executor", "nonsense"], "workers, inline or ray"),
         (["run", "mine.yaml", "--executor", "inline", "--workers", "2"], "one worker"),
         (["run", "mine.yaml", "--device", "nonsense"], "device='nonsense' is not known"),
         (["run", "mine.yaml", "--precision", "fp8"], "precision='fp8' is not known: auto, fp32"),
