@@ -24,6 +24,9 @@ from nanostudy import cli, studies, view
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.gpt.resources import Resources
 from nanostudy.study import database
+from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY
+from nanostudy.study.calibrate import _answers
+from nanostudy.study.crew import make_crew
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
 from nanostudy.study.listing import as_lines
@@ -66,7 +69,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
     monkeypatch.delenv("NANOSTUDY_CORPORA", raising=False)
-    monkeypatch.setattr(studies, "CALIBRATION_SECONDS", 0.01)
+    monkeypatch.setattr("nanostudy.study.calibrate.CALIBRATION_SECONDS", 0.01)
     write_text(tmp_path / "small.txt", 600)
     (tmp_path / "mine.yaml").write_text(STUDY, encoding="utf-8")
     return tmp_path
@@ -304,7 +307,7 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
     backend = Fake((0, Measured(0.5, 1e-4)), (0, Done()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            studies, "_crew", lambda *_: studies.Crew(backend, capacity, Resources(), Resources(threads=1), ())
+            studies, "make_crew", lambda *_: studies.Crew(backend, capacity, Resources(), Resources(threads=1), ())
         )
         backend.close = lambda: None
         capacity = Capacity("cpu", "fp32", 1, None)
@@ -319,9 +322,9 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
 def test_calibration_waits_for_slow_workers_and_hears_of_dead_ones():
     measured = Measured(1.0, 2.0)
     backend = Fake(None, None, (0, measured), None, (0, Done()))
-    assert list(studies._answers(backend, 1)) == [measured]
+    assert list(_answers(backend, 1)) == [measured]
     with pytest.raises(NanostudyError, match=r"it failed.*killed"):
-        list(studies._answers(Fake(None, (0, Broken("died", "killed"))), 1))
+        list(_answers(Fake(None, (0, Broken("died", "killed"))), 1))
 
 
 # --- status and list
@@ -650,13 +653,13 @@ def test_merge_and_export_say_what_they_did(study, here):
     ],
 )
 def test_the_cores_are_shared_out(monkeypatch, cores, asked, workers, threads):
-    monkeypatch.setattr(studies, "available_cores", lambda: cores)
-    monkeypatch.setattr(studies, "available_memory", lambda device: 10**9 * workers)
+    monkeypatch.setattr("nanostudy.study.crew.available_cores", lambda: cores)
+    monkeypatch.setattr("nanostudy.study.crew.available_memory", lambda device: 10**9 * workers)
     asked = {"workers": None, "threads": None, "experiments": 100, **asked}
     resources = Resources(device="cpu", precision="fp32", threads=asked["threads"])
-    crew = studies._crew("workers", asked["workers"], resources, asked["experiments"])
+    crew = make_crew("workers", asked["workers"], resources, asked["experiments"])
     assert (crew.capacity.workers, crew.each.threads) == (workers, threads)
-    assert crew.capacity.memory == int(10**9 * studies.MEMORY_SHARE) - studies.PROCESS_MEMORY
+    assert crew.capacity.memory == int(10**9 * MEMORY_SHARE) - PROCESS_MEMORY
     assert len(crew.backend.idle()) == workers
 
 

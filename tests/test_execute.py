@@ -118,7 +118,7 @@ def run(tmp_path, monkeypatch):
             made.append(Faulty(resources, fault))
             return made[0]
 
-        monkeypatch.setattr(studies, "Inline", make)
+        monkeypatch.setattr("nanostudy.study.crew.Inline", make)
         run.heard, run.made = heard, made
         args = (tmp_path / out,) if call is studies.retry_study else (source, tmp_path / out)
         run.rows = call(*args, executor="inline", resources=RESOURCES, listener=heard, save_every=save_every, **how)

@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from nanostudy.gpt.device import available_cores, available_memory
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.train import Job
 from nanostudy.signals import stop_requests
-from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
+from nanostudy.study.calibrate import calibrate
+from nanostudy.study.crew import Crew, make_crew, stack_memory
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
-from nanostudy.study.folder import Design, StudyFolder, Texts, definitions, design, open_study
+from nanostudy.study.folder import Design, StudyFolder, definitions, design, open_study
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
-from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan, update_flops
+from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.progress import Listener
 from nanostudy.study.simulate import Prediction, Speed, predict
 from nanostudy.study.store import FILE, UNDONE, Row, Store
-from nanostudy.study.tasks import Broken, Done, Measure, Measured
 from nanostudy.tracking import check_track, tracking
 from nanostudy.view import StudyView
-from nanostudy.words import counted
-
-CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
-CALIBRATED_SIZES = 3
-BEGINNING_SECONDS = 60.0  # in which workers of a cluster begin
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who does the work."""
-
-    backend: Backend
-    capacity: Capacity
-    asked: Resources
-    each: Resources  # of one worker
-    notes: tuple[str, ...]  # what was chosen for the machine, and why
 
 
 @dataclass(frozen=True)
@@ -107,7 +86,7 @@ def run_study(
     """
     track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     with contextlib.closing(crew.backend), open_study(asked.path, asked) as folder:
         return _execute(folder, chosen, crew, save_every, listener, track)
 
@@ -134,7 +113,7 @@ def retry_study(
         if not failed:
             raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
         chosen = [entry for entry in folder.entries if entry.name in failed]
-        crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+        crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
         with contextlib.closing(crew.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, crew, save_every, listener, track)
@@ -190,7 +169,7 @@ def plan_study(
             raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
         elsewhere = _elsewhere(machines, asked, undone, resources or Resources())
         return replace(elsewhere, done=len(chosen) - len(undone) - failed, failed=failed)
-    crew = _crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     corpora, capacity = asked.texts.corpora, crew.capacity
     pace: Pace | None = None
     try:
@@ -212,7 +191,7 @@ def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resou
     gpu = None if same else machines.gpu
     if gpu and resources.precision not in ("auto", gpu.precision):
         raise UsageError(f"--plan-for {machines.text}: for {gpu.name} only the peak in {gpu.precision} is known here.")
-    memory = None if machines.memory is None else _share(machines.memory)
+    memory = None if machines.memory is None else stack_memory(machines.memory)
     capacity = Capacity(machines.device, gpu.precision if gpu else here.precision, machines.workers, memory)
     corpora = asked.texts.corpora
     stacks = plan(undone, corpora, capacity)
@@ -221,7 +200,7 @@ def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resou
         how = str(speed)
     else:
         local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
-        crew = _crew("workers", None, local, machines.workers)
+        crew = make_crew("workers", None, local, machines.workers)
         try:
             # stacks as this machine has room for them
             pace, calibration = calibrate(
@@ -252,106 +231,3 @@ def _status(path: Path) -> dict[str, str]:
         return {}
     with Store.read(path / FILE) as store:
         return store.statuses()
-
-
-def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, capacity: Capacity) -> tuple[Pace, str]:
-    """Tries stacks of a few sizes, on all workers at once as the study would, and says what it did."""
-    longest_last = reversed(stacks)
-    by_size = {update_flops(s.members[0].experiment, texts.corpus(s.members[0].experiment)): s for s in longest_last}
-    sizes = sorted(by_size)
-    steps = [i * (len(sizes) - 1) / (CALIBRATED_SIZES - 1) for i in range(CALIBRATED_SIZES)] if sizes else []
-    tried = sorted({sizes[round(step)] for step in steps})
-    training, evaluation = [], []
-    for size in tried:
-        stack = by_size[size]
-        first = stack.members[0].experiment
-        jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
-        ready = _ready(backend, capacity.workers)
-        for worker in ready:
-            backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
-        measured = list(_answers(backend, len(ready)))
-        update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
-        token = sum(m.evaluated_token for m in measured) / len(measured)
-        training.append((float(size), len(jobs) * size / update))
-        evaluation.append((float(size), len(jobs) * size / first.tokens_per_update / 3 / token))
-    at_once = f", on {capacity.workers} workers at once" if capacity.workers > 1 else ""
-    how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
-    return Pace(tuple(training), tuple(evaluation)), how
-
-
-def _ready(backend: Backend, expected: int) -> list[int]:
-    """Those that have nothing to do, and on a cluster those that begin in a while. Raises NanostudyError where none does."""
-    end = time.monotonic() + BEGINNING_SECONDS
-    while len(ready := backend.idle()) < expected and time.monotonic() < end:
-        backend.next(0.5)
-    if not ready:
-        raise NanostudyError(f"no worker began within {BEGINNING_SECONDS:.0f} seconds")
-    return ready
-
-
-def _one_micro_batch(job: Job) -> Job:
-    """An update of forty micro-batches takes forty times as long, and minutes on a small machine."""
-    return replace(job, experiment=replace(job.experiment, gradient_accumulation_steps=1))
-
-
-def _answers(backend: Backend, expected: int) -> Iterator[Measured]:
-    ended = 0
-    while ended < expected:
-        arrived = backend.next(60.0)
-        report = arrived[1] if arrived else None  # it takes longer: a worker that dies says so
-        if isinstance(report, Measured):
-            yield report
-        elif isinstance(report, Broken):
-            raise NanostudyError(f"it failed: {report.reason}")
-        elif isinstance(report, Done):
-            ended += 1
-
-
-def _crew(
-    executor: str,
-    workers: int | None,
-    resources: Resources,
-    experiments: int,
-    address: str | None = None,
-    checkpoints: str | None = None,
-) -> Crew:
-    """No worker is started yet. By default no more workers than experiments: the cores are theirs, then."""
-    if executor not in ("workers", "inline", "ray"):
-        raise UsageError(f"executor={executor!r} is not known: workers, inline or ray.")
-    if executor != "ray" and (address or checkpoints):
-        raise UsageError(f"{'--address' if address else '--checkpoints'} is for a cluster: add --executor ray.")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers={workers} must be at least 1.")
-    if executor == "inline" and workers not in (None, 1):
-        raise UsageError("inline is one worker; --executor workers takes several.")
-    if executor == "ray":
-        from nanostudy.study.cluster import connect
-
-        cluster, capacity, notes = connect(address, checkpoints, workers, resources, experiments)
-        return Crew(cluster, capacity, resources, cluster.each, notes)
-    machine = resolve(resources)
-    kind, cores = machine.device.type, available_cores()
-    if executor == "inline":
-        alone = replace(resources, threads=machine.threads)
-        capacity = Capacity(kind, machine.precision, 1, _memory(machine.device, 1))
-        return Crew(Inline(alone), capacity, resources, alone, machine.notes)
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
-    devices = devices if resources.device in ("auto", kind) else [resources.device]
-    most = max(1, cores // (resources.threads or 1)) if kind == "cpu" else len(devices)
-    count = workers or min(most, max(1, experiments))
-    threads = resources.threads or max(1, cores // count)
-    each = [replace(resources, threads=threads)] * count
-    if len(devices) > 1:
-        each = [replace(one, device=devices[i % len(devices)]) for i, one in enumerate(each)]
-    memory = _memory(machine.device, -(-count // len(devices)))
-    return Crew(Workers(each), Capacity(kind, machine.precision, count, memory), resources, each[0], machine.notes)
-
-
-def _memory(device: torch.device, workers: int) -> int | None:
-    free = available_memory(device)
-    return None if free is None else _share(free / workers)
-
-
-def _share(free: float) -> int:
-    """Of so many bytes that are free for a worker, those that its stack may take."""
-    return max(0, int(MEMORY_SHARE * free) - PROCESS_MEMORY)
