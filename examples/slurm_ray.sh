@@ -23,7 +23,10 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 srun --overlap --nodes 1 --ntasks 1 --nodelist "$head" \
     ray start --head --node-ip-address "${address%:*}" --port "${address#*:}" \
     --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$gpus" --disable-usage-stats --block &
-until ray health-check --address "$address" 2> /dev/null; do sleep 2; done
+until ray health-check --address "$address" 2> /dev/null; do
+    kill -0 $! # where the head ended, so does this
+    sleep 2
+done
 
 others=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$others" -gt 0 ]; then

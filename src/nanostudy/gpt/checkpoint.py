@@ -62,7 +62,12 @@ class Stack:
 
 
 def exists(path: Path) -> bool:
-    return path.exists() or _before(path).exists()
+    return newest(path) is not None
+
+
+def newest(path: Path) -> Path | None:
+    """The file that it lies in: not at `path` where a save was killed between its two renames."""
+    return next((file for file in (path, _before(path)) if file.exists()), None)
 
 
 def remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where tasks are performed: in this process, in worker processes, or on a cluster (cluster.py). A backend starts a task and
+"""Where tasks are performed: in this process, in worker processes, or on a cluster (cluster/). A backend starts a task and
 hands on its reports.
 
 All answer a Saving report when the next one is asked for: what came before is on disk by then.

@@ -26,7 +26,7 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
     sizes = sorted(by_size)
     steps = [i * (len(sizes) - 1) / (CALIBRATED_SIZES - 1) for i in range(CALIBRATED_SIZES)] if sizes else []
     tried = sorted({sizes[round(step)] for step in steps})
-    training, evaluation = [], []
+    training, evaluation, began = [], [], capacity.workers
     for size in tried:
         stack = by_size[size]
         first = stack.members[0].experiment
@@ -34,12 +34,13 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
         ready = _ready(backend, capacity.workers)
         for worker in ready:
             backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
-        measured = list(_answers(backend, len(ready)))
+        began = len(ready)
+        measured = list(_answers(backend, began))
         update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
         token = sum(m.evaluated_token for m in measured) / len(measured)
         training.append((float(size), len(jobs) * size / update))
         evaluation.append((float(size), len(jobs) * size / first.tokens_per_update / 3 / token))
-    at_once = f", on {capacity.workers} workers at once" if capacity.workers > 1 else ""
+    at_once = f", on {began} workers at once" if began > 1 else ""
     how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
     return Pace(tuple(training), tuple(evaluation)), how
 

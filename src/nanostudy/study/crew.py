@@ -43,7 +43,7 @@ def make_crew(
     if executor == "inline" and workers not in (None, 1):
         raise UsageError("inline is one worker; --executor workers takes several.")
     if executor == "ray":
-        from nanostudy.study.cluster import connect
+        from nanostudy.study.cluster.backend import connect
 
         cluster, capacity, notes = connect(address, checkpoints, workers, resources, experiments)
         return Crew(cluster, capacity, resources, cluster.each, notes)

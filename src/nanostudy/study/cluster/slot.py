@@ -7,8 +7,8 @@ folder of this machine, and what it saved goes to the address that was named, or
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import platform
 import queue
 import tempfile
 import threading
@@ -86,6 +86,7 @@ class Slot:
         self.stop = threading.Event()
         self.begun = threading.Event()
         self.path: Path | None = None  # of the checkpoint that is taken
+        self.whole = True  # whether all of it arrived
 
     def where(self) -> str:
         """The id of its node."""
@@ -107,7 +108,9 @@ class Slot:
         with open(self.path, "ab") as file:
             file.write(part.data)
 
-    def begin(self) -> None:
+    def begin(self, size: int) -> None:
+        """`size`: the bytes that should have arrived."""
+        self.whole = size == (self.path.stat().st_size if self.path and self.path.exists() else 0)
         self.begun.set()
 
     def pull(self, stop: bool) -> list[Report | Unseen | Part | Kept]:
@@ -138,7 +141,7 @@ class Slot:
     def _reports(
         self, task: Task, resources: Resources, token: str, home: str | None, at: str | None
     ) -> Iterator[Report | Unseen | Part | Kept]:
-        from nanostudy.study.addresses import fetch
+        from nanostudy.study.cluster.addresses import fetch
         from nanostudy.study.tasks import Broken, Noted, TrainStack, perform
 
         if not isinstance(task, TrainStack) or (home is None and _seen(task.folder, token)):
@@ -150,13 +153,16 @@ class Slot:
                 self.path = task.path
                 yield Unseen()
                 self.begun.wait()
+                if not self.whole:
+                    yield Broken("lost", f"{platform.node()} did not get the whole checkpoint")
+                    return
             elif at:
                 try:
                     fetch(at, task.path)
                 except FileNotFoundError:
                     yield Noted(f"There is no checkpoint at {at}; training from the beginning.")
                 except Exception as problem:  # of whatever library the address needs
-                    yield Broken("files", f"{at} could not be read: {problem}", errno.EAGAIN)
+                    yield Broken("lost", f"{platform.node()} could not read {at}: {problem}")
                     return
             yield from self._away(task, resources, home)
 
@@ -170,8 +176,10 @@ class Slot:
         for report in perform(task, resources, self.stop.is_set):
             if isinstance(report, Saving):
                 saving = True
-            elif saving:  # what follows tells that it is saved
+            elif saving and not isinstance(report, Broken):  # what follows tells that it is saved
                 saving, unsent = False, True
+            if isinstance(report, Broken) and report.cause == "files":  # of this machine, and not of the study's folder
+                report = replace(report, cause="lost", reason=f"{platform.node()}: {report.reason}")
             if unsent and (isinstance(report, Stopped | Broken) or time.monotonic() - sent >= SENDING_SHARE * took):
                 start, unsent = time.monotonic(), False
                 yield from _sent(task.path, home)
@@ -194,7 +202,7 @@ def _seen(folder: Path, token: str) -> bool:
 
 
 def _sent(path: Path, home: str | None) -> Iterator[Report | Part | Kept]:
-    from nanostudy.study.addresses import put
+    from nanostudy.study.cluster.addresses import put
     from nanostudy.study.tasks import Noted
 
     if home is None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from nanostudy.gpt import checkpoint
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.files import replace_atomically, write_atomically
-from nanostudy.study.addresses import fetch, make_folder, put, remove_folder, remove_others
-from nanostudy.study.slot import Kept, Part
+from nanostudy.study.cluster.addresses import fetch, make_folder, put, remove_folder, remove_others
+from nanostudy.study.cluster.slot import Kept, Part
 from nanostudy.study.tasks import Broken, Done, TrainStack
 
 AT = "checkpoint.at"  # in a stack's folder: the address of its newest checkpoint
@@ -42,10 +42,11 @@ class Shelf:
             return None, None
         if at is None:
             home = f"{self.address}/{uuid.uuid4().hex}"
-            if not checkpoint.exists(task.path):
+            here = checkpoint.newest(task.path)
+            if here is None:
                 return home, None
             at = f"{home}/{uuid.uuid4().hex}.safetensors"
-            _reach(at, lambda: put(task.path, at))
+            _reach(at, lambda: put(here, at))
             write_atomically(task.folder / AT, at)
         return at.rpartition("/")[0], at
 
@@ -90,6 +91,8 @@ def _reach(address: str, act: Callable[[], None]) -> None:
 def _put_together(path: Path, part: Part) -> None:
     arriving = path.with_name(".arriving.tmp")
     with open(arriving, "ab" if part.offset else "wb") as file:
+        if file.tell() != part.offset:  # a part before it could not be written
+            return
         file.write(part.data)
         whole = file.tell() == part.size
     if whole:

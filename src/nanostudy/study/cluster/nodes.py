@@ -11,7 +11,7 @@ from typing import Any
 
 from nanostudy.gpt.errors import NanostudyError
 from nanostudy.study.backends import MEMORY_SHARE
-from nanostudy.study.slot import Facts
+from nanostudy.study.cluster.slot import Facts
 from nanostudy.words import counted
 
 LOOK = 3.0  # seconds between two looks at the nodes
@@ -132,7 +132,7 @@ def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple
             return found, None
         from nanostudy.gpt.errors import NanostudyError
         from nanostudy.gpt.resources import Resources
-        from nanostudy.study.slot import facts
+        from nanostudy.study.cluster.slot import facts
 
         try:
             return found, facts(Resources(**asked))

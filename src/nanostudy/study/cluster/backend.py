@@ -7,6 +7,7 @@ with a node but the time since then. All Ray is in this module and imported wher
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.util
 import logging
@@ -16,17 +17,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from nanostudy.gpt import checkpoint
 from nanostudy.gpt.corpus import Corpus
 from nanostudy.gpt.device import available_cores
 from nanostudy.gpt.errors import NanostudyError, UsageError
 from nanostudy.gpt.resources import PRECISIONS, Resources
 from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY
-from nanostudy.study.nodes import LOOK, Node, Roster, Share, inspector, share_out
+from nanostudy.study.cluster.nodes import LOOK, Node, Roster, Share, inspector, share_out
+from nanostudy.study.cluster.shelf import Shelf
+from nanostudy.study.cluster.slot import TOKEN, Facts, Kept, Part, Slot, Unseen, parts
 from nanostudy.study.plan import Capacity
-from nanostudy.study.shelf import Shelf
-from nanostudy.study.slot import TOKEN, Facts, Kept, Part, Slot, Unseen, parts
 from nanostudy.study.tasks import Broken, Done, Measure, Noted, Report, Task, TrainStack
 from nanostudy.words import counted
 
@@ -53,19 +56,20 @@ def connect(
     own = not ray.is_initialized()
     if own:
         _begin(ray, address)
-    try:
+    with contextlib.ExitStack() as begun:
+        if own:
+            begun.callback(ray.shutdown)
         roster = Roster(ray)
+        begun.callback(roster.ended.set)
         nodes = [node["Resources"] for node in roster.alive().values()]
         with_gpus = resources.device != "cpu" and any(node.get("GPU") for node in nodes)
         kind = "cuda" if with_gpus or resources.device == "cuda" else "cpu"
         share = share_out(nodes, kind, resources.threads, workers, max(1, experiments))
         each = replace(resources, device=kind, threads=share.cpus)
         cluster = Cluster(ray, own, roster, share, each, workers, max(1, experiments), shelf)
-        return cluster, *cluster.inspect()
-    except BaseException:
-        if own:
-            ray.shutdown()
-        raise
+        found = cluster.inspect()
+        begun.pop_all()  # close() ends it
+        return cluster, *found
 
 
 def _begin(ray: Any, address: str | None) -> None:
@@ -182,7 +186,7 @@ class Cluster:
     def _capacity(self, found: Mapping[str, Facts]) -> Capacity:
         workers = max(1, min(self._room(), self.count or self.most))
         precision = min((facts.precision for facts in found.values()), key=PRECISIONS.index)  # what takes most memory
-        memory = None if self.share.memory is None else self.share.memory - PROCESS_MEMORY
+        memory = None if self.share.memory is None else max(0, self.share.memory - PROCESS_MEMORY)
         if self.share.gpus:
             free = [facts.memory for facts in found.values() if facts.memory is not None]
             memory = int(MEMORY_SHARE * min(free) * self.share.gpus) if free else None
@@ -216,8 +220,16 @@ class Cluster:
             return
         self.looked, nodes = now, self.roster.alive()
         for id, node in nodes.items():
-            if id not in self.fit and id not in self.looks.values() and self.share.fit(node["Resources"]):
+            if id in self.fit or id in self.looks.values():
+                continue
+            if self.share.fit(node["Resources"]):
                 self._look_at(id)
+            elif replace(self.share, memory=None).fit(node["Resources"]):
+                self.fit[id] = False
+                has = node["Resources"].get("memory", 0) / 2**30
+                self.notes.append(
+                    f"not used: {self.roster.name(id)} has {has:.1f} GiB free, and a worker asks for {self.share}"
+                )
         for ref in self.ray.wait(list(self.looks), num_returns=len(self.looks), timeout=0)[0] if self.looks else ():
             id = self.looks.pop(ref)
             facts = self._read(ref, id)
@@ -272,7 +284,12 @@ class Cluster:
         if isinstance(task, TrainStack):
             with contextlib.suppress(OSError):  # then it counts as unseen
                 (task.folder / TOKEN).write_text(self.token, encoding="ascii")
-            home, at = self.shelf.begin(task)
+            try:
+                home, at = self.shelf.begin(task)
+            except (OSError, NanostudyError) as problem:  # the study waits for its folder, or for the address
+                one.unread += 1
+                self.arrived.append((worker, _of_files(problem)))
+                return
         bare: Any = task
         if isinstance(task, TrainStack | Measure):
             corpus, bare = self._shared(task.corpus), replace(bare, corpus=None)
@@ -297,7 +314,8 @@ class Cluster:
             if not asked:
                 time.sleep(min(left, 0.1))
                 continue
-            for ref in self.ray.wait(list(asked), timeout=left)[0]:
+            self.ray.wait(list(asked), timeout=left)
+            for ref in self.ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]:
                 self._hear(asked[ref], ref)
         if self.notes:
             return NOBODY, Noted(self.notes.popleft())
@@ -306,9 +324,14 @@ class Cluster:
         worker.unread -= 1
         if isinstance(report, Done | Broken):
             if isinstance(worker.task, TrainStack):
-                self.shelf.end(worker.task, report, self.stop())
+                try:
+                    self.shelf.end(worker.task, report, self.stop())
+                except (OSError, NanostudyError) as problem:
+                    report = _of_files(problem)
             worker.task = None
         if isinstance(report, Broken):
+            if report.cause == "lost" and worker.node:
+                self.shunned[worker.node] = time.monotonic() + SHUNNED
             self._end(number)
         return number, report
 
@@ -339,10 +362,12 @@ class Cluster:
 
     def _broken(self, problem: Exception, node: str | None) -> Broken:
         errors, name = self.ray.exceptions, self.roster.name(node)
-        if isinstance(problem, errors.OutOfMemoryError):
-            return Broken("memory", f"Memory ran out on {name}, and Ray ended the worker.")
+        if isinstance(problem, errors.OutOfMemoryError):  # whoever took it: likewise a worker of this machine just dies
+            return Broken("died", f"memory ran out on {name}, and Ray ended the worker")
         if isinstance(problem, errors.RayTaskError):
             return Broken("error", _first_line(problem.cause))
+        if node is None and "node has died" not in str(problem):
+            return Broken("died", f"a worker did not begin: {_last_line(problem)}")
         gone = "node has died" in str(problem) or node not in {None, *self.roster.alive()}
         if isinstance(problem, errors.ActorDiedError) and not gone:
             return Broken("died", f"its worker on {name} died")
@@ -356,15 +381,28 @@ class Cluster:
             yield told
             return
         assert isinstance(worker.task, TrainStack)
+        if isinstance(told, Unseen):
+            try:
+                self._give(worker, checkpoint.newest(worker.task.path))
+            except (OSError, NanostudyError) as problem:
+                yield _of_files(problem)
+            except self.ray.exceptions.RayError as problem:
+                yield Broken(
+                    "lost", f"{self.roster.name(worker.node)} did not take a checkpoint: {_first_line(problem)}"
+                )
+            return
         try:
-            if isinstance(told, Unseen):
-                for part in parts(worker.task.path) if worker.task.path.exists() else ():
-                    worker.actor.take.remote(part)
-                worker.actor.begin.remote()
-            else:
-                self.shelf.keep(worker.task, told)
+            self.shelf.keep(worker.task, told)
         except (OSError, NanostudyError) as problem:
             yield Noted(f"a checkpoint could not be kept: {problem}")
+
+    def _give(self, worker: _Worker, file: Path | None) -> None:
+        """Part after part: no more than one lies in the cluster's memory."""
+        size = 0
+        for part in parts(file) if file else ():
+            self.ray.get(worker.actor.take.remote(part))
+            size = part.size
+        worker.actor.begin.remote(size)
 
     def _end(self, number: int) -> None:
         worker = self.workers.pop(number)
@@ -378,6 +416,14 @@ class Cluster:
         self.corpora.clear()
         if self.own and self.ray.is_initialized():
             self.ray.shutdown()
+
+
+def _of_files(problem: Exception) -> Broken:
+    return Broken("files", str(problem), getattr(problem.__cause__ or problem, "errno", None) or errno.EAGAIN)
+
+
+def _last_line(problem: object) -> str:
+    return next((line.strip() for line in reversed(str(problem).splitlines()) if line.strip()), type(problem).__name__)
 
 
 def _first_line(problem: object) -> str:
