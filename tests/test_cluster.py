@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_execute import RESOURCES, Heard, assert_same_study, contents, experiments, metadata, write_study
 
 import nanostudy
 from nanostudy import cli, studies
 from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.gpt.events import Event, Saving
+from nanostudy.gpt.machine import resolve
 from nanostudy.gpt.run import CHECKPOINT
 from nanostudy.gpt.train import Job
 from nanostudy.study.cluster import backend as clusters
@@ -375,6 +378,13 @@ def test_what_became_of_a_worker():
     assert "here" in made.shunned
 
 
+def test_a_machine_is_told_of_as_it_was_where_it_is():
+    """By a driver that has neither its GPU nor its compiler."""
+    there = replace(resolve(RESOURCES), device=torch.device("cuda", 0), compiled=True, host="node7", system="Other-1.0")
+    told = pickle.loads(pickle.dumps(there)).as_dict()
+    assert (told["device"], told["host"], told["platform"], told["compiled"]) == ("cuda:0", "node7", "Other-1.0", True)
+
+
 # --- the far end, without Ray
 
 
@@ -472,6 +482,4 @@ def test_an_address_out_of_reach_is_told_and_training_goes_on(task, tmp_path):
 
 def test_a_text_is_no_part_of_a_task_that_travels(task):
     """It goes by reference: a node gets it once."""
-    from dataclasses import replace
-
     assert len(pickle.dumps(replace(task, corpus=None))) + len(task.corpus.train.tokens) < len(pickle.dumps(task))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,6 +28,10 @@ class Machine:
     notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
     compiled: bool = False  # whether the pieces between matrix products are kernels built here
     ranks: int = 1  # processes like this one that train together
+    tiles: bool = False  # whether they use a CPU's matrix unit, which its system grants or not
+    # of where this was resolved: it may be told of elsewhere
+    host: str = field(default_factory=platform.node)
+    system: str = field(default_factory=platform.platform)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,10 +58,10 @@ class Machine:
             "threads": self.threads,
             "ranks": self.ranks,
             "compiled": self.compiled,
-            "tiles": self.pieces.attention is not None,  # a CPU's matrix unit, which its kernel grants or not
+            "tiles": self.tiles,
             "notes": list(self.notes),
-            "host": platform.node(),
-            "platform": platform.platform(),
+            "host": self.host,
+            "platform": self.system,
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
@@ -78,7 +82,8 @@ def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
     if device.type == "cpu":
         keep_freed_memory()
     compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
-    return Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
+    found = Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
+    return replace(found, tiles=found.pieces.attention is not None)
 
 
 def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
