@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from nanostudy.gpt.device import product_rate
-from nanostudy.gpt.machine import DTYPES, Machine
-from nanostudy.gpt.model import Shape, flops_per_token
+from nanostudy.device import product_rate
+from nanostudy.model.gpt import GPTConfig, flops_per_token
+from nanostudy.training.machine import DTYPES, Machine
 
 
 def best(run: Callable[[], object], seconds: float = 0.3) -> float:
@@ -37,6 +37,6 @@ def ceilings(machine: Machine) -> dict[str, float]:
     return {f"{p} products, FLOP/s": rate for p, rate in rates.items()} | {"memory, bytes/s": bandwidth(machine.device)}
 
 
-def share_of_ceiling(shape: Shape, tokens_per_second: float, rate: float) -> float:
+def share_of_ceiling(shape: GPTConfig, tokens_per_second: float, rate: float) -> float:
     """Of the machine's rate of products: what the model's arithmetic at this speed amounts to."""
     return tokens_per_second * flops_per_token(shape) / rate

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import ours
 
-from nanostudy.gpt.corpus import load_corpus
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.machine import Machine, resolve
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.train import Job, measure
+from nanostudy.data.corpus import load_corpus
+from nanostudy.experiment import Experiment
+from nanostudy.resources import Resources
 from nanostudy.study.plan import memory_of
+from nanostudy.training.machine import Machine, resolve
+from nanostudy.training.train import Job, measure
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size": 64, "dropout": 0.1}
 AXES = {"members": (1, 2, 4, 8), "n_embd": (64, 128, 256, 384), "block_size": (32, 64, 128, 256), "n_layer": (2, 4, 8)}

@@ -22,11 +22,9 @@ from typing import Any
 
 import torch
 
-from nanostudy.gpt.errors import Interrupted
-from nanostudy.gpt.events import Evaluated, Finished, Started
-from nanostudy.gpt.machine import resolve
-from nanostudy.gpt.model import count_parameters
-from nanostudy.gpt.resources import Resources
+from nanostudy.errors import Interrupted
+from nanostudy.model.gpt import count_parameters
+from nanostudy.resources import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, read_study, study_yaml
 from nanostudy.study.execute import Execution
@@ -36,7 +34,9 @@ from nanostudy.study.plan import Capacity, shape_of
 from nanostudy.study.progress import Snapshot
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Done, Prepared, Report, Sampled, Task, TrainStack
-from nanostudy.words import duration, table
+from nanostudy.text import duration, table
+from nanostudy.training.events import Evaluated, Finished, Started
+from nanostudy.training.machine import resolve
 
 HERE = Path(__file__).parent
 SIZES = (128, 10_000, 100_000, 1_000_000)

@@ -25,9 +25,9 @@ from ceilings import ceilings, share_of_ceiling
 from growth import growth
 from rival import Rival
 
-from nanostudy.gpt.machine import Machine, resolve
-from nanostudy.gpt.model import Shape
-from nanostudy.gpt.resources import Resources
+from nanostudy.model.gpt import GPTConfig
+from nanostudy.resources import Resources
+from nanostudy.training.machine import Machine, resolve
 
 HERE = Path(__file__).parent
 CELL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size": 64, "dropout": 0.1}
@@ -247,7 +247,7 @@ def reached(rows: list[Row], found: dict[str, float], machine: Machine) -> list[
         settings = next((cell for start, cell in known.items() if row.workload.startswith(start)), None)
         if settings is None:
             continue
-        shape = Shape(
+        shape = GPTConfig(
             settings["n_layer"], settings["n_head"], settings["n_embd"], settings["block_size"], 65, False, True
         )
         updates = 1000 if row.unit == "experiment" else 1

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from nanostudy.gpt import kernels
-from nanostudy.gpt.corpus import Corpus, load_corpus
-from nanostudy.gpt.device import compiler
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import cache_folder
-from nanostudy.gpt.fused import PLAIN, Pieces
-from nanostudy.gpt.machine import Machine, resolve
-from nanostudy.gpt.randomness import dropout_words, keep_mask
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.texts import locate_shakespeare
-from nanostudy.gpt.train import Job
+from nanostudy.atomic import cache_folder
+from nanostudy.data.corpus import Corpus, load_corpus
+from nanostudy.data.texts import locate_shakespeare
+from nanostudy.device import compiler
+from nanostudy.experiment import Experiment
+from nanostudy.model import kernels
+from nanostudy.model.ops import REFERENCE, Ops
+from nanostudy.model.randomness import dropout_words, keep_mask
+from nanostudy.resources import Resources
+from nanostudy.training.machine import Machine, resolve
+from nanostudy.training.train import Job
 
 SMALL = {
     "n_layer": 2,
@@ -83,7 +83,7 @@ def _one_thread():
 def native():
     """The kernels for a dtype, skipped where there is nothing to build them with."""
 
-    def native(dtype: torch.dtype) -> Pieces:
+    def native(dtype: torch.dtype) -> Ops:
         if compiler() is None:
             pytest.skip("no C++ compiler is on the PATH")
         return kernels.native(dtype)
@@ -92,9 +92,9 @@ def native():
 
 
 @pytest.fixture(params=["plain", "native"])
-def pieces(request, native) -> Pieces:
-    """Both kinds of the pieces between matrix products, in fp32."""
-    return PLAIN if request.param == "plain" else native(torch.float32)
+def ops(request, native) -> Ops:
+    """Both kinds of the ops between matrix products, in fp32."""
+    return REFERENCE if request.param == "plain" else native(torch.float32)
 
 
 @pytest.fixture(scope="session")

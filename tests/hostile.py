@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 from synthetic import synthetic
 
-from nanostudy.insight.statistics.frames import Results
+from nanostudy.analysis.frames import Results
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 EFFECTS = {"n_embd": -0.2, "dropout": 0.05, "n_embd x dropout": -0.03}

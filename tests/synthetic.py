@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
-from nanostudy.insight.statistics.frames import EVALUATIONS, TRAINING, Results, experiments_frame
+from nanostudy.analysis.frames import EVALUATIONS, TRAINING, Results, experiments_frame
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
 
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854
@@ -65,7 +65,7 @@ def synthetic(
         value = expected(told) + shared.get(seed, 0.0) + noise * random.standard_normal()
         status = "diverged" if id in diverged else "waiting" if id in waiting else "finished"
         tokens = experiment.max_iters * experiment.tokens_per_update
-        shape = Shape.of(experiment, VOCABULARY)
+        shape = GPTConfig.of(experiment, VOCABULARY)
         name = f"{experiment.name}_{id}"
         done = status != "waiting"
         records.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nanostudy.gpt.version import VERSION as __version__
+from nanostudy.version import VERSION as __version__
 
 __all__ = [
     "Experiment",
@@ -28,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from nanostudy.analyses import analyze, report
     from nanostudy.api import Run, convert, count_parameters, load, load_corpus, preset, train
-    from nanostudy.gpt.experiment import Experiment
+    from nanostudy.experiment import Experiment
     from nanostudy.notebook import workspace
     from nanostudy.studies import merge_study, plan_study, retry_study, run_study
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Looked up when used, so that `nanostudy --help` does not wait for torch.
     if name == "Experiment":
-        from nanostudy.gpt.experiment import Experiment
+        from nanostudy.experiment import Experiment
 
         return Experiment
     if name in ("analyze", "report"):

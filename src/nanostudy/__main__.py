@@ -1,3 +1,3 @@
-from nanostudy.cli import main
+from nanostudy.cli.main import main
 
 main()

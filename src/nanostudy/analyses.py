@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanostudy.gpt.run import read_metadata
-from nanostudy.insight.analysis import Analysis
-from nanostudy.insight.statistics.results import read_results
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.results import read_results
 from nanostudy.study.definition import folder_of, has_study
+from nanostudy.training.run_folder import read_metadata
 
 if TYPE_CHECKING:
-    from nanostudy.insight.page.publish import Published
+    from nanostudy.report.write import Published
 
 
 def analyze(*paths: str | Path) -> Analysis:
@@ -31,8 +31,8 @@ def report(*paths: str | Path, out: str | Path | None = None) -> Path:
 
 def published(*paths: str | Path, out: str | Path | None = None) -> Published:
     """What `report` writes, and the answer in it."""
-    from nanostudy.insight.page.publish import publish
-    from nanostudy.insight.report import write_report
+    from nanostudy.report.training_report import write_report
+    from nanostudy.report.write import publish
 
     found = analyze(*paths)
     alone = _folder(Path(paths[0])) if len(paths) == 1 else None

@@ -15,34 +15,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanostudy.gpt import checkpoint
-from nanostudy.gpt import run as run_folder
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.corpus import load_corpus as read_corpus
-from nanostudy.gpt.device import memory_errors
-from nanostudy.gpt.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.gpt.events import Evaluated, Event, Stopped
-from nanostudy.gpt.experiment import Experiment, names_of
-from nanostudy.gpt.files import sole_owner, write_atomically
-from nanostudy.gpt.machine import Machine, resolve
-from nanostudy.gpt.model import Shape
-from nanostudy.gpt.model import count_parameters as count
-from nanostudy.gpt.ranks import Ranks, joined
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.run import Recorder
-from nanostudy.gpt.sample import Picking, generate
-from nanostudy.gpt.train import Job
-from nanostudy.gpt.train import train as train_stack
-from nanostudy.gpt.version import VERSION
-from nanostudy.gpt.weights import Weights, fitted, load_weights
+from nanostudy.atomic import sole_owner, write_atomically
+from nanostudy.data.corpus import Corpus
+from nanostudy.data.corpus import load_corpus as read_corpus
+from nanostudy.device import memory_errors
+from nanostudy.errors import Interrupted, NanostudyError, UsageError
+from nanostudy.experiment import Experiment, names_of
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
+from nanostudy.model.gpt import GPTConfig
+from nanostudy.model.gpt import count_parameters as count
+from nanostudy.model.ranks import Ranks, joined
+from nanostudy.model.sample import SamplingParams, generate
+from nanostudy.resources import Resources
 from nanostudy.settings import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
+from nanostudy.text import duration
 from nanostudy.tracking import check_track, tracking
+from nanostudy.training import run_folder
+from nanostudy.training import stack as checkpoint
+from nanostudy.training.events import Evaluated, Event, Stopped
+from nanostudy.training.machine import Machine, resolve
+from nanostudy.training.run_folder import Recorder
+from nanostudy.training.train import Job
+from nanostudy.training.train import train as train_stack
+from nanostudy.training.weights import Weights, fitted, load_weights
+from nanostudy.version import VERSION
 from nanostudy.view import TrainingView
-from nanostudy.words import duration
 
 if TYPE_CHECKING:
     import altair as alt
@@ -103,7 +103,7 @@ class Run:
 
     def curve(self) -> alt.VConcatChart:
         """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.insight.report import training_chart
+        from nanostudy.report.training_report import training_chart
 
         return training_chart(self.folder)
 
@@ -121,15 +121,15 @@ class Run:
     ) -> list[str]:
         """`count` texts, each the prompt (a new line, where none is given) and `tokens` new tokens.
 
-        `picking` takes temperature, top_k, top_p and exact (see Picking). The same arguments give the same texts.
+        `picking` takes temperature, top_k, top_p and exact (see SamplingParams). The same arguments give the same texts.
         """
-        pieces = list(self._ids(prompt, count, tokens, seed, Picking(**picking)))
+        pieces = list(self._ids(prompt, count, tokens, seed, SamplingParams(**picking)))
         tokenizer = self.weights.tokenizer
         return [(prompt or "") + tokenizer.decode([int(step[s]) for step in pieces]) for s in range(count)]
 
     def stream(self, prompt: str | None = None, tokens: int = 500, seed: int = 1, **picking: Any) -> Iterator[str]:
         """The first of `sample`'s texts without its prompt, piece by piece as it is written."""
-        ids = self._ids(prompt, 1, tokens, seed, Picking(**picking))
+        ids = self._ids(prompt, 1, tokens, seed, SamplingParams(**picking))
         return self._pieces(ids)
 
     def _pieces(self, ids: Iterator[Tensor]) -> Iterator[str]:
@@ -144,7 +144,7 @@ class Run:
         if held:
             yield self.weights.tokenizer.decode(held)
 
-    def _ids(self, prompt: str | None, count: int, tokens: int, seed: int, picking: Picking) -> Iterator[Tensor]:
+    def _ids(self, prompt: str | None, count: int, tokens: int, seed: int, picking: SamplingParams) -> Iterator[Tensor]:
         if not 0 <= seed < 2**63:
             raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
         prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
@@ -165,7 +165,7 @@ def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
 def count_parameters(experiment: Experiment) -> int:
     """Of its model, with the vocabulary of its corpus. Raises UsageError, NanostudyError."""
     corpus = read_corpus(experiment.corpus, experiment.tokenizer)
-    return count(Shape.of(experiment, corpus.tokenizer.vocab_size)).total
+    return count(GPTConfig.of(experiment, corpus.tokenizer.vocab_size)).total
 
 
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
@@ -309,7 +309,7 @@ def _resume_command(folder: Path) -> str:
 
 def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
-    from nanostudy.insight.report import write_report
+    from nanostudy.report.training_report import write_report
 
     run = _loaded(folder, "best", machine)
     e = run.experiment
@@ -402,7 +402,7 @@ def _arrive(
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
-            notes.append(f"update {step:,}: train {event.train_loss:.4f}, val {event.val_loss:.4f} nats a token")
+            notes.append(f"update {step:,}: train {event.train_loss:.4f}, val {event.val_loss:.4f} nats per token")
             if step < e.max_iters:
                 raise _Evaluated
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from nanostudy.gpt.device import (
+from nanostudy.atomic import cache_folder
+from nanostudy.data.texts import locate_shakespeare
+from nanostudy.device import (
     available_cores,
     compiler,
     cpu_flags,
@@ -16,10 +18,8 @@ from nanostudy.gpt.device import (
     product_rate,
     total_memory,
 )
-from nanostudy.gpt.files import cache_folder
-from nanostudy.gpt.machine import DTYPES, resolve
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.texts import locate_shakespeare
+from nanostudy.resources import Resources
+from nanostudy.training.machine import DTYPES, resolve
 
 _CPU = torch.device("cpu")
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

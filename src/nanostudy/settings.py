@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from nanostudy.gpt.errors import UsageError
-from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
-from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
+from nanostudy.errors import UsageError
+from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
+from nanostudy.resources import RESOURCE_NAMES, Resources
 
 TRACK = "track"  # the setting that names a tracker (tracking.py)
 TRACK_MEANING = "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone"

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.machine import resolve
-from nanostudy.gpt.resources import Resources
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.resources import Resources
 from nanostudy.signals import stop_requests
 from nanostudy.study.calibrate import calibrate
-from nanostudy.study.crew import Crew, make_crew, stack_memory
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, definitions, design, open_study
@@ -20,10 +18,12 @@ from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
+from nanostudy.study.pool import Pool, make_pool, stack_memory
 from nanostudy.study.progress import Listener
 from nanostudy.study.simulate import Prediction, Speed, predict
 from nanostudy.study.store import FILE, UNDONE, Row, Store
 from nanostudy.tracking import check_track, tracking
+from nanostudy.training.machine import resolve
 from nanostudy.view import StudyView
 
 
@@ -86,9 +86,9 @@ def run_study(
     """
     track = check_track(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
-    crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
-    with contextlib.closing(crew.backend), open_study(asked.path, asked) as folder:
-        return _execute(folder, chosen, crew, save_every, listener, track)
+    pool = make_pool(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    with contextlib.closing(pool.backend), open_study(asked.path, asked) as folder:
+        return _execute(folder, chosen, pool, save_every, listener, track)
 
 
 def retry_study(
@@ -113,27 +113,27 @@ def retry_study(
         if not failed:
             raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
         chosen = [entry for entry in folder.entries if entry.name in failed]
-        crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
-        with contextlib.closing(crew.backend):
+        pool = make_pool(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+        with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
-            return _execute(folder, chosen, crew, save_every, listener, track)
+            return _execute(folder, chosen, pool, save_every, listener, track)
 
 
 def _execute(
     folder: StudyFolder,
     chosen: Sequence[Entry],
-    crew: Crew,
+    pool: Pool,
     save_every: float,
     listener: Listener | None,
     track: str | None,
 ) -> list[Row]:
-    backend, capacity, each = crew.backend, crew.capacity, crew.each
+    backend, capacity, each = pool.backend, pool.capacity, pool.each
     with contextlib.ExitStack() as stack:
-        listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, crew.notes))
+        listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, pool.notes))
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, crew.asked, listener, stop, save_every, tracked).run()
+            Execution(folder, chosen, backend, capacity, pool.asked, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()
@@ -169,19 +169,19 @@ def plan_study(
             raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
         elsewhere = _elsewhere(machines, asked, undone, resources or Resources())
         return replace(elsewhere, done=len(chosen) - len(undone) - failed, failed=failed)
-    crew = make_crew(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
-    corpora, capacity = asked.texts.corpora, crew.capacity
+    pool = make_pool(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
+    corpora, capacity = asked.texts.corpora, pool.capacity
     pace: Pace | None = None
     try:
-        pace, how = calibrate(crew.backend, plan(undone, corpora, capacity), asked.texts, capacity)
+        pace, how = calibrate(pool.backend, plan(undone, corpora, capacity), asked.texts, capacity)
     except NanostudyError as problem:
         how = str(problem)
     finally:
-        crew.backend.close()
+        pool.backend.close()
     stacks = plan(undone, corpora, capacity, pace)
     seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
     done = len(chosen) - len(undone) - failed
-    return Plan(stacks, capacity, crew.each.threads or 1, crew.notes, seconds, how, asked.skipped, done, failed)
+    return Plan(stacks, capacity, pool.each.threads or 1, pool.notes, seconds, how, asked.skipped, done, failed)
 
 
 def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resources: Resources) -> Plan:
@@ -200,14 +200,14 @@ def _elsewhere(machines: Machines, asked: Design, undone: Sequence[Entry], resou
         how = str(speed)
     else:
         local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
-        crew = make_crew("workers", None, local, machines.workers)
+        pool = make_pool("workers", None, local, machines.workers)
         try:
             # stacks as this machine has room for them
             pace, calibration = calibrate(
-                crew.backend, plan(undone, corpora, crew.capacity), asked.texts, crew.capacity
+                pool.backend, plan(undone, corpora, pool.capacity), asked.texts, pool.capacity
             )
         finally:
-            crew.backend.close()
+            pool.backend.close()
         speed = MeasuredSpeed(pace, GPU_START if machines.gpu else CORE_START)
         how = f"as fast as {here.device_name} here; calibration: {calibration}"
     predicted = predict(stacks, corpora, speed, machines.workers, len(asked.study.prompts) * asked.study.sample_tokens)

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started, Stopped
-from nanostudy.gpt.files import write_atomically
-from nanostudy.gpt.run import read_metadata
+from nanostudy.atomic import write_atomically
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started, Stopped
+from nanostudy.training.run_folder import read_metadata
 
 PROJECT = "nanostudy"  # where the tracker knows projects and the person names none
 PATIENCE = 60.0  # seconds without a sign of life after which a tracker is left behind at the end

@@ -16,19 +16,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Started
-from nanostudy.gpt.events import Progress as Progressed
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.machine import Machine
-from nanostudy.gpt.model import Shape, count_parameters
-from nanostudy.gpt.resources import Resources
+from nanostudy.data.corpus import Corpus
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.notebook import Cell, in_notebook
+from nanostudy.resources import Resources
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity
 from nanostudy.study.progress import Assignment, Snapshot
-from nanostudy.words import counted, duration
+from nanostudy.text import counted, duration
+from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started
+from nanostudy.training.events import Progress as Progressed
+from nanostudy.training.machine import Machine
 
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of progress
 BAR = 16  # characters
@@ -64,7 +64,7 @@ class TrainingView:
             self.console.print(text, style=style)
 
     def __enter__(self) -> Self:
-        e, count = self.experiment, count_parameters(Shape.of(self.experiment, self.corpus.tokenizer.vocab_size))
+        e, count = self.experiment, count_parameters(GPTConfig.of(self.experiment, self.corpus.tokenizer.vocab_size))
         say = self.say
         if self.corpus.note:
             say(f"NOTE: {self.corpus.note}", style="bold yellow")
@@ -114,8 +114,8 @@ class TrainingView:
             self.draw()
         elif isinstance(event, Evaluated):
             say(
-                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats a token   "
-                f"{self.corpus.val.bits_per_character(event.val_loss):.3f} bits a character   {duration(event.seconds)}"
+                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats per token   "
+                f"{self.corpus.val.bits_per_character(event.val_loss):.3f} bits per character   {duration(event.seconds)}"
             )
         elif isinstance(event, Finished):
             self.progress.stop()
@@ -225,7 +225,7 @@ def _of_workers(workers: Mapping[int, Assignment], iters: Mapping[str, int], wid
 
 
 def _known(hand: Assignment, iters: Mapping[str, int]) -> tuple[str, str, str]:
-    """The member farthest behind, tokens a second, time left; what is not known is empty."""
+    """The member farthest behind, tokens per second, time left; what is not known is empty."""
     last = min(hand.steps, key=lambda name: hand.steps[name], default=None)
     rate, left = sum(hand.rates.values()), hand.left()
     return (

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.files import explain_writing
+from nanostudy.atomic import explain_writing
+from nanostudy.errors import NanostudyError, UsageError
 
 
 @contextlib.contextmanager

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanostudy.gpt import version
-from nanostudy.gpt.corpus import Tokenizer
-from nanostudy.gpt.files import replace_atomically, write_atomically
-from nanostudy.gpt.model import Shape, count_parameters, named_views, parameter_table
-from nanostudy.gpt.sample import Picking
-from nanostudy.gpt.weights import Weights
+from nanostudy import version
+from nanostudy.atomic import replace_atomically, write_atomically
+from nanostudy.data.corpus import Tokenizer
 from nanostudy.interop.folders import appearing
 from nanostudy.interop.runs import Trained
-from nanostudy.words import counted, plain, table
+from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
+from nanostudy.model.sample import SamplingParams
+from nanostudy.text import counted, plain, table
+from nanostudy.training.weights import Weights
 
 BEYOND_CODE_POINTS = "[UNK]"  # of no vocabulary: an unknown character is an error, as it is here
 
@@ -43,7 +43,7 @@ def write_huggingface(trained: Trained, out: Path, overwrite: bool = False) -> N
 # --- the model
 
 
-def gpt2_tensors(params_1P: Tensor, shape: Shape) -> dict[str, Tensor]:
+def gpt2_tensors(params_1P: Tensor, shape: GPTConfig) -> dict[str, Tensor]:
     """Under GPT-2's names, which are nanoGPT's. Its linear layers have (in, out) matrices, and always biases."""
     views, found = named_views(params_1P, shape), {}
     for p in parameter_table(shape):
@@ -77,7 +77,7 @@ def _config(w: Weights) -> dict[str, Any]:
 
 
 def _generation(w: Weights) -> dict[str, Any]:
-    picking = Picking()
+    picking = SamplingParams()
     top_k = min(picking.top_k or w.shape.vocab_size, w.shape.vocab_size)
     return {"do_sample": True, "temperature": picking.temperature, "top_k": top_k, "max_length": w.shape.block_size}
 
@@ -217,7 +217,7 @@ def _losses(trained: Trained) -> list[str]:
         for which, row in found
     ]
     told = (
-        "Mean cross entropies in nats a token, without dropout: over the whole validation split in windows of "
+        "Mean cross entropies in nats per token, without dropout: over the whole validation split in windows of "
         f"{trained.weights.shape.block_size} tokens, and over at most as many of the training split."
     )
     return ["", "## Losses", "", *table(("evaluation", "training", "validation"), rows), "", told]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanostudy.gpt.errors import UsageError
+from nanostudy.errors import UsageError
 
 Value = bool | int | float | str | None
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import replace_atomically
-from nanostudy.gpt.model import Parameter, Shape, named_views, parameter_table
-from nanostudy.gpt.optim import EPSILON, learning_rate
+from nanostudy.atomic import replace_atomically
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import GPTConfig, Parameter, named_views, parameter_table
+from nanostudy.model.optim import EPSILON, learning_rate
 
 NOT_EVALUATED = 1e9  # what nanoGPT has for the best validation loss before its first evaluation
 PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parallel training
@@ -43,7 +43,7 @@ class Moments:
 @dataclass(frozen=True)
 class Checkpoint:
     sha256: str  # of the file
-    shape: Shape
+    shape: GPTConfig
     params: Tensor  # fp32 (1, P)
     moments: Moments | None
     iter_num: int
@@ -148,7 +148,7 @@ def _stripped(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tens
     return tensors
 
 
-def _shape(path: Path, model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], tied: bool) -> Shape:
+def _shape(path: Path, model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], tied: bool) -> GPTConfig:
     sizes = {name: _whole(path, model_args, name) for name in SIZES}
     layers = {key.split(".")[2] for key in tensors if key.startswith("transformer.h.")}
     if len(layers) != sizes["n_layer"]:
@@ -158,7 +158,7 @@ def _shape(path: Path, model_args: Mapping[str, Any], tensors: Mapping[str, Tens
     bias = model_args.get("bias", True)  # older versions knew no other
     if not isinstance(bias, bool):
         raise UsageError(f"{path}: bias is {bias!r:.40}, and must be true or false.")
-    return Shape(**sizes, bias=bias, tie_embeddings=tied)
+    return GPTConfig(**sizes, bias=bias, tie_embeddings=tied)
 
 
 def _row(path: Path, table: Sequence[Parameter], tensors: Mapping[str, Tensor], tied: bool) -> Tensor:
@@ -211,7 +211,7 @@ def _moments(state: Any, table: Sequence[Parameter]) -> Moments | None:
 def write_checkpoint(
     path: Path,
     params: Tensor,
-    shape: Shape,
+    shape: GPTConfig,
     experiment: Experiment,
     config: Mapping[str, Any],
     iter_num: int,
@@ -235,7 +235,7 @@ def write_checkpoint(
     replace_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def check_tied(shape: Shape) -> None:
+def check_tied(shape: GPTConfig) -> None:
     """Raises UsageError at a head of its own."""
     if not shape.tie_embeddings:
         raise UsageError(
@@ -245,13 +245,13 @@ def check_tied(shape: Shape) -> None:
         )
 
 
-def _by_key(row_1P: Tensor, shape: Shape) -> dict[str, Tensor]:
+def _by_key(row_1P: Tensor, shape: GPTConfig) -> dict[str, Tensor]:
     views = named_views(row_1P, shape)
     return {p.nanogpt_key: views[p.name][0].detach().cpu().clone() for p in parameter_table(shape)}
 
 
 def _optimizer(
-    tensors: Mapping[str, Tensor], shape: Shape, e: Experiment, iter_num: int, moments: Moments | None
+    tensors: Mapping[str, Tensor], shape: GPTConfig, e: Experiment, iter_num: int, moments: Moments | None
 ) -> dict[str, Any]:
     """The state of torch's own AdamW over these tensors, so that its layout is that of the PyTorch that writes it."""
     table = parameter_table(shape)

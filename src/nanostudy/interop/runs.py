@@ -7,25 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.gpt import checkpoint
-from nanostudy.gpt.checkpoint import Slot, Stack
-from nanostudy.gpt.corpus import Corpus, Tokenizer, load_corpus
-from nanostudy.gpt.dataset import META, Table, is_dataset, read_meta, write_meta
-from nanostudy.gpt.engine import State
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, from_settings
-from nanostudy.gpt.files import load_tensors, write_atomically
-from nanostudy.gpt.machine import Machine
-from nanostudy.gpt.model import Shape
-from nanostudy.gpt.resources import RESOURCE_NAMES, Resources
-from nanostudy.gpt.run import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml
-from nanostudy.gpt.texts import NAMES, find_text
-from nanostudy.gpt.weights import Weights, load_weights, save_weights
+from nanostudy.atomic import load_tensors, write_atomically
+from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
+from nanostudy.data.nanogpt_dataset import META, Table, is_dataset, read_meta, write_meta
+from nanostudy.data.texts import NAMES, find_text
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.interop import recipe
-from nanostudy.interop.config import DEFAULTS, SHAKESPEARE, SHARED, translate
 from nanostudy.interop.folders import appearing, check_free
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
+from nanostudy.interop.nanogpt_config import DEFAULTS, SHAKESPEARE, SHARED, translate
+from nanostudy.model.engine import State
+from nanostudy.model.gpt import GPTConfig
+from nanostudy.resources import RESOURCE_NAMES, Resources
 from nanostudy.settings import IMPORTED
+from nanostudy.training import stack as checkpoint
+from nanostudy.training.machine import Machine
+from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml
+from nanostudy.training.stack import Slot, Stack
+from nanostudy.training.weights import Weights, load_weights, save_weights
 
 CKPT, RESUME = "ckpt.pt", "resume.py"
 GPT2_TOKENS = 50257
@@ -81,7 +81,7 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state
     experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["corpus"]["tokenizer"])
-    shape = Shape.of(experiment, tokenizer.vocab_size)
+    shape = GPTConfig.of(experiment, tokenizer.vocab_size)
     best = which == "best" and slot.best_step >= 0
     row, step = (stack.best, slot.best_step) if best else (state.params, slot.step)
     moments = None

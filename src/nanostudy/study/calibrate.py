@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from nanostudy.gpt.errors import NanostudyError
-from nanostudy.gpt.train import Job
-from nanostudy.study.backends import Backend
+from nanostudy.errors import NanostudyError
 from nanostudy.study.folder import Texts
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
-from nanostudy.words import counted
+from nanostudy.study.workers import Backend
+from nanostudy.text import counted
+from nanostudy.training.train import Job
 
 CALIBRATION_SECONDS = 0.5  # for each of the sizes that are tried, for updates and evaluations each
 CALIBRATED_SIZES = 3

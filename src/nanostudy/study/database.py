@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nanostudy.gpt.errors import NanostudyError
+from nanostudy.errors import NanostudyError
 
 PATIENCE = 4.0  # seconds that a write waits for another program's lock, and that a read tries again
 GLANCE = 0.25  # seconds that a read waits for a lock before it takes a copy: a commit is shorter

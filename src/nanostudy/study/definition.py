@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, names_of
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import FIELDS, Experiment, check_names, names_of
 from nanostudy.settings import parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]

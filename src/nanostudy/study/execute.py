@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nanostudy.gpt.errors import Interrupted, NanostudyError
-from nanostudy.gpt.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.run import CHECKPOINT, Recorder
-from nanostudy.study.apart import apart, checkpoint_of, divide, make_folder
-from nanostudy.study.backends import Backend
+from nanostudy.errors import Interrupted, NanostudyError
+from nanostudy.resources import Resources
+from nanostudy.study.artifacts import Keeping
+from nanostudy.study.bisect import apart, checkpoint_of, divide, make_folder
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
 from nanostudy.study.grid import Entry
-from nanostudy.study.keeping import Keeping
-from nanostudy.study.patience import Patience
 from nanostudy.study.plan import Capacity, cost, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, seconds_left
+from nanostudy.study.retry import Patience
 from nanostudy.study.store import RESULTS, UNDONE, StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
+from nanostudy.study.workers import Backend
+from nanostudy.text import duration
 from nanostudy.tracking import Tracking
-from nanostudy.words import duration
+from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
+from nanostudy.training.run_folder import CHECKPOINT, Recorder
 
 DEATHS = 3  # of its worker without progress in between, after which a stack is taken apart
 
@@ -65,7 +65,7 @@ class Execution:
         self.done = sum(self.flops[name] for name in self.chosen if not self.undone(name))
         self.stack_flops: dict[int, int] = {}
         self.to_train: deque[StackRow] = deque()
-        self.hands: dict[int, Assignment] = {}
+        self.assignments: dict[int, Assignment] = {}
         self.deaths: Counter[tuple[str, ...]] = Counter()  # of the worker that has these in hand, since it last got on
         backend.stop = stop
         self.stillborn = 0  # workers that failed before they began, in a row
@@ -79,7 +79,7 @@ class Execution:
         """Returns when all is done. Raises Interrupted where it was asked to stop; everything is saved then."""
         try:
             self.gather()
-            while self.hands or (not self.stopping and (self.to_train or self.keeping.waiting)):
+            while self.assignments or (not self.stopping and (self.to_train or self.keeping.waiting)):
                 if self.stop() and not self.stopping:
                     self.stopping = True
                     self.listener.say("stopping: saving what is under way")
@@ -164,12 +164,12 @@ class Execution:
                 names = self.keeping.waiting.popleft()
                 writing = self.keeping.task(names)
                 if writing:
-                    self.hands[worker] = Assignment(f"samples of {_and_more(names)}", names, None)
+                    self.assignments[worker] = Assignment(f"samples of {_and_more(names)}", names, None)
                     self.backend.start(worker, writing)
             elif self.to_train:
                 stack = self.to_train.popleft()
                 label = _and_more([name for name in stack.members if self.undone(name)])
-                self.hands[worker] = Assignment(label, stack.members, stack)
+                self.assignments[worker] = Assignment(label, stack.members, stack)
                 self.backend.start(worker, self.training(stack))
 
     def training(self, stack: StackRow) -> TrainStack:
@@ -184,84 +184,84 @@ class Execution:
     # --- what is told
 
     def hear(self, worker: int, report: Report) -> None:
-        if isinstance(report, Noted) and worker not in self.hands:
+        if isinstance(report, Noted) and worker not in self.assignments:
             self.listener.say(report.text, "yellow")
             return
-        hand = self.hands[worker]
+        assignment = self.assignments[worker]
         if isinstance(report, Prepared):
-            hand.machine, self.stillborn = report.machine, 0
+            assignment.machine, self.stillborn = report.machine, 0
         elif isinstance(report, Noted):
-            self.note(hand, report.text)
+            self.note(assignment, report.text)
         elif isinstance(report, Sampled):
             self.patiently(lambda: self.keeping.keep(report.texts))
         elif isinstance(report, Done):
-            del self.hands[worker]
-            if hand.stack and not self.stop():
-                self.conclude(hand.stack)
+            del self.assignments[worker]
+            if assignment.stack and not self.stop():
+                self.conclude(assignment.stack)
         elif isinstance(report, Broken):
-            del self.hands[worker]
-            self.mend(hand, report)
+            del self.assignments[worker]
+            self.mend(assignment, report)
         elif isinstance(report, Event):
-            self.follow(hand, report)
+            self.follow(assignment, report)
 
-    def follow(self, hand: Assignment, event: Event) -> None:
+    def follow(self, assignment: Assignment, event: Event) -> None:
         """What is told of a stack as a whole; the rest is for those of its members that are not done yet."""
         for text in event.notes if isinstance(event, Started) else ():
-            self.note(hand, text)
+            self.note(assignment, text)
         if isinstance(event, Saving):
-            hand.saving = True
+            assignment.saving = True
             self.commit()
-        elif hand.saving:  # what follows tells that it is saved
-            hand.saving = False
-            self.deaths.pop(hand.members, None)
+        elif assignment.saving:  # what follows tells that it is saved
+            assignment.saving = False
+            self.deaths.pop(assignment.members, None)
         if self.undone(event.name):  # else it finished after the last checkpoint, and does so again
-            self.record(hand, event)
+            self.record(assignment, event)
 
-    def note(self, hand: Assignment, text: str) -> None:
+    def note(self, assignment: Assignment, text: str) -> None:
         """Once, though every member of a stack may tell it."""
-        if hand.stack and text not in hand.notes:
-            hand.notes.add(text)
-            self.store.note("note", text, stack=hand.stack.id)
-            self.listener.say(f"{hand.label}: {text}", "yellow")
+        if assignment.stack and text not in assignment.notes:
+            assignment.notes.add(text)
+            self.store.note("note", text, stack=assignment.stack.id)
+            self.listener.say(f"{assignment.label}: {text}", "yellow")
 
-    def record(self, hand: Assignment, event: Event) -> None:
-        assert hand.stack
+    def record(self, assignment: Assignment, event: Event) -> None:
+        assert assignment.stack
         name = event.name
-        if name not in hand.recorders:
-            hand.recorders[name] = self.patiently(lambda: self.claim(name, hand))
-        self.patiently(lambda: hand.recorders[name].record(event))
+        if name not in assignment.recorders:
+            assignment.recorders[name] = self.patiently(lambda: self.claim(name, assignment))
+        self.patiently(lambda: assignment.recorders[name].record(event))
         if self.tracked:
-            recorder = hand.recorders[name]
+            recorder = assignment.recorders[name]
             self.tracked.hear(event, recorder.folder, recorder.experiment.as_dict(), recorder.identity)
         if isinstance(event, Started):
-            assert hand.machine
-            machine = hand.machine.as_dict()
-            self.store.started(name, event.step, event.evaluated_at, event.members, hand.stack.id, machine)
+            assert assignment.machine
+            machine = assignment.machine.as_dict()
+            self.store.started(name, event.step, event.evaluated_at, event.members, assignment.stack.id, machine)
             self.patiently(lambda: adopt_evaluations(self.folder, name))
             self.becomes(name, "running")
         elif isinstance(event, Progress):
-            hand.steps[name] = event.step
-            hand.seconds_left, hand.told_at = event.seconds_left, time.monotonic()
+            assignment.steps[name] = event.step
+            assignment.seconds_left, assignment.told_at = event.seconds_left, time.monotonic()
         elif isinstance(event, Logged):
-            hand.rates[name] = event.tokens_per_second
+            assignment.rates[name] = event.tokens_per_second
         elif isinstance(event, Evaluated):
             values = (event.step, event.tokens, event.seconds, event.train_loss, event.val_loss)
             self.store.evaluated(name, *values)
         elif isinstance(event, Stopped):
             self.store.progressed(name, event.step)
         elif isinstance(event, Finished):
-            self.finished(hand, event)
+            self.finished(assignment, event)
 
-    def claim(self, name: str, hand: Assignment) -> Recorder:
+    def claim(self, name: str, assignment: Assignment) -> Recorder:
         job = self.folder.texts.job(self.entries[name])
         folder, corpus = self.folder.run(name), self.folder.texts.corpus(job.experiment)
         folder.mkdir(exist_ok=True)
-        assert hand.machine
-        recorder = Recorder(folder, job.experiment, job.identity, corpus, hand.machine)
+        assert assignment.machine
+        recorder = Recorder(folder, job.experiment, job.identity, corpus, assignment.machine)
         recorder.claim(asdict(self.resources))
         return recorder
 
-    def finished(self, hand: Assignment, event: Finished) -> None:
+    def finished(self, assignment: Assignment, event: Finished) -> None:
         name = event.name
         self.store.finished(
             name,
@@ -274,10 +274,10 @@ class Execution:
             context_losses=event.context_losses,
         )
         self.commit()
-        assert hand.stack
-        self.stack_flops[hand.stack.id] = self.left(hand.stack) - self.flops[name]
+        assert assignment.stack
+        self.stack_flops[assignment.stack.id] = self.left(assignment.stack) - self.flops[name]
         self.becomes(name, "diverged" if event.diverged else "finished")
-        for told in (hand.steps, hand.rates, hand.recorders):
+        for told in (assignment.steps, assignment.rates, assignment.recorders):
             told.pop(name, None)
         done = len(self.chosen) - sum(self.counts[status] for status in UNDONE)
         count = f"[{done}/{len(self.chosen)}]"
@@ -307,35 +307,35 @@ class Execution:
 
     # --- what goes wrong
 
-    def mend(self, hand: Assignment, broken: Broken) -> None:
+    def mend(self, assignment: Assignment, broken: Broken) -> None:
         if self.stopping:
-            self.listener.say(f"{hand.label}: {broken.reason}; its last checkpoint is kept", "yellow")
+            self.listener.say(f"{assignment.label}: {broken.reason}; its last checkpoint is kept", "yellow")
         elif broken.cause == "lost":  # nobody's fault, however often
-            self.listener.say(f"{hand.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
-            self.again(hand)
-        elif hand.machine is None and broken.cause != "files":  # no experiment's fault
+            self.listener.say(f"{assignment.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
+            self.again(assignment)
+        elif assignment.machine is None and broken.cause != "files":  # no experiment's fault
             self.stillborn += 1
             if self.stillborn >= DEATHS:
                 raise NanostudyError(f"Workers fail before they begin ({broken.reason}); --executor inline shows why.")
-            self.again(hand)
+            self.again(assignment)
         elif broken.cause == "files":
-            gone = self.patiently.wait(broken.problem, self.deaths[hand.members])
-            self.deaths[hand.members] = 0 if gone else self.deaths[hand.members] + 1
-            self.again(hand)
-        elif broken.cause == "died" and self.deaths[hand.members] < DEATHS - 1:
-            self.deaths[hand.members] += 1
-            self.listener.say(f"{hand.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
-            self.again(hand)
-        elif hand.stack:
-            self.isolate(hand.stack, broken.reason)
+            gone = self.patiently.wait(broken.problem, self.deaths[assignment.members])
+            self.deaths[assignment.members] = 0 if gone else self.deaths[assignment.members] + 1
+            self.again(assignment)
+        elif broken.cause == "died" and self.deaths[assignment.members] < DEATHS - 1:
+            self.deaths[assignment.members] += 1
+            self.listener.say(f"{assignment.label}: {broken.reason}; it goes on from its last checkpoint", "yellow")
+            self.again(assignment)
+        elif assignment.stack:
+            self.isolate(assignment.stack, broken.reason)
         else:
-            self.keeping.failed(hand.members, broken.reason)
+            self.keeping.failed(assignment.members, broken.reason)
 
-    def again(self, hand: Assignment) -> None:
-        if hand.stack:
-            self.to_train.appendleft(hand.stack)
+    def again(self, assignment: Assignment) -> None:
+        if assignment.stack:
+            self.to_train.appendleft(assignment.stack)
         else:
-            self.keeping.waiting.append(hand.members)
+            self.keeping.waiting.append(assignment.members)
 
     def isolate(self, stack: StackRow, reason: str) -> None:
         """Takes a stack that keeps failing apart (see apart.py)."""
@@ -384,17 +384,22 @@ class Execution:
         return self.flops[name] * step / max(1, self.entries[name].experiment.max_iters)
 
     def snapshot(self) -> Snapshot:
-        hands, done = [], float(self.done)
-        for hand in self.hands.values():
-            under_way = {name: self.spent(name, step) for name, step in hand.steps.items() if self.undone(name)}
+        assignments, done = [], float(self.done)
+        for assignment in self.assignments.values():
+            under_way = {name: self.spent(name, step) for name, step in assignment.steps.items() if self.undone(name)}
             done += sum(flops for name, flops in under_way.items() if name in self.chosen)
-            hands.append((hand, max(0.0, self.left(hand.stack) - sum(under_way.values())) if hand.stack else 0.0))
+            assignments.append(
+                (
+                    assignment,
+                    max(0.0, self.left(assignment.stack) - sum(under_way.values())) if assignment.stack else 0.0,
+                )
+            )
         queued = [self.left(stack) for stack in self.to_train]
         return Snapshot(
             counts=dict(+self.counts),
-            workers=dict(self.hands),
+            workers=dict(self.assignments),
             best=self.best,
-            seconds_left=seconds_left(hands, queued, self.capacity.workers),
+            seconds_left=seconds_left(assignments, queued, self.capacity.workers),
             share=min(1.0, done / self.total) if self.total else 1.0,
         )
 
@@ -408,12 +413,16 @@ class Execution:
         self.listener.show(snapshot)
         self.show_took = time.monotonic() - now
         if now - self.committed > max(2.0, 50 * self.commit_took):
-            for hand in self.hands.values():
-                for name, step in hand.steps.items():
+            for assignment in self.assignments.values():
+                for name, step in assignment.steps.items():
                     self.store.progressed(name, step)
             workers = [
-                {"worker": worker, "doing": hand.label, "tokens_per_second": round(sum(hand.rates.values()))}
-                for worker, hand in self.hands.items()
+                {
+                    "worker": worker,
+                    "doing": assignment.label,
+                    "tokens_per_second": round(sum(assignment.rates.values())),
+                }
+                for worker, assignment in self.assignments.items()
             ]
             self.store.set_progress(snapshot.seconds_left, workers)
             self.commit()

@@ -1,4 +1,4 @@
-"""The results in the layout of the published, hand-run study: tables, nanoGPT configurations, run folders, samples.
+"""The results in the layout of the published, assignment-run study: tables, nanoGPT configurations, run folders, samples.
 
 nanoGPT_results_PART/results.csv          a row a finished experiment
 nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it what the run folder keeps
@@ -16,13 +16,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanostudy.gpt.errors import NanostudyError
-from nanostudy.gpt.files import explain_writing, replace_atomically, write_atomically
+from nanostudy.atomic import explain_writing, replace_atomically, write_atomically
+from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.recipe import config_text, differences, values
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.study.store import FILE, Row, Store
-from nanostudy.words import counted
+from nanostudy.text import counted
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 COPIED = ("run.json", "training.csv", "evaluations.csv")

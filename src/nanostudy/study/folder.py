@@ -15,21 +15,21 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanostudy.gpt import run as run_folder
-from nanostudy.gpt.corpus import Corpus, load_corpus
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.files import write_atomically
-from nanostudy.gpt.model import count_parameters
-from nanostudy.gpt.train import Job
-from nanostudy.gpt.weights import Weights, fitted, load_weights
+from nanostudy.atomic import write_atomically
+from nanostudy.data.corpus import Corpus, load_corpus
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import count_parameters
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, parse_studies, study_yaml
 from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.lease import Owner, owner
 from nanostudy.study.listing import as_csv, records
-from nanostudy.study.owner import Owner, owner
 from nanostudy.study.plan import corpus_key, shape_of
 from nanostudy.study.store import FILE, Store
+from nanostudy.training import run_folder
+from nanostudy.training.train import Job
+from nanostudy.training.weights import Weights, fitted, load_weights
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments a commit

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from nanostudy.gpt.errors import UsageError
-from nanostudy.gpt.experiment import FIELDS, Experiment, check_names, names_of
+from nanostudy.errors import UsageError
+from nanostudy.experiment import FIELDS, Experiment, check_names, names_of
 from nanostudy.study.definition import Study, check_value, word
 
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result but the seed

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.errors import UsageError
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.model import flops_per_token
-from nanostudy.gpt.train import EVALUATION_TOKENS
+from nanostudy.data.corpus import Corpus
+from nanostudy.errors import UsageError
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import flops_per_token
 from nanostudy.study.plan import Pace, cost, shape_of, update_flops
+from nanostudy.training.train import EVALUATION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Gpu:
     """As its maker publishes it: dense products in `precision` with sums in fp32, and memory."""
 
     name: str
-    peak: float  # floating-point operations a second
+    peak: float  # floating-point operations per second
     memory: int  # bytes
     precision: str  # what a study would take there
 

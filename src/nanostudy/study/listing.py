@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanostudy.gpt.experiment import FIELDS
+from nanostudy.experiment import FIELDS
 from nanostudy.study.store import STATUSES, Row, Store
-from nanostudy.words import duration
+from nanostudy.text import duration
 
 Record = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ QUIET = 120.0  # seconds after which a study that tells nothing may have ended
 
 
 def records(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats a token)."""
+    """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats per token)."""
     found: dict[str, set[str]] = {name: set() for name in FIELDS}
     for row in rows:  # read twice and not kept: there may be a million
         each = json.loads(row.settings)
@@ -83,7 +83,7 @@ def as_lines(table: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def of_results(rows: Sequence[Row], with_status: bool = False) -> list[dict[str, str]]:
-    """Losses in nats a token."""
+    """Losses in nats per token."""
     return [
         {
             "": str(row.id),
@@ -106,7 +106,7 @@ def best_lines(rows: Sequence[Row]) -> list[str]:
     """The finished ones of lowest validation loss."""
     finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
     best = [row for _, _, row in sorted(finished)[:BEST]]
-    return ["", "best by validation loss (nats a token)", *as_lines(of_results(best))] if best else []
+    return ["", "best by validation loss (nats per token)", *as_lines(of_results(best))] if best else []
 
 
 def failure_lines(rows: Sequence[Row], path: Path, most: int | None = None) -> list[str]:

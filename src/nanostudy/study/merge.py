@@ -10,11 +10,9 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nanostudy.gpt import run as run_folder
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.files import explain_writing, write_atomically
-from nanostudy.gpt.weights import load_weights
-from nanostudy.study.agreement import Result, check_identities, one_study
+from nanostudy.atomic import explain_writing, write_atomically
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.study.compatibility import Result, check_identities, one_study
 from nanostudy.study.definition import study_yaml
 from nanostudy.study.folder import (
     DEFINITION,
@@ -25,9 +23,11 @@ from nanostudy.study.folder import (
     open_study,
 )
 from nanostudy.study.grid import Entry
-from nanostudy.study.owner import owner
+from nanostudy.study.lease import owner
 from nanostudy.study.store import RESULTS
-from nanostudy.words import counted
+from nanostudy.text import counted
+from nanostudy.training import run_folder
+from nanostudy.training.weights import load_weights
 
 COMING, GOING = ".merging", ".replaced"  # how the names of folders end that are on their way in or out
 MOST_NAMED = 3

@@ -12,13 +12,13 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.layers import seen_share
-from nanostudy.gpt.machine import DTYPES
-from nanostudy.gpt.model import Shape, count_parameters, flops_per_token
-from nanostudy.gpt.train import EVALUATION_TOKENS, contexts_within
+from nanostudy.data.corpus import Corpus
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.model.layers import seen_share
 from nanostudy.study.grid import Entry
+from nanostudy.training.machine import DTYPES
+from nanostudy.training.train import EVALUATION_TOKENS, contexts_within
 
 # Slots that a stack has at most. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
 # hardly less beyond. A GPU is filled by members; its figures are not measured yet.
@@ -65,7 +65,7 @@ class PlannedStack:
 
 @dataclass(frozen=True)
 class Pace:
-    """Rates measured here, for the sizes measured: arithmetic of one update -> operations a second, ascending by size."""
+    """StepSettings measured here, for the sizes measured: arithmetic of one update -> operations per second, ascending by size."""
 
     training: tuple[tuple[float, float], ...]
     evaluation: tuple[tuple[float, float], ...]
@@ -91,8 +91,8 @@ def stack_key(experiment: Experiment) -> Hashable:
     return corpus_key(experiment), experiment.shape
 
 
-def shape_of(experiment: Experiment, corpus: Corpus) -> Shape:
-    return Shape.of(experiment, corpus.tokenizer.vocab_size)
+def shape_of(experiment: Experiment, corpus: Corpus) -> GPTConfig:
+    return GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
 
 
 def update_flops(experiment: Experiment, corpus: Corpus) -> int:
@@ -112,7 +112,7 @@ def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str
     e, shape = experiment, shape_of(experiment, corpus)
     element = DTYPES[precision].itemsize / 2
     parameters = 23 * count_parameters(shape).total * width
-    layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd  # bytes a token, two an element
+    layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd  # bytes per token, two an element
     training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
     evaluation = EVALUATION_TOKENS * (1.4 * layer + 14 * shape.vocab_size)
     return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nanostudy.gpt.machine import Machine
-from nanostudy.gpt.run import Recorder
 from nanostudy.study.plan import makespan
 from nanostudy.study.store import Row, StackRow
+from nanostudy.training.machine import Machine
+from nanostudy.training.run_folder import Recorder
 
 
 @dataclass
 class Assignment:
-    """What a worker has in hand."""
+    """What a worker has in assignment."""
 
     label: str
     members: tuple[str, ...]
@@ -25,7 +25,7 @@ class Assignment:
     saving: bool = False
     notes: set[str] = field(default_factory=set)  # told
     steps: dict[str, int] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)  # tokens a second
+    rates: dict[str, float] = field(default_factory=dict)  # tokens per second
     seconds_left: float | None = None
     told_at: float = 0.0  # when seconds_left was told
 
@@ -50,16 +50,18 @@ class Listener(Protocol):
     def show(self, snapshot: Snapshot) -> None: ...
 
 
-def seconds_left(hands: Sequence[tuple[Assignment, float]], queued: Sequence[float], workers: int) -> float | None:
+def seconds_left(
+    assignments: Sequence[tuple[Assignment, float]], queued: Sequence[float], workers: int
+) -> float | None:
     """At the rate of what is under way; None until something was measured. With what is in hand, and for each stack that
     waits, the arithmetic that it still needs."""
     begun, rates = [], []
-    for hand, left in hands:
-        seconds = hand.left()
-        if hand.stack and seconds is None:
+    for assignment, left in assignments:
+        seconds = assignment.left()
+        if assignment.stack and seconds is None:
             return None
         begun.append(seconds or 0.0)
-        if hand.stack and seconds and left:
+        if assignment.stack and seconds and left:
             rates.append(left / seconds)
     if queued and not rates:
         return None

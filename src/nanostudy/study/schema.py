@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanostudy.gpt.errors import NanostudyError
+from nanostudy.errors import NanostudyError
 
 TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);

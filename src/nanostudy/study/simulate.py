@@ -14,10 +14,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.experiment import Experiment
-from nanostudy.gpt.model import count_parameters
-from nanostudy.study.keeping import models_at_once
+from nanostudy.data.corpus import Corpus
+from nanostudy.experiment import Experiment
+from nanostudy.model.gpt import count_parameters
+from nanostudy.study.artifacts import models_at_once
 from nanostudy.study.plan import PlannedStack, corpus_key, makespan, shape_of
 
 RECORDING = 0.013  # seconds that the study's process takes for an experiment; measured (docs/log.md), mostly the disk's

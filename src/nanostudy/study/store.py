@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.experiment import Experiment, from_settings
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import Experiment, from_settings
 from nanostudy.study import schema
 from nanostudy.study.database import Database
 

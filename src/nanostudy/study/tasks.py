@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from nanostudy.gpt import checkpoint
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import memory_errors
-from nanostudy.gpt.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
-from nanostudy.gpt.events import Event
-from nanostudy.gpt.files import sole_owner
-from nanostudy.gpt.machine import Machine, resolve
-from nanostudy.gpt.resources import Resources
-from nanostudy.gpt.run import CHECKPOINT
-from nanostudy.gpt.sample import Picking, generate
-from nanostudy.gpt.train import Job, measure, train
-from nanostudy.gpt.weights import Weights
+from nanostudy.atomic import sole_owner
+from nanostudy.data.corpus import Corpus
+from nanostudy.device import memory_errors
+from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
+from nanostudy.model.sample import SamplingParams, generate
+from nanostudy.resources import Resources
+from nanostudy.training import stack as checkpoint
+from nanostudy.training.events import Event
+from nanostudy.training.machine import Machine, resolve
+from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.train import Job, measure, train
+from nanostudy.training.weights import Weights
 
 OPENING = "--- "  # of the line above each sample, which names its prompt
 
@@ -184,7 +184,7 @@ def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> 
     for prompt in task.prompts:
         ids = first.tokenizer.encode(prompt or first.tokenizer.opening)
         steps = []
-        for step_MS in generate(params_MP, first.shape, ids, seeds, 1, task.tokens, Picking()):
+        for step_MS in generate(params_MP, first.shape, ids, seeds, 1, task.tokens, SamplingParams()):
             if stop():
                 return None
             steps.append(step_MS[:, 0])

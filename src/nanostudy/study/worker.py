@@ -53,8 +53,8 @@ def main() -> None:
             os._exit(0)  # files are replaced whole: there is nothing to finish
 
     threading.Thread(target=listen, daemon=True).start()
-    from nanostudy.gpt.events import Saving
     from nanostudy.study.tasks import perform
+    from nanostudy.training.events import Saving
 
     try:
         while True:

@@ -20,18 +20,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.gpt import checkpoint
-from nanostudy.gpt.corpus import Corpus
-from nanostudy.gpt.device import available_cores
-from nanostudy.gpt.errors import NanostudyError, UsageError
-from nanostudy.gpt.resources import PRECISIONS, Resources
-from nanostudy.study.backends import MEMORY_SHARE, PROCESS_MEMORY
+from nanostudy.data.corpus import Corpus
+from nanostudy.device import available_cores
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.resources import PRECISIONS, Resources
+from nanostudy.study.cluster.actor import TOKEN, Facts, Kept, Part, Slot, Unseen, parts
+from nanostudy.study.cluster.checkpoints import CheckpointStore
 from nanostudy.study.cluster.nodes import LOOK, Node, Roster, Share, inspector, share_out
-from nanostudy.study.cluster.shelf import Shelf
-from nanostudy.study.cluster.slot import TOKEN, Facts, Kept, Part, Slot, Unseen, parts
 from nanostudy.study.plan import Capacity
 from nanostudy.study.tasks import Broken, Done, Measure, Noted, Report, Task, TrainStack
-from nanostudy.words import counted
+from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY
+from nanostudy.text import counted
+from nanostudy.training import stack as checkpoint
 
 ANSWER = 120.0  # seconds in which the nodes answer at the start
 UNUSED = 10.0  # seconds without demand after which workers with nothing to do give their resources back
@@ -51,7 +51,7 @@ def connect(
         raise UsageError(f"device={resources.device}: on a cluster Ray chooses the devices; auto, cpu or cuda.")
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--executor ray needs the package ray, which is not installed: pip install 'nanostudy[ray]'.")
-    shelf = Shelf(checkpoints)
+    checkpoint_store = CheckpointStore(checkpoints)
     ray: Any = importlib.import_module("ray")
     own = not ray.is_initialized()
     if own:
@@ -66,7 +66,7 @@ def connect(
         kind = "cuda" if with_gpus or resources.device == "cuda" else "cpu"
         share = share_out(nodes, kind, resources.threads, workers, max(1, experiments))
         each = replace(resources, device=kind, threads=share.cpus)
-        cluster = Cluster(ray, own, roster, share, each, workers, max(1, experiments), shelf)
+        cluster = Cluster(ray, own, roster, share, each, workers, max(1, experiments), checkpoint_store)
         found = cluster.inspect()
         begun.pop_all()  # close() ends it
         return cluster, *found
@@ -111,10 +111,10 @@ class Cluster:
         each: Resources,
         count: int | None,
         most: int,
-        shelf: Shelf,
+        checkpoint_store: CheckpointStore,
     ) -> None:
         self.ray, self.own, self.roster, self.share, self.each = ray, own, roster, share, each
-        self.count, self.most, self.shelf = count, most, shelf
+        self.count, self.most, self.checkpoint_store = count, most, checkpoint_store
         self.stop: Callable[[], bool] = lambda: False
         self.token = secrets.token_hex(8)
         self.workers: dict[int, _Worker] = {}
@@ -285,7 +285,7 @@ class Cluster:
             with contextlib.suppress(OSError):  # then it counts as unseen
                 (task.folder / TOKEN).write_text(self.token, encoding="ascii")
             try:
-                home, at = self.shelf.begin(task)
+                home, at = self.checkpoint_store.begin(task)
             except (OSError, NanostudyError) as problem:  # the study waits for its folder, or for the address
                 one.unread += 1
                 self.arrived.append((worker, _of_files(problem)))
@@ -325,7 +325,7 @@ class Cluster:
         if isinstance(report, Done | Broken):
             if isinstance(worker.task, TrainStack):
                 try:
-                    self.shelf.end(worker.task, report, self.stop())
+                    self.checkpoint_store.end(worker.task, report, self.stop())
                 except (OSError, NanostudyError) as problem:
                     report = _of_files(problem)
             worker.task = None
@@ -392,7 +392,7 @@ class Cluster:
                 )
             return
         try:
-            self.shelf.keep(worker.task, told)
+            self.checkpoint_store.keep(worker.task, told)
         except (OSError, NanostudyError) as problem:
             yield Noted(f"a checkpoint could not be kept: {problem}")
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanostudy.gpt.errors import NanostudyError
-from nanostudy.study.backends import MEMORY_SHARE
-from nanostudy.study.cluster.slot import Facts
-from nanostudy.words import counted
+from nanostudy.errors import NanostudyError
+from nanostudy.study.cluster.actor import Facts
+from nanostudy.study.workers import MEMORY_SHARE
+from nanostudy.text import counted
 
 LOOK = 3.0  # seconds between two looks at the nodes
 SILENCE = 40.0  # seconds after which a cluster that does not answer is lost; after 60, Ray ends the process
@@ -124,15 +124,15 @@ def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple
         root = Path(spec.origin).parent
         for path in sorted(path for pattern in ("*.py", "*.cpp", "*.h") for path in root.rglob(pattern)):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-        from nanostudy.gpt import version
+        from nanostudy import version
 
         found |= {"nanostudy": version.VERSION, "numerics version": str(version.NUMERICS)}
         found["source"] = digest.hexdigest()[:12]
         if found != expected:
             return found, None
-        from nanostudy.gpt.errors import NanostudyError
-        from nanostudy.gpt.resources import Resources
-        from nanostudy.study.cluster.slot import facts
+        from nanostudy.errors import NanostudyError
+        from nanostudy.resources import Resources
+        from nanostudy.study.cluster.actor import facts
 
         try:
             return found, facts(Resources(**asked))

@@ -1,0 +1,134 @@
+"""All that can be said of results, each part worked out when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nanostudy.analysis import effects as effects_
+from nanostudy.analysis import equal_budget as fair_
+from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import scaling as scaling_
+from nanostudy.analysis.effects import Effects
+from nanostudy.analysis.equal_budget import At
+from nanostudy.analysis.ranking import Cost
+from nanostudy.analysis.results import Results
+from nanostudy.analysis.scaling import Fit, Refusal
+from nanostudy.errors import UsageError
+from nanostudy.text import counted
+
+if TYPE_CHECKING:
+    from nanostudy.report.html import Page
+    from nanostudy.report.notebook import Inline
+
+
+@dataclass(frozen=True, repr=False)
+class Analysis:
+    """Data frames and figures about `results`. Losses are in nats per token, intervals are 95%.
+
+    A notebook displays the answer. section("ranking") is a part of the page, charts("ranking") are its figures.
+    """
+
+    results: Results
+
+    def __repr__(self) -> str:
+        return f"<Analysis of {counted(len(self.results.experiments), 'experiment')}: {self.results.title}>"
+
+    def _repr_html_(self) -> str:
+        from nanostudy.report.html import answer_as_html
+
+        return answer_as_html(self.page)
+
+    @cached_property
+    def page(self) -> Page:
+        """What the report shows, before it is drawn."""
+        from nanostudy.report.write import page_of
+
+        return page_of(self)
+
+    def section(self, name: str) -> Inline:
+        """A section of the report as a notebook shows it: "ranking", "effects", "curves", ... UsageError where there is none."""
+        from nanostudy.report.notebook import Inline
+
+        known = {section.id: section for section in self.page.sections}
+        if name not in known:
+            raise UsageError(f"There is no section {name!r}: {', '.join(known)}.")
+        return Inline(known[name], self.page)
+
+    def charts(self, name: str) -> list[Any]:
+        """A section's figures as Altair charts; none where its words say why there are none."""
+        return self.section(name).charts
+
+    @cached_property
+    def effects(self) -> Effects:
+        """On the validation loss."""
+        return effects_.effects(self.results)
+
+    @cached_property
+    def gap_effects(self) -> Effects:
+        """On the gap, validation less training loss."""
+        return effects_.effects(self.results, "gap")
+
+    @cached_property
+    def ranking(self) -> pd.DataFrame:
+        """By validation loss."""
+        return ranking_.ranking(self.results)
+
+    @cached_property
+    def generalisation(self) -> pd.DataFrame:
+        """The ranking by the gap."""
+        return ranking_.ranking(self.results, "gap")
+
+    @cached_property
+    def overfitting(self) -> pd.DataFrame:
+        return ranking_.overfitting(self.results)
+
+    @cached_property
+    def stability(self) -> pd.DataFrame:
+        return ranking_.stability(self.results)
+
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        return ranking_.convergence(self.results)
+
+    @cached_property
+    def scaling(self) -> Mapping[str, Fit | Refusal]:
+        """Against "parameters" and "tokens"."""
+        return {
+            "parameters": scaling_.power_law(self.results, "parameters"),
+            "tokens": scaling_.power_law(self.results, "tokens"),
+        }
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Of the samples."""
+        from nanostudy.analysis import sample_quality as writing
+
+        return writing.quality(self.results)
+
+    @cached_property
+    def quality_against_loss(self) -> Any:
+        from nanostudy.analysis import sample_quality as writing
+
+        return writing.quality_against_loss(self.results, self.quality)
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """On the published claims."""
+        from nanostudy.analysis.claims import claims
+
+        return claims.verdicts(self.results, self.quality)
+
+    def fair(self, at: At) -> pd.DataFrame:
+        """A ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""
+        return fair_.fair(self.results, at)
+
+    def pareto(self, cost: Cost = "parameters") -> pd.DataFrame:
+        return ranking_.pareto(self.results, cost)
+
+    def cell_means(self, factor_a: str, factor_b: str | None = None, measure: str = "val_loss") -> pd.DataFrame:
+        return effects_.cell_means(self.results, factor_a, factor_b, measure)

@@ -1,0 +1,236 @@
+"""Results as data frames: the columns that are always there, what a factor is, what a cell is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
+from nanostudy.experiment import FIELDS, names_of
+from nanostudy.text import counted
+
+# settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
+WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
+SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
+MEASURES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
+AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
+SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
+# `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there
+COLUMNS = (
+    *("id", "part", "status", "reason", "source", "identity"),
+    *SETTINGS,
+    *MEASURES,
+    *AMOUNTS,
+    *SURROUNDINGS,
+    "folder",
+)
+NUMBERS = (*MEASURES, *AMOUNTS)  # float64, NaN where not known
+EVALUATIONS = ("name", "step", "tokens", "seconds", "train_loss", "val_loss")
+TRAINING = ("name", "step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
+SAMPLES = ("name", "prompt", "text")
+AT_CONTEXT = "val_loss_at_"  # and the context: the validation loss scored in windows of that length
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """A text that experiments read."""
+
+    name: str
+    sha256: str
+    requested: str  # what finds it again: a name, or the path that it had
+    tokenizer: str
+    train_tokens: int
+    val_tokens: int
+    entropy: float | None  # of the validation text, nats per token
+
+    def parts(self) -> tuple[str, str] | None:
+        """The training and the validation text, or None where they lie no longer here. Nothing is downloaded."""
+        if self.requested in ("shakespeare", "auto") and self.name == "shakespeare" and locate_shakespeare() is None:
+            return None
+        try:
+            text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested)
+        except Exception:  # whatever the reason: a report can do without
+            return None
+        if text.sha256 != self.sha256:
+            return None
+        cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
+        return text.content[:cut], text.content[cut:]
+
+
+def _empty(columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {name: pd.Series(dtype=object if name in ("name", "prompt", "text") else float) for name in columns}
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is analysed. `experiments` has an index `name` and COLUMNS; what is not known is NaN or None there."""
+
+    title: str
+    experiments: pd.DataFrame
+    evaluations: pd.DataFrame = field(default_factory=lambda: _empty(EVALUATIONS))
+    training: pd.DataFrame = field(default_factory=lambda: _empty(TRAINING))
+    samples: pd.DataFrame = field(default_factory=lambda: _empty(SAMPLES))
+    corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Settings with more than one known value, `seed` never among them; in the order in which Experiment declares them."""
+        return factors_of(self.experiments)
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The experiments that have a result: finished, with a finite validation loss."""
+        table = self.experiments
+        return table[(table["status"] == "finished") & table["val_loss"].map(math.isfinite)]
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The contexts at which losses were scored, ascending."""
+        return tuple(
+            sorted(int(c.removeprefix(AT_CONTEXT)) for c in map(str, self.experiments) if c.startswith(AT_CONTEXT))
+        )
+
+    def cells(self) -> pd.Series:
+        """Of each experiment its settings without the seed, in words and factors alone: "n_embd=128, dropout=0.1"."""
+        factors = self.factors
+        labels = [
+            ", ".join(f"{name}={shown(value)}" for name, value in zip(factors, row, strict=True) if known(value))
+            for row in self.experiments[list(factors)].itertuples(index=False, name=None)
+        ]
+        return pd.Series(labels, index=self.experiments.index, name="cell", dtype=object)
+
+
+def factors_of(experiments: pd.DataFrame) -> tuple[str, ...]:
+    candidates = (name for name in SETTINGS if name != "seed" and name not in WITHOUT_EFFECT)
+    return tuple(name for name in candidates if len(levels(experiments[name])) > 1)
+
+
+def known(value: Any) -> bool:
+    return value is not None and value is not pd.NA and value == value
+
+
+def levels(column: pd.Series) -> list[Any]:
+    """The known values, ascending; numbers before texts."""
+    values = {value for value in column if known(value)}
+    return sorted(values, key=lambda v: (isinstance(v, str), str(v) if isinstance(v, str) else v))
+
+
+def shown(value: Any) -> str:
+    """A level in words: 128, 0.1, true."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of experiments from a mapping each, `name` among its keys: with every column, in its type.
+
+    `gap` and `epochs` need not be given where they follow from the rest.
+    """
+    contexts = {key for record in records for key in record if key.startswith(AT_CONTEXT)}
+    scored = sorted(contexts, key=lambda key: int(key.removeprefix(AT_CONTEXT)))
+    columns = {name: [record.get(name) for record in records] for name in (*COLUMNS, *scored)}
+    table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    for name in (*NUMBERS, *scored):
+        table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+    table["gap"] = table["gap"].fillna(table["val_loss"] - table["train_loss"])
+    table["source"] = table["source"].map(lambda value: value or "table")
+    table.index = pd.Index([record["name"] for record in records], name="name", dtype=object)
+    return table
+
+
+def joined(pieces: Sequence[Results]) -> Results:
+    """One Results of several: an experiment that is there twice once, names that mean two things told apart."""
+    if len(pieces) == 1:
+        return pieces[0]
+    notes = [note for piece in pieces for note in piece.notes]
+    superfluous = _superfluous(pieces)
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("experiments", "evaluations", "training", "samples")}
+    taken: set[str] = set()
+    for piece, again in zip(pieces, superfluous, strict=True):
+        if again:
+            notes.append(
+                f"{counted(len(again), 'experiment')} of {piece.title} came twice, such as {again[0]}: counted once."
+            )
+        kept = piece.experiments.drop(index=again)
+        named = {name: _unlike(str(name), piece.title, taken) for name in kept.index}
+        tables["experiments"].append(kept.rename(index=named))
+        for which in ("evaluations", "training", "samples"):
+            rows = getattr(piece, which)
+            rows = rows[rows["name"].isin(list(named))]
+            tables[which].append(rows.assign(name=rows["name"].map(named)))
+    whole = {name: _stacked(parts) for name, parts in tables.items()}
+    whole["experiments"].index.name = "name"
+    corpora = {sha: facts for piece in pieces for sha, facts in piece.corpora.items()}
+    provenance = {
+        key: [piece.provenance[key] for piece in pieces if key in piece.provenance]
+        for key in dict.fromkeys(key for piece in pieces for key in piece.provenance)
+    }
+    title = " + ".join(dict.fromkeys(piece.title for piece in pieces))
+    return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes))
+
+
+def _superfluous(pieces: Sequence[Results]) -> list[list[str]]:
+    """Of each piece the experiments that are there already: copies of a result, and those without one where there is one.
+
+    The same experiment trained on two machines is two results, which a comparison of machines needs.
+    """
+    found: dict[str, list[tuple[int, str, tuple[float, float] | None]]] = {}
+    for place, piece in enumerate(pieces):
+        table = piece.experiments
+        columns = zip(table.index, *(table[c] for c in ("identity", "status", "val_loss", "seconds")), strict=True)
+        for name, identity, status, loss, seconds in columns:
+            if known(identity):
+                result = (loss, seconds) if status in ("finished", "diverged") else None
+                found.setdefault(identity, []).append((place, str(name), result))
+    superfluous: list[list[str]] = [[] for _ in pieces]
+    for same in found.values():
+        results = [result for *_, result in same if result]
+        for i, (place, name, result) in enumerate(same):
+            before = [other for *_, other in same[:i]]
+            if any(_alike(result, other) for other in before) if result else bool(results or before):
+                superfluous[place].append(name)
+    return superfluous
+
+
+def _alike(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
+    """Whether loss and seconds are the same but for the rounding of a run folder's seconds."""
+    return b is not None and np.allclose(a, b, rtol=0, atol=[1e-9, 0.02], equal_nan=True)
+
+
+def _unlike(name: str, title: str, taken: set[str]) -> str:
+    chosen, attempt = name, 1
+    while chosen in taken:
+        chosen = f"{name} ({title})" if attempt == 1 else f"{name} ({title}, {attempt})"
+        attempt += 1
+    taken.add(chosen)
+    return chosen
+
+
+def _stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    whole = [part for part in parts if len(part)] or list(parts[:1])
+    return pd.concat(whole, ignore_index="name" in parts[0].columns)
+
+
+def _flat(provenance: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Lists one after another without repetition; mappings united; texts as paragraphs."""
+    flat: dict[str, Any] = {}
+    for key, values in provenance.items():
+        if all(isinstance(value, Mapping) for value in values):
+            flat[key] = {name: one for value in values for name, one in value.items()}
+        elif all(isinstance(value, list) for value in values):
+            every = list(itertools.chain.from_iterable(values))
+            flat[key] = [one for i, one in enumerate(every) if one not in every[:i]]
+        else:
+            flat[key] = "\n".join(dict.fromkeys(str(value) for value in values))
+    return flat

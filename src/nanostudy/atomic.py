@@ -1,0 +1,175 @@
+"""Files that are whole or not there: atomic writes, checked tensors, one process a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from nanostudy import version
+from nanostudy.errors import NanostudyError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Written beside the target, flushed to disk, and renamed over it."""
+    data = content.encode() if isinstance(content, str) else content
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    replace_atomically(path, write)
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
+    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was.
+
+    What was there is kept as `before`, where that is named.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        if before and path.exists():
+            _move(path, before)
+        _move(temporary, path)
+    except (OSError, SafetensorError) as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise NanostudyError(explain_writing(path, problem)) from problem
+    if sys.platform != "win32":  # the rename itself, too, survives a power cut
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    for attempt in range(6):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:  # on Windows, while a virus scanner or an editor has the old file open
+            if sys.platform != "win32" or attempt == 5:
+                raise
+            time.sleep(0.1 * 2**attempt)
+
+
+def explain_writing(path: Path, problem: Exception) -> str:
+    full = getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem)
+    if full:
+        return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
+    return f"{path} could not be written: {problem}. What was there before is unchanged."
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
+) -> None:
+    """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**metadata, "format_version": version.FORMAT}
+    header["sha256"] = _checksum(whole, header)
+    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}), before)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata, on the CPU. Raises NanostudyError where the file is cut, altered, or of another version."""
+    if not path.is_file():
+        raise NanostudyError(f"There is no file {path}.")
+    try:
+        data = path.read_bytes()  # not mapped: what is mapped cannot be replaced on Windows
+        tensors = load(data)
+        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header = json.loads(described.get("nanostudy", "null"))
+    except OSError as problem:
+        raise NanostudyError(f"{path} could not be read: {problem}.") from problem
+    except (SafetensorError, ValueError) as problem:
+        raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
+    if not isinstance(header, dict):
+        raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
+    if header.get("format_version") != version.FORMAT:
+        raise NanostudyError(
+            f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "
+            "Use the version of nanostudy that wrote it (run.json names it)."
+        )
+    if header.pop("sha256", None) != _checksum(tensors, header):
+        raise NanostudyError(f"{path} is damaged: its contents do not match their checksum.")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[bool]:
+    """Holds the folder's lock, which the system releases when the process ends, however it ends. Yields whether it has one:
+    a file system may know no locks.
+
+    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it
+    after `patience` seconds.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+b")  # noqa: SIM115 (closed below)
+    except OSError as problem:
+        raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from problem
+    with file:
+        since = time.monotonic()
+        while (locked := _lock(file.fileno())) is False and time.monotonic() - since < patience:
+            time.sleep(0.1)
+        if locked is False:
+            raise NanostudyError(
+                f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
+            ) from BlockingIOError(errno.EAGAIN, "locked")
+        yield locked is True
+
+
+def _lock(descriptor: int) -> bool | None:
+    """False where another process holds it, None where the file system knows no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        return False if problem.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK) else None
+    return True
+
+
+def cache_folder() -> Path:
+    """This user's cache: NANOSTUDY_CACHE, or the place the system keeps for it."""
+    if os.environ.get("NANOSTUDY_CACHE"):
+        return Path(os.environ["NANOSTUDY_CACHE"])
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "nanostudy"

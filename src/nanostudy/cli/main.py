@@ -1,0 +1,314 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanostudy.cli.convert import convert, corpus_export
+from nanostudy.cli.study import app as study_app
+
+if TYPE_CHECKING:
+    from nanostudy.experiment import Experiment
+    from nanostudy.resources import Resources
+
+LONGEST_NAME = 80  # characters of a folder's name
+REPORT_WIDTH = 100  # columns
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="A laboratory for small GPTs: train one or a whole study, sample, report.",
+)
+corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The texts to train on.")
+app.add_typer(study_app, name="study")
+app.add_typer(corpus_app, name="corpus")
+
+
+@app.callback()
+def check_ranks(context: typer.Context) -> None:
+    """Only a training is done by several processes together."""
+    # WORLD_SIZE alone is set by others too, in each of several machines
+    if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    from nanostudy.errors import ToldElsewhere, UsageError
+    from nanostudy.model.ranks import started
+
+    ranks = started()
+    if not ranks.first:
+        raise ToldElsewhere("Rank 0 says what is wrong.")
+    if ranks.count > 1:
+        raise UsageError(
+            f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
+            "torchrun; `nanostudy study run` finds workers for all cores and GPUs by itself."
+        )
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # --setting=value is a setting
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with."
+        ),
+    ],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="setting=value or --setting=value ... (nanostudy settings lists them)")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
+) -> None:
+    """Train one GPT; run the same command again to go on after an interruption."""
+    from nanostudy import api
+    from nanostudy.errors import Interrupted
+    from nanostudy.model.ranks import joined
+    from nanostudy.training.run_folder import read_metadata
+
+    with joined() as ranks:
+        experiment, resources, track, out = ranks.of_first(lambda: _asked(source, assignments or [], out))
+        before = read_metadata(out) if ranks.first else None
+        try:
+            run = api.train(experiment, out, resources=resources, track=track)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
+    if not ranks.first:
+        return
+    if before and before["status"] == run.metadata["status"]:
+        print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
+    _say_finished(run)
+
+
+def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
+    """What to train, on what, who tracks it, and its run folder."""
+    from nanostudy.settings import TRACK, experiment_and_resources, parse_assignments, read_settings
+
+    given = parse_assignments(assignments)
+    if source.endswith(".py"):
+        settings, named = _read_nanogpt(Path(source), given)
+        out = out or named
+    else:
+        settings = {**read_settings(source), **given}
+    experiment, resources = experiment_and_resources(settings)
+    return experiment, resources, settings.get(TRACK), out or _default_folder(source, given)
+
+
+def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
+    """Settings and the run folder that a configuration of nanoGPT's names; tells what is not used."""
+    from nanostudy.interop.nanogpt_config import read_config
+
+    found = read_config(source, given)
+    print(f"config   {source}, read and not executed; what it does not say is as in nanoGPT's train.py")
+    for name, value, reason in found.unused:
+        print(f"unused   {name} = {value}: {reason}")
+    return found.settings, found.out
+
+
+def _default_folder(source: str, given: dict[str, str]) -> Path:
+    """The run folder that was named, or one under runs/ named after what was asked."""
+    from nanostudy.settings import BESIDE
+
+    path = Path(source)
+    given = {key: value for key, value in given.items() if key not in BESIDE}  # they make no other run
+    folder = path.parent if path.name == "settings.yaml" else path
+    if (folder / "run.json").exists() and not given:
+        return folder
+    asked = "-".join([path.stem or path.name, *(f"{key}={value}" for key, value in given.items())])
+    name = re.sub(r"[^\w.=,+-]+", "_", asked)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    return Path("runs") / name
+
+
+def _say_finished(run: Any) -> None:
+    final, best = run.metadata.get("final"), run.metadata.get("best")
+    if run.metadata["status"] == "diverged":
+        print(f"This run diverged: {run.metadata['diverged']}. Its best weights are kept in {run.folder}.")
+        raise typer.Exit(1)
+    print(
+        f"final    train {final['train_loss']:.4f}   val {final['val_loss']:.4f} nats per token (best val {best['val_loss']:.4f})"
+    )
+    print(f"sample   {run.folder / 'sample.txt'}\n")
+    print("\n".join((run.folder / "sample.txt").read_text(encoding="utf-8").splitlines()[:12]))
+    print(f"\nreport   {run.folder / 'report.md'}")
+    print(f"more     nanostudy sample {run.folder} --prompt ROMEO:")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
+    prompt: Annotated[str | None, typer.Option(help="What the text goes on from. Default: a new line.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
+    tokens: Annotated[int, typer.Option(min=0, help="New tokens a sample.")] = 500,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens. 0: all.")] = 200,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Past block_size: slide one token at a time, at full cost.")
+    ] = False,
+    which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Write text with a trained model."""
+    from nanostudy import api
+
+    loaded = api.load(run, which, device)
+    picking = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "exact": exact}
+    block_size = loaded.experiment.block_size
+    if len(prompt or "") + tokens > block_size:
+        how = (
+            "slides exactly, at full cost"
+            if exact
+            else f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
+        )
+        print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
+    if count == 1:
+        pieces = loaded.stream(prompt, tokens, seed, **picking)
+        print(prompt or "", end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **picking)):
+        print(f"--- {i + 1}\n{text}")
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Studies (folders or names), run folders, tables (.csv); one or several.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. Default: report in the study or run, or here for several.")
+    ] = None,
+) -> None:
+    """Say what a study, or several runs or tables, found: a page to open, Markdown, a table, figures. Also while it runs."""
+    from nanostudy.analyses import published
+
+    written = published(*paths, out=out)
+    for note in written.notes:
+        print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+    for number, sentence in enumerate(written.answer, start=1):
+        print(f"{number}  {sentence.about}")
+        print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")
+    print(f"page     {written.page}")
+    for path in written.beside:
+        print(f"{'beside' if path == written.beside[0] else '':9}{path}")
+    if written.undrawn:
+        print(f"The figures could not be drawn here: {written.undrawn}", file=sys.stderr)
+    else:
+        print(f"figures  {written.figures}, as PNG and SVG, in {written.folder}")
+
+
+app.command(context_settings={"ignore_unknown_options": True})(convert)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from nanostudy.settings import preset_names, preset_text
+
+    for name in preset_names():
+        print(f"{name:18}{preset_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default and meaning."""
+    from dataclasses import fields
+
+    from nanostudy.experiment import FIELDS
+    from nanostudy.resources import Resources
+    from nanostudy.settings import TRACK, TRACK_MEANING
+
+    for field in (*FIELDS.values(), *fields(Resources)):
+        default = "none" if field.default is None else repr(field.default)
+        print(f"{field.name:29}{default:15}{field.metadata['meaning']}")
+    print(f"{TRACK:29}{'none':15}{TRACK_MEANING}")
+
+
+@corpus_app.command("list")
+def corpus_list() -> None:
+    """Name the corpora, and where shakespeare lies."""
+    from nanostudy.data.texts import NAMES, locate_shakespeare
+
+    for name, meaning in NAMES.items():
+        print(f"{name:13}{meaning}")
+    print(f"{'FILE':13}any UTF-8 text, by its path")
+    print(f"{'FOLDER':13}train.bin, val.bin and meta.pkl, as nanoGPT prepares them, by its path")
+    print(f"\nshakespeare is {locate_shakespeare() or 'not on this machine yet'}")
+
+
+@corpus_app.command("show")
+def corpus_show(
+    name: Annotated[str, typer.Argument(help="A corpus, or a path.")],
+    tokenizer: Annotated[str, typer.Option(help="char or byte.")] = "char",
+) -> None:
+    """A corpus's sizes, checksum, entropy where known, and first lines."""
+    from nanostudy.data.corpus import load_corpus
+
+    corpus = load_corpus(name, tokenizer)
+    if corpus.note:
+        print(f"NOTE: {corpus.note}")
+    print(f"{corpus.name}   SHA-256 {corpus.sha256}")
+    print(f"tokenizer    {corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens")
+    for label, split in (("training", corpus.train), ("validation", corpus.val)):
+        entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats per character"
+        print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
+    print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))
+
+
+corpus_app.command("export")(corpus_export)
+
+
+@corpus_app.command("fetch")
+def corpus_fetch(name: Annotated[str, typer.Argument(help="shakespeare")]) -> None:
+    """Put a corpus on this machine."""
+    from nanostudy.data.texts import fetch_shakespeare, find_text
+    from nanostudy.errors import UsageError
+
+    if name != "shakespeare":
+        raise UsageError(f"{name!r} needs no fetching; shakespeare does.")
+    find_text(name)  # checks it, wherever it lies
+    print(fetch_shakespeare())
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine offers, and what training would use and why."""
+    from nanostudy.doctor import examine
+
+    for label, finding in examine():
+        print(f"{label:20}{finding}")
+
+
+def main() -> None:
+    """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
+    from nanostudy.errors import NanostudyError, ToldElsewhere, UsageError
+
+    for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except UsageError as problem:
+        print(f"nanostudy: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except ToldElsewhere:
+        sys.exit(1)
+    except NanostudyError as problem:
+        print(f"nanostudy: {problem}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""The commands of `nanostudy study`: parse, call, print."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanostudy.resources import Resources
+
+if TYPE_CHECKING:
+    from nanostudy.studies import Plan
+    from nanostudy.study.simulate import Prediction
+    from nanostudy.study.store import Row
+
+
+MOST_STACKS = 40  # that a table has for a person
+LONGEST_IDS = 60  # characters of a stack's ids there
+
+
+class Form(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
+
+Source = Annotated[
+    str, typer.Argument(help="A study (nanostudy study list), a study file (YAML), or a study's folder.")
+]
+Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
+Folder = Annotated[str, typer.Argument(help="A study's folder, or the name of a study in its default folder.")]
+Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
+Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
+Only = Annotated[
+    str | None,
+    typer.Option(help="Only experiments like this: 'n_embd=256,dropout=0.1'. The same setting twice: either."),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(min=1, help="Worker processes. Default: one a core on a CPU, one a GPU; no more than experiments."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Compile = Annotated[str, typer.Option(help="auto, yes or no: kernels built once by this machine's compiler.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
+Executor = Annotated[str, typer.Option(help="workers; inline: all in this process; ray: on a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: one of this machine alone."),
+]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(help="Where Ray's nodes keep them: s3://..., file:///... Default: the study's folder, here."),
+]
+Track = Annotated[str | None, typer.Option(help="tensorboard, wandb or mlflow: what is measured goes there, too.")]
+Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
+
+
+@app.command("run")
+def run_command(
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
+    track: Track = None,
+) -> None:
+    """Run a study; run the same command again to go on after an interruption."""
+    from nanostudy.settings import parse_assignments
+    from nanostudy.studies import run_study
+    from nanostudy.study.definition import folder_of
+
+    path = out or folder_of(source)
+    _run(
+        lambda: run_study(
+            source,
+            path,
+            settings=parse_assignments(axes or []),
+            parts=part or [],
+            only=only,
+            workers=workers,
+            executor=executor,
+            address=address,
+            checkpoints=checkpoints,
+            resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
+            track=track,
+        ),
+        path,
+    )
+
+
+@app.command("retry")
+def retry_command(
+    folder: Folder,
+    names: Annotated[list[str] | None, typer.Argument(help="Failed experiments. Default: all.")] = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
+    track: Track = None,
+) -> None:
+    """Run failed experiments again."""
+    from nanostudy.studies import retry_study
+    from nanostudy.study.definition import existing_folder
+
+    path = existing_folder(folder)
+    asked = Resources(device=device, precision=precision, compile=compile, threads=threads)
+    _run(
+        lambda: retry_study(
+            path,
+            names or [],
+            workers=workers,
+            executor=executor,
+            address=address,
+            checkpoints=checkpoints,
+            resources=asked,
+            track=track,
+        ),
+        path,
+    )
+
+
+def _run(run: Callable[[], list[Row]], path: Path) -> None:
+    """Runs it and says what came out; exit code 1 where something failed."""
+    from nanostudy.errors import Interrupted
+    from nanostudy.study.folder import RESULTS_FILE
+    from nanostudy.study.listing import best_lines, failure_lines
+    from nanostudy.text import duration
+
+    since = time.monotonic()
+    try:
+        rows = run()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
+    finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    print(f"\n{len(finished)} of {len(rows)} experiments finished; this took {duration(time.monotonic() - since)}")
+    for line in best_lines(rows):
+        print(line)
+    if finished:
+        best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
+        print(f"\nresults  {path / RESULTS_FILE}")
+        print(f"sample   {best / 'sample.txt'}")
+        print(f"report   nanostudy report {shlex.quote(str(path))}")
+        print(f"more     nanostudy sample {shlex.quote(str(best))}")
+    for line in failure_lines(rows, path):
+        print(line)
+    if any(row.status == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("plan")
+def plan_command(
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    workers: Count = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    executor: Executor = "workers",
+    address: Address = None,
+    checkpoints: Checkpoints = None,
+    plan_for: Annotated[
+        str | None,
+        typer.Option(help="Other machines: 8xH200, 64 cores, '16x8 cores 32GiB'. Simulates the run there."),
+    ] = None,
+    format: Format = Form.table,
+) -> None:
+    """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
+    from nanostudy.settings import parse_assignments
+    from nanostudy.studies import plan_study
+    from nanostudy.study.listing import as_json
+
+    plan = plan_study(
+        source,
+        out,
+        settings=parse_assignments(axes or []),
+        parts=part or [],
+        only=only,
+        workers=workers,
+        executor=executor,
+        address=address,
+        checkpoints=checkpoints,
+        resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
+        plan_for=plan_for,
+    )
+    if format is Form.table:
+        _say_plan(plan)
+    elif format is Form.json and plan.prediction:
+        print(as_json({**_of_prediction(plan, plan.prediction), "stacks": _of_plan(plan)}))
+    else:
+        _print_records(_of_plan(plan), format)
+
+
+def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
+    from nanostudy.study.listing import as_csv, as_json
+
+    print(as_csv(table).removesuffix("\n") if format is Form.csv else as_json(table))
+
+
+def _of_plan(plan: Plan) -> list[dict[str, Any]]:
+    turns = plan.prediction.run.turns if plan.prediction else [None] * len(plan.stacks)
+    return [
+        {
+            "stack": i,
+            "members": len(stack.members),
+            "width": stack.width,
+            "memory_bytes": stack.memory,
+            "flops": stack.flops,
+            "tokens": stack.tokens,
+            "seconds": None if stack.seconds is None else round(stack.seconds, 1),
+            **({"worker": turn.worker, "begins": round(turn.begin, 1)} if turn else {}),
+            "first": stack.members[0].name,
+            "ids": " ".join(str(entry.id) for entry in stack.members),
+        }
+        for i, (stack, turn) in enumerate(zip(plan.stacks, turns, strict=True), start=1)
+    ]
+
+
+def _of_prediction(plan: Plan, prediction: Prediction) -> dict[str, Any]:
+    """Seconds, and shares of the time for which workers are busy."""
+    assert plan.elsewhere
+    least, mean, most = prediction.shares()
+    return {
+        "plan_for": plan.elsewhere.text,
+        "device": plan.elsewhere.gpu.name if plan.elsewhere.gpu else "cpu",
+        "precision": plan.capacity.precision,
+        "workers": plan.capacity.workers,
+        "memory_bytes": plan.capacity.memory,
+        "pace": plan.calibration,
+        "seconds": round(prediction.seconds, 1),
+        "seconds_of_recording": round(prediction.recording, 1),
+        "seconds_divided_evenly": round(prediction.even, 1),
+        "seconds_of_the_longest": round(prediction.longest, 1),
+        "workers_that_help": prediction.useful,
+        "busy_least": round(least, 4),
+        "busy_mean": round(mean, 4),
+        "busy_most": round(most, 4),
+        "tail_seconds": round(prediction.tail, 1),
+    }
+
+
+def _say_plan(plan: Plan) -> None:
+    from nanostudy.study.listing import as_lines
+    from nanostudy.text import counted, duration, ranges
+
+    shown = [
+        {
+            "": str(row["stack"]),
+            "members": str(row["members"]),
+            "width": str(row["width"]),
+            "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
+            "flop": f"{row['flops']:.1e}",
+            "tokens": f"{row['tokens']:,}",
+            "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
+            "ids": _shortened(ranges([entry.id for entry in stack.members])),
+            "the first": row["first"],
+        }
+        for row, stack in zip(_of_plan(plan)[:MOST_STACKS], plan.stacks, strict=False)
+    ]
+    for line in as_lines(shown):
+        print(line)
+    if len(plan.stacks) > MOST_STACKS:
+        print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
+    for text in plan.skipped:
+        print(f"skipped as impossible: {text}")
+    capacity, waiting = plan.capacity, sum(len(stack.members) for stack in plan.stacks)
+    done = f"; {plan.done:,} done already" if plan.done else ""
+    failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
+    order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
+    print(f"{chr(10) if shown else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
+    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB a worker"
+    gpu = plan.elsewhere.gpu if plan.elsewhere else None
+    of_each = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
+    device = gpu.name if gpu else capacity.device
+    print(f"workers  {capacity.workers:,} on {device}, {of_each}{capacity.precision}; memory {limit}")
+    for note in plan.notes:
+        print(f"         {note}")
+    tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
+    for stack in tight[:MOST_STACKS]:
+        advice = "" if plan.elsewhere else ": fewer --workers leave it more"
+        print(f"         {stack.members[0].name} may need more memory than that{advice}")
+    if waiting:
+        flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
+        print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
+        known = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
+        print(f"time     {known}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
+        if plan.prediction:
+            _say_prediction(plan, plan.prediction)
+
+
+def _say_prediction(plan: Plan, prediction: Prediction) -> None:
+    from nanostudy.text import counted, duration
+
+    least, mean, most = prediction.shares()
+    print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
+    waits = duration((1 - least) * prediction.seconds)
+    print(f"         the least busy starts and waits for {waits}, {duration(prediction.tail)} of it at the end")
+    print(f"evenly   {duration(prediction.even)}, were the same work divided without a rest")
+    most_useful = f"about {counted(prediction.useful, 'worker')}; more would not help"
+    print(f"at best  {duration(prediction.longest)}, the longest experiment's own time, with {most_useful}")
+    print(f"records  {duration(prediction.recording)} of the study's own process, which no worker shortens")
+    print(f"pace     {plan.calibration}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_IDS else f"{text[:LONGEST_IDS].rsplit(' ', 1)[0]} ..."
+
+
+@app.command("status")
+def status_command(
+    folder: Folder,
+    format: Format = Form.table,
+    all: Annotated[bool, typer.Option("--all", help="Every experiment, not only the best.")] = False,
+) -> None:
+    """How far a study is, also while it runs: done, running, failed, time left, best so far."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.listing import records, status_lines
+    from nanostudy.study.store import FILE, Store
+
+    path = existing_folder(folder)
+    with Store.read(path / FILE) as store:
+        if format is Form.table:
+            print("\n".join(status_lines(store, path, all)))
+        else:
+            _print_records(list(records(store.rows())), format)
+
+
+@app.command("list")
+def list_command(format: Format = Form.table) -> None:
+    """List the studies that come with nanostudy."""
+    from nanostudy.study.definition import read_study, study_names
+
+    studies = [{"name": name, "description": read_study(name).description} for name in study_names()]
+    if format is not Form.table:
+        _print_records(studies, format)
+        return
+    for study in studies:
+        print(f"{study['name']:31}{study['description']}")
+
+
+@app.command("merge")
+def merge_command(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of parts of one study.")],
+    into: Annotated[Path, typer.Option(help="The folder that gets all results.")],
+) -> None:
+    """Put the results of several people's or machines' folders together."""
+    from nanostudy.study.merge import merge
+
+    for line in merge(sources, into):
+        print(line)
+
+
+@app.command("export")
+def export_command(
+    folder: Folder,
+    to: Annotated[Path | None, typer.Option(help="Where to. Default: the study's folder, under published/.")] = None,
+    layout: Annotated[str, typer.Option(help="published: the hand-run study's tables and folders.")] = "published",
+) -> None:
+    """Write a study's results in the layout of the published study."""
+    from nanostudy.errors import UsageError
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.export import export_published
+
+    if layout != "published":
+        raise UsageError(f"--layout {layout!r} is not known: published.")
+    path = existing_folder(folder)
+    for line in export_published(path, to or path / "published"):
+        print(line)
+
+
+@app.command("rebuild")
+def rebuild_command(folder: Folder) -> None:
+    """Make a lost or damaged store again from the run folders."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.folder import rebuild
+
+    experiments, results = rebuild(existing_folder(folder))
+    print(f"{experiments:,} experiments, {results:,} results found in their run folders")

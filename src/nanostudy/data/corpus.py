@@ -1,0 +1,170 @@
+"""A corpus: a text with its checksum, its tokenizer, its split and its fixed evaluation windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanostudy.data.texts import TRAIN_SHARE, Text, find_text
+from nanostudy.errors import UsageError
+from nanostudy.experiment import check_tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back. `characters` are the known ones, in order of their ids; empty for bytes."""
+
+    kind: str
+    characters: str = ""
+
+    @staticmethod
+    def of(kind: str, text: str) -> Tokenizer:
+        check_tokenizer(kind)
+        return Tokenizer(kind, "".join(sorted(set(text))) if kind == "char" else "")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters) if self.kind == "char" else 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int64. Raises UsageError at a character that the tokenizer does not know."""
+        if self.kind == "byte":
+            return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8).astype(np.int64)
+        known = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        asked = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        order = np.argsort(known)  # a table from elsewhere may have any order
+        ids = order[np.searchsorted(known, asked, sorter=order).clip(max=len(known) - 1)]
+        wrong = np.flatnonzero(known[ids] != asked)
+        if len(wrong):
+            raise UsageError(
+                f"The model does not know the character {text[wrong[0]]!r} (at position {wrong[0]}). "
+                f"It knows: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in self.characters)}"
+            )
+        return ids.astype(np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        if self.kind == "byte":
+            return bytes(int(i) for i in ids).decode(errors="replace")
+        return "".join(self.characters[i] for i in ids)
+
+    @property
+    def opening(self) -> str:
+        """What a text goes on from when nothing is asked: a new line, or the first known character."""
+        return "\n" if self.kind == "byte" or "\n" in self.characters else self.characters[0]
+
+    def as_dict(self) -> dict[str, str]:
+        return {"kind": self.kind, "characters": self.characters}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Token ids in the smallest unsigned type, the characters they stand for, and the text's true entropy where known."""
+
+    tokens: np.ndarray
+    characters: int
+    entropy: float | None  # nats per character
+
+    @property
+    def characters_per_token(self) -> float:
+        return self.characters / len(self.tokens)
+
+    def bits_per_character(self, loss: float) -> float:
+        """From a mean loss in nats per token."""
+        return loss / self.characters_per_token / math.log(2)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    requested: str
+    name: str
+    sha256: str
+    note: str | None  # what a person must be told, such as that another text stands in
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+
+    def check_window(self, block_size: int) -> None:
+        """Raises UsageError where a split is shorter than one window and its successor."""
+        for label, split in (("training", self.train), ("validation", self.val)):
+            if len(split.tokens) <= block_size:
+                raise UsageError(
+                    f"The {label} split of {self.name} has {len(split.tokens)} tokens, and one window of block_size="
+                    f"{block_size} needs {block_size + 1}. Take a longer text or a smaller block_size."
+                )
+
+    def as_dict(self) -> dict[str, object]:
+        """What run folders record."""
+        return {
+            "requested": self.requested,
+            "name": self.name,
+            "sha256": self.sha256,
+            "note": self.note,
+            "tokenizer": self.tokenizer.as_dict(),
+            **{
+                label: {"tokens": len(s.tokens), "characters": s.characters, "entropy_nats_per_character": s.entropy}
+                for label, s in (("train", self.train), ("val", self.val))
+            },
+        }
+
+
+def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
+    """A named corpus, or the file or folder at a path. With a Tokenizer, the text must consist of what it knows."""
+    text = find_text(requested)
+    if not text.content:
+        raise UsageError(f"The text {text.name} is empty.")
+    if isinstance(tokenizer, str):
+        check_tokenizer(tokenizer)
+        if text.table and text.table.kind != tokenizer:
+            raise UsageError(f"The tokens of {requested} are made with tokenizer={text.table.kind}, not {tokenizer}.")
+        tokenizer = Tokenizer(*text.table) if text.table else Tokenizer.of(tokenizer, text.content)
+    else:
+        try:
+            tokenizer.encode(text.content)
+        except UsageError as problem:
+            raise UsageError(f"{text.name} has characters that the model has not. {problem}") from None
+    cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+
+    def split(start: int, stop: int) -> Split:
+        tokens = tokenizer.encode(text.content[start:stop]).astype(dtype)
+        return Split(tokens, stop - start, _entropy(text, start, stop))
+
+    if not 0 < cut < len(text.content):
+        raise UsageError(
+            f"The text {text.name} is too short: of {len(text.content)} characters {cut} are for training, and "
+            f"{len(text.content) - cut} for validation."
+        )
+    return Corpus(requested, text.name, text.sha256, text.note, tokenizer, split(0, cut), split(cut, len(text.content)))
+
+
+def _entropy(text: Text, start: int, stop: int) -> float | None:
+    return None if text.nats is None else float(text.nats[start:stop].mean())
+
+
+def evaluation_windows(corpus: Corpus, split: str, context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs, targets), int64 (batch, context): fixed windows, one after another, nothing drawn.
+
+    "val" covers the whole validation split, each of its tokens but the first being a target once. "train" takes as
+    many windows, evenly spread over the training split. Missing targets are -1: after the text's end, and in the
+    windows that fill up the last batch, which has the others' size because every new size costs kernels of its own.
+    """
+    chosen = _starts(len(corpus.val.tokens), context)
+    tokens = corpus.val.tokens
+    if split == "train":
+        tokens = corpus.train.tokens
+        available = _starts(len(tokens), context)
+        count = min(len(chosen), len(available))
+        chosen = available[np.arange(count) * len(available) // count]
+    filled = np.append(chosen, np.full(-len(chosen) % batch, len(tokens)))
+    for first in range(0, len(filled), batch):
+        places = filled[first : first + batch, None] + np.arange(context + 1)
+        window = tokens[places.clip(max=len(tokens) - 1)].astype(np.int64)
+        missing = places[:, 1:] >= len(tokens)
+        yield window[:, :-1], np.where(missing, -1, window[:, 1:])
+
+
+def _starts(tokens: int, context: int) -> np.ndarray:
+    return np.arange(0, tokens - 1, context)

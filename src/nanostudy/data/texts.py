@@ -1,0 +1,136 @@
+"""Where texts come from: built in, on disk, or downloaded once; always checked."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanostudy.atomic import cache_folder, write_atomically
+from nanostudy.data.nanogpt_dataset import Table, is_dataset, read_dataset
+from nanostudy.data.playhouse.playhouse import write_plays
+from nanostudy.errors import NanostudyError, UsageError
+
+TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters
+
+SHAKESPEARE_FILE = "tinyshakespeare.txt"
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+NAMES = {
+    "shakespeare": "tiny Shakespeare, 1,115,394 characters, downloaded once (1.1 MB)",
+    "playhouse": "plays from a seeded grammar, built in; the entropy of the text is known exactly",
+    "auto": "shakespeare where it can be had, else playhouse",
+}
+CHOICES = (
+    f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text or of a folder with train.bin, val.bin and meta.pkl."
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    name: str
+    content: str
+    sha256: str  # of the UTF-8 bytes; of a dataset's split and table, too, where they are not what a text's would be
+    nats: np.ndarray | None = None  # float64, a number a character: the surprisal of what was chosen there
+    note: str | None = None
+    cut: int | None = None  # characters that train, where the text comes with a split of its own
+    table: Table | None = None  # what its tokens stand for, where it comes as tokens
+
+
+def find_text(requested: str) -> Text:
+    """A corpus by its name, or the UTF-8 file or dataset folder at a path."""
+    if requested == "playhouse":
+        return _playhouse()
+    if requested == "shakespeare":
+        return _shakespeare()
+    if requested == "auto":
+        try:
+            return _shakespeare()
+        except NanostudyError as problem:
+            note = f"Shakespeare could not be had, so this is trained on playhouse instead. {problem}"
+            text = _playhouse()
+            return Text(text.name, text.content, text.sha256, text.nats, note)
+    path = Path(requested)
+    return _dataset(path) if os.path.isdir(path) else _read(path)
+
+
+def locate_shakespeare() -> Path | None:
+    """The file, if it is in the folder that NANOSTUDY_CORPORA names or in the cache."""
+    folders = [Path(os.environ["NANOSTUDY_CORPORA"])] if os.environ.get("NANOSTUDY_CORPORA") else []
+    return next((f / SHAKESPEARE_FILE for f in (*folders, cache_folder()) if (f / SHAKESPEARE_FILE).is_file()), None)
+
+
+def fetch_shakespeare() -> Path:
+    """Where the file lies; downloads it into the cache if it lies nowhere. Raises NanostudyError."""
+    here = locate_shakespeare()
+    if here:
+        return here
+    target = cache_folder() / SHAKESPEARE_FILE
+    by_hand = f"Put the file at {target}, or name its folder in NANOSTUDY_CORPORA (as {SHAKESPEARE_FILE})."
+    try:
+        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as problem:
+        raise NanostudyError(
+            f"Tiny Shakespeare could not be downloaded from {SHAKESPEARE_URL} ({problem}). {by_hand}"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
+        raise NanostudyError(f"What {SHAKESPEARE_URL} sent is not tiny Shakespeare (wrong checksum). {by_hand}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise NanostudyError(
+            f"The cache {target.parent} cannot be made: {problem.strerror}. Name another in NANOSTUDY_CACHE."
+        ) from None
+    write_atomically(target, content)
+    return target
+
+
+def _shakespeare() -> Text:
+    path = fetch_shakespeare()
+    text = _read(path)
+    if text.sha256 != SHAKESPEARE_SHA256:
+        raise NanostudyError(
+            f"{path} is not tiny Shakespeare: its SHA-256 is {text.sha256}, not {SHAKESPEARE_SHA256}. "
+            f"Delete it and run `nanostudy corpus fetch shakespeare`, or train on it as a text of your own with corpus={path}."
+        )
+    return Text("shakespeare", text.content, text.sha256)
+
+
+def _playhouse() -> Text:
+    content, nats = write_plays()
+    return Text("playhouse", content, hashlib.sha256(content.encode()).hexdigest(), nats)
+
+
+def _dataset(folder: Path) -> Text:
+    """A dataset that is a text's usual one has that text's checksum: training on either is the same experiment."""
+    if not is_dataset(folder):
+        raise UsageError(f"The folder {str(folder)!r} is no corpus: it has no train.bin. {CHOICES}")
+    train, val, table = read_dataset(folder)
+    content, cut = train + val, len(train)
+    digest = hashlib.sha256(content.encode(errors="surrogateescape"))
+    usual = table.characters == ("".join(sorted(set(content))) if table.kind == "char" else "")
+    if not usual or cut != int(len(content) * TRAIN_SHARE):
+        digest.update(f" {cut} {table.kind} ".encode() + table.characters.encode(errors="surrogatepass"))
+    return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, table=table)
+
+
+def _read(path: Path) -> Text:
+    try:
+        raw = path.read_bytes()
+        content = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise UsageError(
+            f"{path} is not UTF-8 text (byte {problem.start}). Save it as UTF-8, for example with an editor or iconv."
+        ) from None
+    except OSError as problem:
+        raise UsageError(
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). {CHOICES}"
+        ) from None
+    return Text(path.name, content, hashlib.sha256(raw).hexdigest())

@@ -1,0 +1,167 @@
+"""What a machine has: devices, instructions, cores, memory, a compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from nanostudy.errors import OutOfMemory
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, or as many as a container's quota pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control_group("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
+
+
+def _control_group(name: str) -> str:
+    """What Linux's control group of this process says, as seen from inside a container; empty where nothing is said."""
+    with contextlib.suppress(OSError):
+        return Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip()
+    return ""
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def cuda_problem(device: torch.device) -> str | None:
+    """Why the GPU cannot be used, or None: first by the list of kernels, then by running one."""
+    capability = torch.cuda.get_device_capability(device)
+    if not has_kernels(capability, torch.cuda.get_arch_list()):
+        return (
+            f"the installed PyTorch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} "
+            f"(compute capability {capability[0]}.{capability[1]})"
+        )
+    try:
+        torch.ones(8, device=device).sum().item()
+    except RuntimeError as problem:
+        return f"{torch.cuda.get_device_name(device)} does not work: {str(problem).splitlines()[0]}"
+    return None
+
+
+def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
+    """Whether code built for these architectures runs: sm_XY within a major version, compute_XY on all that follow."""
+    for arch in arch_list:
+        kind, _, number = arch.partition("_")
+        digits = "".join(c for c in number if c.isdigit())
+        if not digits:
+            continue
+        built = (int(digits[:-1] or 0), int(digits[-1]))
+        same_major = built[0] == capability[0] and built <= capability
+        if (kind == "sm" and same_major) or (kind == "compute" and built <= capability):
+            return True
+    return False
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Instructions for bf16 products. What only emulates them does not count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "mps":
+        return False
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU as Linux names them; elsewhere what PyTorch can tell."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+        return set()
+    flags = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    return {flag for flag, probe in flags.items() if getattr(torch.cpu, probe, bool)()}
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free now, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    limit, used = _control_group("memory.max"), re.search(r"^anon (\d+)$", _control_group("memory.stat"), re.M)
+    if limit.isdigit() and used:
+        found.append(int(limit) - int(used[1]))
+    return min(found) if found else total_memory(device)
+
+
+def compiler() -> str | None:
+    """A C++ compiler on the PATH."""
+    return next((path for name in ("c++", "g++", "clang++", "cl") if (path := shutil.which(name))), None)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
+    """Measured rate of a matrix product of 1024 x 1024 (4096 on a GPU), in floating-point operations per second."""
+    n = 1024 if device.type == "cpu" else 4096
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            c = a @ b
+        c.flatten()[0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    run(2)
+    once = run(2) / 2
+    count = max(2, int(seconds / max(once, 1e-6)))
+    return 2 * n**3 * count / run(count)
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to keep freed blocks. By default it returns large ones to the system at once, and every step then
+    pays for its page faults again: measured, a third of a training step (docs/log.md). Other systems keep theirs.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 2**26)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns the ways in which memory runs out into OutOfMemory, which says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        text = str(problem)
+        if isinstance(problem, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise OutOfMemory(
+                "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
+                "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
+            ) from None
+        raise

@@ -1,0 +1,176 @@
+"""The sublayers of a stack, each with its backward pass. Letters as in model.py; the ops that they are made of: fused.py.
+
+Written out, and not left to automatic differentiation, for three reasons: library attention keys its dropout by the place in
+the batch instead of by the experiment; masks are made again in the backward pass, which is faster than to keep them;
+and the gradient of a weight comes in the weight's own layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from nanostudy.model.ops import DropoutKeys, Ops
+
+BLOCK, MOST_BLOCKS = 64, 4  # of queries: their least, and the most blocks
+
+
+class Linear(Function):
+    """y (M, N, O) = x (M, N, I) @ weight (M, O, I) transposed + bias (M, O)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MNI: Tensor, weight_MOI: Tensor, bias_MO: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MNI, weight_MOI)
+        ctx.has_bias = bias_MO is not None
+        weight_MIO = weight_MOI.transpose(1, 2)
+        return torch.bmm(x_MNI, weight_MIO) if bias_MO is None else torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MNO: Tensor) -> tuple[Tensor | None, ...]:
+        x_MNI, weight_MOI = ctx.saved_tensors
+        d_bias_MO = d_y_MNO.sum(1) if ctx.has_bias else None
+        return torch.bmm(d_y_MNO, weight_MOI), torch.bmm(d_y_MNO.transpose(1, 2), x_MNI), d_bias_MO
+
+
+class ResidualNorm(Function):
+    """(x + y with dropout, its LayerNorm), (M, B, T, E) each. x None stands for zeros; gain and bias are (M, E)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_MBTE: Tensor | None,
+        y_MBTE: Tensor,
+        gain_ME: Tensor,
+        bias_ME: Tensor | None,
+        drop: DropoutKeys | None,
+        ops: Ops,
+    ) -> tuple[Tensor, Tensor]:
+        size, x_ZTE = y_MBTE.shape, None if x_MBTE is None else x_MBTE.flatten(0, 1)
+        sum_ZTE, norm_ZTE = ops.residual_norm(x_ZTE, y_MBTE.flatten(0, 1), drop, gain_ME, bias_ME)
+        ctx.save_for_backward(sum_ZTE, gain_ME)
+        ctx.drop, ctx.ops, ctx.has_x, ctx.has_bias = drop, ops, x_MBTE is not None, bias_ME is not None
+        return sum_ZTE.view(size), norm_ZTE.view(size)
+
+    @staticmethod
+    def backward(ctx: Any, d_sum_MBTE: Tensor, d_norm_MBTE: Tensor) -> tuple[Tensor | None, ...]:
+        (sum_ZTE, gain_ME), size, dtype = ctx.saved_tensors, d_sum_MBTE.shape, d_norm_MBTE.dtype
+        d_x_ZTE, d_y_ZTE, d_gain_ZE, d_bias_ZE = ctx.ops.residual_norm_backward(
+            d_sum_MBTE.flatten(0, 1), d_norm_MBTE.flatten(0, 1), sum_ZTE, ctx.drop, gain_ME
+        )
+        d_gain_ME = d_gain_ZE.view(*size[:2], -1).sum(1).to(dtype)
+        d_bias_ME = d_bias_ZE.view(*size[:2], -1).sum(1).to(dtype) if ctx.has_bias else None
+        d_x_MBTE = d_x_ZTE.view(size) if ctx.has_x else None
+        return d_x_MBTE, d_y_ZTE.view(size), d_gain_ME, d_bias_ME, None, None
+
+
+class Attention(Function):
+    """Causal scaled dot-product attention (Vaswani et al., 2017) before the output projection: (M, B, T, E).
+
+    Takes queries, keys and values of all heads beside each other, (M, B, T, 3 * E).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv_MBTF: Tensor, drop: DropoutKeys | None, heads: int, ops: Ops) -> Tensor:
+        qkv_ZTF = qkv_MBTF.flatten(0, 1)
+        if ops.attention:
+            y_ZTE, lse_ZHT = ops.attention(qkv_ZTF, drop, heads, ctx.needs_input_grad[0])
+            ctx.save_for_backward(qkv_ZTF, lse_ZHT)
+        else:
+            y_ZTE, kept = _attend_blocks(qkv_ZTF, drop, heads, ops)
+            ctx.save_for_backward(*kept)
+        ctx.drop, ctx.ops = drop, ops
+        return y_ZTE.view(*qkv_MBTF.shape[:3], -1)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MBTE: Tensor) -> tuple[Tensor | None, ...]:
+        d_y_ZTE = d_y_MBTE.flatten(0, 1)
+        if ctx.ops.attention_backward:
+            d_qkv_ZTF = ctx.ops.attention_backward(d_y_ZTE, *ctx.saved_tensors, ctx.drop)
+        else:
+            d_qkv_ZTF = _attend_blocks_backward(d_y_ZTE, ctx.saved_tensors, ctx.drop, ctx.ops)
+        return d_qkv_ZTF.view(*d_y_MBTE.shape[:3], -1), None, None, None
+
+
+def _attend_blocks(
+    qkv_ZTF: Tensor, drop: DropoutKeys | None, heads: int, ops: Ops
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(y (Z, T, E), what the backward pass needs). In blocks of queries, so that what no query sees is mostly not computed."""
+    qkv_XZHTD = ops.split_heads(qkv_ZTF, 3, heads)
+    q, k, v = qkv_XZHTD.flatten(1, 2)
+    (Z, _, T, D), y, kept = qkv_XZHTD.shape[1:], torch.empty_like(q), []
+    for first, last in _blocks(T):
+        scores_ZHQK = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).unflatten(0, (Z, heads))
+        weights_ZHQK, dropped_ZHQK = ops.attend(scores_ZHQK, drop, 1 / math.sqrt(D), T)
+        torch.bmm(dropped_ZHQK.flatten(0, 1), v[:, :last], out=y[:, first:last])
+        kept += [weights_ZHQK, dropped_ZHQK]
+    return ops.merge_heads(y.view(1, Z, heads, T, D)), (q, k, v, *kept)
+
+
+def _attend_blocks_backward(d_y_ZTE: Tensor, kept: tuple[Tensor, ...], drop: DropoutKeys | None, ops: Ops) -> Tensor:
+    q, k, v, *rest = kept
+    (Z, T, _), heads, D = d_y_ZTE.shape, rest[0].shape[1], q.shape[2]
+    d_y = ops.split_heads(d_y_ZTE, 1, heads).view_as(q)
+    d_qkv_XZHTD = q.new_empty(3, Z, heads, T, D)
+    d_q, d_k, d_v = d_qkv_XZHTD.flatten(1, 2)
+    for first, last in reversed(list(_blocks(T))):
+        dropped, weights_ZHQK = rest.pop().flatten(0, 1), rest.pop()
+        d_dropped = torch.bmm(d_y[:, first:last], v[:, :last].transpose(1, 2))
+        d_dropped_ZHQK = d_dropped.view_as(weights_ZHQK)
+        d_scores_ZHQK = ops.attend_backward(d_dropped_ZHQK, weights_ZHQK, drop, 1 / math.sqrt(D), T)
+        d_scores = d_scores_ZHQK.flatten(0, 1)
+        torch.bmm(d_scores, k[:, :last], out=d_q[:, first:last])
+        for d, rows, by in ((d_k, d_scores, q), (d_v, dropped, d_y)):
+            if last == T:
+                torch.bmm(rows.transpose(1, 2), by[:, first:last], out=d)
+            else:
+                d[:, :last].baddbmm_(rows.transpose(1, 2), by[:, first:last])
+    return ops.merge_heads(d_qkv_XZHTD)
+
+
+def _blocks(T: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each block of queries."""
+    size = max(BLOCK, -(-T // MOST_BLOCKS))
+    return ((first, min(first + size, T)) for first in range(0, T, size))
+
+
+def seen_share(T: int) -> float:
+    """The share of all pairs of positions that attention computes, seen or not."""
+    return sum(last * (last - first) for first, last in _blocks(T)) / T**2
+
+
+class Gelu(Function):
+    """x times the share of a normal distribution below x (Hendrycks & Gimpel, 2016), (M, B, T, F)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MBTF: Tensor, ops: Ops) -> Tensor:
+        y_ZTF, kept_ZTF = ops.gelu(x_MBTF.flatten(0, 1), ctx.needs_input_grad[0])
+        ctx.save_for_backward(kept_ZTF)
+        ctx.ops = ops
+        return y_ZTF.view(x_MBTF.shape)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MBTF: Tensor) -> tuple[Tensor | None, ...]:
+        d_x_ZTF = ctx.ops.gelu_backward(d_y_MBTF.flatten(0, 1), *ctx.saved_tensors)
+        return d_x_ZTF.view(d_y_MBTF.shape), None
+
+
+class CrossEntropy(Function):
+    """In nats per token, fp32 (M, B, T); 0 where the target is -1, which has no gradient here."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_MBTV: Tensor, targets_MBT: Tensor, ops: Ops) -> Tensor:
+        logits_ZTV, targets_ZT = logits_MBTV.flatten(0, 1), targets_MBT.flatten(0, 1)
+        ctx.save_for_backward(logits_ZTV, targets_ZT)
+        ctx.ops = ops
+        return ops.cross_entropy(logits_ZTV, targets_ZT).view(targets_MBT.shape)
+
+    @staticmethod
+    def backward(ctx: Any, d_losses_MBT: Tensor) -> tuple[Tensor | None, ...]:
+        logits_ZTV, targets_ZT = ctx.saved_tensors
+        d_logits_ZTV = ctx.ops.cross_entropy_backward(d_losses_MBT.flatten(0, 1), logits_ZTV, targets_ZT)
+        return d_logits_ZTV.view(*d_losses_MBT.shape, -1), None, None

@@ -1,0 +1,176 @@
+"""The work between a stack's matrix products, piece by piece, each with its backward pass.
+
+A piece is a plain function of tensors. REFERENCE runs it operation by operation; kernels.py has each as one kernel that keeps what
+lies between the operations in registers. They agree up to rounding, and in the dropout masks to the bit.
+
+Letters as in model.py; Z stands for the sequences of all members, M * B, Q for queries and K for keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanostudy.model.optim import adamw_kernel
+from nanostudy.model.randomness import keep_mask
+
+EPSILON = 1e-5  # of LayerNorm, as in nanoGPT
+
+
+class DropoutKeys(NamedTuple):
+    """One of the model's dropouts: what a sequence's mask is spread from, int32 (Z,) each, and what makes up for the
+    dropped, 1 / (1 - rate), fp32 (Z,)."""
+
+    low: Tensor
+    high: Tensor
+    threshold: Tensor
+    scale: Tensor
+
+
+def _dropped(x: Tensor, drop: DropoutKeys | None, strides: tuple[int, ...], start: int = 0) -> Tensor:
+    """In x's dtype."""
+    if drop is None:
+        return x
+    kept = keep_mask(drop.low, drop.high, drop.threshold, x.shape[1:], strides, start)
+    scale = drop.scale.view(-1, *(1 for _ in strides))
+    if torch.compiler.is_compiling():
+        return torch.where(kept, x.float() * scale, 0.0).to(x.dtype)
+    return x * kept.to(x.dtype).mul_(scale.to(x.dtype))
+
+
+def _each_sequence(row_ME: Tensor, Z: int) -> Tensor:
+    """(Z, 1, E)"""
+    return row_ME[:, None].expand(-1, Z // len(row_ME), -1).reshape(Z, 1, -1)
+
+
+def residual_norm(
+    x_ZTE: Tensor | None, y_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor, bias_ME: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(x + y with dropout, that normalised): where one sublayer ends and the next begins. x None stands for zeros."""
+    E = y_ZTE.shape[2]
+    kept_ZTE = _dropped(y_ZTE, drop, (E, 1))
+    sum_ZTE = kept_ZTE if x_ZTE is None else x_ZTE + kept_ZTE
+    # The library's kernel normalises; its own gain is one for all rows, and here each member has another.
+    normal_ZTE, _, rstd_ZT1 = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
+    # Where the variance overflows it would give zeros, and a member that has blown up would look healthy.
+    normal_ZTE = normal_ZTE.masked_fill(rstd_ZT1 <= 0, math.nan)
+    gain_Z1E = _each_sequence(gain_ME, len(y_ZTE))
+    if bias_ME is None:
+        return sum_ZTE, normal_ZTE * gain_Z1E
+    return sum_ZTE, torch.addcmul(_each_sequence(bias_ME, len(y_ZTE)), normal_ZTE, gain_Z1E)
+
+
+def residual_norm_backward(
+    d_sum_ZTE: Tensor, d_norm_ZTE: Tensor, sum_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(d x, d y, d gain, d bias); the last two a sequence, fp32 (Z, E)."""
+    E = sum_ZTE.shape[2]
+    normal_ZTE, mean, rstd = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
+    d_gain_ZE = (d_norm_ZTE * normal_ZTE).sum(1, dtype=torch.float32)
+    d_bias_ZE = d_norm_ZTE.sum(1, dtype=torch.float32)
+    d_normal_ZTE = d_norm_ZTE * _each_sequence(gain_ME, len(sum_ZTE))
+    through_ZTE, _, _ = torch.ops.aten.native_layer_norm_backward(
+        d_normal_ZTE, sum_ZTE, [E], mean, rstd, None, None, [True, False, False]
+    )
+    d_x_ZTE = d_sum_ZTE + through_ZTE
+    return d_x_ZTE, _dropped(d_x_ZTE, drop, (E, 1)), d_gain_ZE, d_bias_ZE
+
+
+def split_heads(x_ZTF: Tensor, parts: int, heads: int) -> Tensor:
+    """(X, Z, H, T, D), contiguous: queries, keys and values (X = 3), or one of them, head by head. F = X * H * D."""
+    return x_ZTF.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+
+
+def merge_heads(y_XZHTD: Tensor) -> Tensor:
+    """(Z, T, F): undoes `split_heads`."""
+    return y_XZHTD.permute(1, 3, 0, 2, 4).flatten(2)
+
+
+def attend(scores_ZHQK: Tensor, drop: DropoutKeys | None, scale: float, context: int) -> tuple[Tensor, Tensor]:
+    """(attention weights, the same with dropout). The queries are at the last Q of the K positions; none sees a later key.
+
+    `context` is the number of positions of a sequence, by which its activations are numbered.
+    """
+    Q, K = scores_ZHQK.shape[2:]
+    key_K = torch.arange(K, device=scores_ZHQK.device)
+    future_QK = key_K > key_K[K - Q :, None]
+    weights_ZHQK = (scores_ZHQK * scale).masked_fill(future_QK, -math.inf).softmax(-1)
+    return weights_ZHQK, _dropped(weights_ZHQK, drop, (context * context, context, 1), (K - Q) * context)
+
+
+def attend_backward(
+    d_dropped_ZHQK: Tensor, weights_ZHQK: Tensor, drop: DropoutKeys | None, scale: float, context: int
+) -> Tensor:
+    """d scores."""
+    Q, K = weights_ZHQK.shape[2:]
+    d_weights_ZHQK = _dropped(d_dropped_ZHQK, drop, (context * context, context, 1), (K - Q) * context)
+    return torch.ops.aten._softmax_backward_data(d_weights_ZHQK, weights_ZHQK, -1, weights_ZHQK.dtype) * scale
+
+
+def cross_entropy(logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
+    """In nats per token, fp32 (Z, T); 0 where the target is -1."""
+    logits_ZTV = logits_ZTV.float()
+    hit_ZTV = torch.arange(logits_ZTV.shape[2], device=targets_ZT.device) == targets_ZT[..., None]
+    losses_ZT = logits_ZTV.logsumexp(2) - torch.where(hit_ZTV, logits_ZTV, 0.0).sum(2)
+    return torch.where(targets_ZT >= 0, losses_ZT, 0.0)
+
+
+def cross_entropy_backward(d_losses_ZT: Tensor, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
+    """d logits; every target counts."""
+    hit_ZTV = torch.arange(logits_ZTV.shape[2], device=targets_ZT.device) == targets_ZT[..., None]
+    d_logits_ZTV = logits_ZTV.float().softmax(2) - hit_ZTV.to(torch.float32)
+    return (d_logits_ZTV * d_losses_ZT[..., None]).to(logits_ZTV.dtype)
+
+
+def gelu(x: Tensor, trains: bool) -> tuple[Tensor, Tensor]:
+    """(GELU of x, what `gelu_backward` needs of it). The latter may be anything where nothing trains."""
+    return F.gelu(x), x
+
+
+def gelu_backward(d_y: Tensor, kept: Tensor) -> Tensor:
+    return torch.ops.aten.gelu_backward(d_y, kept)
+
+
+def norms(rows_MP: Tensor) -> Tensor:
+    """Of each row, fp32 (M,)."""
+    return torch.linalg.vector_norm(rows_MP, dim=1, dtype=torch.float32)
+
+
+class Ops(NamedTuple):
+    """`attention` and its backward pass are whole ones (see layers.py), where there is a kernel for that."""
+
+    residual_norm: Callable[..., tuple[Tensor, Tensor]]
+    residual_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    split_heads: Callable[..., Tensor]
+    merge_heads: Callable[..., Tensor]
+    attend: Callable[..., tuple[Tensor, Tensor]]
+    attend_backward: Callable[..., Tensor]
+    cross_entropy: Callable[..., Tensor]
+    cross_entropy_backward: Callable[..., Tensor]
+    gelu: Callable[..., tuple[Tensor, Tensor]]
+    gelu_backward: Callable[..., Tensor]
+    norms: Callable[..., Tensor]
+    adamw_kernel: Callable[..., None]
+    attention: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    attention_backward: Callable[..., Tensor] | None = None
+
+
+REFERENCE = Ops(
+    residual_norm,
+    residual_norm_backward,
+    split_heads,
+    merge_heads,
+    attend,
+    attend_backward,
+    cross_entropy,
+    cross_entropy_backward,
+    gelu,
+    gelu_backward,
+    norms,
+    adamw_kernel,
+)

@@ -1,0 +1,95 @@
+"""Sampling: prefill, decode with a cache, pick. Letters as in model.py; S is the number of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.model.gpt import Cache, GPTConfig, forward, named_views
+from nanostudy.model.randomness import Purpose, generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn from the logits."""
+
+    temperature: float = 0.8  # 0: always the likeliest
+    top_k: int | None = 200  # only the k likeliest
+    top_p: float | None = None  # only the likeliest that together reach this probability (Holtzman et al., 2020)
+    exact: bool = False  # past block_size: slide by one token at full cost, instead of re-reading the last half window
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature={self.temperature} must be at least 0, and finite.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k={self.top_k} must be at least 1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p={self.top_p} must be above 0 and at most 1.")
+
+
+@torch.inference_mode()
+def generate(
+    params_MP: Tensor,
+    shape: GPTConfig,
+    prompt_T: np.ndarray,
+    seeds: Sequence[int],
+    count: int,
+    tokens: int,
+    picking: SamplingParams,
+) -> Iterator[Tensor]:
+    """Yields the next token ids, int64 (M, S), `tokens` times: S samples of every member after the same prompt.
+
+    Sample s of a member is a function of the member's weights, its seed and s: neither the number of samples nor
+    the other members change it. Computed in the parameters' dtype.
+    """
+    M, device = len(params_MP), params_MP.device
+    weights = named_views(params_MP, shape)
+    uniform_TMS = torch.from_numpy(_uniforms(seeds, count, tokens)).to(device)
+    history_MST = torch.from_numpy(prompt_T).to(device).expand(M, count, -1)
+    cache, unread_MST = Cache.empty(shape, M, count, params_MP), history_MST[..., -shape.block_size :]
+    for t in range(tokens):
+        if cache.length + unread_MST.shape[2] > shape.block_size:
+            # Every position's vector would move by one, and with it all that the cache holds.
+            keep = shape.block_size if picking.exact else max(1, shape.block_size // 2)
+            cache.length, unread_MST = 0, history_MST[..., -keep:]
+        logits_MSV = forward(weights, unread_MST, shape, cache=cache)[:, :, -1].float()
+        if t == 0 and not logits_MSV.isfinite().all():
+            raise NanostudyError("This model gives no probabilities: its weights are not finite, or too large.")
+        unread_MST = pick(logits_MSV, uniform_TMS[t], picking)[..., None]
+        history_MST = torch.cat([history_MST, unread_MST], 2)[..., -shape.block_size :]
+        yield unread_MST[..., 0]
+
+
+def pick(logits_MSV: Tensor, uniform_MS: Tensor, picking: SamplingParams) -> Tensor:
+    """Token ids (M, S): the inverse of the cumulative distribution at a uniform number in [0, 1)."""
+    if picking.temperature == 0:
+        return logits_MSV.argmax(-1)
+    sorted_MSV, ids_MSV = ((logits_MSV - logits_MSV.amax(-1, keepdim=True)) / picking.temperature).sort(
+        dim=-1, descending=True, stable=True
+    )
+    probability_MSV = sorted_MSV.softmax(-1)
+    if picking.top_k is not None:
+        probability_MSV[..., picking.top_k :] = 0
+    if picking.top_p is not None:
+        before_MSV = probability_MSV.cumsum(-1) - probability_MSV
+        probability_MSV[before_MSV >= picking.top_p * probability_MSV.sum(-1, keepdim=True)] = 0
+    cumulative_MSV = probability_MSV.cumsum(-1)
+    target_MS1 = uniform_MS[..., None] * cumulative_MSV[..., -1:]
+    place_MS1 = torch.searchsorted(cumulative_MSV, target_MS1, right=True)
+    # rounding may carry the target up to the total, behind which only excluded tokens lie
+    place_MS1 = torch.minimum(place_MS1, ((probability_MSV > 0).sum(-1, keepdim=True) - 1).clamp_(min=0))
+    return ids_MSV.gather(-1, place_MS1)[..., 0]
+
+
+def _uniforms(seeds: Sequence[int], count: int, tokens: int) -> np.ndarray:
+    """(tokens, M, S), fp32."""
+    rows = [
+        [generator(seed, Purpose.SAMPLING, s).random(tokens, dtype=np.float32) for s in range(count)] for seed in seeds
+    ]
+    return np.array(rows).transpose(2, 0, 1)

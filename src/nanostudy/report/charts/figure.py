@@ -1,0 +1,219 @@
+"""A figure of the page: its panels as Vega-Lite, one look for light, dark and print, its words, and its drawing.
+
+Every figure is made once. The page shows its panels side by side as far as they fit; print joins them into one picture.
+Panels name the page's tables instead of carrying them: the data are in the page once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nanostudy.report.training_curve import DrawingFailed
+
+PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
+PRINT_SCALE = 2.0
+LOSS = "validation loss, nats per token"
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart; on dark ground the lighter ones come first.
+LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DARK = ("#56B4E9", "#E69F00", "#2DB892", "#CC79A7", "#F0E442", "#E8743B", "#C9CDD2")
+BLUE, VERMILLION, GREY = "#2F86C1", "#D55E00", "#85888F"  # that stand out on either ground
+SCHEMES = {  # ink, faint ink, grid, ground, colours
+    "light": ("#2A2B2E", "#6B6E76", "#E6E4DF", "#FFFFFF", LIGHT),
+    "dark": ("#E4E2DD", "#A0A3AA", "#33363C", "#1B1D21", DARK),
+}
+
+DRAW = """
+import base64, json, sys, vl_convert
+asked = json.load(sys.stdin)
+version, drawn = asked["version"], {}
+for name, spec in asked["figures"].items():
+    spec = json.dumps(spec)
+    svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
+    png = vl_convert.svg_to_png(svg, scale=asked["scale"])
+    drawn[name] = [base64.b64encode(png).decode(), svg]
+bundle = vl_convert.javascript_bundle(vl_version=version) if asked["bundle"] else ""
+sys.stdout.buffer.write(json.dumps({"drawn": drawn, "bundle": bundle}).encode())
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot. `height`: pixels."""
+
+    chart: Any  # of Altair: a chart, or layers
+    height: int = 300
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    id: str  # also the name of its files
+    title: str
+    panels: tuple[Panel, ...]
+    caption: str  # how to read it
+    alternative: str  # what is to be seen, in words made from the numbers
+    columns: int = 1  # panels beside each other, where there is room
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # what the page can change: name and first value
+    tables: tuple[str, ...] = ()  # of the page's data that the panels name
+
+    def for_page(self) -> list[dict[str, Any]]:
+        """The panels' specifications, as wide as their place; the page's script gives them the tables."""
+        place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+        return [{**self._panel(panel), **place, "params": self._parameters()} for panel in self.panels]
+
+    def for_print(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """One specification with all that it needs."""
+        width = (PRINT_WIDTH - 90 * (self.columns - 1)) / self.columns
+        panels = [{**self._panel(panel), "width": round(width)} for panel in self.panels]
+        datasets = {name: list(tables[name]) for name in self.tables}
+        for panel in panels:
+            datasets.update(panel.pop("datasets", {}))
+        coloured = f" Coloured by {self.parameters['colour']}." if "colour" in self.parameters else ""
+        return {
+            "concat": panels,
+            "columns": self.columns,
+            "spacing": 28,
+            "datasets": datasets,
+            "params": self._parameters(),
+            "title": {
+                "text": self.title,
+                "subtitle": folded(f"{self.caption}{coloured}"),
+                "fontSize": 17,
+                "offset": 14,
+            },
+            "config": look("light", "Roboto, Helvetica, Arial, sans-serif") | {"padding": 16},
+        }
+
+    def _panel(self, panel: Panel) -> dict[str, Any]:
+        spec = panel.chart.to_dict(validate=False)
+        for key in ("config", "$schema"):
+            spec.pop(key, None)
+        if panel.title:
+            spec["title"] = {"text": panel.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
+        return {**spec, "height": panel.height}
+
+    def _parameters(self) -> list[dict[str, Any]]:
+        return [{"name": name, "value": value} for name, value in self.parameters.items()]
+
+
+def look(scheme: str, font: str) -> dict[str, Any]:
+    """Vega-Lite's config. Marks name their style (zero, quiet, ink, front), so that each scheme can colour them."""
+    ink, faint, grid, ground, colours = SCHEMES[scheme]
+    axis = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "gridColor": grid,
+        "domainColor": faint,
+        "tickColor": faint,
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "labelPadding": 5,
+        "labelOverlap": True,
+        "labelSeparation": 6,
+    }
+    return {
+        "font": font,
+        "background": ground,
+        "padding": 4,
+        "axis": axis,
+        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 390},
+        "axisTop": {"labelAngle": 0, "domain": False, "ticks": False, "grid": True},
+        "axisX": {"grid": False, "tickCount": 7},
+        "view": {"stroke": None},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "orient": "top",
+            "direction": "horizontal",
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titleOrient": "left",
+            "labelLimit": 260,
+            "symbolOpacity": 1,
+            "columnPadding": 16,
+        },
+        "title": {"color": ink, "subtitleColor": faint, "anchor": "start", "frame": "group", "subtitleFontSize": 12.5},
+        "range": {
+            "category": list(colours),
+            "ramp": {"scheme": "cividis", "extent": [0, 0.92] if scheme == "light" else [1, 0.12]},
+        },
+        "mark": {"color": colours[0]},
+        "text": {"color": ink, "fontSize": 11.5},
+        "rule": {"color": faint},
+        "tick": {"color": faint},
+        "style": {
+            "zero": {"color": faint, "strokeWidth": 1, "strokeDash": [4, 3]},
+            "quiet-words": {"color": faint, "fontSize": 11.5},
+            "halo": {"color": ink, "stroke": ground, "strokeWidth": 4, "strokeJoin": "round", "fontSize": 11.5},
+            "front": {"color": ink, "strokeWidth": 1.4},
+            "mean": {"color": ink, "stroke": ground, "strokeWidth": 1},
+            "band": {"color": colours[0], "fillOpacity": 0.16},
+        },
+    }
+
+
+def draw(
+    figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, Any]]], *, bundle: bool = True
+) -> tuple[dict[str, tuple[bytes, str]], str]:
+    """(PNG and SVG of each figure by its id, the scripts that draw them in a browser). Raises DrawingFailed.
+
+    All are drawn by one process of its own: the engine inside asks for far more address space than it uses, and where a
+    cluster limits that it takes its process down.
+    """
+    asked = {
+        "version": vega_lite_version(),
+        "scale": PRINT_SCALE,
+        "figures": {figure.id: figure.for_print(tables) for figure in figures},
+        "bundle": bundle,
+    }
+    command = [sys.executable, "-c", DRAW]
+    drawn = subprocess.run(command, input=json.dumps(asked).encode(), capture_output=True, check=False)
+    if drawn.returncode:
+        said = drawn.stderr.decode(errors="replace").strip().splitlines()
+        raise DrawingFailed(said[-1] if said else f"the drawing process ended with {drawn.returncode}")
+    answer = json.loads(drawn.stdout)
+    pictures = {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["drawn"].items()}
+    return pictures, answer["bundle"]
+
+
+def vega_lite_version() -> str:
+    """As vl-convert wants it: 6.4."""
+    import altair
+
+    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def records(frame: pd.DataFrame, decimals: int = 6, exact: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows as plain values: no NaN, no infinity, no NumPy. Columns in `exact` are not rounded."""
+    plain = frame.copy()
+    for name in plain.select_dtypes("float"):
+        plain[name] = plain[name].where(np.isfinite(plain[name]))
+        if name not in exact:
+            plain[name] = plain[name].round(decimals)
+    values = plain.astype(object).where(plain.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+
+
+def each(table: pd.DataFrame) -> Iterator[Any]:
+    """Its rows, with columns as attributes."""
+    return table.itertuples()
+
+
+def folded(text: str, width: int = 120) -> list[str]:
+    """Lines of a picture's subtitle."""
+    import textwrap
+
+    return textwrap.wrap(text, width)

@@ -1,0 +1,142 @@
+"""What the page carries once and its figures and tables share: a row an experiment, a row a point of a curve, samples.
+
+Beyond some number of experiments less is carried, so that a page opens at once, and `left_out` says what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nanostudy.analysis.frames import Results
+from nanostudy.report.charts.figure import records
+
+MOST_CURVES = 256  # experiments whose curves are drawn
+MOST_POINTS = 24_000  # of all curves together
+FEWEST_POINTS = 24  # of one
+MOST_SAMPLED = 128  # experiments whose samples can be read on the page
+LONGEST_SAMPLE = 2_000  # characters of one
+OUTCOMES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
+AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class PageData:
+    experiments: list[dict[str, Any]]
+    curves: list[dict[str, Any]]  # i: the experiment's place in `experiments`
+    samples: list[dict[str, Any]]  # i, prompt, text
+    colourings: tuple[str, ...]  # columns by which figures can be coloured, the first one first
+    left_out: tuple[str, ...] = ()  # sentences
+
+    @property
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """That figures name."""
+        return {"experiments": self.experiments, "curves": self.curves}
+
+
+def page_data(results: Results, colourings: Sequence[str]) -> PageData:
+    table = results.experiments
+    by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
+    rows = _experiments(results)
+    place = {row["name"]: row["i"] for row in rows}
+    curves, thinned = _curves(results, by_loss, place)
+    samples, unread = _samples(results, by_loss, place)
+    for row in rows:
+        row["sampled"] = False
+    for sample in samples:
+        rows[sample["i"]]["sampled"] = True
+    assert len(place) == len(table), "names of experiments are unique"
+    return PageData(rows, curves, samples, tuple(colourings), tuple(thinned + unread))
+
+
+def _experiments(results: Results) -> list[dict[str, Any]]:
+    columns = ["id", "part", "status", "reason", *results.factors, "seed", *OUTCOMES, *AMOUNTS, "device", "precision"]
+    table = results.experiments[[column for column in columns if column in results.experiments]].copy()
+    for name in results.factors:
+        table[name] = [_level(value) for value in table[name]]
+    table["cell"] = results.cells()
+    place = results.finished["val_loss"].rank(method="first")
+    table["place"] = place.reindex(table.index)
+    named = records(table.reset_index(names="name"), 5, exact=results.factors)
+    return [{"i": i, **row} for i, row in enumerate(named)]
+
+
+def _level(value: Any) -> Any:
+    """As a chart and a filter take it: a number, or text."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    return value
+
+
+def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
+    table = results.evaluations
+    table = table[np.isfinite(table["val_loss"].astype(float))] if len(table) else table
+    there = set(table["name"])
+    ranked = [name for name in by_loss if name in there]
+    others = sorted(there - set(ranked), key=lambda name: place.get(name, 0))
+    names = [*ranked, *others]
+    told = []
+    if len(names) > MOST_CURVES:
+        told.append(
+            f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
+            "evenly over the ranking."
+        )
+        names = spread(names, MOST_CURVES)
+    each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
+    table = table[table["name"].isin(names)]
+    kept = np.concatenate([_thin(rows, losses, each) for rows, losses in _groups(table)] or [np.array([], dtype=int)])
+    thinned = len(kept) < len(table)
+    points = table.iloc[kept]
+    losses = points[["step", "train_loss", "val_loss"]].astype(float)
+    rows = records(losses.assign(i=points["name"].map(place)), 5)
+    if thinned:
+        told.append(f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all.")
+    return rows, told
+
+
+def spread(ranked: Sequence[str], most: int) -> list[str]:
+    """At most so many of them: a quarter are the first, the others lie evenly over the rest."""
+    if len(ranked) <= most:
+        return list(ranked)
+    best, rest = list(ranked[: most // 4]), ranked[most // 4 :]
+    return [*best, *(rest[i] for i in np.linspace(0, len(rest) - 1, most - len(best)).round().astype(int))]
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places of its rows, validation losses) of each experiment."""
+    losses = table["val_loss"].to_numpy(float)
+    for found in table.groupby("name", sort=False).indices.values():
+        rows = np.asarray(found)
+        yield rows, losses[rows]
+
+
+def _thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:
+    """Evenly, with the first, the last and the lowest."""
+    if len(rows) <= most:
+        return rows
+    kept = set(np.linspace(0, len(rows) - 1, most - 1).round().astype(int)) | {int(losses.argmin())}
+    return rows[sorted(kept)]
+
+
+def _samples(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
+    table = results.samples
+    there = {str(name): group for name, group in table.groupby("name", sort=False)}
+    others = [name for name in there if name not in set(by_loss)]
+    names = [name for name in [*by_loss, *others] if name in there]
+    told = []
+    if len(names) > MOST_SAMPLED:
+        told.append(
+            f"Samples of the best {MOST_SAMPLED} of {len(names):,} experiments are on this page; the others are in their folders."
+        )
+        names = names[:MOST_SAMPLED]
+    rows = []
+    for name in names:
+        for prompt, text in zip(there[name]["prompt"], there[name]["text"], strict=True):
+            whole = str(text)
+            cut = whole[:LONGEST_SAMPLE] + (" …" if len(whole) > LONGEST_SAMPLE else "")
+            rows.append({"i": place[name], "prompt": str(prompt or ""), "text": cut})
+    return rows, told

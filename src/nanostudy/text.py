@@ -1,0 +1,65 @@
+"""Numbers, durations and texts as a person reads them, and as Markdown leaves them alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """2.5 s, 12 min 34 s, 3 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def digits(value: float) -> str:
+    """Three digits at least: 0.0123, 12.3, 1,235."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 layer, 4 layers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str], most: int | None = None, conjunction: str = "and") -> str:
+    """a, b and c; with `most` = 2: a, b and 1 more."""
+    shown = list(words) if most is None or len(words) <= most else [*words[:most], f"{len(words) - most:,} more"]
+    return f" {conjunction} ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as a settings file has it: 128, 0.1, 0.0003, true, none."""
+    if value is None or type(value).__name__ == "NAType" or value != value:
+        return "none"
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy's, too
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """1-4 7 9-10."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [f"| {' | '.join(plain(cell) for cell in row)} |" for row in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
+
+
+def plain(value: Any) -> str:
+    """A value in words, on one line that Markdown and HTML leave as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return re.sub(r"([\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,154 @@
+"""A stack between two updates: its slots, its state, and both as one atomic file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanostudy.atomic import load_tensors, save_tensors
+from nanostudy.errors import DamagedCheckpoint, NanostudyError
+from nanostudy.model.engine import State
+
+
+@dataclass
+class Slot:
+    """Where one member stands."""
+
+    name: str
+    step: int = 0  # batches done; all were updates, unless the state says that the member diverged
+    evaluated_at: int = -1
+    val_loss: float = math.nan  # there
+    best_step: int = -1
+    best_val_loss: float = math.inf
+    seconds: float = 0.0  # over all sittings, evaluations included
+    diverged: bool = False  # as far as the host has looked
+
+
+@dataclass
+class Stack:
+    """Members side by side: slot m is row m of the state. `waiting` experiments take slots that come free."""
+
+    slots: list[Slot]
+    waiting: list[str]
+    state: State
+    best: Tensor  # fp32 (M, P): each member's weights at its best validation loss
+
+    def to(self, device: torch.device) -> Stack:
+        moved = {name: tensor.to(device) for name, tensor in self.state.tensors().items()}
+        return Stack(self.slots, self.waiting, State(**moved), self.best.to(device))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all other members."""
+        self.slots = [self.slots[m] for m in rows]
+        self.state = self.state.rows(rows)
+        self.best = self.best[list(rows)]
+
+    def put(self, m: int, name: str, params_P: Tensor) -> None:
+        """Gives slot m to a fresh experiment."""
+        self.slots[m] = Slot(name)
+        for own, fresh in zip(
+            self.state.tensors().values(), State.fresh(params_P[None]).tensors().values(), strict=True
+        ):
+            own[m] = fresh[0]
+        self.best[m] = params_P
+
+
+def exists(path: Path) -> bool:
+    return newest(path) is not None
+
+
+def newest(path: Path) -> Path | None:
+    """The file that it lies in: not at `path` where a save was killed between its two renames."""
+    return next((file for file in (path, _before(path)) if file.exists()), None)
+
+
+def remove(path: Path) -> None:
+    for file in (path, _before(path)):
+        file.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Damaged files, out of the way of a training that begins again."""
+    for file in (path, _before(path)):
+        if file.exists():
+            file.replace(file.with_suffix(".damaged"))
+
+
+def _before(path: Path) -> Path:
+    """Where the checkpoint before the newest lies: what is left should the newest be damaged."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mapping[str, Any]) -> None:
+    """The checkpoint that was there is kept as the one before."""
+    metadata = {
+        "kind": "stack",
+        "slots": [dataclasses.asdict(slot) for slot in stack.slots],
+        "waiting": stack.waiting,
+        "identities": dict(identities),
+        "machine": dict(machine),
+    }
+    save_tensors(path, {**stack.state.tensors(), "best": stack.best}, metadata, before=_before(path))
+
+
+def load(path: Path, identities: Mapping[str, str]) -> tuple[Stack, dict[str, Any], str | None]:
+    """The stack, on the CPU, the machine that it was saved on, and what was wrong with the newest file where the one before served.
+
+    Raises DamagedCheckpoint where no file is whole, NanostudyError where it is not of these experiments.
+    """
+    tensors, metadata, problem = _newest_whole(path)
+    if metadata.get("kind") != "stack":
+        raise NanostudyError(f"{path} holds no training to go on with.")
+    if metadata["identities"] != dict(identities):
+        raise NanostudyError(
+            f"{path} belongs to other experiments, or to another version of this one. Choose another folder."
+        )
+    best = tensors.pop("best")
+    slots = [Slot(**slot) for slot in metadata["slots"]]
+    return Stack(slots, list(metadata["waiting"]), State(**tensors), best), metadata["machine"], problem
+
+
+def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    if not path.exists():  # killed between the two renames of a save
+        path = _before(path)
+    try:
+        return *load_tensors(path), None
+    except NanostudyError as problem:
+        if isinstance(problem.__cause__, OSError):  # it may be whole, and its drive out of reach
+            raise
+        with contextlib.suppress(NanostudyError):
+            return *load_tensors(_before(path)), str(problem)
+        raise DamagedCheckpoint(
+            f"{problem} Restore it, delete it to train from the beginning, or choose another folder with --out."
+        ) from None
+
+
+def members(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Who has a slot in it, and the identities of all that the stack was made of, by name."""
+    _, metadata, _ = _newest_whole(path)
+    return [slot["name"] for slot in metadata["slots"]], metadata["identities"]
+
+
+def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
+    """Takes a stack apart: each target path gets those of its members (name -> identity) that the stack holds.
+
+    A target none of whose members has begun gets no file: they start afresh. Raises as `load` does.
+    """
+    tensors, metadata, _ = _newest_whole(path)
+    best = tensors.pop("best")
+    slots = [Slot(**slot) for slot in metadata["slots"]]
+    for target, identities in parts.items():
+        rows = [m for m, slot in enumerate(slots) if slot.name in identities]
+        if rows:
+            waiting = [name for name in metadata["waiting"] if name in identities]
+            part = Stack(slots, waiting, State(**tensors), best)
+            part.keep(rows)
+            save(part, target, identities, metadata["machine"])

@@ -1,0 +1,93 @@
+"""One trained model as a file that needs no other: weights, settings and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanostudy.atomic import load_tensors, save_tensors
+from nanostudy.data.corpus import Tokenizer
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.experiment import Experiment, from_settings
+from nanostudy.model.gpt import GPTConfig, named_views, parameter_table
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One trained model, as its file holds it."""
+
+    params: Tensor  # fp32 (1, P)
+    experiment: Experiment
+    shape: GPTConfig
+    tokenizer: Tokenizer
+    step: int = 0  # updates that made them
+    goes_on: str | None = None  # of a training begun elsewhere: the checksum of what it goes on from
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(self.params.numpy().tobytes())
+        digest.update((self.goes_on or "").encode())
+        return digest.hexdigest()
+
+
+def save_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
+    """`about` is kept beside what loading needs; the step is part of it."""
+    tensors = {name: view[0] for name, view in named_views(weights.params, weights.shape).items()}
+    settings, tokenizer = weights.experiment.as_dict(), weights.tokenizer.as_dict()
+    save_tensors(path, tensors, {"kind": "weights", "settings": settings, "tokenizer": tokenizer, **about})
+
+
+def load_weights(run: Path, which: str = "best") -> Weights:
+    """From a run folder ("best" or "last"), or a weights file. Raises NanostudyError."""
+    path = run if run.is_file() else run / f"{which}.safetensors"
+    if which not in ("best", "last"):
+        raise UsageError(f"There are no {which!r} weights: best or last.")
+    if not path.is_file() and not (run / "run.json").is_file():
+        raise NanostudyError(f"There is no run folder {run}: no trained weights are there.")
+    if not path.is_file():
+        raise NanostudyError(
+            f"{run} holds no weights {path.name}. Restore the file, or train again in another folder with --out."
+        )
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != "weights":
+        raise NanostudyError(f"{path} holds no weights of one model.")
+    experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["tokenizer"])
+    shape = GPTConfig.of(experiment, tokenizer.vocab_size)
+    table = parameter_table(shape)
+    if {p.name: p.size for p in table} != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+        raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
+    row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
+    return Weights(row[None], experiment, shape, tokenizer, metadata.get("step", 0), metadata.get("goes_on"))
+
+
+def fitted(weights: Weights, experiment: Experiment) -> Tensor:
+    """The row (P,) to start another experiment from. A shorter context keeps the first positions, as nanoGPT crops.
+
+    Raises UsageError where the shapes differ otherwise.
+    """
+    if weights.goes_on:
+        raise UsageError(
+            f"init_from={experiment.init_from}: these weights go on being trained, in their own folder. Name that folder, not "
+            "the file, to start a new training from them."
+        )
+    theirs = weights.experiment
+    for name in ("tokenizer", "n_layer", "n_head", "n_embd", "bias", "tie_embeddings"):
+        have, want = getattr(theirs, name), getattr(experiment, name)
+        if have != want:
+            raise UsageError(
+                f"init_from={experiment.init_from}: that run has {name}={have}, and this one {name}={want}."
+            )
+    if experiment.block_size > theirs.block_size:
+        raise UsageError(
+            f"init_from={experiment.init_from}: that run knows {theirs.block_size} positions, and block_size="
+            f"{experiment.block_size} needs more."
+        )
+    views = named_views(weights.params, weights.shape)
+    views["position_embedding"] = views["position_embedding"][:, : experiment.block_size]
+    return torch.cat([view.flatten() for view in views.values()])

@@ -1,0 +1,542 @@
+"""Published claims: the file's shape, the arithmetic of verdicts, and every verdict on results whose answers are known."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import needs_shakespeare
+from scipy import stats
+from synthetic import synthetic
+
+from nanostudy.analysis.claims.claim_tests import GRID, PARTS, TESTS
+from nanostudy.analysis.claims.claims import COLUMNS, judge, read_claims, verdicts
+from nanostudy.analysis.claims.evidence import Evidence
+from nanostudy.analysis.claims.judging import VERDICTS, compare, contradiction, interval, loss_tolerance, lower
+from nanostudy.analysis.frames import CorpusFacts, Results, experiments_frame
+from nanostudy.analysis.tables import read_tables
+from nanostudy.data.texts import SHAKESPEARE_SHA256
+from nanostudy.experiment import FIELDS
+
+CLAIMS = {claim.id: claim for claim in read_claims()}
+MACHINE = {"device": "cpu", "device_name": "Intel(R) Xeon(R) Processor"}
+SHAKESPEARE = CorpusFacts("shakespeare", SHAKESPEARE_SHA256, "shakespeare", "char", 1_003_854, 111_540, None)
+
+
+def runs(claim, *changes, curve=None, machine=MACHINE):
+    """Results of finished runs with a claim's settings (its first set), a mapping of changes each."""
+    settings = CLAIMS[claim].settings[0]
+    records = [
+        {
+            "id": place, "name": f"run{place}", "status": "finished", "source": "nanostudy", "seed": place, **settings,
+            "updates": settings["max_iters"], "device": machine["device"], "members": 1, "corpus_sha256": "0" * 64, **change,
+        }
+        for place, change in enumerate(changes, start=1)
+    ]  # fmt: skip
+    results = Results("runs", experiments_frame(records), provenance={"machines": [machine]})
+    if curve is None:
+        return results
+    rows = [(record["name"], step, 0, 0, loss, loss) for record in records for step, loss in curve.items()]
+    return replace(results, evaluations=pd.DataFrame(rows, columns=list(results.evaluations.columns)))
+
+
+def judged(claim, results, quality=None):
+    return judge(CLAIMS[claim], Evidence(results, quality))
+
+
+def verdict(claim, results, quality=None):
+    return judged(claim, results, quality).verdict
+
+
+# --- the file
+
+
+def test_every_claim_is_whole():
+    keys = {"measure", "value", "half_unit", "batches", "machine", "better", "parts", "least", "most", "after", "until"}
+    keys |= {"by", "measures", "because", "fact", "train", "val", "gap"}
+    for claim in CLAIMS.values():
+        assert claim.test in TESTS
+        assert all(isinstance(text, str) and text for text in (claim.statement, claim.source, claim.published)), (
+            claim.id
+        )
+        assert set(claim.parameters) <= keys, claim.id
+        assert all(set(settings) <= set(FIELDS) for settings in claim.settings), claim.id
+        assert set(claim.implied or ("times", "over", "told")) == {"times", "over", "told"}
+    assert len(CLAIMS) == len(read_claims())
+
+
+def test_every_test_has_a_claim():
+    assert {claim.test for claim in CLAIMS.values()} == set(TESTS)
+
+
+def test_settings_name_what_the_presets_and_studies_train():
+    from nanostudy.settings import experiment_and_resources, read_settings
+
+    for preset, claim in {
+        "shakespeare-cpu": "report-cpu-val-loss",
+        "shakespeare-gpu": "report-a100-val-loss",
+        "nanogpt-cpu": "readme-cpu-val-loss",
+        "nanogpt-gpu": "readme-gpu-val-loss",
+    }.items():
+        experiment, _ = experiment_and_resources(read_settings(preset))
+        told = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
+        results = Results("one", experiments_frame([{"name": "one", "status": "finished", "val_loss": 1.0, **told}]))
+        assert list(Evidence(results).finished(CLAIMS[claim].settings).index) == ["one"], preset
+
+
+def test_the_row_is_matched_as_the_study_writes_it():
+    # the study leaves lr_decay_iters to its default, which is max_iters
+    results = runs("grid-row-val-loss", {"lr_decay_iters": "none", "val_loss": 2.23})
+    assert verdict("grid-row-val-loss", results) == "reproduced"
+    results = runs("readme-cpu-val-loss", {"min_lr": "none", "val_loss": 1.88})  # a tenth of the learning rate
+    assert verdict("readme-cpu-val-loss", results) == "reproduced"
+    results = runs("grid-row-val-loss", {"lr_decay_iters": 2000, "val_loss": 2.23})
+    assert verdict("grid-row-val-loss", results) == "not run"
+
+
+# --- the arithmetic
+
+
+def test_interval_of_a_textbook():
+    # five weights: mean 5, standard deviation sqrt(2.5), t(0.975; 4) = 2.776
+    mean, low, high = interval([3, 4, 5, 6, 7])
+    assert mean == 5
+    assert (low, high) == (
+        pytest.approx(5 - 2.776445 * math.sqrt(0.5), abs=1e-6),
+        pytest.approx(5 + 2.776445 * math.sqrt(0.5), abs=1e-6),
+    )
+    assert math.isnan(interval([3.0])[1])
+
+
+@pytest.mark.parametrize(
+    ("ours", "better", "expected"),
+    [
+        ([1.72], "lower", "reproduced"),
+        ([1.725], "lower", "reproduced"),
+        ([1.7251], "lower", "not reproduced"),
+        ([1.715], "lower", "reproduced"),
+        ([1.7149], "lower", "better"),
+        ([1.7149], "higher", "not reproduced"),
+        ([1.7149], None, "not reproduced"),
+        ([1.7251], "higher", "better"),
+        ([1.70, 1.74], "lower", "reproduced"),
+        ([1.60, 1.62, 1.61], "lower", "better"),
+        ([1.80, 1.82, 1.81], "lower", "not reproduced"),
+        ([1.50, 1.90], "lower", "not testable here"),  # its interval holds everything
+        ([1.7149, 1.7149], "lower", "better"),
+    ],
+)
+def test_verdicts_on_a_figure(ours, better, expected):
+    assert compare(ours, (1.72, 1.72), 0.005, better).verdict == expected
+
+
+def test_a_binary_fraction_at_the_end_of_the_tolerance():
+    # 4.6 - 0.005 is a little more than 4.595 in binary, 1.72 + 0.005 a little less than 1.725
+    assert compare([4.595], (4.6, 4.6), 0.005).verdict == "reproduced"
+
+
+def test_a_range():
+    assert compare([0.09], (0.08, 0.1), 0.005).verdict == "reproduced"
+    assert compare([0.12], (0.08, 0.1), 0.005, "higher").verdict == "better"
+    assert compare([0.07], (0.08, 0.1), 0.005, "higher").verdict == "not reproduced"
+
+
+def test_one_run_has_no_interval():
+    one, three = compare([1.7], (1.72, 1.72), 0.005), compare([1.7, 1.71, 1.72], (1.72, 1.72), 0.005)
+    assert math.isnan(one.low)
+    assert "no interval" in one.why
+    assert three.low < 1.71 < three.high
+    assert (one.n, three.n) == (1, 3)
+    assert three.why == ""
+
+
+def test_the_tolerance_is_the_noise_of_the_evaluation():
+    # 200 batches of 8 x 128 tokens: 1.5 / sqrt(204,800) = 0.0033146, twice 1.96 of it being the interval
+    tokens = 200 * 8 * 128
+    assert loss_tolerance(0.00005, tokens, "val_loss", 111_540) == pytest.approx(
+        0.00005 + 1.959964 * 0.0033146, rel=1e-4
+    )
+    ours = 1.5**2 / 111_540 * 8 / 9
+    assert loss_tolerance(0, tokens, "train_loss", 111_540) == pytest.approx(
+        1.959964 * math.hypot(0.0033146, math.sqrt(ours)), rel=1e-4
+    )
+    assert loss_tolerance(0, tokens, "gap", 111_540) == pytest.approx(
+        1.959964 * math.sqrt(2 * 0.0033146**2 + ours), rel=1e-4
+    )
+    assert loss_tolerance(0.005, 0, "val_loss", 111_540) == 0.005
+
+
+def test_the_tolerance_covers_estimates_from_random_batches():
+    draw = np.random.default_rng(0)
+    windows = 2.23 + 1.5 / math.sqrt(128) * draw.standard_normal(871)  # the validation split, one mean a window
+    tolerance = loss_tolerance(0, 200 * 8 * 128, "val_loss", 111_540)
+    apart = [abs(draw.choice(windows, 1600).mean() - windows.mean()) for _ in range(1000)]
+    assert statistics.fmean(distance <= tolerance for distance in apart) == pytest.approx(0.95, abs=0.02)
+
+
+def test_contradictions():
+    assert contradiction((0.08, 0.1), 0.005, [2000], [2700]) == pytest.approx(0.7407, abs=1e-4)
+    assert contradiction((3.5, 3.5), 0.25, [6000], [1800]) is None  # 3.33
+    assert contradiction((0.08, 0.1), 0.005, [2000], [45 * 60 * 8]) is None
+
+
+def test_lower_by_welch():
+    # means 1 and 3, variances 1 each over 3: se = sqrt(2/3), df = 4, t = 2.776: -2 +- 2.267
+    found = lower([0, 1, 2], [2, 3, 4])
+    assert (found.low, found.high) == (pytest.approx(-4.2668, abs=1e-3), pytest.approx(0.2668, abs=1e-3))
+    assert found.verdict == "not reproduced"
+    assert lower([0.0, 0.1, 0.2], [2.0, 2.1, 2.2]).verdict == "reproduced"
+    # variances 1 over 3 and 100 over 2: se = sqrt(1/3 + 50), df = 1.0133 (pooled: 3)
+    assert lower([0, 1, 2], [20, 34.142135623730951]).high == pytest.approx(
+        -26.0710678 + stats.t.ppf(0.975, (1 / 3 + 50) ** 2 / ((1 / 3) ** 2 / 2 + 50**2)) * math.sqrt(1 / 3 + 50)
+    )
+    assert lower([1.4], [1.7]).verdict == "reproduced"
+    assert "no interval" in lower([1.4], [1.7, 1.8]).why
+    assert lower([1.8], [1.7]).verdict == "not reproduced"
+    assert lower([1.0, 1.0], [2.0, 2.0]).verdict == "reproduced"
+
+
+# --- figures of runs
+
+
+def test_a_published_loss():
+    assert verdict("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.722})) == "reproduced"
+    better = judged("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.553}))
+    assert (better.verdict, better.ours, better.n) == ("better", "1.5530", 1)
+    assert "nanostudy train" not in better.why
+    assert verdict("report-cpu-val-loss", runs("report-cpu-val-loss", {"val_loss": 1.74})) == "not reproduced"
+    several = runs("report-cpu-val-loss", {"val_loss": 1.55}, {"val_loss": 1.56}, {"val_loss": 1.57})
+    assert judged("report-cpu-val-loss", several).low == pytest.approx(1.56 - 4.302653 * 0.01 / math.sqrt(3), abs=1e-6)
+
+
+@pytest.mark.parametrize("setting", CLAIMS["report-cpu-val-loss"].settings[0])
+def test_every_named_setting_must_be_equal(setting):
+    value = CLAIMS["report-cpu-val-loss"].settings[0][setting]
+    other = f"{value}x" if isinstance(value, str) else (not value) if isinstance(value, bool) else value * 2 + 1
+    results = runs("report-cpu-val-loss", {setting: other, "val_loss": 1.5})
+    assert verdict("report-cpu-val-loss", results) == "not run"
+
+
+def test_runs_without_a_result():
+    assert verdict("report-cpu-val-loss", runs("report-cpu-val-loss", {"status": "waiting"})) == "not run"
+    diverged = judged("report-cpu-val-loss", runs("report-cpu-val-loss", {"status": "diverged"}))
+    assert (diverged.verdict, diverged.n) == ("not reproduced", 1)
+    half = runs("report-cpu-val-loss", {"status": "diverged"}, {"status": "running"})
+    assert verdict("report-cpu-val-loss", half) == "not run"
+    assert "nanostudy train shakespeare-cpu" in judged("report-cpu-val-loss", half).why
+
+
+def test_a_table_that_does_not_tell_the_settings(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("Experiment,Val Loss\nb128_L4_H4_E128_BS8_MI1000_D10_s1,2.2313\n")
+    found = judged("grid-row-val-loss", read_tables([path]))
+    assert found.verdict == "not run"
+    assert "1 row may, but the table does not tell corpus, tokenizer, gradient_accumulation_steps" in found.why
+
+
+def test_the_initial_loss():
+    results = runs("report-cpu-initial-loss", {"val_loss": 1.6}, curve={0: 4.21, 2000: 1.6})
+    found = judged("report-cpu-initial-loss", results)
+    assert (found.verdict, found.ours) == ("not reproduced", "4.2100")
+    assert "ln 65 = 4.17" in found.why
+    assert verdict("report-cpu-initial-loss", runs("report-cpu-initial-loss", {"val_loss": 1.6})) == "not run"
+    lecture = runs("report-cpu-initial-loss", {"val_loss": 1.6}, curve={0: 4.603, 2000: 1.6})
+    assert verdict("report-cpu-initial-loss", lecture) == "reproduced"
+
+
+def test_speed_is_a_claim_about_a_machine():
+    a100 = {"device": "cuda", "device_name": "NVIDIA A100-SXM4-40GB"}
+    done = {"val_loss": 1.4, "seconds": 1000.0}
+    assert verdict("report-a100-time", runs("report-a100-time", done)) == "not testable here"
+    assert verdict("report-a100-time", runs("report-a100-time", done, machine=a100)) == "better"
+    assert verdict("report-p100-time", runs("report-a100-time", done, machine=a100)) == "not testable here"
+    slow = runs("report-a100-time", {**done, "seconds": 4000.0}, machine=a100)
+    assert verdict("report-a100-time", slow) == "not reproduced"
+    assert verdict("report-a100-speed", slow) == "not reproduced"
+    stacked = runs("report-a100-time", {**done, "members": 4}, machine=a100)
+    assert verdict("report-a100-time", stacked) == "not testable here"
+    some = judged(
+        "report-a100-time", runs("report-a100-time", done, {**done, "seconds": 9.0, "members": 4}, machine=a100)
+    )
+    assert (some.ours, some.n) == ("1000", 1)
+    two = runs("report-a100-time", done, machine=a100)
+    two = replace(two, provenance={"machines": [a100, {"device": "cuda", "device_name": "NVIDIA H200"}]})
+    assert verdict("report-a100-time", two) == "not testable here"  # which of them it was is not known
+    assert verdict("report-cpu-time", runs("report-cpu-time", {"val_loss": 1.5, "seconds": 2627.0})) == "reproduced"
+    on_gpu = runs("report-cpu-time", {"val_loss": 1.5, "seconds": 100.0}, machine=a100)
+    assert verdict("report-cpu-time", on_gpu) == "not testable here"
+    assert verdict("report-cpu-time", synthetic({"n_layer": [1, 2]})) == "not run"
+
+
+def test_what_contradicts_itself_does_so_whatever_was_run():
+    results = runs("report-cpu-speed", {"val_loss": 1.5, "seconds": 4000.0})
+    for found in (judged("report-cpu-speed", results), judged("report-cpu-speed", synthetic({"n_layer": [1, 2]}))):
+        assert found.verdict == "contradicts itself"
+        assert "0.74 a second" in found.why
+    assert judged("report-cpu-speed", results).ours == "0.5"
+    for claim in ("report-speed-up", "grid-learning-rate", "grid-batch", "grid-seed", "grid-last-evaluation"):
+        assert verdict(claim, results) == "contradicts itself"
+
+
+def test_parameters_are_counted_without_a_run():
+    results = synthetic({"n_layer": [1, 2]})
+    small, large, row = (
+        judged(f"{name}", results)
+        for name in ("report-parameters-small", "report-parameters-large", "grid-row-parameters")
+    )
+    assert (small.verdict, large.verdict, row.verdict) == ("reproduced",) * 3
+    assert (small.ours, large.ours, row.ours) == ("3,192,832", "10,795,776", "795,904")
+    claim = CLAIMS["report-parameters-small"]
+    other = replace(claim, parameters={**claim.parameters, "value": 3.4e6})
+    assert judge(other, Evidence(results)).verdict == "not reproduced"
+
+
+def both(small, large):
+    """Results with runs of the two sizes of the report, of these losses."""
+    pieces = [
+        runs("report-cpu-val-loss", *({"val_loss": loss, "name": f"small{loss}"} for loss in small)),
+        runs("report-a100-val-loss", *({"val_loss": loss, "name": f"large{loss}"} for loss in large)),
+    ]
+    return replace(pieces[0], experiments=pd.concat([piece.experiments for piece in pieces]))
+
+
+def test_the_larger_model():
+    assert verdict("report-larger-is-better", both([1.7], [1.4])) == "reproduced"
+    assert verdict("report-larger-is-better", both([1.4], [1.7])) == "not reproduced"
+    assert verdict("report-larger-is-better", both([1.7], [])) == "not run"
+
+
+# --- curves
+
+
+def test_convergence():
+    fast = {0: 4.2, 400: 2.0, 600: 1.9, 2000: 1.6, 4000: 1.59, 6000: 1.59}
+    slow = {0: 4.2, 400: 3.8, 600: 3.2, 2000: 2.2, 4000: 2.0, 6000: 1.6}
+    at_once = {0: 4.2, 400: 1.6, 2000: 1.59, 4000: 1.59, 6000: 1.59}
+    results = {
+        name: runs("report-plateau", {"val_loss": 1.6}, curve=c)
+        for name, c in [("fast", fast), ("slow", slow), ("at once", at_once)]
+    }
+    assert {name: verdict("report-falls-fast", r) for name, r in results.items()} == {
+        "fast": "reproduced",
+        "slow": "not reproduced",
+        "at once": "reproduced",
+    }
+    assert {name: verdict("report-refines", r) for name, r in results.items()} == {
+        "fast": "reproduced",
+        "slow": "not reproduced",
+        "at once": "not reproduced",
+    }
+    assert {name: verdict("report-plateau", r) for name, r in results.items()} == {
+        "fast": "reproduced",
+        "slow": "not reproduced",
+        "at once": "reproduced",
+    }
+    # by update 500 the last evaluation is that of 400: (4.2 - 2.0) / 2.61
+    assert judged("report-falls-fast", results["fast"]).ours == "84% of the fall"
+    assert judged("report-plateau", results["fast"]).ours == "begins at 2,000"
+    assert judged("report-plateau", results["slow"]).ours == "none"
+
+
+def test_a_plateau_in_half_of_the_runs_is_not_one_in_most():
+    results = runs(
+        "report-plateau", {"val_loss": 1.6}, {"val_loss": 1.6}, curve={0: 4.2, 2000: 1.6, 4000: 1.59, 6000: 1.59}
+    )
+    rows = results.evaluations
+    rows.loc[(rows["name"] == "run2") & (rows["step"] == 2000), "val_loss"] = 2.5
+    found = judged("report-plateau", results)
+    assert (found.verdict, found.ours, found.n) == ("not reproduced", "begins at 2,000 to 4,000", 2)
+
+
+def test_a_curve_that_ends_before_tells_nothing():
+    short = runs("report-cpu-val-loss", {"val_loss": 1.6}, curve={0: 4.2, 400: 2.0})
+    assert verdict("report-falls-fast", short) == "not run"
+    assert verdict("report-plateau", runs("report-plateau", {"val_loss": 1.6}, curve={0: 4.2, 2000: 1.6})) == "not run"
+    assert verdict("report-falls-fast", runs("report-cpu-val-loss", {"val_loss": 1.6})) == "not run"
+
+
+# --- writing
+
+
+def table(**columns):
+    return pd.DataFrame(columns, index=[f"run{place}" for place in range(1, 1 + len(next(iter(columns.values()))))])
+
+
+def test_what_the_larger_model_learns():
+    results = runs("report-large-learns", {"val_loss": 1.4})
+    assert (
+        verdict("report-large-learns", results, table(speakers_real=[0.9], dialogue_well_formed=[0.8])) == "reproduced"
+    )
+    assert (
+        verdict("report-large-learns", results, table(speakers_real=[0.3], dialogue_well_formed=[0.8]))
+        == "not reproduced"
+    )
+    assert (
+        verdict("report-large-learns", results, table(speakers_real=[math.nan], dialogue_well_formed=[0.8]))
+        == "not run"
+    )
+
+
+def test_the_smaller_model_is_noisier():
+    results = both([1.7], [1.4])
+    words = pd.DataFrame({"words_real": [0.8, 0.9]}, index=["small1.7", "large1.4"])
+    assert verdict("report-small-noisier", results, words) == "reproduced"
+    assert verdict("report-small-noisier", results, 1 - words) == "not reproduced"
+    assert verdict("report-small-noisier", results, words.iloc[:1]) == "not run"
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(-0.1, "reproduced"), (0.1, "not reproduced"), (0.0, "not run")])
+def test_lower_loss_goes_with_better_samples(slope, expected):
+    results = synthetic({"n_layer": list(range(1, 13))}, lambda settings: 3.0 - 0.1 * settings["n_layer"])
+    losses = results.experiments["val_loss"]
+    measures = pd.DataFrame(
+        dict.fromkeys(("words_real", "speakers_real", "dialogue_well_formed", "longest_copied"), slope * losses)
+    )
+    found = judged("report-loss-and-samples", results, measures)
+    assert (found.verdict, found.n) == (expected, 12)
+
+
+def test_a_weak_relation_is_none():
+    results = synthetic({"n_layer": [1, 2, 3, 4, 5, 6]}, lambda settings: 3.0 - 0.1 * settings["n_layer"])
+    words = np.array([0.3, 0.1, 0.2, 0.5, 0.2, 0.4])
+    measures = pd.DataFrame(
+        dict.fromkeys(("words_real", "speakers_real", "dialogue_well_formed", "longest_copied"), words),
+        index=results.experiments.index,
+    )
+    found = judged("report-loss-and-samples", results, measures)
+    assert found.low < 0 < found.high
+    assert found.verdict == "not reproduced"
+
+
+def test_the_length_of_samples():
+    results = runs("report-cpu-val-loss", {"val_loss": 1.7}, {"val_loss": 1.7})
+    for lengths, expected in [
+        ((500, 500), "reproduced"),
+        ((500, 499), "not reproduced"),
+        ((500,), "not reproduced"),
+        ((), "not reproduced"),
+    ]:
+        samples = pd.DataFrame(
+            [(f"run{i}", "", "x" * n + "\n") for i, n in enumerate(lengths, 1)], columns=["name", "prompt", "text"]
+        )
+        assert verdict("report-sample-length", replace(results, samples=samples)) == expected
+
+
+# --- the grid
+
+
+def grid(parts=PARTS, **changes):
+    pieces = [synthetic(GRID, seeds=None, block_size=b, n_layer=n, **changes).experiments for b, n in parts]
+    names = [piece.rename(index=lambda name, part=part: f"{name}{part}") for part, piece in enumerate(pieces)]
+    return Results("grid", pd.concat(names))
+
+
+def test_the_whole_grid():
+    results = grid()
+    assert len(results.experiments) == 128
+    expected = {"grid-experiments": "reproduced", "grid-shallow-small": "reproduced", "grid-deep-small": "reproduced"}
+    expected |= {"grid-shallow-large": "reproduced", "grid-deep-large": "better", "grid-order": "reproduced"}
+    assert {claim: verdict(claim, results) for claim in expected} == expected
+
+
+def test_a_part_of_the_grid():
+    results = grid(PARTS[:1])
+    expected = {"grid-experiments": "not run", "grid-shallow-small": "reproduced", "grid-deep-small": "not run"}
+    expected |= {"grid-shallow-large": "not run", "grid-deep-large": "not run", "grid-order": "reproduced"}
+    assert {claim: verdict(claim, results) for claim in expected} == expected
+    assert judged("grid-experiments", results).ours == "32 of 128 finished"
+
+
+def test_a_part_with_some_left():
+    results = grid(PARTS[3:], waiting=range(4, 33))
+    assert verdict("grid-deep-large", results) == "reproduced"
+    assert verdict("grid-deep-large", grid(PARTS[3:], waiting=range(3, 33))) == "not run"
+    assert verdict("grid-shallow-small", grid(PARTS[:1], waiting=[32])) == "not run"
+
+
+def test_another_order_or_other_seeds():
+    results = grid(PARTS[:1])
+    reversed_ids = results.experiments.assign(id=list(range(32, 0, -1)))
+    assert verdict("grid-order", replace(results, experiments=reversed_ids)) == "not reproduced"
+    one_seed = results.experiments.assign(seed=1337)
+    assert judged("grid-order", replace(results, experiments=one_seed)).ours == "0 of 32 in their places"
+    assert verdict("grid-order", synthetic({"n_layer": [1, 2]})) == "not run"
+    some = replace(results, experiments=results.experiments.iloc[:31])  # another study that shares cells with the grid
+    assert verdict("grid-order", some) == "not run"
+
+
+def test_the_gap():
+    results = synthetic({"n_layer": [1, 2]})
+    assert verdict("grid-gap", results) == "reproduced"
+    wrong = replace(results, experiments=results.experiments.assign(gap=0.2))
+    assert verdict("grid-gap", wrong) == "not reproduced"
+    claim = CLAIMS["grid-gap"]
+    published = replace(claim, parameters={**claim.parameters, "gap": 0.03})
+    assert judge(published, Evidence(results)).verdict == "contradicts itself"
+
+
+def test_what_was_published_without_a_direction_has_no_verdict():
+    results = synthetic({"n_layer": [1, 2, 3, 4, 5]}, lambda settings: 3.0 - settings["n_layer"] / 10)
+    found = judged("grid-parameters-and-loss", results)
+    assert (found.verdict, found.ours, found.n) == ("not testable here", "rank correlation -1.00", 5)
+
+
+# --- the corpus
+
+
+@needs_shakespeare
+def test_the_corpus():
+    results = replace(synthetic({"n_layer": [1, 2]}), corpora={SHAKESPEARE_SHA256: SHAKESPEARE})
+    facts = [claim for claim in CLAIMS if claim.startswith("corpus-") and claim != "corpus-address"]
+    assert {verdict(claim, results) for claim in facts} == {"reproduced"}
+    assert judged("corpus-distinct", results).ours == "65"
+    assert verdict("corpus-address", results) == "not testable here"
+
+
+def test_another_text_under_that_name():
+    other = CorpusFacts("shakespeare", "1" * 64, "nowhere.txt", "char", 1_003_855, 111_540, None)
+    results = replace(synthetic({"n_layer": [1, 2]}), corpora={"1" * 64: other})
+    assert verdict("corpus-checksum", results) == "not reproduced"
+    assert verdict("corpus-characters", results) == "not reproduced"
+    assert verdict("corpus-train", results) == "not reproduced"
+    assert verdict("corpus-val", results) == "reproduced"
+    assert verdict("corpus-distinct", results) == "not testable here"  # the text is not here
+    assert verdict("corpus-train", synthetic({"n_layer": [1, 2]})) == "not run"
+
+
+# --- all of them
+
+
+def test_every_verdict_is_reached():
+    settings = [
+        CLAIMS[claim].settings[0] for claim in ("report-cpu-val-loss", "readme-cpu-val-loss", "grid-row-val-loss")
+    ]
+    losses = (1.5, 1.88, 2.5)
+    records = [
+        {"id": i, "name": f"run{i}", "status": "finished", **s, "val_loss": loss}
+        for i, (s, loss) in enumerate(zip(settings, losses, strict=True), 1)
+    ]
+    found = verdicts(Results("three", experiments_frame(records)))
+    assert list(found.columns) == list(COLUMNS)
+    assert list(found["claim"]) == list(CLAIMS)
+    assert set(found["verdict"]) == set(VERDICTS)
+    by_claim = found.set_index("claim")["verdict"]
+    assert (by_claim["report-cpu-val-loss"], by_claim["readme-cpu-val-loss"]) == ("better", "reproduced")
+    assert by_claim["grid-row-val-loss"] == "not reproduced"
+    # a figure of a run stands with its number of runs
+    measured = found[found["verdict"].isin(["reproduced", "better", "not reproduced"]) & (found["setting"] != "any")]
+    assert (measured["n"] >= 1)[~measured["claim"].str.contains("parameters")].all()
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_results_without_a_result(empty):
+    results = Results("empty", experiments_frame([])) if empty else synthetic({"n_layer": [1, 2]}, diverged=[1, 2])
+    found = verdicts(results).set_index("claim")["verdict"]
+    assert set(found) == {"reproduced", "contradicts itself", "not testable here", "not run"}
+    assert set(found[found == "reproduced"].index) == {
+        "report-parameters-small",
+        "report-parameters-large",
+        "grid-row-parameters",
+    }

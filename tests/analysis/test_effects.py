@@ -1,0 +1,614 @@
+"""Effects against published examples, statsmodels, and studies with planted effects and known noise."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from synthetic import synthetic
+
+from nanostudy.analysis.design import design_of
+from nanostudy.analysis.effects import cell_means, effects
+from nanostudy.analysis.frames import joined
+from nanostudy.analysis.noise import contrasts, margins, pseudo_standard_error
+from nanostudy.errors import UsageError
+
+# Stand-ins, two levels each, declared in this order in Experiment
+LAYERS, HEADS, WIDTH, DROPOUT = "n_layer", "n_head", "n_embd", "dropout"
+TWO = {LAYERS: [2, 4], HEADS: [1, 2], WIDTH: [64, 128], DROPOUT: [0.0, 0.2]}
+
+
+def with_losses(results, losses):
+    """The same experiments with these validation losses, in order."""
+    table = results.experiments.copy()
+    table["val_loss"] = np.asarray(losses, dtype=float)
+    return type(results)(results.title, table)
+
+
+def lookup(factors, values):
+    """LAYERS loss for each combination, the first factor varying fastest (the standard order of the textbooks)."""
+    keys = [tuple(reversed(key)) for key in itertools.product(*reversed(list(factors.values())))]
+    named = dict(zip(keys, values, strict=True))
+    return lambda settings: named[tuple(settings[name] for name in factors)]
+
+
+def row(found, term, level=None):
+    rows = found.table[found.table["term"] == term]
+    return (rows if level is None else rows[rows["level"] == level]).iloc[0]
+
+
+# --- published examples
+
+# Montgomery, Design and Analysis of Experiments, example 6.2: filtration rate, temperature, pressure, concentration, stirring rate
+FILTRATION = [45, 71, 48, 65, 68, 60, 80, 65, 43, 100, 45, 104, 75, 86, 70, 96]
+FILTRATION_EFFECTS = {  # the same example, table 6.12
+    **{LAYERS: 21.625, HEADS: 3.125, WIDTH: 9.875, DROPOUT: 14.625},
+    **{f"{LAYERS} × {HEADS}": 0.125, f"{LAYERS} × {WIDTH}": -18.125, f"{LAYERS} × {DROPOUT}": 16.625},
+    **{f"{HEADS} × {WIDTH}": 2.375, f"{HEADS} × {DROPOUT}": -0.375, f"{WIDTH} × {DROPOUT}": -1.125},
+    **{
+        f"{LAYERS} × {HEADS} × {WIDTH}": 1.875,
+        f"{LAYERS} × {HEADS} × {DROPOUT}": 4.125,
+        f"{LAYERS} × {WIDTH} × {DROPOUT}": -1.625,
+        f"{HEADS} × {WIDTH} × {DROPOUT}": -2.625,
+    },
+    f"{LAYERS} × {HEADS} × {WIDTH} × {DROPOUT}": 1.375,
+}
+FILTRATION_SHARES = {
+    LAYERS: 0.326397,
+    DROPOUT: 0.149288,
+    f"{LAYERS} × {WIDTH}": 0.229293,
+    f"{LAYERS} × {DROPOUT}": 0.192911,
+    WIDTH: 0.0680626,
+}
+
+# Box, Hunter and Hunter, Statistics for Experimenters (1978), section 10.2: pilot plant, temperature, concentration, catalyst,
+# two runs each; their effects, and 1.4 as the standard error of each
+PILOT_PLANT = [(59, 61), (74, 70), (50, 58), (69, 67), (50, 54), (81, 85), (46, 44), (79, 81)]
+PILOT_EFFECTS = {
+    LAYERS: 23.0,
+    HEADS: -5.0,
+    WIDTH: 1.5,
+    f"{LAYERS} × {HEADS}": 1.5,
+    f"{LAYERS} × {WIDTH}": 10.0,
+    f"{HEADS} × {WIDTH}": 0.0,
+}
+
+# The same book, section 4.2: wear of boys' shoes of two materials, each boy wearing both
+SHOES_A = [13.2, 8.2, 10.9, 14.3, 10.7, 6.6, 9.5, 10.8, 8.8, 13.3]
+SHOES_B = [14.0, 8.8, 11.2, 14.2, 11.8, 6.4, 9.8, 11.3, 9.3, 13.6]
+
+# The same book, table 7.1: penicillin yield of four treatments in five blends; table 7.2: sums of squares 70 and 264 of 560,
+# residual mean square 18.8 on 12 degrees of freedom
+PENICILLIN = [[89, 84, 81, 87, 79], [88, 77, 87, 92, 81], [97, 92, 87, 89, 80], [94, 79, 85, 84, 88]]
+
+
+def test_one_replicate_takes_its_noise_from_higher_order():
+    found = effects(synthetic(TWO, lookup(TWO, FILTRATION)))
+    assert found.method == "higher-order"
+    assert found.balanced
+    assert found.n == 16
+    assert dict(zip(found.table["term"], found.table["effect"], strict=True)) == pytest.approx(
+        {name: effect for name, effect in FILTRATION_EFFECTS.items() if name.count("×") < 2}
+    )
+    higher = [effect for name, effect in FILTRATION_EFFECTS.items() if name.count("×") >= 2]
+    se = math.sqrt(
+        sum(effect**2 for effect in higher) / 5
+    )  # each contrast squared estimates the variance of a contrast
+    assert found.table["se"].to_numpy() == pytest.approx(se)
+    assert set(found.table["df"]) == {5}
+    first = row(found, LAYERS)
+    assert (first["low"], first["high"]) == pytest.approx((21.625 - 2.5706 * se, 21.625 + 2.5706 * se), abs=1e-3)
+    assert first["p"] == pytest.approx(2 * stats.t.sf(21.625 / se, 5))
+    for term, share in FILTRATION_SHARES.items():
+        assert row(found, term)["share"] == pytest.approx(share, abs=1e-6)
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert set(found.table.loc[found.table["clear"], "term"]) == {
+        LAYERS,
+        WIDTH,
+        DROPOUT,
+        f"{LAYERS} × {WIDTH}",
+        f"{LAYERS} × {DROPOUT}",
+    }
+
+
+def test_half_normal_plot_has_every_contrast_by_size():
+    found = effects(synthetic(TWO, lookup(TWO, FILTRATION))).half_normal
+    assert dict(zip(found["term"], found["effect"], strict=True)) == pytest.approx(FILTRATION_EFFECTS)
+    assert list(found["effect"].abs()) == sorted(found["effect"].abs())
+    assert found["quantile"].iloc[0] == pytest.approx(stats.norm.ppf(0.5 + 0.5 / 30))
+    assert found["quantile"].iloc[-1] == pytest.approx(stats.norm.ppf(0.5 + 14.5 / 30))
+
+
+def test_lenth():
+    """Montgomery, chapter 6, on the same data: s0 = 3.9375, PSE = 2.625, margins 6.748 and 13.699."""
+    found = pseudo_standard_error(list(FILTRATION_EFFECTS.values()))
+    assert found == pytest.approx(2.625)
+    assert margins(found, 5, 15) == pytest.approx((6.748, 13.699), abs=2e-3)
+
+
+def test_lenth_is_used_where_higher_orders_are_too_few():
+    factors = {name: TWO[name] for name in (LAYERS, HEADS, WIDTH)}
+    found = effects(synthetic(factors, lookup(factors, [sum(pair) / 2 for pair in PILOT_PLANT])))
+    assert found.method == "lenth"
+    assert "7/3 degrees" in found.explanation
+    # by hand: 23, 5, 1.5, 1.5, 10, 0, 0.5: s0 = 2.25, below 5.625 the median of 5, 1.5, 1.5, 0, 0.5 is 1.5
+    assert found.table["se"].to_numpy() == pytest.approx(2.25)
+    assert found.table["df"].to_numpy() == pytest.approx(7 / 3)
+    assert found.half_normal.attrs["margin"] == pytest.approx(2.25 * stats.t.ppf(0.975, 7 / 3))
+
+
+def test_replicates_that_share_no_seed():
+    factors = {name: TWO[name] for name in (LAYERS, HEADS, WIDTH)}
+    base = synthetic(factors, lookup(factors, range(8)), seeds=(1, 2))
+    pairs = [PILOT_PLANT[int(value)] for value in base.experiments["val_loss"]]
+    losses = [pair[i % 2] for i, pair in enumerate(pairs)]
+    results = with_losses(base, losses)
+    results.experiments["seed"] = range(16)
+    found = effects(results)
+    assert found.method == "replicates"
+    assert dict(zip(found.table["term"], found.table["effect"], strict=True)) == pytest.approx(PILOT_EFFECTS)
+    assert found.noise == pytest.approx(math.sqrt(8))
+    assert found.table["se"].to_numpy() == pytest.approx(math.sqrt(2))  # 1.4 in the book
+    assert set(found.table["df"]) == {8}
+
+
+def test_two_levels_under_common_seeds_are_a_paired_t_test():
+    """The book finds a difference of 0.41 with standard error 0.12, and t = 3.4 on 9 degrees of freedom."""
+    base = synthetic({DROPOUT: [0.0, 0.2]}, seeds=range(10))
+    found = effects(with_losses(base, [*SHOES_A, *SHOES_B]))
+    only = row(found, DROPOUT)
+    assert found.method == "replicates"
+    assert only["effect"] == pytest.approx(0.41)
+    assert only["se"] == pytest.approx(0.12, abs=0.005)
+    assert only["df"] == 9
+    known = stats.ttest_rel(SHOES_B, SHOES_A)
+    assert only["p"] == pytest.approx(known.pvalue)
+    assert (only["low"], only["high"]) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_more_levels_in_blocks():
+    base = synthetic({WIDTH: [32, 64, 128, 256]}, seeds=range(5))
+    found = effects(with_losses(base, np.ravel(PENICILLIN)))
+    assert found.noise**2 == pytest.approx(18.83, abs=0.01)
+    assert set(found.table["df"]) == {12}
+    assert found.shares == pytest.approx({WIDTH: 70 / 560, "seeds": 264 / 560, "unexplained": 226 / 560})
+    assert list(found.table["level"]) == [64, 128, 256]
+    assert set(found.table["reference"]) == {32}
+    assert list(found.table["effect"]) == pytest.approx([1, 5, 2])  # treatment means 84, 85, 89, 86
+    assert found.table["se"].to_numpy() == pytest.approx(math.sqrt(2 * 226 / 12 / 5))
+
+
+# --- other estimators
+
+
+def frame_of(results):
+    """For formulas, with short names."""
+    table = results.finished[[LAYERS, WIDTH, DROPOUT, "seed", "val_loss"]].astype(float)
+    return table.set_axis(["a", "c", "d", "s", "y"], axis=1)
+
+
+def test_unbalanced_study_is_least_squares_of_type_two():
+    factors = {LAYERS: [2, 4, 6], WIDTH: [64, 128], DROPOUT: [0.0, 0.2]}
+    loss = lambda s: 2 + 0.1 * s[LAYERS] - s[WIDTH] / 640 + s[DROPOUT] * s[LAYERS] / 10  # noqa: E731
+    results = synthetic(factors, loss, seeds=(1, 2, 3), noise=0.05, diverged=(1, 7, 8, 20), waiting=(30,))
+    found = effects(results)
+    model = ols("y ~ C(s) + (C(a, Sum) + C(c, Sum) + C(d, Sum)) ** 2", frame_of(results)).fit()
+    table = anova_lm(model, typ=2)
+    assert found.method == "least-squares"
+    assert not found.balanced
+    assert found.n == 31
+    total = ((results.finished["val_loss"] - results.finished["val_loss"].mean()) ** 2).sum()
+    names = {LAYERS: "C(a, Sum)", WIDTH: "C(c, Sum)", DROPOUT: "C(d, Sum)"}
+    for term, share in found.shares.items():
+        known = {"seeds": "C(s)", "unexplained": None}.get(term, ":".join(names.get(p, p) for p in term.split(" × ")))
+        if known:
+            assert share == pytest.approx(table.loc[known, "sum_sq"] / total), term
+    assert found.noise == pytest.approx(math.sqrt(model.scale))
+    assert row(found, WIDTH)["df"] == model.df_resid
+    # statsmodels names sum-coded levels from the first; the last is less the sum of the others
+    assert row(found, WIDTH)["effect"] == pytest.approx(-2 * model.params["C(c, Sum)[S.64.0]"])
+    assert row(found, WIDTH)["se"] == pytest.approx(2 * model.bse["C(c, Sum)[S.64.0]"])
+    last = model.t_test("-2 * C(a, Sum)[S.2.0] - C(a, Sum)[S.4.0]")
+    assert row(found, LAYERS, 6)["effect"] == pytest.approx(float(last.effect.item()))
+    assert (row(found, LAYERS, 6)["low"], row(found, LAYERS, 6)["high"]) == pytest.approx(tuple(last.conf_int()[0]))
+    assert any("4 diverged, 1 waiting" in told for told in found.missing)
+
+
+def test_incomplete_blocks_are_least_squares():
+    """Each level with two of three seeds, in turn."""
+    results = synthetic({DROPOUT: [0.0, 0.1, 0.2], LAYERS: [2, 4]}, seeds=(1, 2), noise=0.05)
+    table = results.experiments
+    table["seed"] = [
+        {0.0: (1, 2), 0.1: (2, 3), 0.2: (1, 3)}[d][s - 1] for d, s in zip(table[DROPOUT], table["seed"], strict=True)
+    ]
+    found = effects(results)
+    frame = table[[LAYERS, DROPOUT, "seed", "val_loss"]].astype(float).set_axis(["a", "d", "s", "y"], axis=1)
+    model = ols("y ~ C(s) + C(a) * C(d)", frame).fit()
+    assert (found.method, found.balanced) == ("least-squares", False)
+    assert found.noise == pytest.approx(math.sqrt(model.scale))
+    assert row(found, DROPOUT, 0.2)["df"] == model.df_resid == 4
+    wanted = model.t_test("C(d)[T.0.2] + 0.5 * C(a)[T.4.0]:C(d)[T.0.2]")
+    assert row(found, DROPOUT, 0.2)["effect"] == pytest.approx(float(wanted.effect.item()))
+    assert row(found, DROPOUT, 0.2)["se"] == pytest.approx(float(wanted.sd.item()))
+    assert any("not all run with the same seeds" in told for told in found.missing)
+
+
+def test_interaction_is_half_the_difference_of_differences():
+    found = effects(
+        synthetic(
+            {LAYERS: [2, 4, 6], DROPOUT: [0.0, 0.2]},
+            lambda s: {2: 0, 4: 0.1, 6: 0.4}[s[LAYERS]] * (1 + 5 * s[DROPOUT]),
+            seeds=(1, 2),
+        )
+    )
+    rows = found.table[found.table["order"] == 2]
+    assert list(rows["level"]) == ["4 × 0.2", "6 × 0.2"]
+    assert list(rows["reference"]) == ["2 × 0", "2 × 0"]
+    assert list(rows["effect"]) == pytest.approx([0.05, 0.2])
+
+
+def test_planted_effects_are_found_exactly_without_noise():
+    planted = {LAYERS: -0.2, DROPOUT: 0.05, f"{LAYERS} x {DROPOUT}": 0.03}
+    for missing in ((), (3, 11)):
+        found = effects(synthetic(TWO, planted, seeds=(1, 2), diverged=missing))
+        for term in (*TWO, f"{LAYERS} × {DROPOUT}", f"{LAYERS} × {HEADS}"):
+            assert row(found, term)["effect"] == pytest.approx(planted.get(term.replace("×", "x"), 0.0), abs=1e-12)
+        assert set(found.table.loc[found.table["clear"], "term"]) == {LAYERS, DROPOUT, f"{LAYERS} × {DROPOUT}"}
+
+
+def test_what_seeds_share_cancels():
+    quiet = effects(synthetic(TWO, {LAYERS: 0.1}, seeds=(1, 2, 3), noise=0.01, draw=5))
+    loud = effects(with_shift(synthetic(TWO, {LAYERS: 0.1}, seeds=(1, 2, 3), noise=0.01, draw=5)))
+    for column in ("effect", "se", "df"):
+        assert list(loud.table[column]) == pytest.approx(list(quiet.table[column]))
+    assert loud.shares["seeds"] > 0.9
+
+
+def with_shift(results):
+    table = results.experiments.copy()
+    table["val_loss"] += table["seed"].astype(float)
+    return type(results)(results.title, table)
+
+
+# --- what stands in the way
+
+
+def test_settings_that_vary_together_stand_as_one():
+    results = synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1}, seeds=(1, 2))
+    results.experiments["warmup_iters"] = results.experiments[LAYERS].map({2: 100, 4: 50})
+    found = effects(results)
+    assert list(found.table["term"]) == ["n_layer/warmup_iters", DROPOUT, f"n_layer/warmup_iters × {DROPOUT}"]
+    assert found.table["level"].iloc[0] == "4/50"
+    assert row(found, "n_layer/warmup_iters")["effect"] == pytest.approx(0.1)
+    assert any("always vary together" in told for told in found.missing)
+
+
+def test_setting_that_follows_from_another_is_named():
+    results = synthetic({WIDTH: [32, 64, 128]}, lambda s: s[WIDTH] / 100, seeds=(1, 2))
+    results.experiments["warmup_iters"] = results.experiments[WIDTH].map({32: 100, 64: 100, 128: 50})
+    found = effects(results)
+    assert set(found.table["term"]) == {WIDTH}
+    assert any("warmup_iters follows from n_embd" in told for told in found.missing)
+
+
+def test_nested_grid_compares_within_its_parts_alone():
+    """One part varies depth without dropout, the other dropout at another depth: between them both change."""
+    inside = ((2, 0.0), (4, 0.0), (6, 0.1), (6, 0.2))
+    loss = lambda s: {2: 2.0, 4: 1.9, 6: 1.5}[s[LAYERS]] + s[DROPOUT]  # noqa: E731
+    results = synthetic(
+        {LAYERS: [2, 4, 6], DROPOUT: [0.0, 0.1, 0.2]},
+        loss,
+        seeds=(1, 2),
+        keep=lambda s: (s[LAYERS], s[DROPOUT]) in inside,
+    )
+    found = effects(results)
+    assert list(zip(found.table["term"], found.table["level"], found.table["reference"], strict=True)) == [
+        (LAYERS, 4, 2),
+        (DROPOUT, 0.2, 0.1),
+    ]
+    assert list(found.table["effect"]) == pytest.approx([-0.1, 0.1])
+    assert "Not estimated, because other settings always change with them: n_layer=6, dropout=0.1." in found.missing
+    assert np.isfinite(list(found.shares.values())).all()
+    assert len(cell_means(results, LAYERS)) == 3
+
+
+def test_factor_with_one_finished_level_is_named():
+    found = effects(synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, seeds=(1, 2), waiting=(5, 6, 7, 8)))
+    assert set(found.table["term"]) == {DROPOUT}
+    assert any("n_layer cannot be judged: of its values only 2" in told for told in found.missing)
+
+
+def test_half_fraction_names_what_is_confounded():
+    factors = {name: TWO[name] for name in (LAYERS, HEADS, WIDTH)}
+    half = synthetic(
+        factors, {LAYERS: 0.1}, seeds=(1, 2, 3), keep=lambda s: (s[LAYERS] == 4) ^ (s[HEADS] == 2) ^ (s[WIDTH] == 128)
+    )
+    found = effects(half)
+    assert set(found.table["term"]) == {LAYERS, HEADS, WIDTH}
+    assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
+    assert any(f"{LAYERS} × {HEADS} (confounded with others)" in told for told in found.missing)
+
+
+def test_missing_combination_is_named():
+    found = effects(
+        synthetic(
+            {LAYERS: [2, 4], WIDTH: [64, 128]},
+            {LAYERS: 0.1},
+            seeds=(1, 2),
+            keep=lambda s: s[LAYERS] == 2 or s[WIDTH] == 64,
+        )
+    )
+    assert (
+        f"Not estimated, and taken to be nil: {LAYERS} × {WIDTH} (3 of its 4 combinations have results)."
+        in found.missing
+    )
+    assert any("1 of the 4 combinations of levels" in told for told in found.missing)
+    assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
+
+
+def test_factor_that_varies_with_the_seed_alone_is_named():
+    results = synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1, DROPOUT: 0.2})
+    results.experiments["seed"] = results.experiments[DROPOUT].map({0.0: 1, 0.2: 2})
+    found = effects(results)
+    assert any("dropout varies only together with the seed" in told for told in found.missing)
+    assert row(found, DROPOUT)["effect"] == pytest.approx(0.2)
+
+
+def test_seeds_bound_to_factors_make_two_sizes_of_noise():
+    """As in split plots: 32 seeds, each with one combination of five factors, in two parts that differ in a sixth."""
+    five = {LAYERS: [2, 4], HEADS: [1, 2], WIDTH: [64, 128], "batch_size": [8, 16], DROPOUT: [0.0, 0.2]}
+    results = synthetic({**five, "learning_rate": [1e-3, 2e-3]}, {LAYERS: 0.1}, noise=0.01, draw=1)
+    table = results.experiments
+    seeds = (np.arange(64) // 2) + 1
+    shared = 0.1 * np.random.default_rng(2).standard_normal(33)
+    table["seed"] = pd.Series(seeds, index=table.index, dtype=object)
+    table["val_loss"] += shared[seeds]
+    found = effects(results)
+    assert row(found, LAYERS)["df"] == 16
+    assert row(found, f"{LAYERS} × {DROPOUT}")["df"] == 16
+    assert row(found, "learning_rate")["df"] == 63 - 15 - 16 - 6
+    assert row(found, LAYERS)["se"] == pytest.approx(
+        0.1 / math.sqrt(8) * 1 / math.sqrt(1), rel=0.4
+    )  # 2 * 0.1 / sqrt(32)
+    assert row(found, "learning_rate")["se"] == pytest.approx(2 * 0.01 / math.sqrt(64), rel=0.4)
+    # By hand: each seed's mean, and the differences within it, are two unreplicated factorials of their own.
+    means = table.groupby("seed")["val_loss"].mean()
+    base = synthetic(five).experiments.assign(val_loss=means.to_numpy())
+    between = effects(type(results)("means", base))
+    for term in between.table["term"]:
+        for column in ("effect", "se", "df", "low", "p"):
+            assert row(found, term)[column] == pytest.approx(row(between, term)[column]), (term, column)
+
+
+def test_repeats_of_a_seed_are_no_replicates():
+    results = synthetic({DROPOUT: [0.0, 0.2]}, {DROPOUT: 0.1}, seeds=(1, 2))
+    again = synthetic({DROPOUT: [0.0, 0.2]}, {DROPOUT: 0.1}, seeds=(1, 2), draw=1, eval_interval=100)
+    found = effects(joined([results, again]))
+    assert found.n == 4
+    assert any("with another's settings and seed" in told for told in found.missing)
+
+
+def test_other_sources_are_blocks():
+    ours = synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1}, seeds=(1, 2), noise=0.001)
+    theirs = synthetic(
+        {LAYERS: [2, 4], DROPOUT: [0.0, 0.2]},
+        lambda s: 3.0 + 0.05 * (s[LAYERS] == 4),
+        seeds=(1, 2),
+        noise=0.001,
+        draw=1,
+    )
+    theirs.experiments["source"] = "table"
+    theirs.experiments["identity"] = None
+    found = effects(joined([ours, theirs]))
+    assert row(found, LAYERS)["effect"] == pytest.approx(0.075, abs=0.002)
+    assert found.shares["seeds of each source"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("on_the_gpu", "told"),
+    [
+        (lambda row: row["n_layer"] == 2, r"n_layer only together with them: what the device does cannot be told"),
+        (
+            lambda row: row["n_layer"] == 2 and row["seed"] == 1,
+            r"on which n_layer was spread unevenly: a part of that effect may be",
+        ),
+        (lambda row: row["seed"] == 1, r"every setting was tried equally often on each"),
+        (lambda row: False, None),
+        (lambda row: True, None),
+    ],
+)
+def test_what_kinds_of_device_confound_is_named(on_the_gpu, told):
+    results = synthetic({"n_layer": [2, 4], "dropout": [0.0, 0.2]}, seeds=(1, 2))
+    table = results.experiments
+    gpu = [bool(on_the_gpu(row)) for _, row in table.iterrows()]
+    table["device"] = [f"cuda:{i % 2}" if there else "cpu" for i, there in enumerate(gpu)]
+    table["device_name"] = ["a GPU" if there else "a CPU" for there in gpu]
+    missing = [text for text in effects(results).missing if "kinds of device" in text]
+    assert len(missing) == (told is not None)
+    if told:
+        assert re.search(told, missing[0])
+        assert "(cpu, a CPU, fp32; cuda, a GPU, fp32)" in missing[0]
+
+
+def test_context_lowers_the_loss_by_itself():
+    results = synthetic({"block_size": [64, 128], LAYERS: [2, 4]}, {"block_size": -0.3}, seeds=(1, 2))
+    results.experiments["val_loss_at_64"] = results.experiments["val_loss"] + 0.3 * (
+        results.experiments["block_size"] == 128
+    )
+    found = effects(results)
+    assert row(found, "block_size")["effect"] == pytest.approx(-0.3)
+    assert any("see val_loss_at_64" in told for told in found.missing)
+    alike = effects(results, "val_loss_at_64")
+    assert row(alike, "block_size")["effect"] == pytest.approx(0.0)
+    assert not any("windows" in told for told in alike.missing)
+
+
+# --- bad input
+
+
+def test_no_experiment_and_one():
+    for waiting, n in (((1,), 0), ((), 1)):
+        found = effects(synthetic({}, waiting=waiting))
+        assert (len(found.table), found.method, found.n) == (0, "none", n)
+        assert found.half_normal is None
+        assert "experiment" in found.explanation
+
+
+def test_no_noise_estimate_gives_effects_without_intervals():
+    found = effects(synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1}))
+    assert found.method == "none"
+    assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
+    assert found.table[["se", "low", "high", "p"]].isna().all(axis=None)
+    assert not found.table["clear"].any()
+    assert "no intervals" in found.explanation
+
+
+def test_constant_response():
+    found = effects(synthetic(TWO, seeds=(1, 2)))
+    assert (found.table["effect"] == 0).all()
+    assert not found.table["clear"].any()
+    assert (found.table["share"] == 0).all()
+    assert np.isfinite(found.table[["low", "high", "p"]]).all(axis=None)
+
+
+def test_losses_that_are_not_finite_are_left_out():
+    results = synthetic(TWO, {LAYERS: 0.1}, seeds=(1, 2), noise=0.01)
+    results.experiments.iloc[3, results.experiments.columns.get_loc("val_loss")] = math.nan
+    found = effects(results)
+    assert found.n == 31
+    assert any("1 finished experiment without val_loss" in told for told in found.missing)
+
+
+def test_search_over_many_values_is_refused_by_name():
+    results = synthetic({DROPOUT: [0.0, 0.2]}, seeds=range(30))
+    results.experiments["learning_rate"] = np.linspace(1e-4, 1e-3, 60)
+    found = effects(results)
+    assert set(found.table["term"]) == {DROPOUT}
+    assert any("learning_rate is left out: it has 60 values in 60 experiments" in told for told in found.missing)
+
+
+def test_unknown_measure():
+    with pytest.raises(UsageError, match="no measure 'loss'"):
+        effects(synthetic({}), "loss")
+
+
+def test_every_design_of_a_few_experiments_has_an_answer():
+    """Whatever subset of a grid has finished."""
+    draw = np.random.default_rng(3)
+    for _ in range(150):
+        factors = {LAYERS: [2, 4, 6][: draw.integers(1, 4)], WIDTH: [64, 128], DROPOUT: [0.0, 0.2]}
+        seeds = (1, 2)[: draw.integers(1, 3)]
+        count = 2 * 2 * len(factors[LAYERS]) * len(seeds)
+        waiting = tuple(int(id) for id in draw.permutation(count)[: draw.integers(0, count + 1)] + 1)
+        found = effects(synthetic(factors, {DROPOUT: 0.1}, seeds=seeds, noise=0.01, waiting=waiting))
+        assert found.n == count - len(waiting)
+        assert found.table["effect"].notna().all()
+        assert (found.method == "none") == (not math.isfinite(found.noise))
+
+
+# --- cell means
+
+
+def test_cell_means_of_a_balanced_study_are_the_means():
+    results = synthetic(TWO, {LAYERS: 0.2, f"{LAYERS} x {DROPOUT}": 0.1}, seeds=(1, 2), noise=0.01)
+    found = cell_means(results, DROPOUT, LAYERS)
+    known = results.experiments.groupby([DROPOUT, LAYERS])["val_loss"].mean()
+    assert list(zip(found["level_a"], found["level_b"], strict=True)) == list(known.index)
+    assert list(found["mean"]) == pytest.approx(list(known))
+    assert set(found["n"]) == {8}
+    noise = effects(results).noise
+    margin = stats.t.ppf(0.975, 15) * noise / math.sqrt(8)
+    assert (found["high"] - found["low"]).to_numpy() == pytest.approx(2 * margin)
+    alone = cell_means(results, LAYERS)
+    assert list(alone["mean"]) == pytest.approx(list(results.experiments.groupby(LAYERS)["val_loss"].mean()))
+    assert alone["level_b"].isna().all()
+
+
+def test_cell_means_make_up_for_what_is_missing():
+    """Without the worst corner a plain mean would flatter its level."""
+    results = synthetic(TWO, {LAYERS: 1.0, WIDTH: 1.0}, seeds=(1, 2), diverged=(15, 16, 31, 32))
+    found = cell_means(results, LAYERS)
+    assert found["mean"].tolist() == pytest.approx([1.5, 2.5])
+    assert found["n"].sum() == 28
+
+
+def test_cell_means_of_no_factor():
+    with pytest.raises(UsageError, match="batch_size is no factor"):
+        cell_means(synthetic(TWO), "batch_size")
+
+
+# --- coverage
+
+
+def covered(make, truth, repetitions=400):
+    """How often the intervals of all terms hold the truth: a share per term."""
+    hits: dict[str, int] = {}
+    for draw in range(repetitions):
+        for _, found in effects(make(draw)).table.iterrows():
+            term = found["term"].replace("×", "x")
+            hits[term] = hits.get(term, 0) + (found["low"] <= truth.get(term, 0.0) <= found["high"])
+    return {term: count / repetitions for term, count in hits.items()}
+
+
+PLANTED = {LAYERS: 0.02, DROPOUT: -0.05, f"{LAYERS} x {DROPOUT}": 0.01}
+CASES = {
+    "replicates": lambda draw: synthetic(
+        {LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, PLANTED, seeds=(1, 2, 3), noise=0.02, block_noise=0.1, draw=draw
+    ),
+    "higher-order": lambda draw: synthetic(TWO, PLANTED, seeds=None, noise=0.02, draw=draw),
+    "least-squares": lambda draw: synthetic(
+        TWO, PLANTED, seeds=(1, 2), noise=0.02, block_noise=0.1, draw=draw, diverged=(1, 2, 9, 20, 31)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_intervals_cover_at_their_rate(method):
+    assert effects(CASES[method](0)).method == method
+    low, high = stats.binom.ppf([0.0005, 0.9995], 400, 0.95) / 400
+    shares = covered(CASES[method], PLANTED)
+    assert len(shares) == (3 if method == "replicates" else 10)
+    for term, share in shares.items():
+        assert low <= share <= high, (term, share)
+
+
+def test_lenth_covers_at_least_at_its_rate():
+    """Its t with m / 3 degrees of freedom is an approximation on the wide side for few contrasts (Ye and Hamada, 2000)."""
+    factors = {name: TWO[name] for name in (LAYERS, WIDTH, DROPOUT)}
+    shares = covered(lambda draw: synthetic(factors, {DROPOUT: -0.2}, noise=0.02, draw=draw), {DROPOUT: -0.2})
+    assert min(shares.values()) >= stats.binom.ppf(0.0005, 400, 0.95) / 400
+    assert max(shares.values()) < 1
+
+
+# --- size
+
+
+def test_two_thousand_experiments_take_a_moment():
+    import time
+
+    factors = {
+        **TWO,
+        "batch_size": [8, 16],
+        "max_iters": [1000, 2000],
+        "learning_rate": [1e-3, 2e-3],
+        "block_size": [32, 64],
+    }
+    results = synthetic(factors, {LAYERS: 0.1}, seeds=range(8), noise=0.01, diverged=(5, 77, 1500))
+    assert len(results.experiments) == 2048
+    start = time.perf_counter()
+    found = effects(results)
+    assert time.perf_counter() - start < 5
+    assert len(found.table) == 8 + 28
+    assert row(found, LAYERS)["clear"]
+    assert design_of(results).cell_count == 256
+
+
+def test_contrasts_are_orthogonal():
+    design = design_of(synthetic(TWO, noise=1.0))
+    total = ((design.y - design.y.mean()) ** 2).sum()
+    assert sum(4 * effect**2 for effect in contrasts(design).values()) == pytest.approx(total)

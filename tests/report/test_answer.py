@@ -1,0 +1,148 @@
+"""The five sentences: stated where the numbers support them, and honest where they do not."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from synthetic import synthetic
+
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.frames import Results, experiments_frame
+from nanostudy.report.answer import (
+    answer,
+    claims_hold,
+    how_it_generalises,
+    what_does_not,
+    what_matters,
+    which_model,
+)
+from nanostudy.report.phrases import interval, level_text, listed, short, signed
+
+FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
+
+
+def analysis(effects, **settings) -> Analysis:
+    return Analysis(synthetic(FACTORS, effects, **{"seeds": (1, 2, 3), "noise": 0.004, **settings}))
+
+
+def test_an_effect_that_is_there_is_stated_with_its_interval():
+    found = analysis({"n_embd": -0.2, "dropout": 0.05})
+    text = what_matters(found)
+    row = found.effects.table.query("term == 'n_embd'").iloc[0]
+    assert text.startswith("n_embd matters most: going from 128 to 256 lowers the validation loss by 0.")
+    assert f"{-row['effect']:.3f} nats per token (95% interval {-row['high']:.3f} to {-row['low']:.3f}" in text
+    assert "then dropout 0.1 → 0.2 by +0.0" in text
+    assert "n_head" not in text
+
+
+def test_an_effect_that_is_not_there_is_not_stated():
+    found = analysis({})
+    text = what_matters(found)
+    assert text.startswith("No setting's effect can be told from zero at 95%: the largest estimate, ")
+    assert "matters most" not in text
+    assert "cannot be told from no effect at all" in what_does_not(found)
+
+
+def test_a_setting_that_does_nothing_is_named_as_such():
+    text = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.05}))
+    assert text.startswith("n_head 4 → 8 by ")
+    assert "cannot be told from no effect at all" in text
+    assert "n_embd 128" not in text
+
+
+def test_settings_that_act_together_are_named_only_where_they_do():
+    together = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.1, "n_head": 0.1, "n_embd x dropout": 0.08}))
+    assert (
+        "act together (at 95% for all pairs at once), one's effect depending on the other: n_embd × dropout by +0.08"
+        in together
+    )
+    assert together.startswith("Every setting that was varied has an effect")
+    apart = what_does_not(analysis({"n_embd": -0.2}, draw=2))
+    assert "no two settings can be said to act together" in apart
+
+
+def test_the_model_to_use_comes_with_what_cannot_be_told_from_it():
+    same = which_model(analysis({"n_embd": -0.5}))
+    assert "n_embd 256" in same
+    assert "lowest mean validation loss" in same
+    assert "over 3 seeds" in same
+    assert "3 of the 7 other settings cannot be told from it at 95%" in same
+    apart = which_model(analysis({"n_embd": -0.5, "n_head": -0.2, "dropout": 0.2}))
+    assert "it can be told from all 7 other settings at 95%" in apart
+
+
+def test_the_smallest_of_the_tied_is_offered():
+    text = which_model(analysis({"dropout": 0.3}, draw=3))
+    assert "128" in text
+    assert "the smallest of which has" in text or "n_embd 128" in text
+
+
+def test_without_noise_nothing_is_said_to_be_sure():
+    single = Analysis(synthetic({"n_embd": [128, 256]}, {"n_embd": -0.2}))
+    assert "how sure that is cannot be said" in which_model(single)
+    assert "matters most" not in what_matters(single)
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (Results("none", experiments_frame([])), "There are no experiments yet"),
+        (synthetic({"n_embd": [128]}), "One finished experiment alone says nothing"),
+        (
+            synthetic(FACTORS, diverged=range(1, 9)),
+            "None of 8 experiments has finished with a finite loss (8 diverged), so no effect",
+        ),
+        (synthetic(FACTORS, waiting=range(1, 9)), "None of 8 experiments has finished with a finite loss (8 waiting)"),
+    ],
+)
+def test_what_cannot_be_said_is_said_so(results, said):
+    sentences = answer(Analysis(results))
+    assert len(sentences) == 5
+    assert sentences[0].text.startswith(said)
+    assert all(one.text.endswith(".") for one in sentences)
+    assert not any("nan" in one.text.split() for one in sentences)
+
+
+def test_overfitting_is_counted():
+    results = synthetic(FACTORS, {"n_embd": -0.1}, curves=True)
+    assert "none of 8 trainings overfit" in how_it_generalises(Analysis(results))
+    curves = results.evaluations.copy()
+    name = curves["name"].iloc[0]
+    last = curves[curves["name"] == name].index[-1]
+    curves.loc[last, "val_loss"] = 3.9
+    assert "1 of 8 trainings overfit" in how_it_generalises(Analysis(replace(results, evaluations=curves)))
+
+
+def verdicts(*rows):
+    table = pd.DataFrame(rows, columns=["verdict", "n"])
+    found = Analysis(synthetic({"n_embd": [128]}))
+    found.__dict__["verdicts"] = table  # where the cached property keeps it
+    return claims_hold(found)
+
+
+def test_claims_that_experiments_test_are_told_from_arithmetic():
+    assert verdicts(("reproduced", 4), ("reproduced", 1), ("not reproduced", 2), ("better", 3), ("reproduced", 0)) == (
+        "Of 5 published claims these experiments test 4: 2 are reproduced, 1 is bettered and 1 is not reproduced; "
+        "by arithmetic alone 1 of 1 holds."
+    )
+    assert verdicts(("contradicts itself", 0), ("not run", 0), ("not testable here", 0)) == (
+        "Of 3 published claims these experiments test none; 1 contradicts itself and 2 were not run or cannot be tested here."
+    )
+
+
+def test_numbers_in_words():
+    assert signed(-0.0312) == "−0.031"
+    assert signed(0.00001) == "0"
+    assert interval(-0.2, -0.21, -0.19) == "−0.200 (−0.210 to −0.190)"
+    assert interval(-0.2, float("nan"), float("nan")) == "−0.200 (no interval)"
+    assert [short(value) for value in (804096, 3_181_056, 999_960, 4.6e14, 12)] == [
+        "804 k",
+        "3.18 M",
+        "1 M",
+        "460 T",
+        "12",
+    ]
+    assert [level_text(value) for value in (2000, 0.0003, True, None, "char", 128.0)] == [
+        *("2,000", "0.0003", "yes", "none", "char", "128"),
+    ]
+    assert listed(["a", "b", "c"]) == "a, b and c"

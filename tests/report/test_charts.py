@@ -1,0 +1,193 @@
+"""Figures: what they draw, their words, and that every one is a valid specification that draws."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import synthetic
+
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.frames import CorpusFacts
+from nanostudy.report.charts import charts
+from nanostudy.report.charts import curves as curve_charts
+from nanostudy.report.charts import factors as factor_charts
+from nanostudy.report.charts.charts import colourings
+from nanostudy.report.charts.figure import draw, look
+from nanostudy.report.document import Missing, Shown
+from nanostudy.report.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
+from nanostudy.report.sections.sections import sections
+
+FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
+EFFECTS = {"n_embd": -0.2, "dropout": 0.05, "n_embd x dropout": -0.03}
+
+
+def study(**settings) -> Analysis:
+    return Analysis(synthetic(FACTORS, EFFECTS, **{"seeds": (1, 2), "noise": 0.005, "curves": True, **settings}))
+
+
+def figures_of(analysis) -> dict:
+    data = page_data(analysis.results, colourings(analysis.results))
+    said = sections(analysis, data)  # Altair checks each chart against Vega-Lite's schema as it is made
+    return {block.figure.id: block.figure for s in said for block in s.blocks if isinstance(block, Shown)}, data
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    figures, data = figures_of(study())
+    pictures, bundle = draw(list(figures.values()), data.tables)
+    return figures, pictures, bundle
+
+
+def test_every_figure_draws_as_png_and_svg(drawn):
+    figures, pictures, bundle = drawn
+    assert set(pictures) == set(figures)
+    assert {"ranking", "effects", "interactions", "parallel", "curves", "gap", "pareto", "scaling"} <= set(figures)
+    for png, svg in pictures.values():
+        assert png.startswith(b"\x89PNG")
+        assert svg.startswith("<svg")
+    assert "vegaEmbed" in bundle
+
+
+def titles(spec) -> list:
+    """Of all axes that show one."""
+    if isinstance(spec, list):
+        return [title for one in spec for title in titles(one)]
+    if not isinstance(spec, dict):
+        return []
+    found = [spec["encoding"][channel] for channel in ("x", "y") if channel in spec.get("encoding", {})]
+    here = [one for one in found if one.get("type") == "quantitative" and one.get("axis", {}) is not None]
+    return [one.get("title") for one in here if "title" in one] + titles(
+        [v for k, v in spec.items() if k != "encoding"]
+    )
+
+
+def test_every_axis_of_numbers_has_a_unit(drawn):
+    figures, *_ = drawn
+    units = (
+        "nats per token",
+        "updates",
+        "parameters",
+        "operations",
+        "seconds",
+        "tokens",
+        "%",
+        "deviations",
+        "characters",
+    )
+    for name, figure in figures.items():
+        shown = titles(figure.for_page())
+        assert shown or name == "parallel", name
+        for title in shown:
+            assert any(unit in title for unit in units), f"{name}: {title}"
+
+
+def test_the_effects_plot_says_what_is_clear(drawn):
+    figures, pictures, _ = drawn
+    figure = figures["effects"]
+    assert "n_embd 128 → 256: −0.2" in figure.alternative
+    assert "n_head 4 → 8" not in figure.alternative
+    assert "n_embd 128 → 256" in pictures["effects"][1]
+
+
+def test_the_entropy_floor_is_drawn_where_it_is_known():
+    analysis = study()
+    facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 100, 1.2345)
+    known = replace(analysis.results, corpora={facts.sha256: facts})
+    rows = page_data(known, ["n_embd"]).curves
+    figure = curve_charts.curves_figure(known, rows, "n_embd")
+    assert "1.2345" in figure.caption
+    assert "entropy of playhouse" in json.dumps(figure.for_page())
+    without = curve_charts.curves_figure(analysis.results, rows, "n_embd")
+    assert "entropy" not in json.dumps(without.for_page())
+
+
+def test_panels_share_the_pages_tables():
+    figures, data = figures_of(study())
+    for name in ("curves", "gap", "pareto"):
+        size = len(json.dumps(figures[name].for_page()))
+        assert size < 30_000, name
+        whole = figures[name].for_print(data.tables)
+        assert len(whole["datasets"]["experiments"]) == 16
+
+
+def test_what_is_missing_has_its_reason():
+    analysis = Analysis(synthetic(FACTORS, EFFECTS, seeds=(1, 2), noise=0.01))
+    data = page_data(analysis.results, ["n_embd"])
+    reasons = [b.reason for s in sections(analysis, data) for b in s.blocks if isinstance(b, Missing)]
+    assert any(reason.startswith("Curves need evaluations over time") for reason in reasons)
+    assert any(reason.startswith("There are no samples") for reason in reasons)
+    assert all(reason.endswith(".") for reason in reasons)
+
+
+def test_half_normal_only_with_contrasts():
+    one_each = Analysis(synthetic({**FACTORS, "batch_size": [8, 16]}, EFFECTS, seeds=None, noise=0.005))
+    figure = factor_charts.half_normal_figure(one_each.effects)
+    assert figure is not None
+    assert "n_embd" in figure.alternative
+    unbalanced = Analysis(synthetic(FACTORS, EFFECTS, seeds=(1, 2), noise=0.01, diverged=[1, 2, 3]))
+    assert factor_charts.half_normal_figure(unbalanced.effects) is None
+
+
+def test_curves_are_thinned_and_it_is_said():
+    results = synthetic({"n_embd": [128, 256]}, {"n_embd": -0.2}, curves=True)
+    names = [f"run{i}" for i in range(400)]
+    table = results.experiments.iloc[[0] * 400].set_axis(pd.Index(names, name="name"))
+    table["val_loss"] = np.linspace(2, 3, 400)
+    curve = pd.concat([results.evaluations[results.evaluations["name"] == results.experiments.index[0]]] * 20)
+    curves = pd.concat([curve.assign(name=name, step=np.arange(len(curve)) * 10) for name in names], ignore_index=True)
+    data = page_data(replace(results, experiments=table, evaluations=curves), ["n_embd"])
+    shown = {row["i"] for row in data.curves}
+    assert len(shown) == MOST_CURVES
+    assert set(range(MOST_CURVES // 4)) <= shown
+    assert 399 in shown
+    assert len(data.curves) <= MOST_CURVES * max(FEWEST_POINTS, MOST_POINTS // MOST_CURVES)
+    assert len(data.left_out) == 2
+    lowest = min(row["val_loss"] for row in data.curves if row["i"] == 0)
+    assert lowest == pytest.approx(curve["val_loss"].min(), abs=1e-5)
+
+
+def test_a_spread_keeps_the_first_and_the_last():
+    ranked = [str(i) for i in range(1000)]
+    chosen = spread(ranked, 100)
+    assert len(chosen) == len(set(chosen)) == 100
+    assert chosen[:25] == ranked[:25]
+    assert chosen[-1] == "999"
+    assert spread(ranked[:5], 100) == ranked[:5]
+
+
+def test_colours_begin_with_what_matters():
+    results = study().results
+    assert colourings(results, ["dropout", "n_embd"])[:3] == ["dropout", "n_embd", "n_head"]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG 2.1, relative luminance and contrast ratio."""
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_marks_stand_out_of_the_ground(scheme):
+    config = look(scheme, "sans-serif")
+    ground = config["background"]
+    assert contrast(config["axis"]["labelColor"], ground) > 7
+    assert contrast(config["title"]["subtitleColor"], ground) > 4.5
+    assert min(contrast(colour, ground) for colour in config["range"]["category"][:4]) > 2.3
+    assert contrast(charts.BLUE, ground) > 3
+
+
+def test_a_study_without_noise_has_axes_of_finite_numbers():
+    """Four experiments of a 2 x 2 grid, one each: means without intervals."""
+    figures, _ = figures_of(Analysis(synthetic({"n_embd": [64, 128], "dropout": [0.0, 0.2]}, {"n_embd": -0.2})))
+    for figure in figures.values():
+        for panel in figure.panels:
+            assert json.dumps(panel.chart.to_dict(), allow_nan=False)
+    assert "interactions" in figures

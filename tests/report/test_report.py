@@ -1,0 +1,492 @@
+"""The training report: observations on curves whose answers are known, and reports on folders of every kind."""
+
+import json
+import math
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import cpu, jobs_of, small
+from markdown_it import MarkdownIt
+
+from nanostudy.analysis import curves as curve
+from nanostudy.errors import NanostudyError
+from nanostudy.report import training_curve as figures
+from nanostudy.report.training_report import write_report
+from nanostudy.text import duration
+from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, Recorder
+from nanostudy.training.train import train
+
+# --- a curve's observations
+
+
+def evaluations(*val_losses, train_losses=None, interval=100):
+    return [
+        dict(
+            zip(
+                EVALUATION_COLUMNS,
+                (i * interval, i * interval * 32, i * 1.5, train, val, train / 2, val / 2),
+                strict=True,
+            )
+        )
+        for i, (val, train) in enumerate(zip(val_losses, train_losses or val_losses, strict=True))
+    ]
+
+
+def log(*norms, interval=10):
+    return [
+        dict(zip(TRAINING_COLUMNS, (i * interval, 2.0, 1e-3, norm, 1000.0 * i), strict=True))
+        for i, norm in enumerate(norms, 1)
+    ]
+
+
+def test_share_of_the_fall():
+    rows = evaluations(4.0, 3.1, 2.9, 2.3, 2.19, 2.0)  # falls by 2: half at 3.0, 90% at 2.2
+    assert curve.improvement(rows) == 2.0
+    assert curve.reached(rows, 0.5) == 200
+    assert curve.reached(rows, 0.9) == 400
+    assert curve.reached(rows, 1.0) == 500
+
+
+def test_no_fall_has_no_shares_and_no_plateau():
+    for rows in (evaluations(2.0, 2.5, 3.0), evaluations(2.0), []):
+        assert curve.improvement(rows) == 0.0
+        assert curve.reached(rows, 0.5) is None
+        assert curve.plateau(rows) is None
+
+
+def test_plateau_begins_where_a_hundredth_is_left():
+    assert curve.plateau(evaluations(4.0, 2.5, 2.03, 2.019, 2.01, 2.0, 2.0)) == 300  # a hundredth of the fall is 0.02
+    assert curve.plateau(evaluations(4.0, 2.5, 2.0, 2.2, 2.4)) == 200  # also where the loss rises later
+
+
+def test_no_plateau_while_the_loss_still_falls():
+    assert curve.plateau(evaluations(4.0, 3.5, 3.0, 2.5, 2.0)) is None
+    assert curve.plateau(evaluations(4.0, 2.0)) is None
+    falling = evaluations(*np.linspace(4.0, 2.0, 1001), interval=1)  # every evaluation gains a thousandth of the fall
+    assert curve.plateau(falling) is None
+    assert curve.plateau(evaluations(*(2 + 2 * math.exp(-i / 50) for i in range(1001)), interval=1)) == 231  # 50 ln 100
+
+
+def test_overfitting():
+    found = curve.overfitting(evaluations(4.0, 2.0, 1.5, 1.8, train_losses=[4.0, 2.0, 1.4, 0.9]))
+    assert found == curve.Overfitting(since=200, rise=pytest.approx(0.3), fall=pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("val", "train"),
+    [
+        ([4.0, 2.0, 1.5], [4.0, 1.9, 1.0]),  # the lowest is the last
+        ([4.0, 2.0, 2.019], [4.0, 1.9, 1.0]),  # a rise within 1%
+        ([4.0, 2.0, 2.5], [4.0, 1.9, 2.4]),  # the training loss rises too
+        ([4.0], [4.0]),
+        ([], []),
+    ],
+)
+def test_no_overfitting(val, train):
+    assert curve.overfitting(evaluations(*val, train_losses=train)) is None
+
+
+def test_spikes_stand_over_the_rows_before_them():
+    norms = [1.0] * 30 + [5.1] + [1.0] * 30 + [4.9, 40.0, math.inf, math.nan] + [1.0] * 5
+    found = curve.gradient_norms(log(*norms))
+    assert found == curve.GradientNorms(68, 1.0, 40.0, 630, spikes=(310, 630), not_finite=2)
+
+
+def test_a_spike_needs_a_history_and_forgets_it():
+    assert curve.gradient_norms(log(*[1.0] * 9, 100.0)).spikes == ()  # nine rows are too few to judge by
+    assert curve.gradient_norms(log(*[1.0] * 10, 100.0)).spikes == (110,)
+    risen = [1.0] * 100 + [4.0] * 60 + [6.0]  # 6 is no spike over fifty rows of 4
+    assert curve.gradient_norms(log(*risen)).spikes == ()
+    often = [1.0] * 20 + [40.0] * 5 + [6.0]  # judged by the median, not the mean
+    assert curve.gradient_norms(log(*often)).spikes == (210, 220, 230, 240, 250, 260)
+    assert curve.gradient_norms(log(math.nan)) is None
+
+
+def test_speed_is_the_median_of_what_was_measured():
+    assert curve.median_speed(log(1, 1, 1)) == (2000.0, 3)
+    unmeasured = [{**row, "tokens_per_second": 0.0} for row in log(1, 1)]
+    assert curve.median_speed([*unmeasured, *log(1, 1, 1)]) == (2000.0, 3)
+    assert curve.median_speed(unmeasured) is None
+
+
+def test_bins_are_means():
+    rows, size = curve.binned(log(1.0, 3.0, 5.0, 7.0, 11.0), most=3)
+    assert size == 2
+    assert [row["grad_norm"] for row in rows] == [2.0, 6.0, 11.0]
+    assert [row["step"] for row in rows] == [15, 35, 50]
+    assert curve.binned(log(1.0, 2.0), most=2)[1] == 1
+
+
+def test_words_follow_the_numbers():
+    told = " ".join(
+        curve.observations(evaluations(4.0, 2.0, 1.5, 1.8, train_losses=[4, 2, 1.4, 0.9]), [], small(), 1.2)
+    )
+    assert "fell by 2.5000 nats per token" in told
+    assert "half of that fall done was at update 100, and 90% at update 200" in told
+    assert "The plateau begins at update 200" in told
+    assert "0.3000 nats per token higher at the last one, while the training loss fell by 0.5000: it overfits" in told
+    assert "is 0.9000 nats per token at update 300, and was 0.1000" in told
+    assert "is 0.3000 nats per character above the entropy of the validation text, 1.2000" in told
+    warming = curve.observations([], log(1.0, 2.0, 9.0), small(warmup_iters=500, grad_clip=1.5))
+    assert "The log ends at update 30, inside the warm-up of 500, below the full rate." in " ".join(warming)
+    assert "clipped to 1.5 in 67% of them" in " ".join(warming)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(2.54, "2.5 s"), (59.96, "1 min 00 s"), (754, "12 min 34 s"), (3599.6, "1 h 00 min"), (11100, "3 h 05 min")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+# --- reports
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """A run folder as a training leaves it."""
+    folder, machine, e = tmp_path_factory.mktemp("run"), cpu(), small(max_iters=60, eval_interval=10)
+    recorder = Recorder(folder, e, "0123456789abcdef", corpus, machine)
+    recorder.claim({})
+    for event in train(jobs_of(e), corpus, machine, folder / "checkpoint.safetensors"):
+        recorder.record(event)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy that a test may change: `change` sets entries of run.json, `table` replaces a table."""
+    for name in ("run.json", "training.csv", "evaluations.csv"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def words(folder, monkeypatch):
+    """The same, for tests of the report's words alone: the chart is built, and its picture left out."""
+    monkeypatch.setattr(figures, "png", lambda chart: b"a picture")
+    return folder
+
+
+def change(folder, drop=(), **entries):
+    metadata = json.loads((folder / "run.json").read_text())
+    metadata = {key: value for key, value in {**metadata, **entries}.items() if key not in drop}
+    (folder / "run.json").write_text(json.dumps(metadata))
+
+
+def table(folder, name, columns, rows):
+    lines = [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def report_of(folder) -> str:
+    paths = write_report(folder)
+    assert paths[-1] == folder / "report.md"
+    assert all(path.is_file() for path in paths)
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def cells(report) -> dict[str, str]:
+    """First cell to second, of every table."""
+    return dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", report, re.M))
+
+
+def test_a_finished_run(words):
+    report, run = report_of(words), json.loads((words / "run.json").read_text())
+    sections = [
+        "Environment",
+        "Hardware",
+        "Corpus",
+        "Model",
+        "Settings",
+        "Metrics",
+        "Curve",
+        "Evaluations",
+        "Observations",
+    ]
+    assert re.findall("^## (.+)$", report, re.M) == [*sections, "How to repeat it"]
+    first, final, best = run["initial"], run["final"], run["best"]
+    summary = report.split("\n\n")[1]
+    assert f"The validation loss went from {first['val_loss']:.4f} to {final['val_loss']:.4f}" in summary
+    assert f"The lowest validation loss, {best['val_loss']:.4f}, was at update {best['step']}" in summary
+    found = cells(report)
+    assert f"validation {final['val_loss']:.4f}, training {final['train_loss']:.4f}" in found["final losses, update 60"]
+    assert found["updates made"] == "60 of 60"
+    assert found["tokens trained on"].startswith("1,920, or 1.42 epochs")  # 60 updates of 4 x 8; 1,350 in the split
+    assert found["text"].startswith("small.txt")
+    assert found["SHA-256"] == run["corpus"]["sha256"]
+    assert found["lr_decay_iters"] == "none: 60 (max_iters)"
+    assert found["min_lr"] == "none: 0.0001 (learning_rate / 10)"
+    assert found["parameters, all"] == f"{run['parameters']['total']:,}"
+    vocabulary = len(run["corpus"]["tokenizer"]["characters"])
+    assert f"costs ln {vocabulary} = {math.log(vocabulary):.4f} nats" in report
+    assert len(re.findall(r"^\| \d+( \(best\))? \| [\d,]+ \| ", report, re.M)) == 7
+    assert "](curve.png)" in report
+    assert "## Sample" not in report
+
+
+def test_a_report_is_the_same_when_written_again(folder):
+    first = report_of(folder), (folder / "curve.png").read_bytes()
+    assert (report_of(folder), (folder / "curve.png").read_bytes()) == first
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "curve.png", "evaluations.csv", "report.md", "run.json", "training.csv",
+    ]  # fmt: skip
+
+
+def test_diverged_at_once(folder):
+    """No evaluation, one row of the log, and nothing in it that can be drawn."""
+    nothing = {"initial": None, "final": None, "best": None, "context_losses": {}, "updates": 0, "skipped_updates": 1}
+    change(folder, **nothing, tokens=32, seconds=0.1, status="diverged", diverged="the loss was not finite")
+    table(folder, "evaluations.csv", EVALUATION_COLUMNS, [])
+    table(folder, "training.csv", TRAINING_COLUMNS, [{**log(math.nan)[0], "step": 1, "loss": math.nan}])
+    report = report_of(folder)
+    assert report.split("\n\n")[1].startswith("**The training diverged: the loss was not finite.**")
+    assert "It was never evaluated." in report
+    assert "No loss was recorded that could be drawn." in report
+    assert "No finite gradient norm was logged." in report
+    assert not (folder / "curve.png").exists()
+    assert "curve.png" not in report
+
+
+def test_diverged_later(folder):
+    state = {"status": "diverged", "diverged": "the loss was not finite", "updates": 24, "skipped_updates": 6}
+    change(folder, **state, tokens=960, seconds=1.0, context_losses={})
+    table(folder, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0, 3.0, 3.5, interval=10))
+    rising = [{**row, "loss": loss} for row, loss in zip(log(1, 1, 9e9), (3.4, 5e8, math.inf), strict=True)]
+    table(folder, "training.csv", TRAINING_COLUMNS, rising)
+    report = report_of(folder)
+    assert "for 30 updates (6 skipped) in 1.0 s: 960 tokens" in report
+    assert cells(report)["updates skipped, their gradient not being finite"] == "6"
+    assert "last losses, update 20" in report
+    assert "final losses" not in report
+    assert (folder / "curve.png").exists()
+
+
+def test_an_evaluation_that_is_not_finite_is_left_out_and_said(words):
+    table(words, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0, 3.0, math.inf, math.nan))
+    report = report_of(words)
+    assert "went from 4.0000 to 3.0000 nats" in report
+    assert "Left out, their loss not being finite: 2." in report
+
+
+def test_one_evaluation_of_an_unfinished_run(folder):
+    known = (
+        "updates",
+        "skipped_updates",
+        "tokens",
+        "seconds",
+        "initial",
+        "final",
+        "best",
+        "context_losses",
+        "diverged",
+    )
+    change(folder, drop=known, status="unfinished")
+    table(folder, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0))
+    table(folder, "training.csv", TRAINING_COLUMNS, [])
+    report = report_of(folder)
+    assert "**The training has not finished:** 0 of 60 updates." in report
+    assert "The one evaluation, at update 0, found validation 4.0000, training 4.0000 nats per token" in report
+    assert "One evaluation is no curve" in report
+    assert "speed" not in report
+    assert (folder / "curve.png").exists()
+
+
+def test_nothing_but_metadata(words):
+    known = (
+        "updates",
+        "skipped_updates",
+        "tokens",
+        "seconds",
+        "initial",
+        "final",
+        "best",
+        "context_losses",
+        "diverged",
+    )
+    change(words, drop=known, status="unfinished")
+    (words / "evaluations.csv").unlink()
+    (words / "training.csv").unlink()
+    assert "It was never evaluated." in report_of(words)
+
+
+def test_entropy_of_a_byte_tokenizer_is_told_per_character(words):
+    """A character of two tokens: 1.5 nats per character are 0.75 a token."""
+    corpus = json.loads((words / "run.json").read_text())["corpus"]
+    corpus["tokenizer"] = {"kind": "byte", "characters": ""}
+    corpus["val"] = {"tokens": 200, "characters": 100, "entropy_nats_per_character": 1.5}
+    change(words, corpus=corpus, context_losses={"8": 0.9})
+    table(words, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0, 1.0, 0.8))
+    report = report_of(words)
+    assert "That is 0.1000 nats per character above the entropy of the validation text, 1.5000." in report
+    assert "ln 256 = 5.5452" in report
+    assert "| 8 | 0.9000 | 2.5969 |" in report  # 0.9 nats per token are 1.8 a character, and 1.8 / ln 2 bits
+    assert "| tokenizer | byte: 256 different tokens |" in report
+
+
+def test_a_note_on_the_text_comes_first(words):
+    corpus = json.loads((words / "run.json").read_text())["corpus"]
+    change(words, corpus={**corpus, "requested": "auto", "note": "Another *text*\nstands in: <b>look</b>."})
+    report = report_of(words)
+    tokens = MarkdownIt().parse(report)
+    assert [token.type for token in tokens[:7]] == [
+        "heading_open", "inline", "heading_close", "blockquote_open", "paragraph_open", "inline", "paragraph_close",
+    ]  # fmt: skip
+    assert {child.type for child in tokens[5].children} <= {"text", "text_special", "strong_open", "strong_close"}
+    assert "".join(c.content for c in tokens[5].children) == "About the text: Another *text* stands in: <b>look</b>."
+    assert "asked for: auto" in report
+
+
+HOSTILE = (
+    "KING:\n```\n# not a heading\n~~~\n````` five\n<script>alert(1)</script>\n"
+    "</details> | a | b |\n\x1b[31mred\x00\r\n```"
+)
+
+
+def test_a_sample_cannot_leave_its_block(words):
+    (words / "sample.txt").write_bytes(HOSTILE.encode() + b"\xff\n")
+    tokens = MarkdownIt().enable("table").parse(report_of(words))
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert headings[-2:] == ["Sample", "How to repeat it"]
+    fence = tokens[[token.content for token in tokens].index("Sample") + 5]
+    assert fence.type == "fence"
+    shown = HOSTILE.replace("\x1b", "\ufffd").replace("\x00", "\ufffd").replace("\r\n", "\n")
+    assert fence.content == shown + "\ufffd\n"
+    assert not any(token.type.startswith("html") for token in tokens)
+
+
+def test_names_and_settings_cannot_break_a_table(words):
+    metadata = json.loads((words / "run.json").read_text())
+    name = "a|b `c` <i>__d__</i> [x](y).txt"
+    corpus = {**metadata["corpus"], "name": name, "requested": name}
+    change(words, corpus=corpus, settings={**metadata["settings"], "corpus": name})
+    tokens = MarkdownIt().enable("table").parse(report_of(words))
+    shown = ["".join(child.content for child in token.children) for token in tokens if token.type == "inline"]
+    assert shown.count(name) == 2
+    assert not any(child.type == "html_inline" for token in tokens for child in token.children or ())
+
+
+def test_a_long_table_is_shortened_and_says_so(words):
+    losses = [4.0 - 0.01 * i for i in range(150)] + [3.0] * 50
+    table(words, "evaluations.csv", EVALUATION_COLUMNS, evaluations(*losses, interval=1))
+    report = report_of(words)
+    assert "These are 42 of 200; evaluations.csv has all." in report  # every fifth, the best and the last
+    assert "| 149 (best) |" in report
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(NanostudyError, match=r"run\.json"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the picture
+
+
+def decode(picture: bytes) -> np.ndarray:
+    """Pixels (height, width, 4) of an 8-bit RGBA PNG (RFC 2083)."""
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height, *kind = struct.unpack(">IIBBBBB", picture[16:29])
+    assert kind == [8, 6, 0, 0, 0]
+    data, place = b"", 8
+    while place < len(picture):
+        size, name = struct.unpack(">I4s", picture[place : place + 8])
+        data += picture[place + 8 : place + 8 + size] if name == b"IDAT" else b""
+        place += size + 12
+    lines, image, above = zlib.decompress(data), b"", bytes(4 * width)
+    for start in range(0, height * (4 * width + 1), 4 * width + 1):
+        method, line = lines[start], bytearray(lines[start + 1 : start + 1 + 4 * width])
+        for i in range(len(line)):
+            left, up, corner = (line[i - 4], above[i], above[i - 4]) if i >= 4 else (0, above[i], 0)
+            paeth = min((left, up, corner), key=lambda near: abs(left + up - corner - near)) if method == 4 else 0
+            line[i] = (line[i] + (0, left, up, (left + up) // 2, paeth)[method]) % 256
+        image, above = image + line, line
+    return np.frombuffer(image, np.uint8).reshape(height, width, 4).astype(int)
+
+
+def share_of(pixels: np.ndarray, colour: str) -> float:
+    """Of the pixels, those of this colour, or of at least half of it mixed with white, as the edges of lines are."""
+    ink, full = 255 - pixels[..., :3], 255 - np.array([*bytes.fromhex(colour[1:])])
+    part = ink @ full / (full @ full)
+    return float(((part > 0.5) & (np.abs(ink - part[..., None] * full).max(-1) < 6)).mean())
+
+
+def test_the_picture_shows_every_line():
+    rows = evaluations(4.0, 3.0, 2.5, 2.4, train_losses=[4.0, 2.8, 2.2, 1.9])
+    training = [{**row, "loss": 3.9 - 0.05 * i} for i, row in enumerate(log(*[1.0, 2.0] * 15))]
+    chart = figures.training_curve(rows, training, "a run", ["of a test"], entropy=1.1, grad_clip=1.5)
+    pixels = decode(figures.png(chart, scale=0.5))
+    assert abs(pixels.shape[1] - 455) < 10
+    assert abs(pixels.shape[0] - 325) < 10
+    assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 100
+    for colour in (*(colour for _, colour, *_ in figures.LINES.values()), figures.RATES, figures.INK):
+        assert share_of(pixels, colour) > 0.0005, colour
+
+
+def test_the_picture_of_a_run_is_large_enough(folder):
+    write_report(folder)
+    picture = (folder / "curve.png").read_bytes()
+    width, height = struct.unpack(">II", picture[16:24])
+    assert picture.startswith(b"\x89PNG")
+    assert 1750 < width < 1900
+    assert 1250 < height < 1400
+
+
+def words_of(chart) -> str:
+    return json.dumps(chart.to_dict())
+
+
+def test_the_picture_says_what_it_shows():
+    rows = evaluations(4.0, 3.0, 2.5, 2.6, train_losses=[4.0, 2.8, 2.2, 1.9])
+    words = words_of(figures.training_curve(rows, log(1.0, 2.0), "a run", ["of a test"], entropy=1.1, grad_clip=0.5))
+    for expected in (
+        "a run", "of a test", "updates", "cross entropy, nats per token", "lowest: 2.5000 at update 200",
+        "entropy of the validation text: 1.1000", "dashed: clipped to 0.5",
+    ):  # fmt: skip
+        assert expected in words
+    assert words.count('"type": "point"') == 3  # two of losses and the ring
+    plain = words_of(figures.training_curve(rows, [], "a run"))
+    assert "entropy of" not in plain
+    assert "gradient" not in plain
+
+
+@pytest.mark.parametrize(("clip", "drawn"), [(0.5, True), (3.0, True), (0.0, False), (1e9, False), (1e-9, False)])
+def test_the_bound_of_the_gradient_is_drawn_where_it_leaves_the_norms_readable(clip, drawn):
+    chart = figures.training_curve([], log(1.0, 2.0), "a run", grad_clip=clip).to_dict()
+    panel = chart["vconcat"][-1]
+    low, high = panel["layer"][-1]["encoding"]["y"]["scale"]["domain"]
+    assert len(panel["layer"]) == 1 + drawn
+    assert low < 1.0
+    assert high > 2.0
+    assert low < clip < high or not drawn
+    assert high / low < 30
+
+
+def test_a_long_log_is_drawn_as_means_and_says_so():
+    training = log(*[1.0] * (figures.MOST_POINTS * 2 + 1))
+    words = words_of(figures.training_curve([], training, "a run"))
+    assert "training batches, means of 3 rows" in words
+    assert words.count('"what": "training batches') == math.ceil(len(training) / 3)
+
+
+def test_nothing_to_draw():
+    with pytest.raises(figures.NothingToDraw):
+        figures.training_curve(evaluations(math.nan, math.inf), [{**log(1.0)[0], "loss": math.inf}], "a run")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1.7, 4.3, [2, 2.5, 3, 3.5, 4]),
+        (0.55, 4.3, [0.6, 0.8, 1, 1.5, 2, 2.5, 3, 4]),
+        (1.48, 1.53, [1.48, 1.49, 1.5, 1.51, 1.52, 1.53]),
+        (0.004, 5.0, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]),
+    ],
+)
+def test_ticks_are_round(low, high, ticks):
+    found = figures.log_ticks(low, high, most=10)
+    assert found == pytest.approx(ticks)

@@ -1,0 +1,487 @@
+"""Studies on a Ray cluster of several nodes on this machine: nodes that die, join or differ, drivers that are killed.
+
+Every study that suffered is compared, file by file, with one that ran inline and undisturbed. Each experiment has a shape, and
+so a stack, of its own: the plan is the same for any number of workers.
+"""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_execute import RESOURCES, Heard, assert_same_study, contents, experiments, metadata, write_study
+
+import nanostudy
+from nanostudy import studies
+from nanostudy.cli import main as cli
+from nanostudy.errors import Interrupted, NanostudyError, UsageError
+from nanostudy.study.cluster import actor as slot
+from nanostudy.study.cluster import backend as clusters
+from nanostudy.study.cluster import checkpoints as checkpoint_store
+from nanostudy.study.cluster.actor import Kept, Part, Slot, Unseen
+from nanostudy.study.cluster.nodes import Share, share_out
+from nanostudy.study.store import FILE, Store
+from nanostudy.study.tasks import Broken, Done, TrainStack
+from nanostudy.training.events import Event, Saving
+from nanostudy.training.machine import resolve
+from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.train import Job
+
+SHAPES = (8, 9, 10, 11)  # context lengths
+GRID = {
+    "block_size": list(SHAPES),
+    "max_iters": [1000],
+}  # seconds each: what happens meanwhile must find them under way
+SOURCES = str(Path(nanostudy.__file__).parents[1])
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'nanostudy'; from nanostudy.cli.main import main; main()"]
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    settings = {"eval_interval": 50, "log_interval": 10}
+    return write_study(tmp_path_factory.mktemp("study"), GRID, seeds=(1,), settings=settings)
+
+
+@pytest.fixture(scope="module")
+def reference(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+    return out
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """A cluster whose head does no work, so that any node that does may die."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 5000}
+    lean = {"prestart_worker_first_driver": False}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": {**quick, **lean}}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def nodes(machines):
+    """nodes(n): n nodes of one core each, and no others. This process is connected to the head: it outlives them."""
+    import ray
+
+    ray.init(machines.address, log_to_driver=False)  # while there is no other node to be connected to
+
+    def nodes(count: int, **how) -> list:
+        return [machines.add_node(num_cpus=1, memory=2**30, **how) for _ in range(count)]
+
+    yield nodes
+    for node in list(machines.worker_nodes):
+        machines.remove_node(node, allow_graceful=True)
+    ray.shutdown()
+
+
+PATIENCE = 240.0  # seconds after which a study hangs
+
+
+def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
+    """Each time that a worker has told that it saved, and so is in the midst of an experiment, the next of the acts is done with
+    the id of its node. Returns those that are still to come."""
+    left, saving, since = list(acts), set(), time.monotonic()
+    original = clusters.Cluster.next
+
+    def next(self, timeout):
+        assert time.monotonic() - since < PATIENCE
+        meanwhile()
+        told = original(self, timeout)
+        if told and isinstance(told[1], Saving):
+            saving.add(told[0])
+        elif told and told[0] in saving:
+            saving.discard(told[0])
+            if left and isinstance(told[1], Event):
+                left.pop(0)(self.workers[told[0]].node)
+        return told
+
+    monkeypatch.setattr(clusters.Cluster, "next", next)
+    return left
+
+
+def run(source: Path, out: Path, address: str | None, listener: Heard, **how) -> list:
+    how = {"executor": "ray", "address": address, "resources": RESOURCES, "save_every": 0.05, **how}
+    return studies.run_study(source, out, listener=listener, **how)
+
+
+def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machines, nodes, tmp_path, monkeypatch):
+    """Two nodes die while their workers train, one hard and one gently; what joined meanwhile finishes the study."""
+    nodes(2)
+    shared, started = [], []
+    start = clusters.Cluster.start
+
+    def kill(id: str, gently: bool) -> None:
+        (node,) = (node for node in machines.worker_nodes if node.node_id == id)
+        machines.remove_node(node, allow_graceful=gently)
+        nodes(1)
+
+    import ray
+
+    monkeypatch.setattr(ray, "put", lambda value, original=ray.put: shared.append(value) or original(value))
+    monkeypatch.setattr(clusters.Cluster, "start", lambda *a: started.append(a[2]) or start(*a))
+    left = meddle(monkeypatch, lambda id: kill(id, gently=False), lambda id: kill(id, gently=True))
+    heard = Heard()
+    run(source, tmp_path / "out", machines.address, heard)
+    assert not left
+    assert sum("is lost; it goes on from its last checkpoint" in text for text in heard.said) == 2
+    assert not any("failed" in text for text in heard.said)
+    assert_same_study(tmp_path / "out", reference)
+    # an experiment that a node's death interrupted went on from a checkpoint
+    sittings = [metadata(tmp_path / "out" / name)["sittings"] for name in experiments(reference)]
+    assert sum(len(one) for one in sittings) in (len(SHAPES) + 1, len(SHAPES) + 2)
+    assert any(one[-1]["after_update"] > 0 for one in sittings)
+    assert [type(value).__name__ for value in shared] == ["Corpus"], "the text is put into the cluster once"
+    assert len(started) > len(SHAPES)
+
+
+def test_a_driver_that_is_killed_is_started_again(source, reference, machines, nodes, tmp_path):
+    """No finished experiment is run twice, and none is lost."""
+    nodes(2)
+    out = tmp_path / "out"
+    argv = [
+        *COMMAND,
+        "study",
+        "run",
+        str(source),
+        "--out",
+        str(out),
+        "--executor",
+        "ray",
+        "--address",
+        machines.address,
+    ]
+    argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--workers", "1"]
+    driver = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": SOURCES}, stdout=subprocess.PIPE, text=True)
+    for line in driver.stdout:
+        if line.startswith("[1/"):
+            break
+    driver.kill()
+    driver.wait()
+    with Store.read(out / FILE) as store:
+        done = {row.name for row in store.rows() if row.status == "finished"}
+    assert done
+    assert len(done) < len(SHAPES)
+    before = {name: checksum for name, checksum in contents(out).items() if Path(name).parts[0] in done}
+    run(source, out, machines.address, Heard())
+    assert_same_study(out, reference)
+    after = contents(out)
+    changed = {name for name, checksum in before.items() if after[name] != checksum}
+    assert not changed
+    assert all(len(metadata(out / name)["sittings"]) == 1 for name in done)
+
+
+def other_version(folder: Path) -> dict[str, str]:
+    """The environment of a node whose nanostudy is another."""
+    shutil.copytree(Path(SOURCES, "nanostudy"), folder / "nanostudy", ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "nanostudy" / "gpt" / "version.py"
+    file.write_text(file.read_text().replace("NUMERICS = 1", "NUMERICS = 99"))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_node_with_another_version_is_found(source, reference, machines, nodes, tmp_path, monkeypatch):
+    """One that joins is left alone, and told of once; one that is there at the start is told of before anything begins."""
+    nodes(1)
+    env = other_version(tmp_path / "other")
+    heard = Heard()
+    monkeypatch.setattr(clusters, "LOOK", 0.2)
+
+    def wait() -> None:  # the study lasts until the node was looked at
+        if not left and not any(text.startswith("not used") for text in heard.said):
+            time.sleep(0.5)
+
+    left = meddle(monkeypatch, lambda id: nodes(1, env_vars=env), meanwhile=lambda: wait())
+    monkeypatch.chdir(tmp_path)
+    run(source, tmp_path / "out", machines.address, heard)
+    unused = [text for text in heard.said if text.startswith("not used")]
+    assert len(unused) == 1
+    assert "numerics version 99 there, 1 here" in unused[0]
+    assert_same_study(tmp_path / "out", reference)
+    with pytest.raises(
+        NanostudyError, match=r"node .* has other code or versions: .*numerics version 99 there, 1 here"
+    ):
+        run(source, tmp_path / "another", machines.address, Heard())
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize("kind", ["back", "address"])
+def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, nodes, tmp_path, monkeypatch, kind):
+    """They travel back in parts, or lie at an address; a study that is stopped goes on from them."""
+    nodes(1)
+    monkeypatch.setattr(clusters, "TOKEN", ".elsewhere")  # workers look for another
+    monkeypatch.setattr(slot, "PART", 1000)
+    out, how = tmp_path / "out", {"checkpoints": f"file://{tmp_path}/shared/mine"} if kind == "address" else {}
+    meddle(monkeypatch, lambda id: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        run(source, out, machines.address, Heard(), **how)
+    (stack,) = (path for path in out.glob("stacks/*") if any(path.glob("checkpoint*")))
+    kept = {path.name for path in stack.glob("checkpoint*")}
+    assert kept == ({checkpoint_store.AT} if kind == "address" else {CHECKPOINT})
+    heard = Heard()
+    run(source, out, machines.address, heard, **how)
+    assert_same_study(out, reference)
+    sittings = [metadata(out / name)["sittings"] for name in experiments(reference)]
+    assert max(one[-1]["after_update"] for one in sittings) > 0
+    if kind == "address":
+        assert [path for path in tmp_path.glob("shared/mine/**/*") if path.is_file()] == []
+
+
+@linux_only
+def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
+    """The one of this machine alone, which is started where no address is given."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    argv = [
+        *COMMAND,
+        "study",
+        "run",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "--executor",
+        "ray",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    ]
+    mark = f"NANOSTUDY_TEST={tmp_path}"
+    env = {**os.environ, "PYTHONPATH": SOURCES, "NANOSTUDY_TEST": str(tmp_path)}
+    process = subprocess.Popen(
+        argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    told = []
+    for line in process.stdout:
+        told.append(line)
+        if line.startswith("[1/"):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all its processes get it
+    assert process.wait() == 1
+    assert "Stopped. Everything is saved" in "".join(told)
+    assert not any(word in "".join(told) for word in ("raylet", "Traceback", "WARNING")), told
+
+    def left() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark.encode() in (path / "environ").read_bytes():
+                    found.append((path / "cmdline").read_text())
+            except OSError:
+                continue
+        return found
+
+    end = time.monotonic() + 60
+    while left() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert left() == []
+
+
+# --- without a cluster
+
+
+def test_without_ray_the_command_that_installs_it_is_told(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["nanostudy", "study", "run", str(source), "--out", str(tmp_path / "o")])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--executor", "ray"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "pip install 'nanostudy[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"executor": "workers", "address": "auto"}, "--address is for a cluster: add --executor ray"),
+        ({"executor": "inline", "checkpoints": "s3://b"}, "--checkpoints is for a cluster: add --executor ray"),
+        ({"executor": "ray", "checkpoints": "nowhere://b"}, "--checkpoints nowhere://b cannot be used"),
+        ({"executor": "ray", "device": "cuda:1"}, "Ray chooses the devices"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_begins(source, tmp_path, how, told):
+    if how["executor"] == "ray":
+        pytest.importorskip("ray", reason="ray is not installed")
+    resources = studies.Resources(device=how.pop("device", "cpu"))
+    with pytest.raises(UsageError, match=told):
+        studies.run_study(source, tmp_path / "o", resources=resources, **how)
+    assert not (tmp_path / "o").exists()
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "share", "workers"),
+    [
+        ([{"CPU": 8}], {}, Share(1), 8),
+        ([{"CPU": 8}], {"most": 3}, Share(2), 4),
+        ([{"CPU": 8}], {"count": 2, "most": 1}, Share(4), 2),
+        ([{"CPU": 8}, {"CPU": 2}], {"threads": 3}, Share(3), 2),
+        ([{"CPU": 8}, {"CPU": 2}], {"most": 6}, Share(1), 10),
+        (
+            [{"CPU": 0}, {"CPU": 4, "memory": 8.0 * GIB}, {"CPU": 2, "memory": 3.0 * GIB}],
+            {},
+            Share(1, 0, int(1.2 * GIB)),
+            6,
+        ),
+        (
+            [{"CPU": 4, "memory": 4.0 * GIB}, {"CPU": 4, "memory": 1.0 * GIB}],
+            {"threads": 2},
+            Share(2, 0, int(0.4 * GIB)),
+            4,
+        ),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 64}], {"kind": "cuda"}, Share(1, 1), 4),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 8, "GPU": 1}], {"kind": "cuda", "count": 6, "threads": 2}, Share(2, 0.5), 6),
+        ([{"CPU": 2, "GPU": 1}], {"kind": "cuda", "count": 3, "threads": 1}, Share(1, 1 / 3), 2),
+        ([{"CPU": 1}], {"kind": "cuda"}, Share(1, 1), 0),
+    ],
+)
+def test_what_a_worker_asks_of_a_node(nodes, asked, share, workers):
+    asked = {"kind": "cpu", "threads": None, "count": None, "most": 100, **asked}
+    assert share_out(nodes, **asked) == share
+    assert sum(share.fit(node) for node in nodes) == workers
+
+
+def test_what_became_of_a_worker():
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    errors = ray.exceptions
+
+    class Roster:
+        def alive(self):
+            return {"here": {}}
+
+        def name(self, id):
+            return f"node {id}"
+
+    made = clusters.Cluster.__new__(clusters.Cluster)
+    made.ray, made.roster, made.shunned = ray, Roster(), {}
+    died = errors.ActorDiedError()
+    for problem, node, cause in (
+        (errors.OutOfMemoryError("Task was killed due to the node running low on memory."), "here", "died"),
+        (died, "here", "died"),
+        (died, "away", "lost"),
+        (died, None, "died"),
+        (errors.ActorUnavailableError("no way there", None), "here", "lost"),
+        (errors.NodeDiedError("gone"), "here", "lost"),
+        (errors.RayTaskError("pull", "", ValueError("a mistake of ours")), "here", "error"),
+    ):
+        assert made._broken(problem, node).cause == cause, problem
+    assert "here" in made.shunned
+
+
+def test_a_machine_is_told_of_as_it_was_where_it_is():
+    """By a driver that has neither its GPU nor its compiler."""
+    there = replace(resolve(RESOURCES), device=torch.device("cuda", 0), compiled=True, host="node7", system="Other-1.0")
+    told = pickle.loads(pickle.dumps(there)).as_dict()
+    assert (told["device"], told["host"], told["platform"], told["compiled"]) == ("cuda:0", "node7", "Other-1.0", True)
+
+
+# --- the far end, without Ray
+
+
+@pytest.fixture
+def task(source, tmp_path, corpus) -> TrainStack:
+    from nanostudy.experiment import Experiment
+
+    settings = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 4, "max_iters": 30}
+    experiment = Experiment(**settings, eval_interval=30)
+    return TrainStack((Job("a", experiment, "its identity"),), corpus, tmp_path, 1, 0.0)
+
+
+def pulled(far: Slot, until, stop: bool = False, most: int = 200) -> list:
+    """What a slot tells, pulled as the driver pulls."""
+    told = []
+    while not any(isinstance(one, until) for one in told):
+        told += far.pull(stop)
+        most -= 1
+        assert most, "it never comes"
+    return told
+
+
+def test_a_checkpoint_travels_in_parts_and_back(task, monkeypatch):
+    monkeypatch.setattr(slot, "PART", 10_000)
+    far, driver = Slot(1), task.path
+    far.start(task, None, RESOURCES, "a token that is not there", None, None)
+    assert isinstance(pulled(far, Unseen)[-1], Unseen)
+    assert not list(task.folder.iterdir())
+    far.begin(0)
+    keep, told = checkpoint_store.CheckpointStore(None), []
+    while not driver.exists():
+        told += (now := far.pull(False))
+        for part in now:
+            if isinstance(part, Part):
+                assert len(part.data) <= 10_000
+                keep.keep(task, part)
+    assert sum(isinstance(one, Part) for one in told) > 3
+    pulled(far, Done, stop=True)  # saves and sends once more
+    again = Slot(1)
+    again.start(task, None, RESOURCES, "a token that is not there", None, None)
+    pulled(again, Unseen)
+    for part in slot.parts(driver):
+        again.take(part)
+    again.begin(driver.stat().st_size)
+    first = next(one for one in pulled(again, Done, stop=False) if hasattr(one, "evaluated_at"))
+    assert first.step > 0
+    cut = Slot(1)
+    cut.start(task, None, RESOURCES, "a token that is not there", None, None)
+    pulled(cut, Unseen)
+    cut.take(next(slot.parts(driver)))
+    cut.begin(driver.stat().st_size)
+    (broken,) = pulled(cut, Broken)
+    assert broken.cause == "lost", "what arrived in part is no reason to begin again"
+
+
+def test_parts_of_two_checkpoints_are_not_put_together(tmp_path):
+    path = tmp_path / "file"
+    for part in (Part(b"AAAA", 0, 8), Part(b"BB", 0, 4), Part(b"BBBB", 4, 8)):
+        checkpoint_store._put_together(path, part)
+    assert not path.exists()
+
+
+def test_a_save_waits_for_the_pull_after_it_was_heard(task):
+    """What was told before a checkpoint is on the driver's disk before the checkpoint is."""
+    far = Slot(1)
+    (task.folder / slot.TOKEN).write_text("the token")
+    far.start(task, None, RESOURCES, "the token", None, None)
+    assert isinstance(pulled(far, Saving)[-1], Saving)
+    time.sleep(0.3)
+    assert not task.path.exists()
+    pulled(far, Done)
+    assert task.path.exists()
+
+
+def test_an_address_out_of_reach_is_told_and_training_goes_on(task, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    far = Slot(1)
+    far.start(task, None, RESOURCES, "", f"file://{tmp_path}/file/home", None)
+    told = pulled(far, Done)
+    assert any("a checkpoint could not be kept at file://" in getattr(one, "text", "") for one in told)
+    far.start(task, None, RESOURCES, "", f"file://{tmp_path}/home", f"file://{tmp_path}/home/none.safetensors")
+    told = pulled(far, Done)
+    assert "training from the beginning" in told[0].text
+    kept = [one for one in told if isinstance(one, Kept)]
+    assert kept
+    checkpoint_store.CheckpointStore(f"file://{tmp_path}").keep(task, kept[-1])
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [kept[-1].address.rpartition("/")[2]], (
+        "the last alone"
+    )
+    keep = checkpoint_store.CheckpointStore(None)
+    keep.end(task, Broken("memory", "too little"), False)
+    assert task.path.exists(), "whoever takes the stack apart finds it in its folder"
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_text_is_no_part_of_a_task_that_travels(task):
+    """It goes by reference: a node gets it once."""
+    assert len(pickle.dumps(replace(task, corpus=None))) + len(task.corpus.train.tokens) < len(pickle.dumps(task))
