@@ -26,7 +26,7 @@ from growth import growth
 from rival import Rival
 
 from nanostudy.model.gpt import GPTConfig
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.training.machine import Machine, resolve
 
 HERE = Path(__file__).parent

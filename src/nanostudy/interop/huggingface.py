@@ -16,7 +16,7 @@ from nanostudy.data.corpus import Tokenizer
 from nanostudy.interop.folders import appearing
 from nanostudy.interop.runs import Trained
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
-from nanostudy.model.sample import SamplingParams
+from nanostudy.settings import SamplingParams
 from nanostudy.text import counted, plain, table
 from nanostudy.training.weights import Weights
 

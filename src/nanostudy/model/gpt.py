@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanostudy.experiment import Experiment
 from nanostudy.model.layers import Attention, Gelu, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 from nanostudy.model.randomness import Purpose, dropout_words, generator
+from nanostudy.settings import Experiment
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from nanostudy import version
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import FIELDS, names_of
+from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, word
 from nanostudy.study.folder import Texts, definitions
 from nanostudy.study.grid import Entry, extend

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanostudy.errors import Interrupted, NanostudyError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Keeping
 from nanostudy.study.bisect import apart, checkpoint_of, divide, make_folder
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations

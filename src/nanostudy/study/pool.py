@@ -8,7 +8,7 @@ import torch
 
 from nanostudy.device import available_cores, available_memory
 from nanostudy.errors import UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.plan import Capacity
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
 from nanostudy.training.machine import resolve

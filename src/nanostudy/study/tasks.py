@@ -14,8 +14,8 @@ from nanostudy.atomic import sole_owner
 from nanostudy.data.corpus import Corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
-from nanostudy.model.sample import SamplingParams, generate
-from nanostudy.resources import Resources
+from nanostudy.model.sample import generate
+from nanostudy.settings import Resources, SamplingParams
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Event
 from nanostudy.training.machine import Machine, resolve

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # nothing here imports torch before the number of its threads is set
     from nanostudy.data.corpus import Corpus
-    from nanostudy.resources import Resources
+    from nanostudy.settings import Resources
     from nanostudy.study.tasks import Report, Task, TrainStack
 
 PART = 2**24  # bytes of a checkpoint that travel at once

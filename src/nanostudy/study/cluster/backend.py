@@ -23,7 +23,7 @@ from typing import Any
 from nanostudy.data.corpus import Corpus
 from nanostudy.device import available_cores
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import PRECISIONS, Resources
+from nanostudy.settings import PRECISIONS, Resources
 from nanostudy.study.cluster.actor import TOKEN, Facts, Kept, Part, Slot, Unseen, parts
 from nanostudy.study.cluster.checkpoints import CheckpointStore
 from nanostudy.study.cluster.nodes import LOOK, Node, Roster, Share, inspector, share_out

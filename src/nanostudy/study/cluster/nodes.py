@@ -131,7 +131,7 @@ def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple
         if found != expected:
             return found, None
         from nanostudy.errors import NanostudyError
-        from nanostudy.resources import Resources
+        from nanostudy.settings import Resources
         from nanostudy.study.cluster.actor import facts
 
         try:
