@@ -128,7 +128,7 @@ class Setting:
 
 
 @functools.cache
-def settings_of(kind: type) -> dict[str, Setting]:
+def settings_of(kind: Any) -> dict[str, Setting]:
     """The settings that a dataclass declares, by name and in order."""
     hints = typing.get_type_hints(kind)
     return {
@@ -140,11 +140,12 @@ def settings_of(kind: type) -> dict[str, Setting]:
 
 def check(instance: Any) -> None:
     """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
-    for name, rule in settings_of(type(instance)).items():
+    for name, rule in settings_of(instance.__class__).items():
         value = getattr(instance, name)
         if value is None and rule.optional:
             continue
-        if type(value) is rule.base:
+        base = type(value)
+        if base is rule.base:
             if rule.range:
                 if rule.range[0] <= value <= rule.range[1]:
                     continue
