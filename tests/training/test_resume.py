@@ -27,7 +27,7 @@ from nanostudy.atomic import load_tensors
 from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
-from nanostudy.report import training_report as report
+from nanostudy.reporting import training_report as report
 from nanostudy.settings import Experiment, Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanostudy import version
-from nanostudy.atomic import replace_atomically, write_atomically
+from nanostudy.atomic import appearing, replace_atomically, write_atomically
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.interop.folders import appearing
 from nanostudy.interop.runs import Trained
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
 from nanostudy.settings import SamplingParams

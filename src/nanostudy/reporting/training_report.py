@@ -15,7 +15,7 @@ from nanostudy.analysis import curves as curve
 from nanostudy.analysis.curves import Row, difference
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
-from nanostudy.report import training_curve as figures
+from nanostudy.reporting import training_curve as figures
 from nanostudy.settings import FIELDS, Experiment, SamplingParams, from_settings
 from nanostudy.text import counted, digits, duration, plain, table
 from nanostudy.training.run_folder import read_metadata, read_rows
