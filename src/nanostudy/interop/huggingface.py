@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from nanostudy import version
-from nanostudy.atomic import write_atomically
+from nanostudy.atomic import appearing, write_atomically
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.interop.folders import appearing
 from nanostudy.interop.runs import Trained
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
 from nanostudy.model.sample import SamplingParams

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import write_atomically
+from nanostudy.atomic import appearing, check_free, write_atomically
 from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import META, Table, is_dataset, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.interop import recipe
-from nanostudy.interop.folders import appearing, check_free
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
 from nanostudy.interop.nanogpt_config import DEFAULTS, SHAKESPEARE, SHARED, translate
 from nanostudy.model.engine import State
