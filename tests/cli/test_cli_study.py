@@ -697,16 +697,16 @@ def shown(done, monkeypatch):
 
 
 def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int) -> Snapshot:
-    hands = {}
+    assignments = {}
     for worker in range(workers):
         label = f"b64_L4_H4_E128_BS8_MI1000_D10_s1_learning_rate=0.00{worker + 1} and 3 more"
         stack = StackRow(worker, (NAMES[0], NAMES[1]), 2)
-        hands[worker] = Assignment(label, stack.members, stack)
+        assignments[worker] = Assignment(label, stack.members, stack)
     if workers:
-        hands[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
-        hands[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
-        hands[0].seconds_left, hands[0].told_at = 65.4, time.monotonic()
-    return Snapshot(counts or {"finished": 1, "running": 3}, hands, best, left, 1.0)
+        assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
+        assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
+        assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
+    return Snapshot(counts or {"finished": 1, "running": 3}, assignments, best, left, 1.0)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

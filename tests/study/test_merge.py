@@ -195,7 +195,7 @@ def test_the_merged_study_can_be_run_to_its_end(parts, tmp_path, made):
 
 REFUSED = {
     "another fixed setting": ("beta1: 0.8\n", "beta1 0.8 in {b}, 0.9 in {a}"),
-    "another grid": ("grid:\n  dropout: [0.0, 0.2]\n", "axis dropout (0.0, 0.2) in {b}, (0.0, 0.1) in {a}"),
+    "another grid": ("grid:\n  dropout: [0.0, 0.2]\n", "axis dropout (0, 0.2) in {b}, (0, 0.1) in {a}"),
     "another order": ("parts", "order of parts"),
     "other seeds": ("seeds: [1, 2]\n", "seeds (1, 2) in {b}, one per experiment in {a}"),
     "impossible ones skipped": ("skip_impossible: true\n", "skip_impossible true in {b}, false in {a}"),
