@@ -25,12 +25,11 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
 from nanostudy.resources import Resources
 from nanostudy.study import database
-from nanostudy.study.calibrate import _answers
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
 from nanostudy.study.listing import as_lines
 from nanostudy.study.plan import Capacity
-from nanostudy.study.pool import make_pool
+from nanostudy.study.pool import _results, make_pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
@@ -323,9 +322,9 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
 def test_calibration_waits_for_slow_workers_and_hears_of_dead_ones():
     measured = Measured(1.0, 2.0)
     backend = Fake(None, None, (0, measured), None, (0, Done()))
-    assert list(_answers(backend, 1)) == [measured]
+    assert list(_results(backend, 1)) == [measured]
     with pytest.raises(NanostudyError, match=r"it failed.*killed"):
-        list(_answers(Fake(None, (0, Broken("died", "killed"))), 1))
+        list(_results(Fake(None, (0, Broken("died", "killed"))), 1))
 
 
 # --- status and list

@@ -21,8 +21,7 @@ from test_execute import RESOURCES, Heard, assert_same_study, finished, posix_on
 from nanostudy import atomic as files
 from nanostudy import studies
 from nanostudy.errors import NanostudyError
-from nanostudy.study import lease
-from nanostudy.study import plan
+from nanostudy.study import lease, plan
 from nanostudy.study.lease import hold
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import TrainStack
