@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import ours
+from ours import Ours
 
 from nanostudy.data.corpus import load_corpus
 from nanostudy.experiment import Experiment
@@ -24,10 +24,10 @@ BASE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size":
 AXES = {"members": (1, 2, 4, 8), "n_embd": (64, 128, 256, 384), "block_size": (32, 64, 128, 256), "n_layer": (2, 4, 8)}
 
 
-def growth(machine: Machine, folder: Path, seconds: float = 1.0) -> Iterator[str]:
+def growth(machine: Machine, ours: Ours, seconds: float = 1.0) -> Iterator[str]:
     """Lines of two tables: around 4 members of the grid's cell, and 8 of its seeds by workers."""
     yield from ("", "## Growth", "", f"Around a stack of 4 of the grid's cell, {machine.threads} threads:", "")
-    yield from ("| | ms an update and member | peak of memory, MiB | planned, MiB |", "|---|---|---|---|")
+    yield from ("| | ms per update and member | peak of memory, MiB | planned, MiB |", "|---|---|---|---|")
     for axis, values in AXES.items():
         for value in values:
             members = value if axis == "members" else 4
@@ -42,15 +42,13 @@ def growth(machine: Machine, folder: Path, seconds: float = 1.0) -> Iterator[str
     yield from ("| workers | s |", "|---|---|")
     count = 1
     while count <= machine.threads:
-        spent = ours.study(
-            {**BASE, "max_iters": 200}, {}, range(1, 9), folder / f"workers{count}", "--workers", str(count)
-        )
+        spent = ours.study({**BASE, "max_iters": 200}, {}, range(1, 9), f"workers{count}", "--workers", str(count))
         yield f"| {count} | {spent:.1f} |"
         count *= 2
 
 
 def point(settings: Mapping[str, float], members: int, device: str, seconds: float) -> tuple[float, int, int]:
-    """Seconds an update, the peak of this process's memory (a GPU's, on one), and what the planner says of it, in bytes."""
+    """Seconds per update, the peak of this process's memory (of a GPU's, on one) and the planner's estimate of it, in bytes."""
     machine, corpus = resolve(Resources(device=device)), load_corpus("shakespeare", "char")
     experiments = [Experiment(**settings, seed=seed) for seed in range(1, members + 1)]
     jobs = [Job(f"job{i}", e, str(i)) for i, e in enumerate(experiments)]
@@ -64,11 +62,11 @@ def _peak(machine: Machine) -> int:
 
         return torch.cuda.max_memory_allocated(machine.device)
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage tells there begins with what the process that started this one had
+    if status.is_file():  # getrusage would begin with the memory of the process that started this one
         return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) * 1024
     import resource  # not on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 if __name__ == "__main__":
