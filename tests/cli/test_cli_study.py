@@ -69,7 +69,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
     monkeypatch.delenv("NANOSTUDY_CORPORA", raising=False)
-    monkeypatch.setattr("nanostudy.study.calibrate.CALIBRATION_SECONDS", 0.01)
+    monkeypatch.setattr("nanostudy.study.pool.CALIBRATION_SECONDS", 0.01)
     write_text(tmp_path / "small.txt", 600)
     (tmp_path / "mine.yaml").write_text(STUDY, encoding="utf-8")
     return tmp_path

@@ -145,9 +145,9 @@ def test_what_is_missing_is_said_and_a_later_merge_completes_it(parts, tmp_path)
     names = of_part(into, "b")
     assert [line for line in lines if line.startswith("part ")] == [
         "part a: 2 of 2",
-        f"part b: 0 of 2; missing {', '.join(names)}",
+        f"part b: 0 of 2; missing {' and '.join(names)}",
         "part c: 2 of 2",
-        f"part d: 0 of 2; missing {', '.join(of_part(into, 'd'))}",
+        f"part d: 0 of 2; missing {' and '.join(of_part(into, 'd'))}",
     ]
     assert lines[-1] == f"{into}: 4 of 8 experiments, 4 experiments still waiting"
     before = {name: contents(into / name) for name in done(into)}
@@ -342,7 +342,7 @@ def test_an_extension_by_somebody_whose_text_lies_elsewhere(parts, tmp_path, mad
 def test_different_extensions_are_refused(parts, tmp_path):
     extended(parts["a"], "dropout: [0.0, 0.1, 0.2]")
     extended(parts["b"], "dropout: [0.0, 0.1, 0.3]")
-    with pytest.raises(NanostudyError, match=r"axis dropout \(0\.0, 0\.1, 0\.3\) in .*b, \(0\.0, 0\.1, 0\.2\) in .*a"):
+    with pytest.raises(NanostudyError, match=r"axis dropout \(0, 0\.1, 0\.3\) in .*b, \(0, 0\.1, 0\.2\) in .*a"):
         merge([parts["a"], parts["b"]], tmp_path / "all")
 
 
