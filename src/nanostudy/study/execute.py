@@ -29,7 +29,8 @@ from nanostudy.text import duration
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
-from nanostudy.training.run_folder import CHECKPOINT, Recorder
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import CHECKPOINT
 
 MOST_DEATHS = 3  # of a stack's worker without progress in between, before the stack is split
 MOST_FAILED_STARTS = 3  # of workers in a row, before the study ends

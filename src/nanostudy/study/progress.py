@@ -12,7 +12,7 @@ from nanostudy.study.folder import StudyFolder
 from nanostudy.study.plan import cost, makespan
 from nanostudy.study.store import UNDONE, Row, StackRow
 from nanostudy.training.machine import Machine
-from nanostudy.training.run_folder import Recorder
+from nanostudy.training.recorder import Recorder
 
 
 @dataclass
