@@ -10,7 +10,6 @@ from pathlib import Path
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources, check_value
 from nanostudy.signals import stop_requests
-from nanostudy.study.calibrate import calibrate
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, definitions, design, open_study
@@ -18,7 +17,7 @@ from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
-from nanostudy.study.pool import Pool, make_pool, stack_memory
+from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.progress import Listener
 from nanostudy.study.simulate import Prediction, Speed, predict
 from nanostudy.study.store import FILE, UNDONE, Row, Store
@@ -135,7 +134,7 @@ def _execute(
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, pool.asked, listener, stop, save_every, tracked).run()
+            Execution(folder, chosen, backend, capacity, pool.requested, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()
