@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
-from nanostudy.experiment import Experiment
+from nanostudy.settings import Experiment
 from nanostudy.text import listed
 
 PLATEAU_SHARE = 0.01  # share of the improvement that is left on a plateau, at most

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanostudy import version
-from nanostudy.atomic import replace_atomically, write_atomically
+from nanostudy.atomic import appearing, write_atomically
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.interop.folders import appearing
 from nanostudy.interop.runs import Trained
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
-from nanostudy.model.sample import SamplingParams
+from nanostudy.settings import SamplingParams
 from nanostudy.text import counted, plain, table
+from nanostudy.training.tensors import write_safetensors
 from nanostudy.training.weights import Weights
 
 BEYOND_CODE_POINTS = "[UNK]"  # of no vocabulary: an unknown character is an error, as it is here
@@ -37,7 +36,7 @@ def write_huggingface(trained: Trained, out: Path, overwrite: bool = False) -> N
             write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
         write_atomically(folder / "README.md", model_card(trained, out.resolve().name))
         found = gpt2_tensors(w.params, w.shape)
-        replace_atomically(folder / "model.safetensors", lambda path: save_file(found, path, {"format": "pt"}))
+        write_safetensors(folder / "model.safetensors", found, {"format": "pt"})
 
 
 # --- the model
