@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.results import read_results
+from nanostudy.reporting.notebook import NotebookAnalysis
 from nanostudy.study.definition import folder_of, has_study
 from nanostudy.training.run_folder import read_metadata
 
 if TYPE_CHECKING:
-    from nanostudy.report.write import Published
+    from nanostudy.reporting.write import Published
 
 
-def analyze(*paths: str | Path) -> Analysis:
+def analyze(*paths: str | Path) -> NotebookAnalysis:
     """Studies' folders (or names), runs' folders and tables (.csv), together. Raises UsageError, NanostudyError."""
-    return Analysis(read_results(paths))
+    return NotebookAnalysis(read_results(paths))
 
 
 def report(*paths: str | Path, out: str | Path | None = None) -> Path:
@@ -31,8 +31,8 @@ def report(*paths: str | Path, out: str | Path | None = None) -> Path:
 
 def published(*paths: str | Path, out: str | Path | None = None) -> Published:
     """What `report` writes, and the answer in it."""
-    from nanostudy.report.training_report import write_report
-    from nanostudy.report.write import publish
+    from nanostudy.reporting.training_report import write_report
+    from nanostudy.reporting.write import publish
 
     found = analyze(*paths)
     alone = _folder(Path(paths[0])) if len(paths) == 1 else None

@@ -102,7 +102,7 @@ class Run:
 
     def curve(self) -> alt.VConcatChart:
         """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.report.training_report import training_chart
+        from nanostudy.reporting.training_report import training_chart
 
         return training_chart(self.folder)
 
@@ -308,7 +308,7 @@ def _resume_command(folder: Path) -> str:
 
 def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
-    from nanostudy.report.training_report import write_report
+    from nanostudy.reporting.training_report import write_report
 
     run = _loaded(folder, "best", machine)
     e = run.experiment

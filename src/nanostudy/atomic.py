@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from nanostudy import version
-from nanostudy.errors import NanostudyError
+from nanostudy.errors import NanostudyError, UsageError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -55,6 +56,69 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` fills a temporary folder that then takes the place of `target`. On failure `target` is as it was."""
+    arriving, leaving = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
+    try:
+        arriving.mkdir(parents=True)
+        fill(arriving)
+        if target.exists():
+            _move(target, leaving)
+        _move(arriving, target)
+    except OSError as problem:
+        if leaving.exists() and not target.exists():
+            leaving.replace(target)
+        raise NanostudyError(explain_writing(target, problem)) from problem
+    finally:
+        for folder in (arriving, leaving):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder whose files appear in `target` at the end; after a failure nothing is left of it.
+
+    An empty or missing target becomes the new folder as a whole. One that has files keeps them and gets the new ones, each
+    atomically. Raises UsageError where that would replace some and `overwrite` is not set.
+    """
+    target = Path(os.path.abspath(target))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{target} is a file. Name a folder.")
+        temporary.mkdir(parents=True)
+        yield temporary
+        new = sorted(path.name for path in temporary.iterdir())
+        existing = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+        replaced = [name for name in new if name in existing]
+        if replaced and not overwrite:
+            raise UsageError(
+                f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
+                "nothing was changed."
+            )
+        if existing or target == Path.cwd():
+            for name in new:
+                _move(temporary / name, target / name)
+        else:
+            if target.exists():
+                target.rmdir()
+            _move(temporary, target)
+    except OSError as problem:
+        raise NanostudyError(explain_writing(target, problem)) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(target: Path) -> None:
+    """Raises UsageError where something exists already."""
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as problem:
+        raise NanostudyError(f"{target} cannot be read: {problem.strerror}.") from None
+    if taken:
+        raise UsageError(f"{target} is there already, and a run is never written over. Choose another folder.")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ import nanostudy
 from nanostudy import tracking
 from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
-from nanostudy.report import training_report as report
+from nanostudy.reporting import training_report as report
 from nanostudy.resources import Resources
 from nanostudy.tracking import check_track
 from nanostudy.training.events import Event, Logged

@@ -486,7 +486,7 @@ def test_masks_of_older_versions_and_half_precision(here):
     content["model_args"].pop("bias")  # older versions knew only biases
     found = read_checkpoint(put(here, content))
     assert found.shape.bias
-    assert found.params.dtype == torch.float32
+    assert found.params_1P.dtype == torch.float32
     assert any("fp32" in note for note in found.notes)
 
 
@@ -513,7 +513,7 @@ def test_what_is_odd_beside_the_weights_does_not_keep_them_out(here, change):
     change(content)
     path = put(here, content)
     nanostudy.convert(path, "run", characters="data/tiny", corpus="data/tiny", **ON_CPU)
-    assert torch.equal(load_weights(Path("run")).params, read_checkpoint(path).params)
+    assert torch.equal(load_weights(Path("run")).params, read_checkpoint(path).params_1P)
     assert len(nanostudy.load("run").sample(tokens=3)[0]) == 3
 
 

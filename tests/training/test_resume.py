@@ -28,7 +28,7 @@ from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
 from nanostudy.experiment import Experiment
-from nanostudy.report import training_report as report
+from nanostudy.reporting import training_report as report
 from nanostudy.resources import Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged

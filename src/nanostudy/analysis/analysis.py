@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -18,50 +18,17 @@ from nanostudy.analysis.equal_budget import At
 from nanostudy.analysis.ranking import Cost
 from nanostudy.analysis.results import Results
 from nanostudy.analysis.scaling import Fit, Refusal
-from nanostudy.errors import UsageError
 from nanostudy.text import counted
-
-if TYPE_CHECKING:
-    from nanostudy.report.html import Page
-    from nanostudy.report.notebook import Inline
 
 
 @dataclass(frozen=True, repr=False)
 class Analysis:
-    """Data frames and figures about `results`. Losses are in nats per token, intervals are 95%.
-
-    A notebook displays the answer. section("ranking") is a part of the page, charts("ranking") are its figures.
-    """
+    """Data frames about `results`. Losses are in nats per token, intervals are 95%."""
 
     results: Results
 
     def __repr__(self) -> str:
         return f"<Analysis of {counted(len(self.results.experiments), 'experiment')}: {self.results.title}>"
-
-    def _repr_html_(self) -> str:
-        from nanostudy.report.html import answer_as_html
-
-        return answer_as_html(self.page)
-
-    @cached_property
-    def page(self) -> Page:
-        """What the report shows, before it is drawn."""
-        from nanostudy.report.write import page_of
-
-        return page_of(self)
-
-    def section(self, name: str) -> Inline:
-        """A section of the report as a notebook shows it: "ranking", "effects", "curves", ... UsageError where there is none."""
-        from nanostudy.report.notebook import Inline
-
-        known = {section.id: section for section in self.page.sections}
-        if name not in known:
-            raise UsageError(f"There is no section {name!r}: {', '.join(known)}.")
-        return Inline(known[name], self.page)
-
-    def charts(self, name: str) -> list[Any]:
-        """A section's figures as Altair charts; none where its words say why there are none."""
-        return self.section(name).charts
 
     @cached_property
     def effects(self) -> Effects:

@@ -70,9 +70,9 @@ def corpus_export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
 ) -> None:
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
+    from nanostudy.atomic import appearing
     from nanostudy.data.corpus import load_corpus
     from nanostudy.data.nanogpt_dataset import Table, write_dataset
-    from nanostudy.interop.folders import appearing
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:

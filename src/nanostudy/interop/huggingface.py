@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanostudy.atomic import replace_atomically, write_atomically
+from nanostudy.atomic import appearing, replace_atomically, write_atomically
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.interop.folders import appearing
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
 from nanostudy.model.sample import SamplingParams
 from nanostudy.text import counted, plain, table

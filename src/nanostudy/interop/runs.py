@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import load_tensors, write_atomically
+from nanostudy.atomic import appearing, check_free, load_tensors, write_atomically
 from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import META, Table, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
-from nanostudy.interop.folders import appearing, check_free
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
 from nanostudy.interop.nanogpt_config import (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.report.training_curve import DrawingFailed
+from nanostudy.reporting.training_curve import DrawingFailed
 
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
 PRINT_SCALE = 2.0

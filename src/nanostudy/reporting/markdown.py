@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
-from nanostudy.report.document import (
+from nanostudy.reporting.document import (
     Block,
     Bullets,
     Claims,
@@ -20,7 +20,7 @@ from nanostudy.report.document import (
     Shown,
     Source,
 )
-from nanostudy.report.html import Page
+from nanostudy.reporting.html import Page
 from nanostudy.text import plain, table
 
 MOST_ROWS = 25  # of the table of experiments; results.csv has all

@@ -12,15 +12,15 @@ from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
-from nanostudy.report.answer import Sentence, answer, strongest_by_factor
-from nanostudy.report.charts.charts import colourings
-from nanostudy.report.charts.figure import draw
-from nanostudy.report.html import Page, render
-from nanostudy.report.markdown import markdown
-from nanostudy.report.page_data import page_data
-from nanostudy.report.sections.background import lede, totals
-from nanostudy.report.sections.sections import sections
-from nanostudy.report.training_curve import DrawingFailed
+from nanostudy.reporting.answer import Sentence, answer, strongest_by_factor
+from nanostudy.reporting.charts.charts import colourings
+from nanostudy.reporting.charts.figure import draw
+from nanostudy.reporting.html import Page, render
+from nanostudy.reporting.markdown import markdown
+from nanostudy.reporting.page_data import page_data
+from nanostudy.reporting.sections.background import lede, totals
+from nanostudy.reporting.sections.sections import sections
+from nanostudy.reporting.training_curve import DrawingFailed
 
 PAGE, MARKDOWN, TABLE = "index.html", "report.md", "results.csv"
 OURS = '<meta name="generator" content="nanostudy'  # in a page that may be written over

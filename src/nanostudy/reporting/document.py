@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanostudy.report.charts.figure import Figure
+from nanostudy.reporting.charts.figure import Figure
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from nanostudy.analysis.frames import Results, experiments_frame
 from nanostudy.atomic import write_atomically
 from nanostudy.cli.main import app
 from nanostudy.errors import NanostudyError
-from nanostudy.report import write as publishing
-from nanostudy.report.training_curve import DrawingFailed
-from nanostudy.report.write import publish
+from nanostudy.reporting import write as publishing
+from nanostudy.reporting.training_curve import DrawingFailed
+from nanostudy.reporting.write import publish
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 

@@ -8,7 +8,7 @@ import pytest
 from hostile import hostile
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.report.write import publish
+from nanostudy.reporting.write import publish
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

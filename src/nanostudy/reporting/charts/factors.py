@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
-from nanostudy.report.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
-from nanostudy.report.phrases import interval, level_text, quantity, setting_text, term_text
+from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.reporting.phrases import interval, level_text, quantity, setting_text, term_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_INTERACTIONS = 6  # plots
@@ -42,7 +42,7 @@ def effects_figure(effects: Effects, measure: str = "val_loss") -> Figure | str:
     title = f"change of {told}, {unit}"
     point = base.mark_point(filled=True, size=85, opacity=1).encode(
         x=alt.X("effect:Q", title=title),
-        shape=alt.GPTConfig("direction:N", scale=DIRECTION_SHAPES, legend=alt.Legend(title=f"the {told}")),
+        shape=alt.Shape("direction:N", scale=DIRECTION_SHAPES, legend=alt.Legend(title=f"the {told}")),
     )
     rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     layers = [zero("x"), *([rule] if rows["low"].notna().any() else []), point]

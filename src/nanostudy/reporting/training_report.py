@@ -17,7 +17,7 @@ from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.experiment import FIELDS, Experiment, from_settings
 from nanostudy.model.sample import SamplingParams
-from nanostudy.report import training_curve as figures
+from nanostudy.reporting import training_curve as figures
 from nanostudy.text import counted, digits, duration, plain, table
 from nanostudy.training.run_folder import read_metadata, read_rows
 

@@ -13,9 +13,18 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
-from nanostudy.report.charts.charts import COLOUR, TIP, fading, group_colour, magnitudes, parameters, shared, zero_line
-from nanostudy.report.charts.figure import LOSS, Figure, Panel, records
-from nanostudy.report.phrases import listed, nats, quantity, signed
+from nanostudy.reporting.charts.charts import (
+    COLOUR,
+    TIP,
+    fading,
+    group_colour,
+    magnitudes,
+    parameters,
+    shared,
+    zero_line,
+)
+from nanostudy.reporting.charts.figure import LOSS, Figure, Panel, records
+from nanostudy.reporting.phrases import listed, nats, quantity, signed
 
 NO_CURVES = "Curves need evaluations over time: these results have none (a table holds only how each experiment ended)."
 ALONG = {"parameters": "parameters", "flops": "arithmetic, floating-point operations", "seconds": "time, seconds"}

@@ -11,10 +11,10 @@ import pandas as pd
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.experiment import FIELDS
-from nanostudy.report.answer import varying
-from nanostudy.report.document import Block, Bullets, Grid, Missing, Prose, Section, Source
-from nanostudy.report.page_data import PageData
-from nanostudy.report.phrases import level_text, listed, setting_text, short
+from nanostudy.reporting.answer import varying
+from nanostudy.reporting.document import Block, Bullets, Grid, Missing, Prose, Section, Source
+from nanostudy.reporting.page_data import PageData
+from nanostudy.reporting.phrases import level_text, listed, setting_text, short
 from nanostudy.text import counted, digits, duration
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine

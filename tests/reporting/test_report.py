@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 
 from nanostudy.analysis import curves as curve
 from nanostudy.errors import NanostudyError
-from nanostudy.report import training_curve as figures
-from nanostudy.report.training_report import write_report
+from nanostudy.reporting import training_curve as figures
+from nanostudy.reporting.training_report import write_report
 from nanostudy.text import duration
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, Recorder
 from nanostudy.training.train import train

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.report.answer import strongest_by_factor
-from nanostudy.report.charts import charts
-from nanostudy.report.charts import evidence as evidence_charts
-from nanostudy.report.charts import factors as factor_charts
-from nanostudy.report.charts.figure import each
-from nanostudy.report.document import (
+from nanostudy.reporting.answer import strongest_by_factor
+from nanostudy.reporting.charts import charts
+from nanostudy.reporting.charts import evidence as evidence_charts
+from nanostudy.reporting.charts import factors as factor_charts
+from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.document import (
     Block,
     Bullets,
     Claim,
@@ -29,11 +29,11 @@ from nanostudy.report.document import (
     Section,
     figure_or_reason,
 )
-from nanostudy.report.page_data import PageData
-from nanostudy.report.phrases import interval, nats, signed
-from nanostudy.report.sections import curves as curve_sections
-from nanostudy.report.sections.background import again, machines, method
-from nanostudy.report.sections.curves import named
+from nanostudy.reporting.page_data import PageData
+from nanostudy.reporting.phrases import interval, nats, signed
+from nanostudy.reporting.sections import curves as curve_sections
+from nanostudy.reporting.sections.background import again, machines, method
+from nanostudy.reporting.sections.curves import named
 
 WRITING = {  # what is measured of samples: a plot's title, its axis
     "words_real": ("real words", "words that exist in the text, %"),

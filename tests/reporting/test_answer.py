@@ -8,7 +8,7 @@ from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, experiments_frame
-from nanostudy.report.answer import (
+from nanostudy.reporting.answer import (
     answer,
     claims_hold,
     how_it_generalises,
@@ -16,7 +16,7 @@ from nanostudy.report.answer import (
     what_matters,
     which_model,
 )
-from nanostudy.report.phrases import interval, level_text, listed, short, signed
+from nanostudy.reporting.phrases import interval, level_text, listed, short, signed
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 

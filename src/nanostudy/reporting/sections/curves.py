@@ -11,10 +11,10 @@ from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.equal_budget import At
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.ranking import Cost
-from nanostudy.report.charts import charts
-from nanostudy.report.charts import curves as curve_charts
-from nanostudy.report.charts.figure import each
-from nanostudy.report.document import (
+from nanostudy.reporting.charts import charts
+from nanostudy.reporting.charts import curves as curve_charts
+from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.document import (
     Block,
     Bullets,
     Grid,
@@ -24,8 +24,8 @@ from nanostudy.report.document import (
     Shown,
     figure_or_reason,
 )
-from nanostudy.report.page_data import PageData
-from nanostudy.report.phrases import amount, nats, quantity, short, signed
+from nanostudy.reporting.page_data import PageData
+from nanostudy.reporting.phrases import amount, nats, quantity, short, signed
 from nanostudy.text import counted, digits, duration
 
 BUDGETS: dict[At, str] = {

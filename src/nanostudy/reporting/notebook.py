@@ -1,19 +1,50 @@
-"""The page's sections as a notebook shows them: words and tables as HTML, figures as Altair charts."""
+"""An analysis as a notebook displays it: its answer, and sections of the report with figures as Altair charts."""
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from nanostudy.report.charts.figure import Figure, vega_lite_version
-from nanostudy.report.document import Experiments, Missing, Prose, Samples, Section, Shown
-from nanostudy.report.html import Page, block_as_html
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.errors import UsageError
+from nanostudy.reporting.charts.figure import Figure, vega_lite_version
+from nanostudy.reporting.document import Experiments, Missing, Prose, Samples, Section, Shown
+from nanostudy.reporting.html import Page, answer_as_html, block_as_html
 
 MOST_ROWS = 10  # of the table of all experiments
 MOST_SAMPLES = 4
+
+
+class NotebookAnalysis(Analysis):
+    """An Analysis that a notebook displays by its answer.
+
+    section("ranking") is a section of the report, charts("ranking") are its figures.
+    """
+
+    def _repr_html_(self) -> str:
+        return answer_as_html(self.page)
+
+    @cached_property
+    def page(self) -> Page:
+        """What the report shows, before it is drawn."""
+        from nanostudy.reporting.write import page_of  # which imports Altair
+
+        return page_of(self)
+
+    def section(self, name: str) -> Inline:
+        """A section of the report: "ranking", "effects", "curves", ... Raises UsageError where there is none of this name."""
+        sections = {section.id: section for section in self.page.sections}
+        if name not in sections:
+            raise UsageError(f"There is no section {name!r}: {', '.join(sections)}.")
+        return Inline(sections[name], self.page)
+
+    def charts(self, name: str) -> list[Any]:
+        """A section's figures as Altair charts."""
+        return self.section(name).charts
 
 
 @dataclass(frozen=True, repr=False)

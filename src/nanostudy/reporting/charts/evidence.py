@@ -9,9 +9,9 @@ import altair as alt
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
-from nanostudy.report.charts.charts import TIP, fading, group_colour, magnitudes, parameters, shared
-from nanostudy.report.charts.figure import LOSS, Figure, Panel, records
-from nanostudy.report.phrases import nats, quantity
+from nanostudy.reporting.charts.charts import TIP, fading, group_colour, magnitudes, parameters, shared
+from nanostudy.reporting.charts.figure import LOSS, Figure, Panel, records
+from nanostudy.reporting.phrases import nats, quantity
 from nanostudy.text import counted
 
 

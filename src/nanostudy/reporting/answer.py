@@ -11,8 +11,8 @@ import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, levels
-from nanostudy.report.charts.charts import ranked_cells
-from nanostudy.report.phrases import interval, level_text, listed, nats, setting_text, short, signed
+from nanostudy.reporting.charts.charts import ranked_cells
+from nanostudy.reporting.phrases import interval, level_text, listed, nats, setting_text, short, signed
 from nanostudy.text import counted
 
 STATUSES = ("diverged", "failed", "running", "waiting", "finished")

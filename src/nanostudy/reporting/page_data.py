@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
-from nanostudy.report.charts.figure import records
+from nanostudy.reporting.charts.figure import records
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together

@@ -10,14 +10,14 @@ from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import CorpusFacts
-from nanostudy.report.charts import charts
-from nanostudy.report.charts import curves as curve_charts
-from nanostudy.report.charts import factors as factor_charts
-from nanostudy.report.charts.charts import colourings
-from nanostudy.report.charts.figure import draw, look
-from nanostudy.report.document import Missing, Shown
-from nanostudy.report.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
-from nanostudy.report.sections.sections import sections
+from nanostudy.reporting.charts import charts
+from nanostudy.reporting.charts import curves as curve_charts
+from nanostudy.reporting.charts import factors as factor_charts
+from nanostudy.reporting.charts.charts import colourings
+from nanostudy.reporting.charts.figure import draw, look
+from nanostudy.reporting.document import Missing, Shown
+from nanostudy.reporting.page_data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, page_data, spread
+from nanostudy.reporting.sections.sections import sections
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 EFFECTS = {"n_embd": -0.2, "dropout": 0.05, "n_embd x dropout": -0.03}

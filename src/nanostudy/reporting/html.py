@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from nanostudy.report.answer import Sentence
-from nanostudy.report.charts.figure import look
-from nanostudy.report.document import (
+from nanostudy.reporting.answer import Sentence
+from nanostudy.reporting.charts.figure import look
+from nanostudy.reporting.document import (
     Block,
     Bullets,
     Claim,
@@ -33,8 +33,8 @@ from nanostudy.report.document import (
     Section,
     Shown,
 )
-from nanostudy.report.page_data import PageData
-from nanostudy.report.phrases import level_text
+from nanostudy.reporting.page_data import PageData
+from nanostudy.reporting.phrases import level_text
 from nanostudy.version import VERSION
 
 LONG = 20  # characters of a name, that may be broken at its underscores
@@ -61,7 +61,7 @@ class Page:
 
 def render(page: Page, bundle: str, undrawn: str = "") -> str:
     """The whole file. `bundle`: the scripts that draw; empty where they could not be made, and then `undrawn` says why."""
-    template = resources.files("nanostudy.report") / "template"
+    template = resources.files("nanostudy.reporting") / "template"
     css, script = ((template / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     scripts = [bundle, script] if bundle else [script]
     content = {

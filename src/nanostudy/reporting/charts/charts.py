@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
-from nanostudy.report.charts.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, each, records
-from nanostudy.report.page_data import spread
-from nanostudy.report.phrases import level_text, listed, nats
+from nanostudy.reporting.charts.figure import BLUE, GREY, LOSS, VERMILLION, Figure, Panel, each, records
+from nanostudy.reporting.page_data import spread
+from nanostudy.reporting.phrases import level_text, listed, nats
 
 MOST_RANKED = 30
 MOST_LINES = 256  # of parallel coordinates
