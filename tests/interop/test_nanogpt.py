@@ -233,7 +233,7 @@ def ramp(tensor: torch.Tensor) -> float:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch, no_report) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -353,10 +353,11 @@ def test_what_comes_is_evaluated_wherever_it_stands(here):
     assert [row["step"] for row in read_rows(Path("run/evaluations.csv"))] == [7, 10, 11]
 
 
-def test_a_finished_checkpoint_becomes_a_finished_run(here, capsys):
+def test_a_finished_checkpoint_becomes_a_finished_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # this one writes its report
     content = nanogpt_checkpoint(False)
     content["config"]["max_iters"] = 7
-    put(here, content)
+    put(tmp_path, content)
     assert main("convert", "out/ckpt.pt", "--to", "run", "device=cpu", "precision=fp32", "threads=1") == 0
     assert "update 7: train 1.5476, val 1.6081" in capsys.readouterr().out
     metadata = read_metadata(Path("run"))

@@ -59,7 +59,7 @@ compile = False
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch, no_report) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
