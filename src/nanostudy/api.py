@@ -36,7 +36,7 @@ from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Stopped
 from nanostudy.training.machine import Machine, resolve
-from nanostudy.training.run_folder import Recorder
+from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import Job
 from nanostudy.training.train import train as train_stack
 from nanostudy.training.weights import Weights, fitted, load_weights

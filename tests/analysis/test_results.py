@@ -175,7 +175,7 @@ def test_parts_of_one_study_run_apart_complete_each_other():
 
 def test_unfinished_run(text, tmp_path):
     from nanostudy.training import stack as checkpoint
-    from nanostudy.training.run_folder import Recorder
+    from nanostudy.training.recorder import Recorder
     from nanostudy.training.train import train
 
     folder, corpus, experiment = tmp_path / "mine", load_corpus(str(text)), small(corpus=str(text), eval_interval=5)

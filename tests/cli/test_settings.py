@@ -15,7 +15,8 @@ from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.resources import Resources
 from nanostudy.settings import experiment_and_resources, parse_assignments, preset_names, preset_text, read_settings
 from nanostudy.training.machine import resolve
-from nanostudy.training.run_folder import Recorder, settings_yaml
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import settings_yaml
 
 # As published: the training report (A) and nanoGPT's README (C). Weight decay 0.01 and beta2 0.999 are PyTorch's defaults.
 REPORT = {

@@ -35,7 +35,7 @@ from nanostudy.study import workers as backends
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
-from nanostudy.training import run_folder
+from nanostudy.training import recorder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started
@@ -686,9 +686,9 @@ def half_a_row(path: Path, rows) -> None:
 
 WRITES = {  # what writes, and a call of it in the midst
     "checkpoint": (checkpoint, "save_tensors", 9, lambda *args: None),
-    "table": (run_folder, "append_rows", 7, half_a_row),
-    "metadata": (run_folder, "write_atomically", 9, lambda *args: None),
-    "weights": (run_folder, "save_weights", 2, lambda *args: None),
+    "table": (recorder, "append_rows", 7, half_a_row),
+    "metadata": (recorder, "write_atomically", 9, lambda *args: None),
+    "weights": (recorder, "save_weights", 2, lambda *args: None),
 }
 
 

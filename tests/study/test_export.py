@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import write_text
 
-from nanostudy.atomic import load_tensors, sole_owner
+from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
 from nanostudy.experiment import Experiment
 from nanostudy.interop.nanogpt_config import dataset_name
@@ -21,6 +21,7 @@ from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Row, Store
+from nanostudy.training.tensors import load_tensors
 
 STUDY = """
 settings: {{corpus: '{text}', n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, batch_size: 4, max_iters: 4, warmup_iters: 1,

@@ -23,7 +23,6 @@ import safetensors.torch
 import torch
 
 from nanostudy import api
-from nanostudy.atomic import load_tensors
 from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
@@ -31,6 +30,7 @@ from nanostudy.experiment import Experiment
 from nanostudy.resources import Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged
+from nanostudy.training.tensors import load_tensors
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 

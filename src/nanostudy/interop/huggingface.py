@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nanostudy.atomic import appearing, replace_atomically, write_atomically
+from nanostudy.atomic import appearing, write_atomically
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
 from nanostudy.model.sample import SamplingParams
 from nanostudy.text import counted, plain, table
+from nanostudy.training.tensors import write_safetensors
 from nanostudy.training.weights import Weights
 from nanostudy.version import VERSION
 
@@ -36,7 +36,7 @@ def write_huggingface(weights: Weights, which: str, metadata: dict[str, Any], ou
             write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
         write_atomically(folder / "README.md", model_card(weights, which, metadata, out.resolve().name))
         tensors = gpt2_tensors(weights.params, weights.shape)
-        replace_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 # --- the model

@@ -21,7 +21,8 @@ from torch import Tensor
 from nanostudy.atomic import replace_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.experiment import Experiment
-from nanostudy.model.gpt import GPTConfig, Parameter, named_views, parameter_table
+from nanostudy.model.config import GPTConfig, Parameter, parameter_table
+from nanostudy.model.gpt import named_views
 from nanostudy.model.optim import EPSILON, learning_rate
 
 NOT_EVALUATED = 1e9  # nanoGPT's best_val_loss before its first evaluation

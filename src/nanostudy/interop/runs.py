@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import appearing, check_free, load_tensors, write_atomically
+from nanostudy.atomic import appearing, check_free, write_atomically
 from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import META, Table, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
@@ -32,8 +32,10 @@ from nanostudy.resources import RESOURCE_NAMES, Resources
 from nanostudy.settings import IMPORTED
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
-from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata, settings_yaml
 from nanostudy.training.stack import Slot, Stack
+from nanostudy.training.tensors import load_tensors
 from nanostudy.training.weights import Weights, load_weights, save_weights
 
 CKPT, RESUME = "ckpt.pt", "resume.py"

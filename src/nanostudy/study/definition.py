@@ -169,6 +169,15 @@ def study_text(name: str) -> str:
     return (resources.files("nanostudy.study") / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def definitions(path: Path) -> list[Study]:
+    """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
+    file = path / DEFINITION
+    try:
+        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
+
+
 def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
     """A shipped study by name, or a YAML file by path, with the command line's key=value texts. Raises UsageError."""
     if source in study_names():

@@ -29,7 +29,8 @@ from nanostudy.study.workers import Backend
 from nanostudy.text import duration
 from nanostudy.tracking import Tracking
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
-from nanostudy.training.run_folder import CHECKPOINT, Recorder
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import CHECKPOINT
 
 DEATHS = 3  # of its worker without progress in between, after which a stack is taken apart
 

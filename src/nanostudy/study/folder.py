@@ -21,7 +21,8 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import count_parameters
 from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, parse_studies, study_yaml
+from nanostudy.study.definition import Study, study_yaml
+from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, asked, changed_settings, extend
 from nanostudy.study.lease import Owner, owner
 from nanostudy.study.listing import as_csv, records
@@ -33,15 +34,6 @@ from nanostudy.training.weights import Weights, fitted, load_weights
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments a commit
-
-
-def definitions(path: Path) -> list[Study]:
-    """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
-    file = path / DEFINITION
-    try:
-        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
-    except (OSError, UnicodeDecodeError) as problem:
-        raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
 
 
 def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:

@@ -10,7 +10,7 @@ from typing import Protocol
 from nanostudy.study.plan import makespan
 from nanostudy.study.store import Row, StackRow
 from nanostudy.training.machine import Machine
-from nanostudy.training.run_folder import Recorder
+from nanostudy.training.recorder import Recorder
 
 
 @dataclass
