@@ -20,18 +20,17 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.experiment import Experiment, names_of
 from nanostudy.interop import runs
 from nanostudy.interop.runs import Conversion
 from nanostudy.model.gpt import GPTConfig
 from nanostudy.model.gpt import count_parameters as count
 from nanostudy.model.ranks import Ranks, joined
-from nanostudy.model.sample import SamplingParams, generate
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, preset_names, read_settings
+from nanostudy.model.sample import generate
+from nanostudy.settings import Experiment, Resources, SamplingParams, check_value, names_of
+from nanostudy.settings_files import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.text import duration
-from nanostudy.tracking import check_track, tracking
+from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Stopped
@@ -208,7 +207,8 @@ def train(
     resources = resources or Resources()
     with joined() as ranks, contextlib.ExitStack() as stack:
         ranks.share(experiment.sequences_per_update)
-        tracker = ranks.of_first(lambda: check_track(track))
+        tracker = check_value("track", track)
+        ranks.of_first(lambda: check_installed(tracker))
         machine = resolve(resources, ranks)
         initial, row = ranks.of_first(lambda: _first_weights(experiment, folder))
         corpus = _fitting_corpus(experiment, initial)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from nanostudy.data.nanogpt_dataset import is_dataset
 from nanostudy.errors import UsageError
-from nanostudy.experiment import Experiment, check_names
 from nanostudy.interop.literals import Code, Value, read_assignments
-from nanostudy.settings import SETTINGS
+from nanostudy.settings import IN_FILES, Experiment, check_names
 
 # Settings of the same name and meaning, with train.py's defaults.
 SHARED: dict[str, Value] = {
@@ -86,10 +85,10 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
     Raises UsageError at code, at a setting whose value is code, and at a dataset that does not exist.
     """
     requested = {name: _typed(name, text) for name, text in (overrides or {}).items()}
-    check_names(requested, (*SETTINGS, *DEFAULTS))
+    check_names(requested, (*IN_FILES, *DEFAULTS))
     given = {**read_assignments(path, DEFAULTS), **requested}
     for name, value in given.items():
-        if isinstance(value, Code) and (name in SETTINGS or name in TRANSLATED):
+        if isinstance(value, Code) and (name in IN_FILES or name in TRANSLATED):
             raise UsageError(
                 f"{path}, line {value.line}: {name} = {value.text:.60} is code. A configuration is read and never "
                 f"executed: write the value itself, or give it as {name}=VALUE in the command."
@@ -129,7 +128,7 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
             settings.setdefault("track", "wandb")
         elif name in NO_COUNTERPART:
             unused.append(Unused(name, text, NO_COUNTERPART[name][1]))
-        elif name not in SETTINGS and name not in TRANSLATED:
+        elif name not in IN_FILES and name not in TRANSLATED:
             unused.append(Unused(name, text, "it is no setting of nanoGPT's or nanostudy's"))
         elif name not in TRANSLATED or name == "device":
             settings[name] = value
