@@ -1,6 +1,8 @@
 """What several test files share: a small text, one thread of fp32 on the CPU, and trainings of a few small experiments."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,21 @@ def write_text(path: Path, characters: int = 1500) -> Path:
     draw = np.random.default_rng(7)
     path.write_bytes(" ".join(draw.choice(WORDS, characters))[:characters].encode())
     return path
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Drawing takes longer than a small training: here a training leaves a report.md that says so, and draws nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = "nanostudy.reporting.training_report.write_report"
+        patch.setattr(place, lambda folder: (folder / "report.md").write_text("left out"))
+        yield
+
+
+@pytest.fixture
+def no_report() -> Iterator[None]:
+    with without_report():
+        yield
 
 
 @pytest.fixture(autouse=True)
