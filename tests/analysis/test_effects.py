@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
-from synthetic import synthetic
+from synthetic import synthetic, with_losses
 
 from nanostudy.analysis.design import design_of
 from nanostudy.analysis.effects import cell_means, effects
@@ -21,13 +21,6 @@ from nanostudy.errors import UsageError
 # Stand-ins, two levels each, declared in this order in Experiment
 LAYERS, HEADS, WIDTH, DROPOUT = "n_layer", "n_head", "n_embd", "dropout"
 TWO = {LAYERS: [2, 4], HEADS: [1, 2], WIDTH: [64, 128], DROPOUT: [0.0, 0.2]}
-
-
-def with_losses(results, losses):
-    """The same experiments with these validation losses, in order."""
-    table = results.experiments.copy()
-    table["val_loss"] = np.asarray(losses, dtype=float)
-    return type(results)(results.title, table)
 
 
 def lookup(factors, values):
@@ -320,7 +313,7 @@ def test_nested_grid_compares_within_its_parts_alone():
 def test_factor_with_one_finished_level_is_named():
     found = effects(synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, seeds=(1, 2), waiting=(5, 6, 7, 8)))
     assert set(found.table["term"]) == {DROPOUT}
-    assert any("n_layer cannot be judged: of its values only 2" in told for told in found.missing)
+    assert any("n_layer cannot be judged: its only value with results is 2" in told for told in found.missing)
 
 
 def test_half_fraction_names_what_is_confounded():
@@ -412,10 +405,10 @@ def test_other_sources_are_blocks():
 @pytest.mark.parametrize(
     ("on_the_gpu", "told"),
     [
-        (lambda row: row["n_layer"] == 2, r"n_layer only together with them: what the device does cannot be told"),
+        (lambda row: row["n_layer"] == 2, r"n_layer varies only with the device: their effects cannot be separated"),
         (
             lambda row: row["n_layer"] == 2 and row["seed"] == 1,
-            r"on which n_layer was spread unevenly: a part of that effect may be",
+            r"n_layer was spread unevenly over them: part of that effect may be",
         ),
         (lambda row: row["seed"] == 1, r"every setting was tried equally often on each"),
         (lambda row: False, None),
