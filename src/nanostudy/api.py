@@ -155,17 +155,17 @@ def _listening(
     if not first:
         yield lambda event: None
         return
-    with contextlib.ExitStack() as stack:
-        view = stack.enter_context(TrainingView(recorder)) if listen is None else None
-        tracked = stack.enter_context(tracking(track, view.say if view else lambda text: print(text, file=sys.stderr)))
+    with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
+        say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
+        with tracking(track, say) as tracked:
 
-        def hear(event: Event) -> None:
-            recorder.record(event)
-            (view or listen)(event)  # type: ignore[misc]
-            if tracked:
-                tracked.hear(event, recorder)
+            def hear(event: Event) -> None:
+                recorder.record(event)
+                view(event)
+                if tracked:
+                    tracked.hear(event, recorder)
 
-        yield hear
+            yield hear
 
 
 # --- studies

@@ -430,7 +430,7 @@ def test_studies_are_listed(study, form):
         (["run", "mine.yaml", "--only", "dropout"], "setting=value"),
         (["run", "mine.yaml", "--workers", "0"], "workers=0"),
         (["run", "mine.yaml", "--workers", "many"], "--workers"),
-        (["run", "mine.yaml", "--threads", "0"], "--threads"),
+        (["run", "mine.yaml", "--threads", "0"], "threads=0"),
         (["run", "mine.yaml", "--executor", "nonsense"], "workers, inline or ray"),
         (["run", "mine.yaml", "--executor", "inline", "--workers", "2"], "one worker"),
         (["run", "mine.yaml", "--device", "nonsense"], "device='nonsense' is not known"),
@@ -602,7 +602,7 @@ def test_listings_are_aligned():
 
 def test_help_status_and_list_do_not_load_torch(done):
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
