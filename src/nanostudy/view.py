@@ -83,8 +83,10 @@ class View:
 
     @property
     def room(self) -> tuple[int, int]:
-        """Characters of a line, and lines that can be rewritten."""
-        return (WIDE_CELL, MOST_WORKERS) if self.cell else (self.console.width, self.console.height - 2)
+        """Characters of a line, and lines that can be rewritten; none where there is no terminal."""
+        if self.cell:
+            return WIDE_CELL, MOST_WORKERS
+        return self.console.width, self.console.height - 2 if self.live.is_started else 0
 
     def draw(self, share: float, summary: str, lines: Sequence[str] = (), plain: str = "") -> None:
         """Rewrites the lines, and below them the bar with its summary."""
@@ -173,7 +175,8 @@ class StudyView(View):
         width, most = self.room
         summary = _overall(snapshot, len(self.chosen), 10**6 if self.cell else width - BAR - 2)
         plain = "" if snapshot.seconds_left is None else _overall(snapshot, len(self.chosen))
-        self.draw(snapshot.share, summary, _worker_lines(snapshot.workers, self.iters, width, most), plain)
+        lines = _worker_lines(snapshot.workers, self.iters, width, most) if most else ()
+        self.draw(snapshot.share, summary, lines, plain)
 
 
 def _worker_lines(workers: Mapping[int, Assignment], iters: Mapping[str, int], width: int, most: int) -> list[str]:

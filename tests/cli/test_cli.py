@@ -322,7 +322,7 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.pieces.cache_clear()
+        kernels.ops.cache_clear()
         kernels.native.cache_clear()
 
     monkeypatch.setattr(kernels, "compiler", lambda: None)
