@@ -203,7 +203,7 @@ def train(
     NanostudyError (Interrupted, with everything saved, on Ctrl-C).
 
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
-    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ToldElsewhere.
+    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ReportedElsewhere.
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
