@@ -1,24 +1,16 @@
-"""Files that are whole or not there: atomic writes, checked tensors, one process a folder."""
+"""Files that are whole or not there, one process per folder, and where this user's cache lies."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-
-from nanostudy import version
 from nanostudy.errors import NanostudyError, UsageError
 
 
@@ -45,7 +37,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
         if before and path.exists():
             _move(path, before)
         _move(temporary, path)
-    except (OSError, SafetensorError) as problem:
+    except OSError as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise NanostudyError(explain_writing(path, problem)) from problem
@@ -137,50 +129,6 @@ def explain_writing(path: Path, problem: Exception) -> str:
     if full:
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
     return f"{path} could not be written: {problem}. What was there before is unchanged."
-
-
-def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
-) -> None:
-    """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**metadata, "format_version": version.FORMAT}
-    header["sha256"] = _checksum(whole, header)
-    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}), before)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata, on the CPU. Raises NanostudyError where the file is cut, altered, or of another version."""
-    if not path.is_file():
-        raise NanostudyError(f"There is no file {path}.")
-    try:
-        data = path.read_bytes()  # not mapped: what is mapped cannot be replaced on Windows
-        tensors = load(data)
-        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        header = json.loads(described.get("nanostudy", "null"))
-    except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem}.") from problem
-    except (SafetensorError, ValueError) as problem:
-        raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
-    if not isinstance(header, dict):
-        raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
-    if header.get("format_version") != version.FORMAT:
-        raise NanostudyError(
-            f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "
-            "Use the version of nanostudy that wrote it (run.json names it)."
-        )
-    if header.pop("sha256", None) != _checksum(tensors, header):
-        raise NanostudyError(f"{path} is damaged: its contents do not match their checksum.")
-    return tensors, header
-
-
-def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

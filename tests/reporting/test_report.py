@@ -16,7 +16,8 @@ from nanostudy.errors import NanostudyError
 from nanostudy.reporting import training_curve as figures
 from nanostudy.reporting.training_report import write_report
 from nanostudy.text import duration
-from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, Recorder
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
 from nanostudy.training.train import train
 
 # --- a curve's observations
