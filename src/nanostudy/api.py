@@ -103,7 +103,7 @@ def train(
     several at once. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
 
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
-    rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ToldElsewhere.
+    rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ReportedElsewhere.
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     with joined() as ranks, contextlib.ExitStack() as stack:
