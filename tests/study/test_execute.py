@@ -58,7 +58,7 @@ GRID = {"block_size": [8, 16], "max_iters": [12, 20]}  # two stacks of four: in 
 def write_study(folder: Path, grid=GRID, seeds=(1, 2), **changes) -> Path:
     """A study file and its text, made in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt")), **changes.pop("settings", {})}
+    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt", 600)), **changes.pop("settings", {})}
     study = {"settings": settings, "grid": grid, "seeds": list(seeds), "prompts": ["the ", None], "sample_tokens": 12}
     path = folder / "study of tests.yaml"
     path.write_text(yaml.safe_dump({**study, **changes}), encoding="utf-8")
