@@ -69,13 +69,16 @@ def machines():
 
 @pytest.fixture
 def nodes(machines):
-    """nodes(n): n nodes of one core each, and no others. This process is connected to the head: it outlives them."""
+    """nodes(n) adds n nodes of one core each to a cluster without any. This process is connected to the head, which outlives them."""
     import ray
 
     ray.init(machines.address, log_to_driver=False)  # while there is no other node to be connected to
 
-    def nodes(count: int, **how) -> list:
-        return [machines.add_node(num_cpus=1, memory=2**30, **how) for _ in range(count)]
+    def nodes(count: int, wait: bool = True, **how) -> None:
+        for _ in range(count):
+            machines.add_node(wait=False, num_cpus=1, memory=2**30, **how)
+        if wait:
+            machines.wait_for_nodes()
 
     yield nodes
     for node in list(machines.worker_nodes):
@@ -135,10 +138,12 @@ def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machin
     shared, started, heard = [], [], Heard()
     start = Cluster.start
 
-    def kill(id: str, gracefully: bool) -> None:
+    def kill(id: str, gracefully: bool, **joining) -> None:
         (node,) = (node for node in machines.worker_nodes if node.node_id == id)
         machines.remove_node(node, allow_graceful=gracefully)
-        nodes(1)
+        nodes(1, wait=False)
+        if joining:
+            nodes(1, wait=False, **joining)
 
     def unused() -> list[str]:
         return [text for text in heard.said if text.startswith("not used")]
@@ -151,9 +156,8 @@ def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machin
     monkeypatch.setattr(Cluster, "start", lambda *a: started.append(a[2]) or start(*a))
     monkeypatch.setattr(backend, "LOOK", 0.2)
     acts = (
-        lambda id: kill(id, gracefully=False),
+        lambda id: kill(id, gracefully=False, env_vars=environment),
         lambda id: kill(id, gracefully=True),
-        lambda id: nodes(1, env_vars=environment),
     )
     left = meddle(monkeypatch, *acts, meanwhile=lambda: wait())
     run(source, tmp_path / "out", machines.address, heard)
@@ -233,7 +237,7 @@ def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
     """The one of this machine alone, which is started where no address is given."""
     pytest.importorskip("ray", reason="ray is not installed")
     argv = [*COMMAND, "study", "run", str(source), "--out", str(tmp_path / "out"), "--executor", "ray"]
-    argv += ["--device", "cpu", "--workers", "1"]
+    argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--workers", "1"]
     mark = f"NANOSTUDY_TEST={tmp_path}"
     env = {**os.environ, "PYTHONPATH": SOURCES, "NANOSTUDY_TEST": str(tmp_path)}
     process = subprocess.Popen(
