@@ -23,7 +23,7 @@ from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, st
 from nanostudy import studies, view
 from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study import database
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study

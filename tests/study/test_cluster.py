@@ -374,7 +374,7 @@ def test_a_machine_is_told_of_as_it_was_where_it_is():
 
 @pytest.fixture
 def task(source, tmp_path, corpus) -> TrainStack:
-    from nanostudy.experiment import Experiment
+    from nanostudy.settings import Experiment
 
     settings = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 4, "max_iters": 30}
     experiment = Experiment(**settings, eval_interval=30)

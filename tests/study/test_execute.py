@@ -28,7 +28,7 @@ from nanostudy import atomic as files
 from nanostudy import studies
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study import database, plan, retry, workers
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples

@@ -13,10 +13,9 @@ from conftest import write_text
 
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import Experiment
-from nanostudy.interop.recipe import dataset
+from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.gpt import GPTConfig, count_parameters
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
@@ -325,7 +324,7 @@ def test_every_assignment_is_the_experiments(experiment):
     ours = {
         **experiment.as_dict(),
         "out_dir": f"nanoGPT_results_all/{experiment.name}",
-        "dataset": dataset(experiment),
+        "dataset": dataset_name(experiment),
         "always_save_checkpoint": True,
         "compile": False,
     }
@@ -365,7 +364,7 @@ def test_what_nanogpt_does_otherwise_is_said():
     ],
 )
 def test_datasets_are_folders_names(corpus, tokenizer, name):
-    assert dataset(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
+    assert dataset_name(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
 
 
 def test_no_path_looks_like_a_setting(study, tmp_path):

@@ -12,7 +12,7 @@ from conftest import write_text
 
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study

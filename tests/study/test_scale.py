@@ -16,7 +16,7 @@ from conftest import cpu, write_text
 
 from nanostudy.errors import Interrupted
 from nanostudy.model.gpt import count_parameters
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.execute import Execution

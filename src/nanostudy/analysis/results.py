@@ -24,8 +24,8 @@ from nanostudy.analysis.frames import (
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment, from_settings
 from nanostudy.model.config import GPTConfig, flops_per_token
+from nanostudy.settings import Experiment, from_settings
 from nanostudy.study.definition import (
     Study,
     definitions,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
 from nanostudy.study.grid import Entry

@@ -16,7 +16,7 @@ from nanostudy import version
 from nanostudy.atomic import explain_writing, write_atomically
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS, names_of
+from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.folder import DEFINITION, StudyFolder, Texts, adopt, definitions, entries_of, open_study
 from nanostudy.study.grid import Entry, extend

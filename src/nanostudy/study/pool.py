@@ -10,7 +10,7 @@ import torch
 
 from nanostudy.device import available_cores, available_memory
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.folder import Texts
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
 from nanostudy.study.tasks import Broken, Done, Measure, Measured

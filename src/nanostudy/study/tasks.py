@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources, SamplingParams
 from nanostudy.training.events import Event
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> 
     """None where it was stopped."""
     import torch
 
-    from nanostudy.model.sample import SamplingParams, generate
+    from nanostudy.model.sample import generate
 
     first = task.weights[0]
     params_MP = torch.cat([weights.params for weights in task.weights]).to(machine.device)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Done, Report, Task, perform
 from nanostudy.training.events import Saving
 

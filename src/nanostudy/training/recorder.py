@@ -13,8 +13,8 @@ from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import Experiment
 from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.settings import Experiment
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.run_folder import (

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Report, Task, TrainStack, perform
 from nanostudy.training.events import Saving, Stopped
 

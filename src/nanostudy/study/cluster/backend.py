@@ -23,7 +23,7 @@ from typing import Any
 from nanostudy.data.corpus import Corpus
 from nanostudy.device import available_cores
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.cluster.actor import TOKEN, Kept, Message, Part, Wanted, WorkerActor, parts
 from nanostudy.study.cluster.checkpoints import CheckpointStore
 from nanostudy.study.cluster.nodes import LOOK, Nodes, Roster, first_line, share_out

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import PRECISIONS, Resources
+from nanostudy.settings import PRECISIONS, Resources
 from nanostudy.study.plan import Capacity
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY
 from nanostudy.text import counted
@@ -278,7 +278,7 @@ def inspector() -> Callable[
         if versions != expected:
             return versions, None
         from nanostudy.errors import NanostudyError
-        from nanostudy.resources import Resources
+        from nanostudy.settings import Resources
         from nanostudy.study.cluster.nodes import node_info
 
         try:
