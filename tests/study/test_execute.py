@@ -510,7 +510,7 @@ def dying(at: int, reached: bool):
     return die_at
 
 
-TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 2}}
+TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 3}}
 
 
 @pytest.mark.parametrize(("reached", "keep"), [(True, "best 1"), (False, "all")], ids=["after", "before"])
