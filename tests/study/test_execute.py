@@ -58,7 +58,7 @@ GRID = {"block_size": [8, 16], "max_iters": [12, 20]}  # two stacks of four: in 
 def write_study(folder: Path, grid=GRID, seeds=(1, 2), **changes) -> Path:
     """A study file and its text, made in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt")), **changes.pop("settings", {})}
+    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt", 600)), **changes.pop("settings", {})}
     study = {"settings": settings, "grid": grid, "seeds": list(seeds), "prompts": ["the ", None], "sample_tokens": 12}
     path = folder / "study of tests.yaml"
     path.write_text(yaml.safe_dump({**study, **changes}), encoding="utf-8")
@@ -508,7 +508,7 @@ def dying(at: int, reached: bool):
     return die_at
 
 
-TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 2}}
+TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 3}}
 
 
 @pytest.mark.parametrize(("reached", "keep"), [(True, "best 1"), (False, "all")], ids=["after", "before"])
