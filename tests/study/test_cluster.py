@@ -197,7 +197,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
     assert done
     assert len(done) < len(SHAPES)
     before = {name: checksum for name, checksum in contents(out).items() if Path(name).parts[0] in done}
-    studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard())
+    api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard())
     assert_same_study(out, reference)
     after = contents(out)
     changed = {name for name, checksum in before.items() if after[name] != checksum}

@@ -161,7 +161,7 @@ def reference(source) -> Path:
     out = source.parent / "reference"
     with pytest.MonkeyPatch.context() as patch, Watch(out) as watch:
         patch.setitem(plan.WIDEST, "cpu", 2)
-        studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     assert watch.looks > 10
     return out
 
@@ -344,7 +344,7 @@ def refused_beside(source: Path, out: Path) -> None:
     """A second process cannot use the folder, and changes nothing there."""
     definition = (out / "study.yaml").read_bytes()
     with pytest.raises(NanostudyError, match=f"Another process is working in {out}"):
-        studies.run_study(source, out, workers=1, resources=RESOURCES, listener=Heard())
+        api.run_study(source, out, workers=1, resources=RESOURCES, listener=Heard())
     assert (out / "study.yaml").read_bytes() == definition
 
 
