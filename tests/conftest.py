@@ -102,7 +102,7 @@ def native():
     def native(dtype: torch.dtype) -> Ops:
         if compiler() is None:
             pytest.skip("no C++ compiler is on the PATH")
-        return kernels.native(dtype)
+        return kernels.cpu.native_ops(dtype)
 
     return native
 

@@ -322,10 +322,10 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.pieces.cache_clear()
-        kernels.native.cache_clear()
+        kernels.gpu.traced_ops.cache_clear()
+        kernels.cpu.native_ops.cache_clear()
 
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()
     yield
     forget()
@@ -886,7 +886,7 @@ def test_help_is_quick_and_does_not_load_torch(here):
     for command in ("train", "sample", "report", "presets", "settings", "doctor", "corpus"):
         assert re.search(rf"^ +{command} ", told.out, re.MULTILINE)
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "print('LOADED', [name for name in ('torch', 'numpy', 'altair', 'yaml') if name in sys.modules])"
