@@ -119,12 +119,12 @@ class TrainingView:
             )
         elif isinstance(event, Finished):
             self.progress.stop()
-            if event.diverged:
-                say(f"diverged: {event.diverged}", style="bold red")
+            result = event.result
+            if result.reason:
+                say(f"diverged: {result.reason}", style="bold red")
             else:
-                say(
-                    f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"
-                )
+                took = duration(result.seconds)
+                say(f"trained {result.updates:,} updates in {took}; best at update {result.best_step:,}")
 
     def draw(self) -> None:
         """The bar, in a notebook."""

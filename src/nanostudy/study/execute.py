@@ -264,30 +264,22 @@ class Execution:
 
     def finished(self, assignment: Assignment, event: Finished) -> None:
         name = event.name
-        self.store.finished(
-            name,
-            updates=event.updates,
-            skipped=event.skipped,
-            tokens=event.tokens,
-            seconds=event.seconds,
-            diverged=event.diverged,
-            best_step=event.best_step,
-            context_losses=event.context_losses,
-        )
+        result = event.result
+        self.store.finished(result)
         self.commit()
         assert assignment.stack
         self.stack_flops[assignment.stack.id] = self.left(assignment.stack) - self.flops[name]
-        self.becomes(name, "diverged" if event.diverged else "finished")
+        self.becomes(name, result.status)
         for told in (assignment.steps, assignment.rates, assignment.recorders):
             told.pop(name, None)
         done = len(self.chosen) - sum(self.counts[status] for status in UNDONE)
         count = f"[{done}/{len(self.chosen)}]"
-        if event.diverged:
-            self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
+        if result.reason:
+            self.listener.say(f"{count} {name} diverged: {result.reason}", "red")
         else:
             row = self.patiently(lambda: self.store.row(name))
             self.best = self.patiently(lambda: self.store.best(1))[0]
-            took = duration(event.seconds)
+            took = duration(result.seconds)
             self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
 
     def conclude(self, stack: StackRow) -> None:

@@ -215,28 +215,16 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
 
 def adopt(folder: StudyFolder, name: str) -> bool:
     """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
-    metadata = run_folder.read_metadata(folder.run(name))
-    if metadata is None or metadata["status"] == "unfinished":
+    result, store = run_folder.read_result(folder.run(name)), folder.store
+    if result is None or not result.status.has_result:
         return False
-    row, store = folder.store.row(name), folder.store
-    if metadata["identity"] != row.identity:
+    if result.identity != store.row(name).identity:
         raise NanostudyError(
             f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
         )
-    sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
-    machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
-    store.started(name, 0, -1, sitting["members"], None, machine)
+    store.started(name, 0, -1, result.members or 1, None, result.machine)
     adopt_evaluations(folder, name)
-    store.finished(
-        name,
-        updates=metadata["updates"],
-        skipped=metadata["skipped_updates"],
-        tokens=metadata["tokens"],
-        seconds=metadata["seconds"],
-        diverged=metadata["diverged"],
-        best_step=metadata["best"]["step"] if metadata["best"] else -1,
-        context_losses={int(context): loss for context, loss in metadata["context_losses"].items()},
-    )
+    store.finished(replace(result, name=name))
     if (folder.run(name) / "sample.txt").is_file():
         store.sampled([name])
     store.commit()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nanostudy.result import Result
+
 
 @dataclass(frozen=True)
 class Event:
@@ -70,13 +72,7 @@ class Stopped(Event):
 class Finished(Event):
     """The experiment left its slot: all updates done, or diverged. Weights are fp32 (1, P), on the CPU."""
 
-    updates: int
-    skipped: int  # batches whose gradient overflowed in fp16
-    tokens: int
-    seconds: float
-    diverged: str | None  # the reason
-    best_step: int
-    context_losses: dict[int, float]  # validation loss of the last weights at fixed contexts
+    result: Result
     last_weights: Tensor
     best_weights: Tensor
     moments: Tensor | None = None  # AdamW's averages of gradients and of their squares, fp32 (2, P); where asked for
