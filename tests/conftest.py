@@ -11,11 +11,10 @@ from nanostudy.atomic import cache_folder
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.data.texts import locate_shakespeare
 from nanostudy.device import compiler
-from nanostudy.experiment import Experiment
 from nanostudy.model import kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
 

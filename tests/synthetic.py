@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import EVALUATIONS, TRAINING, Results, experiments_frame
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.settings import Experiment
 
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854

@@ -15,29 +15,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import sole_owner, write_atomically
+from nanostudy.atomic import sole_owner
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.experiment import Experiment, names_of
 from nanostudy.interop import runs
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.recipe import dataset
 from nanostudy.model.gpt import GPTConfig
 from nanostudy.model.gpt import count_parameters as count
 from nanostudy.model.ranks import Ranks, joined
-from nanostudy.model.sample import SamplingParams, generate
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, preset_names, read_settings
+from nanostudy.model.sample import generate
+from nanostudy.settings import Experiment, Resources, SamplingParams, check_value, names_of
+from nanostudy.settings_files import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.text import duration
-from nanostudy.tracking import check_track, tracking
+from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Stopped
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
+from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.train import Job
 from nanostudy.training.train import train as train_stack
 from nanostudy.training.weights import Weights, fitted, load_weights
@@ -209,7 +209,8 @@ def train(
     resources = resources or Resources()
     with joined() as ranks, contextlib.ExitStack() as stack:
         ranks.share(experiment.sequences_per_update)
-        tracker = ranks.of_first(lambda: check_track(track))
+        tracker = check_value("track", track)
+        ranks.of_first(lambda: check_installed(tracker))
         machine = resolve(resources, ranks)
         initial, row = ranks.of_first(lambda: _first_weights(experiment, folder))
         corpus = _fitting_corpus(experiment, initial)
@@ -314,8 +315,10 @@ def complete(folder: Path, machine: Machine) -> Run:
     run = _loaded(folder, "best", machine)
     e = run.experiment
     if not (folder / "sample.txt").exists():
-        sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
-        write_atomically(folder / "sample.txt", sample + "\n")
+        how = SamplingParams()
+        text = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
+        sample = Sample(e.sample_prompt, text, e.sample_tokens, e.seed, how.temperature, how.top_k, how.top_p)
+        write_samples(folder, [sample], headings=False)
     if not (folder / "report.md").exists():
         write_report(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)

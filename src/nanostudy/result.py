@@ -10,8 +10,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from nanostudy.experiment import Experiment, from_settings
 from nanostudy.measures import MEASURES, final
+from nanostudy.settings import Experiment, from_settings
 
 
 class Status(StrEnum):

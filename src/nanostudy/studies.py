@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.result import Result, Status
+from nanostudy.settings import Resources, check_value
 from nanostudy.signals import stop_requests
-from nanostudy.study.calibrate import calibrate
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, definitions, design, open_study
@@ -18,11 +18,11 @@ from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
-from nanostudy.study.pool import Pool, make_pool, stack_memory
+from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.progress import Listener
 from nanostudy.study.simulate import Prediction, Speed, predict
-from nanostudy.study.store import FILE, UNDONE, Row, Store
-from nanostudy.tracking import check_track, tracking
+from nanostudy.study.store import FILE, Store
+from nanostudy.tracking import check_installed, tracking
 from nanostudy.training.machine import resolve
 from nanostudy.view import StudyView
 
@@ -77,14 +77,15 @@ def run_study(
     track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
-) -> list[Row]:
+) -> list[Result]:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
     `only` choose experiments; `track` is tensorboard, wandb or mlflow; `address` is of the cluster for executor="ray", and
     `checkpoints` one that its nodes share. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
-    track = check_track(track)
+    track = check_value("track", track)
+    check_installed(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
     pool = make_pool(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     with contextlib.closing(pool.backend), open_study(asked.path, asked) as folder:
@@ -103,9 +104,10 @@ def retry_study(
     track: str | None = None,
     save_every: float = 60.0,
     listener: Listener | None = None,
-) -> list[Row]:
+) -> list[Result]:
     """Runs the failed experiments of a study's folder again, or those of them that are named."""
-    track = check_track(track)
+    track = check_value("track", track)
+    check_installed(track)
     with open_study(Path(path)) as folder:
         for name in names:
             folder.store.row(name)  # raises at an unknown one
@@ -126,14 +128,14 @@ def _execute(
     save_every: float,
     listener: Listener | None,
     track: str | None,
-) -> list[Row]:
+) -> list[Result]:
     backend, capacity, each = pool.backend, pool.capacity, pool.each
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, capacity, each, pool.notes))
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, pool.asked, listener, stop, save_every, tracked).run()
+            Execution(folder, chosen, backend, capacity, pool.requested, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()
@@ -161,7 +163,7 @@ def plan_study(
     machines = None if plan_for is None else parse_machines(plan_for)
     asked, chosen = _drafted(source, out, settings, parts, only)
     status = _status(asked.path)
-    undone = [entry for entry in chosen if status.get(entry.name, "waiting") in UNDONE]
+    undone = [entry for entry in chosen if status.get(entry.name, Status.WAITING).is_undone]
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
     if machines:
         plain = replace(resources or Resources(), precision="auto", compile="auto")
@@ -226,7 +228,7 @@ def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
     return merge([Path(source) for source in sources], Path(into))
 
 
-def _status(path: Path) -> dict[str, str]:
+def _status(path: Path) -> dict[str, Status]:
     if not (path / FILE).is_file():
         return {}
     with Store.read(path / FILE) as store:

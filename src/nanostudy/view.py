@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.notebook import Cell, in_notebook
-from nanostudy.resources import Resources
+from nanostudy.result import Status
+from nanostudy.settings import Experiment, Resources
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity
@@ -246,9 +246,13 @@ def _shortened(text: str, width: int) -> str:
 def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
     """On one line of this width: what gives way is the name of the best."""
     counts = snapshot.counts
-    done = counts.get("finished", 0) + counts.get("diverged", 0) + counts.get("failed", 0)
+    done = sum(count for status, count in counts.items() if not status.is_undone)
     texts = [f"{done}/{total} done"]
-    texts += [f"{counts[status]} {status}" for status in ("running", "diverged", "failed") if counts.get(status)]
+    texts += [
+        f"{counts[status]} {status}"
+        for status in (Status.RUNNING, Status.DIVERGED, Status.FAILED)
+        if counts.get(status)
+    ]
     if snapshot.seconds_left:
         texts.append(f"about {duration(snapshot.seconds_left)} left")
     if snapshot.best:

@@ -31,8 +31,8 @@ from conftest import cache_in
 from nanostudy import api
 from nanostudy.atomic import sole_owner
 from nanostudy.cli import main as cli
-from nanostudy.experiment import FIELDS
 from nanostudy.model import kernels
+from nanostudy.settings import FIELDS
 from nanostudy.training import machine
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")

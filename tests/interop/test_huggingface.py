@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 import nanostudy
 from nanostudy.cli import main as cli
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.experiment import Experiment
 from nanostudy.interop import huggingface
 from nanostudy.model.gpt import forward, named_views
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training.tensors import load_tensors, save_tensors
 from nanostudy.training.weights import load_weights
 

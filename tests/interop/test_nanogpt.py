@@ -16,11 +16,10 @@ import nanostudy
 from nanostudy.cli import main as cli
 from nanostudy.data.nanogpt_dataset import Table, read_meta
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.interop.nanogpt import read_checkpoint
 from nanostudy.model.gpt import forward, named_views
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, read_settings
+from nanostudy.settings import Experiment, Resources
+from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.training.run_folder import read_metadata, read_rows
 from nanostudy.training.weights import load_weights
 

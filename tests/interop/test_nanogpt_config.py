@@ -11,7 +11,7 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.interop.literals import Code, read_assignments
 from nanostudy.interop.nanogpt_config import DEFAULTS, NO_COUNTERPART, SHARED, TRANSLATED, find_corpus, read_config
-from nanostudy.settings import experiment_and_resources
+from nanostudy.settings_files import experiment_and_resources
 from nanostudy.training.run_folder import read_metadata
 
 # What nanoGPT's train.py (3adf61e) sets before it runs a configuration; its dtype is bfloat16 where the GPU has it.

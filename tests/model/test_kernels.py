@@ -25,7 +25,7 @@ from nanostudy.model import kernels
 from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
 from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.training.events import Evaluated, Logged
 from nanostudy.training.machine import resolve
 from nanostudy.training.train import train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import sys
 import time
@@ -16,7 +17,8 @@ from conftest import cpu, write_text
 
 from nanostudy.errors import Interrupted
 from nanostudy.model.gpt import count_parameters
-from nanostudy.resources import Resources
+from nanostudy.result import Result, Status
+from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.execute import Execution
@@ -26,6 +28,7 @@ from nanostudy.study.progress import Assignment, seconds_left
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Done, Prepared, Report, Sampled, Task, TrainStack
 from nanostudy.training.events import Evaluated, Finished, Started
+from nanostudy.training.samples import Sample
 
 ENOUGH = 24  # experiments that finish while operations are counted
 
@@ -101,11 +104,14 @@ class Instant:
             for job in task.jobs:
                 yield Started(job.name, 0, -1, task.width)
                 yield Evaluated(job.name, 4, 64, 1.0, 2.0, 3.0)
-                yield Finished(job.name, 4, 0, 64, 1.0, None, 4, {}, weights, weights)
+                measures = {"updates": 4, "tokens": 64, "seconds": 1.0, "best_step": 4}
+                settings = json.dumps(job.experiment.as_dict())
+                result = Result(job.name, job.identity, settings, Status.FINISHED, measures, step=4, skipped=0)
+                yield Finished(job.name, result, weights, weights)
                 self.ended += 1
                 self.counted.on = 2 <= self.ended < ENOUGH
         else:
-            yield Sampled(dict.fromkeys(task.names, "text"))
+            yield Sampled({name: [Sample(None, "text")] for name in task.names})
         yield Done()
 
 
@@ -123,18 +129,18 @@ def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
     with open_study(tmp_path / str(count), study_of(text, count)) as folder:
         capacity = Capacity("cpu", "fp32", 1, None)
         run = Execution(folder, folder.asked, backend, capacity, Resources(), Silent(), backend.enough)
-        gather = run.gather
+        collect_work = run.collect_work
 
         def in_twos() -> None:  # as a plan for many workers would have them, at the head of the queue
-            gather()
+            collect_work()
             members = run.to_train[0].members
             for i in range(0, ENOUGH + 2, 2):
                 run.store.add_stacks([(members[i : i + 2], 2)])
             twos = run.store.open_stacks()[-(ENOUGH // 2 + 1) :]
             run.to_train.extendleft(reversed(twos))
 
-        monkeypatch.setattr(run, "gather", in_twos)
-        monkeypatch.setattr(run, "keep_up", lambda: None)  # as often as the clock says; counted by itself
+        monkeypatch.setattr(run, "collect_work", in_twos)
+        monkeypatch.setattr(run, "publish", lambda: None)  # as often as the clock says; counted by itself
         with counted.counting(), contextlib.suppress(Interrupted):
             run.run()
         calls, counted.calls = counted.calls, 0
@@ -190,7 +196,7 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
 
 def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
     """As of a stack that goes on whose members are all but done: its rate is not known, and is not zero."""
-    hand = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, told_at=time.monotonic())
-    assert seconds_left([(hand, 0.0)], [1e9], 1) is None
-    other = replace(hand, seconds_left=10.0)
-    assert seconds_left([(hand, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)
+    one = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, estimated_at=time.monotonic())
+    assert seconds_left([(one, 0.0)], [1e9], 1) is None
+    other = replace(one, seconds_left=10.0)
+    assert seconds_left([(one, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)

@@ -26,9 +26,8 @@ from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
-from nanostudy.experiment import Experiment
 from nanostudy.reporting import training_report as report
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged
 from nanostudy.training.tensors import load_tensors
@@ -56,7 +55,7 @@ RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
 CHILD = """
 import json, sys
 from nanostudy import Experiment, train
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 settings, resources, out, save_every = json.loads(sys.argv[1])
 train(Experiment(**settings), out, resources=Resources(**resources), save_every=save_every)
 """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from nanostudy.experiment import Experiment
+from nanostudy.settings import Experiment
 
 PLATEAU_SHARE = 0.01  # of the improvement: at most what is left to gain on a plateau
 PLATEAU_LENGTH = 0.2  # of the updates: at least what comes after the beginning of a plateau

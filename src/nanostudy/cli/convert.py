@@ -32,7 +32,7 @@ def convert(
 ) -> None:
     """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
     from nanostudy import api
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
 
     given: dict[str, Any] = {**parse_assignments(assignments or [])}
     options: dict[str, Any] = {

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 
 if TYPE_CHECKING:
+    from nanostudy.result import Result
     from nanostudy.studies import Plan
     from nanostudy.study.simulate import Prediction
-    from nanostudy.study.store import Row
 
 
 MOST_STACKS = 40  # that a table has for a person
@@ -83,7 +83,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
     from nanostudy.studies import run_study
     from nanostudy.study.definition import folder_of
 
@@ -141,7 +141,7 @@ def retry_command(
     )
 
 
-def _run(run: Callable[[], list[Row]], path: Path) -> None:
+def _run(run: Callable[[], list[Result]], path: Path) -> None:
     """Runs it and says what came out; exit code 1 where something failed."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
@@ -191,7 +191,7 @@ def plan_command(
     format: Format = Form.table,
 ) -> None:
     """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
     from nanostudy.studies import plan_study
     from nanostudy.study.listing import as_json
 

@@ -14,7 +14,7 @@ from nanostudy.atomic import appearing, write_atomically
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.interop.runs import Trained
 from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
-from nanostudy.model.sample import SamplingParams
+from nanostudy.settings import SamplingParams
 from nanostudy.text import counted, plain, table
 from nanostudy.training.tensors import write_safetensors
 from nanostudy.training.weights import Weights

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from nanostudy.atomic import replace_atomically
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.model.config import GPTConfig, Parameter, parameter_table
 from nanostudy.model.gpt import named_views
 from nanostudy.model.optim import EPSILON, learning_rate
+from nanostudy.settings import Experiment
 
 NOT_EVALUATED = 1e9  # what nanoGPT has for the best validation loss before its first evaluation
 PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parallel training

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from nanostudy.data.nanogpt_dataset import is_dataset
 from nanostudy.errors import UsageError
-from nanostudy.experiment import check_names
 from nanostudy.interop.literals import Code, Value, read_assignments
-from nanostudy.settings import SETTINGS
+from nanostudy.settings import IN_FILES, check_names
 
 # Settings of the same name and meaning, with train.py's defaults.
 SHARED: dict[str, Value] = {
@@ -82,10 +81,10 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
     Raises UsageError at code, at a setting whose value is code, and at a dataset that is not there.
     """
     asked = {name: _literal(name, text) for name, text in (overrides or {}).items()}
-    check_names(asked, (*SETTINGS, *DEFAULTS))
+    check_names(asked, (*IN_FILES, *DEFAULTS))
     given = {**read_assignments(path, DEFAULTS), **asked}
     for name, value in given.items():
-        if isinstance(value, Code) and (name in SETTINGS or name in TRANSLATED):
+        if isinstance(value, Code) and (name in IN_FILES or name in TRANSLATED):
             raise UsageError(
                 f"{path}, line {value.line}: {name} = {value.text:.60} is code. A configuration is read and never "
                 f"executed: write the value itself, or give it as {name}=VALUE in the command."
@@ -118,7 +117,7 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
             settings.setdefault("track", "wandb")
         elif name in NO_COUNTERPART:
             unused.append(Unused(name, _shown(value), NO_COUNTERPART[name][1]))
-        elif name not in SETTINGS and name not in TRANSLATED:
+        elif name not in IN_FILES and name not in TRANSLATED:
             unused.append(Unused(name, _shown(value), "it is no setting of nanoGPT's or nanostudy's"))
         elif name not in TRANSLATED or name == "device":
             settings[name] = value

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from nanostudy.experiment import Experiment
 from nanostudy.interop.literals import Value
 from nanostudy.interop.nanogpt_config import SHAKESPEARE, SHARED
+from nanostudy.settings import Experiment
 
 
 def values(experiment: Experiment, out_dir: str) -> dict[str, Value]:

@@ -12,14 +12,13 @@ from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import META, Table, is_dataset, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
 from nanostudy.interop import recipe
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
 from nanostudy.interop.nanogpt_config import DEFAULTS, SHAKESPEARE, SHARED, translate
 from nanostudy.model.engine import State
 from nanostudy.model.gpt import GPTConfig
-from nanostudy.resources import RESOURCE_NAMES, Resources
-from nanostudy.settings import IMPORTED
+from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
+from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from nanostudy.experiment import Experiment
+from nanostudy.settings import Experiment
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from nanostudy.analysis import curves as curve
 from nanostudy.analysis.curves import Row, difference
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import FIELDS, Experiment, from_settings
-from nanostudy.model.sample import SamplingParams
 from nanostudy.reporting import training_curve as figures
+from nanostudy.settings import FIELDS, Experiment, SamplingParams, from_settings
 from nanostudy.text import counted, digits, duration, plain, table
 from nanostudy.training.run_folder import read_metadata, read_rows
 
@@ -171,7 +170,7 @@ def _settings(run: _Run) -> list[str]:
         shown = value if isinstance(value, str) and value.strip() else json.dumps(value)
         if value is None:
             shown = f"none: {decay[name]}" if name in decay and e.decay_lr else "none"
-        rows.append((name, shown, field.metadata["meaning"]))
+        rows.append((name, shown, field.meaning))
     return ["## Settings", "", *table(("setting", "value", "meaning"), rows)]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, names_of
-from nanostudy.settings import parse_documents, parse_yaml
+from nanostudy.settings import FIELDS, check_names, check_value, names_of
+from nanostudy.settings_files import parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
 
@@ -97,13 +97,6 @@ def _check_parts(parts: Mapping[Any, Any]) -> None:
         raise UsageError(
             f"Two parts differ only in letter case, which is one folder on some machines: {', '.join(parts)}."
         )
-
-
-def check_value(name: str, value: Any) -> Any:
-    """One setting's value in its type. Raises UsageError."""
-    # n_head and n_embd are judged together only in a combination, so here each stands beside one that fits.
-    fitting = {"n_head": 1, "n_embd": value if name == "n_head" else 1}
-    return getattr(Experiment(**{**fitting, name: value}), name)
 
 
 def _fixed(name: str, value: Any) -> Any:

@@ -18,13 +18,14 @@ from pathlib import Path
 from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import count_parameters
+from nanostudy.result import Status
+from nanostudy.settings import Experiment
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, asked, changed_settings, extend
-from nanostudy.study.lease import Owner, owner
+from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import corpus_key, shape_of
 from nanostudy.study.store import FILE, Store
@@ -88,7 +89,7 @@ class StudyFolder:
     skipped: list[str]
     texts: Texts
     store: Store
-    owner: Owner
+    lease: Lease
 
     @property
     def asked(self) -> list[Entry]:
@@ -148,11 +149,11 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     its experiments are no longer what they were; what was there is untouched then.
     """
     plan = study if isinstance(study, Design) else design(path, study)
-    with owner(path) as sign, contextlib.ExitStack() as stack:
+    with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, sign)
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, lease)
         identities = _identities(folder)
         if len(plan.studies) > len(plan.before):
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -245,10 +246,10 @@ def rebuild(path: Path) -> tuple[int, int]:
     """
     if not definitions(path):
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    with owner(path):
+    with hold(path):
         for name in (FILE, f"{FILE}-journal"):
             if (path / name).exists():
                 (path / name).replace(path / f"{name}.old")
     with open_study(path) as folder:
         counts = folder.store.counts()
-        return sum(counts.values()), counts["finished"] + counts["diverged"]
+        return sum(counts.values()), sum(counts[status] for status in Status if status.has_result)

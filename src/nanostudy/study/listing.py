@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanostudy.experiment import FIELDS
 from nanostudy.measures import MEASURES
 from nanostudy.result import Result, Status
+from nanostudy.settings import FIELDS
 from nanostudy.study.store import Store
 from nanostudy.text import duration
 
@@ -91,7 +91,7 @@ def best_lines(rows: Sequence[Result]) -> list[str]:
 def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -> list[str]:
     """Diverged and failed experiments with their reasons, and how to try again."""
     told = []
-    for status in ("diverged", "failed"):
+    for status in (Status.DIVERGED, Status.FAILED):
         those = [row for row in rows if row.status == status]
         told += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
         told += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
@@ -105,7 +105,8 @@ def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     counts = store.counts()
     others = [f"{counts[status]:,} {status}" for status in Status if counts[status] and status != "finished"]
     lines = [
-        f"{counts['finished']:,} of {sum(counts.values()):,} experiments finished" + "".join(f", {o}" for o in others)
+        f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
+        + "".join(f", {o}" for o in others)
     ]
     progress = store.progress()
     if progress and progress[2]:

@@ -12,7 +12,7 @@ from nanostudy.errors import UsageError
 from nanostudy.model import kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.ranks import ALONE, Ranks
-from nanostudy.resources import PRECISIONS, Resources
+from nanostudy.settings import PRECISIONS, Resources
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 

@@ -12,9 +12,9 @@ from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import Experiment
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.result import Status, finite
+from nanostudy.settings import Experiment
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.run_folder import (
@@ -83,7 +83,7 @@ class Recorder:
                 rows.clear()
             keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
             keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
-            for stale in ("sample.txt", "report.md", "curve.png"):
+            for stale in ("sample.txt", "samples.json", "report.md", "curve.png"):
                 (self.folder / stale).unlink(missing_ok=True)
             before = read_metadata(self.folder) or {}
             kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment, from_settings
 from nanostudy.model.gpt import GPTConfig, named_views, parameter_table
+from nanostudy.settings import Experiment, from_settings
 from nanostudy.training.tensors import load_tensors, save_tensors
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
-from nanostudy.experiment import FIELDS
 from nanostudy.reporting.answer import varying
 from nanostudy.reporting.document import Block, Bullets, Grid, Missing, Prose, Section, Source
 from nanostudy.reporting.page_data import PageData
 from nanostudy.reporting.phrases import level_text, listed, setting_text, short
+from nanostudy.settings import FIELDS
 from nanostudy.text import counted, digits, duration
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
@@ -171,7 +171,7 @@ def fixed_settings(results: Results) -> list[tuple[str, str, str]]:
             continue
         found = levels(results.experiments[name])
         if len(found) == 1:
-            rows.append((name, level_text(found[0]), str(field.metadata["meaning"])))
+            rows.append((name, level_text(found[0]), field.meaning))
     return rows
 
 
