@@ -322,10 +322,10 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.pieces.cache_clear()
-        kernels.native.cache_clear()
+        kernels.gpu.traced_ops.cache_clear()
+        kernels.cpu.native_ops.cache_clear()
 
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()
     yield
     forget()

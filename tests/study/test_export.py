@@ -13,7 +13,7 @@ from conftest import write_text
 
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
-from nanostudy.interop.recipe import dataset
+from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment, Resources
@@ -321,7 +321,7 @@ def test_every_assignment_is_the_experiments(experiment):
     ours = {
         **experiment.as_dict(),
         "out_dir": f"nanoGPT_results_all/{experiment.name}",
-        "dataset": dataset(experiment),
+        "dataset": dataset_name(experiment),
         "always_save_checkpoint": True,
         "compile": False,
     }
@@ -361,7 +361,7 @@ def test_what_nanogpt_does_otherwise_is_said():
     ],
 )
 def test_datasets_are_folders_names(corpus, tokenizer, name):
-    assert dataset(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
+    assert dataset_name(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
 
 
 def test_no_path_looks_like_a_setting(study, tmp_path):

@@ -26,7 +26,6 @@ from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
-from nanostudy.reporting import training_report as report
 from nanostudy.settings import Experiment, Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged
@@ -264,12 +263,6 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "available_cores", lambda: 1)
     return text_in(tmp_path)
-
-
-@pytest.fixture
-def no_report(monkeypatch) -> None:
-    """Drawing takes longer than these trainings; those that are about reports draw."""
-    monkeypatch.setattr(report, "write_report", lambda folder: (folder / "report.md").write_text("left out"))
 
 
 def train(out, listen=lambda event: None, resources=RESOURCES, **settings):

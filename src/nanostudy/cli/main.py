@@ -40,12 +40,12 @@ def check_ranks(context: typer.Context) -> None:
     # WORLD_SIZE alone is set by others too, in each of several machines
     if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    from nanostudy.errors import ToldElsewhere, UsageError
+    from nanostudy.errors import ReportedElsewhere, UsageError
     from nanostudy.model.ranks import started
 
     ranks = started()
     if not ranks.first:
-        raise ToldElsewhere("Rank 0 says what is wrong.")
+        raise ReportedElsewhere("Rank 0 says what is wrong.")
     if ranks.count > 1:
         raise UsageError(
             f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
@@ -287,7 +287,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
-    from nanostudy.errors import NanostudyError, ToldElsewhere, UsageError
+    from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
     for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
@@ -297,7 +297,7 @@ def main() -> None:
     except UsageError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)
         sys.exit(2)
-    except ToldElsewhere:
+    except ReportedElsewhere:
         sys.exit(1)
     except NanostudyError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.equal_budget import At
-from nanostudy.analysis.frames import Results
-from nanostudy.analysis.ranking import Cost
+from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.reporting.charts import charts
 from nanostudy.reporting.charts import curves as curve_charts
 from nanostudy.reporting.charts.figure import each
@@ -28,7 +25,7 @@ from nanostudy.reporting.page_data import PageData
 from nanostudy.reporting.phrases import amount, nats, quantity, short, signed
 from nanostudy.text import counted, digits, duration
 
-BUDGETS: dict[At, str] = {
+BUDGETS: dict[Budget, str] = {
     "context": "equal context",
     "updates": "equal updates",
     "tokens": "equal tokens",
@@ -121,7 +118,7 @@ def costs(analysis: Analysis, data: PageData) -> Section:
 
 
 def parts(analysis: Analysis, data: PageData) -> Section:
-    means = part_means(analysis.results)
+    means = analysis.part_means
     blocks = figure_or_reason(charts.parts_figure(analysis.results, means, data.colourings[0]), colours=True)
     if len(means) > 1:
         rows = [
@@ -137,25 +134,11 @@ def _ends(low: float, high: float) -> str:
     return "not known" if low != low else f"{nats(low)} to {nats(high)}"
 
 
-def part_means(results: Results) -> pd.DataFrame:
-    """part, n, mean, low, high, best, best_name; the interval is Student's, over the part's experiments."""
-    from scipy import stats
-
-    rows = []
-    table = results.finished
-    for part, group in table[table["part"].notna()].groupby("part", sort=False):
-        losses, n = group["val_loss"], len(group)
-        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        mean = float(losses.mean())
-        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
-    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])
-
-
 def fair(analysis: Analysis, data: PageData) -> Section:
     """The first places at every common budget, and what was done to compare them."""
     rows, told = [], []
     for at, name in BUDGETS.items():
-        table = analysis.fair(at)
+        table = analysis.equal_budget(at)
         if table.empty:
             told.append(f"{name.capitalize()}: {table.attrs.get('explanation') or 'not known of these experiments.'}")
             continue
