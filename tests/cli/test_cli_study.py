@@ -114,7 +114,7 @@ def results(folder: Path) -> dict[str, str]:
 def rows(folder: Path) -> list[dict]:
     with Store.read(folder / FILE) as store:
         found = [(vars(row), store.evaluations(row.name)) for row in store.rows()]
-    return [{**row, **row.pop("measures"), "curve": curve} for row, curve in found]
+    return [{**row.pop("measures"), **row, "curve": curve} for row, curve in found]
 
 
 # --- run

@@ -160,7 +160,7 @@ def test_an_experiment_is_itself_in_company(run, drawn, precision, bound, width)
         )
         if precision == "fp32":
             best, best_alone = last(together, job.name), last(alone, job.name)
-            assert best.best_step == best_alone.best_step
+            assert best.result.best_step == best_alone.result.best_step
             torch.testing.assert_close(best.best_weights, best_alone.best_weights, rtol=0, atol=1e-4)
     assert drawn.keys() == in_company.keys()
     for key, tensors in drawn.items():
@@ -245,7 +245,7 @@ def test_best_weights_are_those_of_the_best_evaluation(run):
     jobs = jobs_of(small(**settings, max_iters=25, eval_interval=1), small(seed=2, max_iters=25))
     events = run(jobs)
     by_loss = {e.val_loss: e.step for e in reversed(of(events, Evaluated))}
-    best = last(events).best_step
+    best = last(events).result.best_step
     assert best == by_loss[min(by_loss)]
     assert 0 < best < 25
     until_best = last(run(jobs_of(small(**settings, max_iters=best), small(seed=2, max_iters=best))))
@@ -385,11 +385,11 @@ def test_a_sick_member_harms_nobody(run, kind, precision):
         cut = dataclasses.replace(ill, experiment=dataclasses.replace(ill.experiment, max_iters=end.result.updates))
         assert torch.equal(end.last_weights, last(run([cut], machine), "sick").last_weights)
         assert end.last_weights.isfinite().all()
-        assert end.best_step == 0
+        assert end.result.best_step == 0
     else:
         assert end.result.updates == 0
         assert torch.equal(end.last_weights.nan_to_num(7.0, 8.0), ill.initial[None].nan_to_num(7.0, 8.0))
-        assert end.best_step == -1
+        assert end.result.best_step is None
 
 
 def test_a_sick_member_that_nobody_replaces(run):
@@ -527,7 +527,7 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
     assert sittings > 8
     assert told(events) == told(uninterrupted)
     assert [last(events, job.name).result.reason is None for job in jobs] == [True] * 5 + [False]
-    assert any(last(events, job.name).best_step < job.experiment.max_iters - 3 for job in jobs[:5])
+    assert any(last(events, job.name).result.best_step < job.experiment.max_iters - 3 for job in jobs[:5])
 
 
 @pytest.fixture(scope="module")
