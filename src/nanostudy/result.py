@@ -62,6 +62,11 @@ class Result:
             return self.measures.get(name)
         raise AttributeError(f"a result has no {name!r}")
 
+    def __getitem__(self, measure: str) -> float | None:
+        """A measure by its name: the gap, too."""
+        value: float | None = getattr(self, measure)
+        return value
+
     @cached_property
     def experiment(self) -> Experiment:
         return from_settings(json.loads(self.settings))
@@ -124,7 +129,7 @@ class Result:
             "status": self.status,
             **{name: values.get(name) for name in settings},
             "step": self.step,
-            **{measure.column or measure.name: getattr(self, measure.name) for measure in listed},
+            **{measure.column or measure.name: self[measure.name] for measure in listed},
             "reason": self.reason,
         }
 

@@ -74,7 +74,7 @@ def of_results(rows: Sequence[Result], with_status: bool = False) -> list[dict[s
         {
             "": str(row.id),
             "experiment": row.name,
-            **{measure.heading or measure.title: measure.text(getattr(row, measure.name)) for measure in measures},
+            **{measure.heading or measure.title: measure.text(row[measure.name]) for measure in measures},
             **({"status": row.status} if with_status else {}),
         }
         for row in rows
