@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from nanostudy.errors import Interrupted
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
 from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, read_study, study_yaml

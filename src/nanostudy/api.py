@@ -22,8 +22,8 @@ from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs
 from nanostudy.interop.runs import Conversion
-from nanostudy.model.gpt import GPTConfig
-from nanostudy.model.gpt import count_parameters as count
+from nanostudy.model.config import GPTConfig
+from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import Ranks, joined
 from nanostudy.model.sample import generate
 from nanostudy.settings import Experiment, Resources, SamplingParams, check_value, names_of
@@ -146,7 +146,7 @@ class Run:
         if not 0 <= seed < 2**63:
             raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
         prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
-        steps = generate(self.weights.params, self.weights.shape, prompt_ids, [seed], count, tokens, picking)
+        steps = generate(self.weights.params, self.weights.config, prompt_ids, [seed], count, tokens, picking)
         return (ids_MS[0] for ids_MS in steps)
 
 

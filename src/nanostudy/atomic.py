@@ -1,4 +1,4 @@
-"""Files that are whole or not there, one process per folder, and where this user's cache lies."""
+"""Files and folders that appear whole or not at all, a lock that gives a folder to one process, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanostudy.errors import NanostudyError, UsageError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Written beside the target, flushed to disk, and renamed over it."""
+    """Writes beside the target, flushes to disk, and renames over the target. Raises NanostudyError."""
     data = content.encode() if isinstance(content, str) else content
 
     def write(temporary: Path) -> None:
@@ -25,9 +25,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
-    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was.
+    """`write` fills a temporary file, which then takes the place of `path`. A failure leaves `path` as it was.
 
-    What was there is kept as `before`, where that is named.
+    The previous file is kept as `before`, if that is given. Raises NanostudyError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,7 +41,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise NanostudyError(explain_writing(path, problem)) from problem
-    if sys.platform != "win32":  # the rename itself, too, survives a power cut
+    if sys.platform != "win32":  # the rename must survive a power cut as well
         with contextlib.suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -133,11 +133,10 @@ def explain_writing(path: Path, problem: Exception) -> str:
 
 @contextlib.contextmanager
 def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[bool]:
-    """Holds the folder's lock, which the system releases when the process ends, however it ends. Yields whether it has one:
-    a file system may know no locks.
+    """Holds the folder's lock, which the system releases however the process ends. Yields False on a file system without locks.
 
-    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it
-    after `patience` seconds.
+    Makes a missing folder if `make` is true. Raises NanostudyError if another process still holds the lock after `patience`
+    seconds.
     """
     try:
         if make:
@@ -157,7 +156,7 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
 
 
 def _lock(descriptor: int) -> bool | None:
-    """False where another process holds it, None where the file system knows no locks."""
+    """False where another process holds the lock, None on a file system without locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -174,7 +173,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def cache_folder() -> Path:
-    """This user's cache: NANOSTUDY_CACHE, or the place the system keeps for it."""
+    """NANOSTUDY_CACHE, or the operating system's place for this user's caches."""
     if os.environ.get("NANOSTUDY_CACHE"):
         return Path(os.environ["NANOSTUDY_CACHE"])
     home = Path.home()

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.notebook import Cell, in_notebook
 from nanostudy.settings import Experiment, Resources
 from nanostudy.study.folder import StudyFolder

@@ -14,7 +14,7 @@ from conftest import write_text
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt_config import dataset_name
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import Experiment, Resources
 from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params

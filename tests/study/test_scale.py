@@ -15,7 +15,7 @@ import torch
 from conftest import cpu, write_text
 
 from nanostudy.errors import Interrupted
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
 from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, study_yaml

@@ -25,8 +25,8 @@ from nanostudy.interop.nanogpt_config import (
     train_settings,
     translate,
 )
+from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
-from nanostudy.model.gpt import GPTConfig
 from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
 from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
@@ -153,7 +153,7 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
     w = trained.weights
     config = {**DEFAULTS, **train_settings(w.experiment, out_dir)}
-    write_checkpoint(path, w.params, w.shape, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
+    write_checkpoint(path, w.params, w.config, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
 
 
 # --- from nanoGPT
