@@ -32,8 +32,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         if before and path.exists():
             _move(path, before)
         _move(temporary, path)
@@ -50,40 +49,27 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
                 os.close(folder)
 
 
-def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """`fill` fills a temporary folder that then takes the place of `target`. On failure `target` is as it was."""
-    arriving, leaving = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
-    try:
-        arriving.mkdir(parents=True)
-        fill(arriving)
-        if target.exists():
-            _move(target, leaving)
-        _move(arriving, target)
-    except OSError as problem:
-        if leaving.exists() and not target.exists():
-            leaving.replace(target)
-        raise NanostudyError(explain_writing(target, problem)) from problem
-    finally:
-        for folder in (arriving, leaving):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder whose files appear in `target` at the end; after a failure nothing is left of it.
+def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `target` at the end of the block. A failure leaves `target` as it was.
 
-    An empty or missing target becomes the new folder as a whole. One that has files keeps them and gets the new ones, each
-    atomically. Raises UsageError where that would replace some and `overwrite` is not set.
+    A target with files keeps them and gets the new ones, each atomically. Raises UsageError where that would replace a file,
+    unless `overwrite` is true. With `replace` the new folder takes the place of the whole target. Raises NanostudyError where
+    nothing can be written.
     """
     target = Path(os.path.abspath(target))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, previous = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
     try:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} is a file. Name a folder.")
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
         temporary.mkdir(parents=True)
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        existing = set() if replace or not target.is_dir() else {path.name for path in target.iterdir()}
         new = sorted(path.name for path in temporary.iterdir())
-        existing = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         replaced = [name for name in new if name in existing]
         if replaced and not overwrite:
             raise UsageError(
@@ -95,22 +81,37 @@ def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
                 _move(temporary / name, target / name)
         else:
             if target.exists():
-                target.rmdir()
+                _move(target, previous)
             _move(temporary, target)
     except OSError as problem:
+        if previous.exists() and not target.exists():
+            _move(previous, target)
         raise NanostudyError(explain_writing(target, problem)) from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Deletes the temporary folders of killed processes. Call it only while no other process writes in `parent`."""
+    for leftover in parent.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_free(target: Path) -> None:
-    """Raises UsageError where something exists already."""
+    """Raises UsageError where `target` is a file or a folder that is not empty."""
     try:
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as problem:
         raise NanostudyError(f"{target} cannot be read: {problem.strerror}.") from None
     if taken:
         raise UsageError(f"{target} is there already, and a run is never written over. Choose another folder.")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _move(source: Path, target: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nanostudy.atomic import whole_folder
+
 MOST_LINES = 24  # that a cell shows: the first few, and the last
 FIRST_LINES = 8
 REFRESH = 0.5  # seconds between two pictures of a cell
@@ -101,8 +103,6 @@ def workspace(earlier: str | Path | None = None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     for entry in sorted(Path(earlier).iterdir()) if earlier else []:
         if entry.is_dir() and not (place / entry.name).exists():
-            arriving = place / f".{entry.name}.arriving"  # half a copy is none
-            shutil.rmtree(arriving, ignore_errors=True)
-            shutil.copytree(entry, arriving)
-            arriving.rename(place / entry.name)
+            with whole_folder(place / entry.name) as folder:
+                shutil.copytree(entry, folder, dirs_exist_ok=True)
     return place

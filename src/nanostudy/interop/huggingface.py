@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import appearing, write_atomically
+from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.gpt import named_views
@@ -32,7 +32,7 @@ def write_huggingface(weights: Weights, which: str, metadata: dict[str, Any], ou
         "tokenizer.json": _tokenizer(weights.tokenizer),
         "tokenizer_config.json": _tokenizer_config(weights),
     }
-    with appearing(out, overwrite) as folder:
+    with whole_folder(out, overwrite) as folder:
         for name, content in files.items():
             write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
         write_atomically(folder / "README.md", model_card(weights, which, metadata, out.resolve().name))
