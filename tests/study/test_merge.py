@@ -11,10 +11,10 @@ import yaml
 from conftest import write_text
 
 from nanostudy import atomic
+from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources
-from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study
 from nanostudy.study.merge import merge
