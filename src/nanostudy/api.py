@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanostudy.analysis.results import read_results
-from nanostudy.atomic import sole_owner
+from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
@@ -407,8 +407,6 @@ def workspace(earlier: str | Path | None = None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     for entry in sorted(Path(earlier).iterdir()) if earlier else []:
         if entry.is_dir() and not (place / entry.name).exists():
-            arriving = place / f".{entry.name}.arriving"  # half a copy is none
-            shutil.rmtree(arriving, ignore_errors=True)
-            shutil.copytree(entry, arriving)
-            arriving.rename(place / entry.name)
+            with whole_folder(place / entry.name) as folder:
+                shutil.copytree(entry, folder, dirs_exist_ok=True)
     return place

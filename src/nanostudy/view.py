@@ -112,7 +112,7 @@ class TrainingView(View):
     def introduce(self) -> None:
         r, e, machine = self.recorder, self.recorder.experiment, self.recorder.machine
         self.say_corpus(r.corpus, f", {r.corpus.tokenizer.vocab_size} different")
-        total = count_parameters(r.shape).total
+        total = count_parameters(r.config).total
         self.say(
             f"model    {e.n_layer} layers, {e.n_head} heads, width {e.n_embd}, context {e.block_size}: {total:,} parameters"
         )

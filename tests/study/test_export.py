@@ -15,7 +15,7 @@ from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt_config import dataset_name
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment, Resources
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params

@@ -17,7 +17,7 @@ from conftest import cpu, write_text
 
 from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study.definition import Study, study_yaml

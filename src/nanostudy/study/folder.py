@@ -18,7 +18,7 @@ from pathlib import Path
 from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
