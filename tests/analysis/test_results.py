@@ -16,7 +16,7 @@ from nanostudy.analysis.results import _parted, read_results
 from nanostudy.atomic import sole_owner
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import FIELDS, Resources
 from nanostudy.study.definition import Study
 from nanostudy.study.folder import open_study

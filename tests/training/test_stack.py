@@ -14,8 +14,9 @@ from oracles import Masks, plain_of
 
 from nanostudy.data.corpus import Corpus, Split, evaluation_windows
 from nanostudy.errors import NanostudyError
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import FIRST_LOSS_SCALE, Batch, State, train_step
-from nanostudy.model.gpt import GPTConfig, count_parameters, forward, initial_parameters, named_views
+from nanostudy.model.gpt import forward, initial_parameters, named_views
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, keep_mask, offsets
 from nanostudy.training import train as trainer
@@ -79,8 +80,8 @@ def test_training_equals_a_loop_of_plain_modules(run, corpus, dropout, parts):
     Bound: 1e-5 of a loss; largest deviation seen: 2e-7.
     """
     e = small(seed=5, dropout=dropout, gradient_accumulation_steps=parts, learning_rate=1e-2, grad_clip=0.7, bias=True)
-    shape = GPTConfig.of(e, corpus.tokenizer.vocab_size)
-    plain = plain_of(initial_parameters(shape, [5])[0], shape)
+    config = GPTConfig.of(e, corpus.tokenizer.vocab_size)
+    plain = plain_of(initial_parameters(config, [5])[0], config)
     decayed, rest = ([p for p in plain.parameters() if (p.dim() >= 2) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": e.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(e.beta1, e.beta2))
@@ -300,10 +301,10 @@ def test_training_windows_are_as_many_and_spread_evenly(corpus, train_tokens, va
     assert starts[-1] // 8 + gaps.max() >= available  # up to the end
 
 
-def mean_by_hand(row_1P, shape, tokens, context, starts=None):
+def mean_by_hand(row_1P, config, tokens, context, starts=None):
     """One window after another, each target's surprisal added up in double precision."""
     tokens, total, count = torch.from_numpy(tokens.astype(np.int64)), 0.0, 0
-    plain = plain_of(row_1P[0], shape)
+    plain = plain_of(row_1P[0], config)
     for start in range(0, len(tokens) - 1, context) if starts is None else starts:
         window = tokens[start : start + context + 1]
         with torch.no_grad():
@@ -318,15 +319,15 @@ def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypa
     monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 64 * 2 * 2)
     experiments = [small(seed=i, block_size=64, max_iters=6, learning_rate=1e-2, warmup_iters=0) for i in (1, 2)]
     events, val, text = run(jobs_of(*experiments)), corpus.val.tokens, corpus.train.tokens
-    shape = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
+    config = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
     available = range(0, len(text) - 1, 64)
     count = math.ceil((len(val) - 1) / 64)
     spread = [available[i * len(available) // count] for i in range(count)]
     for name in ("job0", "job1"):
         weights, end = last(events, name).last_weights, of(events, Evaluated, name)[-1]
-        assert end.val_loss == pytest.approx(mean_by_hand(weights, shape, val, 64), rel=1e-5)
-        assert end.train_loss == pytest.approx(mean_by_hand(weights, shape, text, 64, spread), rel=1e-5)
-        by_hand = {context: mean_by_hand(weights, shape, val, context) for context in (32, 64)}
+        assert end.val_loss == pytest.approx(mean_by_hand(weights, config, val, 64), rel=1e-5)
+        assert end.train_loss == pytest.approx(mean_by_hand(weights, config, text, 64, spread), rel=1e-5)
+        by_hand = {context: mean_by_hand(weights, config, val, context) for context in (32, 64)}
         assert last(events, name).context_losses == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -411,24 +412,24 @@ def test_whoever_ends_with_a_loss_that_is_not_finite_has_diverged(run, updates):
 # --- fp16
 
 
-def fp16_step(state, members, shape, step=0):
+def fp16_step(state, members, config, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
     rates = StepSettings.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
-    return train_step(state, [Batch(inputs, targets, None)], 4, rates, shape, torch.float16)
+    return train_step(state, [Batch(inputs, targets, None)], 4, rates, config, torch.float16)
 
 
 def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():
     """A scale of 2**30 overflows: it is halved until it fits, and the member starts then. The neighbours know nothing of it."""
-    shape = GPTConfig.of(small(), 13)
-    params = initial_parameters(shape, [1, 2, 3])
+    config = GPTConfig.of(small(), 13)
+    params = initial_parameters(config, [1, 2, 3])
     state, calm = State.fresh(params.clone()), State.fresh(params.clone())
     state.loss_scale[1] = scale = 2.0**30
     skipped = 0
     for step in range(20):
         before = state.rows([1])
-        fp16_step(state, 3, shape, step)
-        fp16_step(calm, 3, shape, step)
+        fp16_step(state, 3, config, step)
+        fp16_step(calm, 3, config, step)
         neighbours, same = state.rows([0, 2]), calm.rows([0, 2])
         assert all(torch.equal(t, same.tensors()[name]) for name, t in neighbours.tensors().items())
         if state.updates[1] == before.updates[0]:
@@ -445,31 +446,31 @@ def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():
 
 def test_a_scale_in_fp16_grows_member_by_member():
     """After 2000 good updates in a row, as torch.amp.GradScaler's."""
-    shape = GPTConfig.of(small(), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2]))
+    config = GPTConfig.of(small(), 13)
+    state = State.fresh(initial_parameters(config, [1, 2]))
     state.loss_scale[:] = 1024.0
     state.good_steps[:] = torch.tensor([1998, 0])
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert (state.loss_scale.tolist(), state.good_steps.tolist()) == ([1024.0, 1024.0], [1999, 1])
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert (state.loss_scale.tolist(), state.good_steps.tolist()) == ([2048.0, 1024.0], [0, 2])
 
 
 def test_a_gradient_in_fp16_that_no_scale_can_hold_is_a_divergence():
     """A finite loss, and a gradient of about 1e6 in a type that ends at 65504."""
-    shape = GPTConfig.of(small(tie_embeddings=False), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2]))
-    views = named_views(state.params, shape)
+    config = GPTConfig.of(small(tie_embeddings=False), 13)
+    state = State.fresh(initial_parameters(config, [1, 2]))
+    views = named_views(state.params, config)
     for name, view in views.items():
         view[0] = {"norm.gain": 60.0}.get(name, 0.0)
     views["head"][0] = 1000.0 * torch.randn(13, 16, generator=torch.Generator().manual_seed(0)).sign()
     state.loss_scale[0] = 2.0
     before = state.params[0].clone()
     for scale in (1.0, 0.5, 0.25, 0.125, 0.0625):
-        assert fp16_step(state, 2, shape).loss[0].isfinite()
+        assert fp16_step(state, 2, config).loss[0].isfinite()
         assert state.loss_scale[0] == scale
         assert not state.diverged.any()
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert state.diverged.tolist() == [True, False]
     assert state.updates.tolist() == [0, 6]
     assert torch.equal(state.params[0], before)
@@ -576,23 +577,23 @@ def test_a_checkpoint_of_other_experiments_is_refused(corpus, machine, tmp_path)
 
 def test_a_member_moves_with_its_whole_state(corpus):
     """Rows of a state go together, and a fresh one is zero but for its weights."""
-    shape = GPTConfig.of(small(), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2, 3]))
+    config = GPTConfig.of(small(), 13)
+    state = State.fresh(initial_parameters(config, [1, 2, 3]))
     for step in range(3):
-        fp16_step(state, 3, shape, step)
+        fp16_step(state, 3, config, step)
     chosen = state.rows([2, 0])
     for name, tensor in chosen.tensors().items():
         assert torch.equal(tensor, state.tensors()[name][[2, 0]]), name
     chosen.params.fill_(0)
     assert state.params.abs().sum() > 0
-    assert state.params.shape == (3, count_parameters(shape).total)
-    assert forward(named_views(state.params, shape), torch.zeros(3, 1, 8, dtype=torch.int64), shape).isfinite().all()
+    assert state.params.shape == (3, count_parameters(config).total)
+    assert forward(named_views(state.params, config), torch.zeros(3, 1, 8, dtype=torch.int64), config).isfinite().all()
 
 
 def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_path):
     """Also when the first one's slot goes to another before the second one leaves."""
-    shape = GPTConfig.of(small(), corpus.tokenizer.vocab_size)
-    ill = torch.full((count_parameters(shape).total,), math.nan)
+    config = GPTConfig.of(small(), corpus.tokenizer.vocab_size)
+    ill = torch.full((count_parameters(config).total,), math.nan)
     jobs = jobs_of(small(max_iters=0), small(max_iters=0, seed=2), small(seed=3))
     jobs = [dataclasses.replace(job, initial=ill) if i < 2 else job for i, job in enumerate(jobs)]
     ends = {e.name: e for e in train(jobs, corpus, machine, tmp_path / "stack", width=2) if isinstance(e, Finished)}

@@ -115,7 +115,7 @@ def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
         return []
     try:
         trained = read_trained(run, kept[0])
-        check_tied(trained.weights.shape)
+        check_tied(trained.weights.config)
     except NanostudyError as problem:
         return [f"no {CKPT}: {problem}"]
     write_ckpt(trained, target / CKPT, _out_dir(row))

@@ -204,7 +204,7 @@ def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> 
     for prompt in task.prompts:
         ids = first.tokenizer.encode(prompt or first.tokenizer.opening)
         steps = []
-        for step_MS in generate(params_MP, first.shape, ids, seeds, 1, task.tokens, SamplingParams()):
+        for step_MS in generate(params_MP, first.config, ids, seeds, 1, task.tokens, SamplingParams()):
             if stop():
                 return None
             steps.append(step_MS[:, 0])

@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self, folder: Path, experiment: Experiment, identity: str, corpus: Corpus, machine: Machine) -> None:
         self.folder, self.experiment, self.identity = folder, experiment, identity
         self.corpus, self.machine = corpus, machine
-        self.shape = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
+        self.config = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
         # told, and not written yet: rows by step
         self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
         # tables in which rows that could not be written may have left a part of themselves
@@ -122,7 +122,7 @@ class Recorder:
             ("last", event.last_weights, event.updates + event.skipped),
             ("best", event.best_weights, event.best_step),
         ):
-            weights = Weights(row, self.experiment, self.shape, self.corpus.tokenizer)
+            weights = Weights(row, self.experiment, self.config, self.corpus.tokenizer)
             about = {"step": step, "identity": self.identity}
             about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
             save_weights(self.folder / f"{name}.safetensors", weights, about)
@@ -145,7 +145,7 @@ class Recorder:
         )
 
     def _write_metadata(self, **changes: Any) -> None:
-        count = count_parameters(self.shape)
+        count = count_parameters(self.config)
         metadata = read_metadata(self.folder) or {
             "format_version": version.FORMAT,
             "nanostudy": version.VERSION,
