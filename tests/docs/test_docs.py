@@ -25,7 +25,7 @@ from conftest import without_report
 from markdown import PAGES, ROOT, Block, anchors, blocks, links, prose
 from module_tree import PAGE, SOURCE, first_line, modules, spine_lines, with_tree
 
-from nanostudy import analyses, api, device, studies  # noqa: F401 (all that a command calls, so that it can be made small)
+from nanostudy import api, device  # noqa: F401 (what the commands call is imported before it is made small)
 from nanostudy.cli import main as cli
 from nanostudy.data import texts
 from nanostudy.model import sample
@@ -103,7 +103,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pool, "CALIBRATION_SECONDS", 0.01)
     patch.setattr(os, "fsync", lambda file: None)
     everywhere(patch, device.available_cores, lambda: 1)
-    everywhere(patch, make_pool, lambda executor, workers, *more: make_pool("inline", None, *more))
+    everywhere(patch, make_pool, lambda where, *more: make_pool(replace(where, executor="inline", workers=None), *more))
     everywhere(patch, generate, generate_few)
     everywhere(patch, draw, undrawn)
 
