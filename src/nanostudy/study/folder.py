@@ -23,7 +23,7 @@ from nanostudy.settings import Experiment
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import corpus_key, shape_of
@@ -92,7 +92,7 @@ class StudyFolder:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -114,7 +114,7 @@ class Design:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
