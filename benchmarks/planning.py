@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
+from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
 from nanostudy.model.gpt import count_parameters
 from nanostudy.settings import Resources
-from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, read_study, study_yaml
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import design, open_study

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started, Stopped
+from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import read_metadata
 
 PROJECT = "nanostudy"  # where the tracker knows projects and the person names none
@@ -175,11 +176,11 @@ class Tracking:
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
-    def hear(self, event: Event, folder: Path, settings: Mapping[str, Any], identity: str) -> None:
-        """An event of the training in this folder, after the run folder has it."""
-        name = event.name
+    def hear(self, event: Event, recorder: Recorder) -> None:
+        """An event of the recorder's training, after the run folder has it."""
+        name, r = event.name, recorder
         if isinstance(event, Started):
-            self.subjects[name] = Subject(name, folder, identity, settings, event.step)
+            self.subjects[name] = Subject(name, r.folder, r.identity, r.experiment.as_dict(), event.step)
             self._tell(name, "begin")
         elif isinstance(event, Logged):
             values = {column: getattr(event, column) for column in BATCH}

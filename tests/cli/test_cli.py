@@ -886,7 +886,7 @@ def test_help_is_quick_and_does_not_load_torch(here):
     for command in ("train", "sample", "report", "presets", "settings", "doctor", "corpus"):
         assert re.search(rf"^ +{command} ", told.out, re.MULTILINE)
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "print('LOADED', [name for name in ('torch', 'numpy', 'altair', 'yaml') if name in sys.modules])"

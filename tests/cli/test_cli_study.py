@@ -20,16 +20,16 @@ from conftest import cache_in, write_text
 from rich.console import Console
 from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
 
-from nanostudy import studies, view
+from nanostudy import api, view
 from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
-from nanostudy.settings import Resources
-from nanostudy.study import database
+from nanostudy.settings import Resources, Where
+from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
 from nanostudy.study.listing import as_lines
 from nanostudy.study.plan import Capacity
-from nanostudy.study.pool import _results, make_pool
+from nanostudy.study.pool import Pool, _results, make_pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
@@ -306,13 +306,11 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
     """An update of forty micro-batches takes minutes on a small machine, and as long as forty of one."""
     backend = Fake((0, Measured(0.5, 1e-4)), (0, Done()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            studies, "make_pool", lambda *_: studies.Pool(backend, capacity, Resources(), Resources(threads=1), ())
-        )
+        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(), Resources(threads=1), ()))
         backend.close = lambda: None
         capacity = Capacity("cpu", "fp32", 1, None)
         settings = {"gradient_accumulation_steps": "40"}
-        plan = studies.plan_study("mine.yaml", settings=settings, parts=["wide"])
+        plan = api.plan_study("mine.yaml", settings=settings, parts=["wide"])
     (task,) = backend.tasks
     assert [job.experiment.gradient_accumulation_steps for job in task.jobs] == [1, 1]
     # 6 updates of 40 half-second micro-batches; 3 evaluations of 60 - 8 % 8 = 60 tokens on two splits, two members at once
@@ -430,9 +428,9 @@ def test_studies_are_listed(study, form):
         (["plan", "mine.yaml", "--only", "dropout=0.7"], r"dropout is 0\.1 or 0\.2"),
         (["run", "mine.yaml", "--only", "dropuot=0.1"], "Did you mean dropout"),
         (["run", "mine.yaml", "--only", "dropout"], "setting=value"),
-        (["run", "mine.yaml", "--workers", "0"], "--workers"),
+        (["run", "mine.yaml", "--workers", "0"], "workers=0"),
         (["run", "mine.yaml", "--workers", "many"], "--workers"),
-        (["run", "mine.yaml", "--threads", "0"], "--threads"),
+        (["run", "mine.yaml", "--threads", "0"], "threads=0"),
         (["run", "mine.yaml", "--executor", "nonsense"], "workers, inline or ray"),
         (["run", "mine.yaml", "--executor", "inline", "--workers", "2"], "one worker"),
         (["run", "mine.yaml", "--device", "nonsense"], "device='nonsense' is not known"),
@@ -604,7 +602,7 @@ def test_listings_are_aligned():
 
 def test_help_status_and_list_do_not_load_torch(done):
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
@@ -656,8 +654,8 @@ def test_the_cores_are_shared_out(monkeypatch, cores, asked, workers, threads):
     monkeypatch.setattr("nanostudy.study.pool.available_cores", lambda: cores)
     monkeypatch.setattr("nanostudy.study.pool.available_memory", lambda device: 10**9 * workers)
     asked = {"workers": None, "threads": None, "experiments": 100, **asked}
-    resources = Resources(device="cpu", precision="fp32", threads=asked["threads"])
-    pool = make_pool("workers", asked["workers"], resources, asked["experiments"])
+    where = Where(device="cpu", precision="fp32", threads=asked["threads"], workers=asked["workers"])
+    pool = make_pool(where, asked["experiments"])
     assert (pool.capacity.workers, pool.each.threads) == (workers, threads)
     assert pool.capacity.memory == int(10**9 * MEMORY_SHARE) - PROCESS_MEMORY
     assert len(pool.backend.idle()) == workers
@@ -679,9 +677,8 @@ def shown(done, monkeypatch):
 
         monkeypatch.setattr(view, "Console", console)
         with open_study(done) as folder:
-            looking = StudyView(
-                folder, folder.entries, Capacity("cpu", "fp32", 2, None), Resources(threads=1), ["a note"]
-            )
+            capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
+            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, each, ("a note",)))
             with looking:
                 begun = len(text.getvalue())
                 for snapshot in snapshots:

@@ -19,7 +19,7 @@ import torch
 from test_execute import RESOURCES, Heard, assert_same_study, contents, experiments, metadata, write_study
 
 import nanostudy
-from nanostudy import studies
+from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.study.cluster import actor, backend
@@ -49,7 +49,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reference(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "out"
-    studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+    api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     return out
 
 
@@ -115,7 +115,7 @@ def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
 
 def run(source: Path, out: Path, address: str | None, listener: Heard, **how) -> list:
     how = {"executor": "ray", "address": address, "resources": RESOURCES, "save_every": 0.05, **how}
-    return studies.run_study(source, out, listener=listener, **how)
+    return api.run_study(source, out, listener=listener, **how)
 
 
 def other_version(folder: Path) -> dict[str, str]:
@@ -197,7 +197,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
     assert done
     assert len(done) < len(SHAPES)
     before = {name: checksum for name, checksum in contents(out).items() if Path(name).parts[0] in done}
-    studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard())
+    api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard())
     assert_same_study(out, reference)
     after = contents(out)
     changed = {name for name, checksum in before.items() if after[name] != checksum}
@@ -294,9 +294,9 @@ def test_without_ray_the_command_that_installs_it_is_told(source, tmp_path, monk
 def test_what_cannot_be_is_told_before_anything_begins(source, tmp_path, how, told):
     if how["executor"] == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
-    resources = studies.Resources(device=how.pop("device", "cpu"))
+    how = {"device": "cpu", **how}
     with pytest.raises(UsageError, match=told):
-        studies.run_study(source, tmp_path / "o", resources=resources, **how)
+        api.run_study(source, tmp_path / "o", **how)
     assert not (tmp_path / "o").exists()
 
 

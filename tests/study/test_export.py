@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import write_text
 
+from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.settings import Experiment, Resources
-from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Row, Store

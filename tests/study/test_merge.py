@@ -10,10 +10,10 @@ import pytest
 import yaml
 from conftest import write_text
 
+from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources
-from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study
 from nanostudy.study.merge import merge

@@ -18,8 +18,8 @@ import pytest
 from conftest import jobs_of, small
 from test_execute import RESOURCES, Heard, assert_same_study, finished, posix_only, write_study
 
+from nanostudy import api
 from nanostudy import atomic as files
-from nanostudy import studies
 from nanostudy.errors import NanostudyError
 from nanostudy.study import lease, plan
 from nanostudy.study.lease import hold
@@ -33,10 +33,11 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 # `nanostudy` with narrow stacks, so that slots are refilled, and with checkpoints in quick succession
 CHILD = """
 from nanostudy.cli import main as cli
-from nanostudy import studies
+from nanostudy import api
 from nanostudy.study import plan
 plan.WIDEST["cpu"] = 2
-studies.run_study.__kwdefaults__["save_every"] = 0.05
+run_study = api.run_study
+api.run_study = lambda *args, **options: run_study(*args, save_every=0.05, **options)
 cli.main()
 """
 OPTIONS = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -160,7 +161,7 @@ def reference(source) -> Path:
     out = source.parent / "reference"
     with pytest.MonkeyPatch.context() as patch, Watch(out) as watch:
         patch.setitem(plan.WIDEST, "cpu", 2)
-        studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     assert watch.looks > 10
     return out
 
@@ -252,7 +253,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(source, reference, tmp_path
 
     monkeypatch.setattr(Workers, "next", next_report)
     heard = Heard()
-    rows = studies.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=heard, save_every=0.05)
+    rows = api.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=heard, save_every=0.05)
     assert {row.status for row in rows} == {"finished"}
     assert sum(step > 0 for step in starts) >= 2, "it began again"
     assert sum("killed by SIGKILL); it goes on from its last checkpoint" in text for text in heard.said) == 2
@@ -343,7 +344,7 @@ def refused_beside(source: Path, out: Path) -> None:
     """A second process cannot use the folder, and changes nothing there."""
     definition = (out / "study.yaml").read_bytes()
     with pytest.raises(NanostudyError, match=f"Another process is working in {out}"):
-        studies.run_study(source, out, workers=1, resources=RESOURCES, listener=Heard())
+        api.run_study(source, out, workers=1, resources=RESOURCES, listener=Heard())
     assert (out / "study.yaml").read_bytes() == definition
 
 

@@ -505,7 +505,7 @@ def test_a_process_dies_and_two_go_on(tmp_path, reference):
     ("change", "settings", "message"),
     [
         ("api.VERSION = '0.0.7'", {}, r"rank 1 would not train the same as the others: nanostudy 0\.0\.7 there, .* at rank 0\."),
-        ("def gone(*_): raise UsageError('There is no such text.')\n    api.read_corpus = gone", {}, r"rank 1: There is no such text\."),
+        ("def gone(*_): raise UsageError('There is no such text.')\n    api.Inputs.corpus = gone", {}, r"rank 1: There is no such text\."),
         ("", {"n_lyer": 1}, r"There is no setting 'n_lyer'\. Did you mean n_layer\?"),
     ],
 )  # fmt: skip

@@ -31,6 +31,7 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.train import Job
 
 MOST_DEATHS = 3  # of a stack's worker without progress in between, before the stack is split
 MOST_FAILED_STARTS = 3  # of workers in a row, before the study ends
@@ -109,7 +110,7 @@ class Execution:
             if not chosen.isdisjoint(undone):
                 self.to_train.append(stack)
         fresh = [self.entries[name] for name in chosen if self.progress.is_undone(name) and name not in in_stacks]
-        planned = plan(fresh, self.folder.texts.corpora, self.capacity)
+        planned = plan(fresh, self.folder.inputs.corpora, self.capacity)
         self.to_train.extend(self.store.add_stacks(([e.name for e in s.members], s.width) for s in planned))
         without_samples: dict[object, list[str]] = {}  # members of open stacks write when their stack has ended
         for name, last in self.store.results(sampled=False).items():
@@ -155,10 +156,13 @@ class Execution:
                 self.backend.start(worker, self.training_task(stack))
 
     def training_task(self, stack: StackRow) -> TrainStack:
-        jobs = tuple(self.folder.texts.job(self.entries[name]) for name in stack.members)
-        corpus, place = self.folder.texts.corpus(jobs[0].experiment), self.stack_folder(stack)
+        jobs = tuple(self.job(name) for name in stack.members)
+        corpus, place = self.folder.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
         self.retry(lambda: make_folder(place))
         return TrainStack(jobs, corpus, place, stack.width, self.save_every)
+
+    def job(self, name: str) -> Job:
+        return self.folder.inputs.job(name, self.entries[name].experiment)
 
     def stack_folder(self, stack: StackRow) -> Path:
         return self.folder.path / STACKS / str(stack.id)
@@ -216,7 +220,7 @@ class Execution:
         recorder = assignment.recorders[name]
         self.retry(lambda: recorder.record(event))
         if self.tracked:
-            self.tracked.hear(event, recorder.folder, recorder.experiment.as_dict(), recorder.identity)
+            self.tracked.hear(event, recorder)
         if isinstance(event, Started):
             assert assignment.machine
             machine = assignment.machine.as_dict()
@@ -237,8 +241,8 @@ class Execution:
             self.record_finished(assignment, event)
 
     def open_recorder(self, name: str, assignment: Assignment) -> Recorder:
-        job = self.folder.texts.job(self.entries[name])
-        folder, corpus = self.folder.run(name), self.folder.texts.corpus(job.experiment)
+        job = self.job(name)
+        folder, corpus = self.folder.run(name), self.folder.inputs.corpus(job.experiment)
         folder.mkdir(exist_ok=True)
         assert assignment.machine
         recorder = Recorder(folder, job.experiment, job.identity, corpus, assignment.machine)

@@ -18,12 +18,13 @@ from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import DEFINITION, StudyFolder, Texts, adopt, definitions, entries_of, open_study
+from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
 from nanostudy.study.store import RESULTS
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
+from nanostudy.training.inputs import Inputs
 from nanostudy.training.weights import load_weights
 
 COMING, GOING = ".merging", ".replaced"  # ends of the names of folders that are being copied or replaced
@@ -302,7 +303,7 @@ def _value(value: Any) -> str:
 
 def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: Iterable[Entry]) -> None:
     """Raises NanostudyError where two results of one name, or one and the experiment here, are not the same experiment."""
-    texts = Texts()
+    inputs = Inputs()
     for entry in entries:
         runs = [results[entry.name] for results in results_of if entry.name in results]
         if not runs:
@@ -314,8 +315,8 @@ def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: I
                 raise NanostudyError(
                     f"{first.path} and {other.path} are not the same experiment: {what}. Nothing was copied."
                 )
-        if texts.identity(entry.experiment) != first.metadata["identity"]:
-            text = texts.corpus(entry.experiment).as_dict()
+        if inputs.identity(entry.experiment) != first.metadata["identity"]:
+            text = inputs.corpus(entry.experiment).as_dict()
             here = {"settings": entry.experiment.as_dict(), "corpus": text, "numerics_version": version.NUMERICS}
             raise NanostudyError(
                 f"{first.path} is not what {entry.name} is here: {_unlike(first.metadata, here)}. Nothing was copied."

@@ -17,6 +17,7 @@ from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
 from nanostudy.model.layers import seen_share
 from nanostudy.settings import Experiment
 from nanostudy.study.grid import Entry
+from nanostudy.training.inputs import corpus_key
 from nanostudy.training.machine import DTYPES
 from nanostudy.training.train import EVALUATION_TOKENS, contexts_within
 
@@ -79,11 +80,6 @@ class Pace:
 
     def evaluation_rate(self, size: float) -> float:
         return _rate(self.evaluation, size)
-
-
-def corpus_key(experiment: Experiment) -> tuple[str, str, str | None]:
-    """What decides the tokens that an experiment reads."""
-    return experiment.corpus, experiment.tokenizer, experiment.init_from
 
 
 def stack_key(experiment: Experiment) -> Hashable:

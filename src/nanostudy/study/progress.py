@@ -61,7 +61,7 @@ class StudyProgress:
     def __init__(self, folder: StudyFolder, chosen: Iterable[str]) -> None:
         self.max_iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
         self.flops = {
-            entry.name: cost(entry.experiment, folder.texts.corpus(entry.experiment)).flops for entry in folder.entries
+            entry.name: cost(entry.experiment, folder.inputs.corpus(entry.experiment)).flops for entry in folder.entries
         }
         self.status = folder.store.statuses()
         self.chosen = set(chosen)

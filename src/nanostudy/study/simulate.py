@@ -18,7 +18,8 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.model.gpt import count_parameters
 from nanostudy.settings import Experiment
 from nanostudy.study.artifacts import models_at_once
-from nanostudy.study.plan import PlannedStack, corpus_key, makespan, shape_of
+from nanostudy.study.plan import PlannedStack, makespan, shape_of
+from nanostudy.training.inputs import corpus_key
 
 RECORDING = 0.013  # seconds of the study's process per experiment; measured (docs/log.md), mostly the disk's
 
