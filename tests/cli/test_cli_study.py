@@ -23,6 +23,7 @@ from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, st
 from nanostudy import api, view
 from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
+from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
@@ -112,7 +113,8 @@ def results(folder: Path) -> dict[str, str]:
 
 def rows(folder: Path) -> list[dict]:
     with Store.read(folder / FILE) as store:
-        return [{**vars(row), "curve": store.evaluations(row.name)} for row in store.rows()]
+        found = [(vars(row), store.evaluations(row.name)) for row in store.rows()]
+    return [{**row.pop("measures"), **row, "curve": curve} for row, curve in found]
 
 
 # --- run
@@ -702,7 +704,8 @@ def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int)
         assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
         assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
         assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
-    return Snapshot(counts or {"finished": 1, "running": 3}, assignments, best, left, 1.0)
+    by_status = {Status(name): count for name, count in (counts or {"finished": 1, "running": 3}).items()}
+    return Snapshot(by_status, assignments, best, left, 1.0)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

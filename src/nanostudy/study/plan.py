@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.model.layers import seen_share
 from nanostudy.settings import Experiment
 from nanostudy.study.grid import Entry

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
 from nanostudy.settings import Experiment
 from nanostudy.study.artifacts import models_at_once
 from nanostudy.study.plan import PlannedStack, makespan, shape_of
