@@ -454,7 +454,7 @@ def test_selection(parts, only, ids):
         ((), "dropout", r"--only: 'dropout' is not of the form setting=value"),
         ((), "", r"--only: '' is not of the form"),
         ((), "dropout=high", r"dropout='high' must be a number"),
-        ((), "dropout=0.3,dropout=0", r"No experiment has dropout=0\.3 or dropout=0\.0\. dropout is 0\.1, 0\.2\."),
+        ((), "dropout=0.3,dropout=0", r"No experiment has dropout=0\.3 or dropout=0\. dropout is 0\.1 or 0\.2\."),
         (("deep_small",), "n_layer=4", r"has part=deep_small and n_layer=4\. n_layer is 6 there\."),
         ((), "n_layer=4,id=40", r"n_layer=4 and id=40\. id is 1, 2, 3, \.\.\., 96 \(64 values\) there\."),
         ((), "id=x", r"id=x\. id is 1, 2, 3, \.\.\., 128 \(128 values\)\."),

@@ -122,10 +122,11 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         described = " or ".join(f"{key}={value_text(value)}" for value in values)
         chosen = [entry for entry in chosen if _of(entry, key) in values]
         if not chosen:
-            values_there = listed([value_text(value) for value in there], MOST_NAMED, "or")
-            raise UsageError(
-                f"No experiment has {passed}{described}. {key} is {values_there}{' there' if passed else ''}."
-            )
+            texts = [value_text(value) for value in there]
+            if len(texts) > MOST_NAMED:
+                texts = [f"{', '.join(texts[:3])}, ..., {texts[-1]} ({len(texts)} values)"]
+            existing = f"{listed(texts, conjunction='or')}{' there' if passed else ''}"
+            raise UsageError(f"No experiment has {passed}{described}. {key} is {existing}.")
         passed += f"{described} and "
     return chosen
 
