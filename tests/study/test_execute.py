@@ -610,7 +610,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(run, source, reference, tmp_
     interrupted(run, source)
     damage(newest(tmp_path / "out"))
     heard = run(source)
-    assert r"damaged.*Going on from the checkpoint before it" in heard
+    assert r"damaged.*Resuming from the checkpoint before it" in heard
     with Store.read(tmp_path / "out" / FILE) as store:
         assert any("checkpoint before it" in event["detail"] for event in store.events(kind="note"))
     assert next(r.step for r in heard.told if isinstance(r, Started)) in (14, 15)

@@ -66,14 +66,14 @@ def corpus_export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
-    from nanostudy.atomic import appearing
+    from nanostudy.atomic import whole_folder
     from nanostudy.data.corpus import load_corpus
     from nanostudy.data.nanogpt_dataset import Table, write_dataset
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
-    with appearing(out, overwrite) as folder:
+    with whole_folder(out, overwrite) as folder:
         written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
     for path in written:
         print(out / path.name)
