@@ -366,7 +366,7 @@ BAD_FILES = {
     "keep: best 0": r"keep='best 0'.*best N",
     "keep: no": r"keep=False.*best N",
     "skip_impossible: often": r"skip_impossible='often' must be true or false",
-    "description: 5": r"description must be text",
+    "description: 5": r"description=5 must be text .in quotes",
     "- a": r"must hold lines",
     "grid: {dropout: [0.1]": r"is not YAML",
     "keep: all\n---\nkeep: none": r"one document",

@@ -14,13 +14,14 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import FIELDS, check_names, check_value, names_of
+from nanostudy.settings import FIELDS, check, check_names, check_value, names_of, setting
 from nanostudy.settings_files import parse_documents, parse_yaml
 from nanostudy.text import value_text
 
 Axes = dict[str, tuple[Any, ...]]
 
 DEFINITION = "study.yaml"  # in a study's folder
+BEST = r"best ([1-9]\d{0,8})"  # N weights that stay, of all
 ONE_PER_EXPERIMENT = "one per experiment"
 GIVEN_ELSEWHERE = {  # settings that a study gives once for all of its experiments
     "seed": "use `seeds: [1, 2, 3]` or `seeds: one per experiment`, outside settings, grid and parts",
@@ -39,10 +40,12 @@ class Study:
     parts: dict[str, Axes]  # a part's own axes come before the grid's, and replace those of the same names
     seeds: tuple[int, ...] | None  # None: one per experiment, its number within its part
     prompts: tuple[str | None, ...] = (None,)  # None: a new line
-    sample_tokens: int = 300
-    keep: str = "all"
-    skip_impossible: bool = False
-    description: str = ""
+    sample_tokens: int = setting(300, "option", "length of each sample, in tokens", low=0)
+    keep: str = setting(
+        "all", "option", "all, final, best N (for example best 5) or none", pattern=rf"all|final|none|{BEST}"
+    )
+    skip_impossible: bool = setting(False, "option", "leave out combinations of values that are no experiment")
+    description: str = setting("", "option", "in quotes where YAML would read a number")
 
     def __post_init__(self) -> None:
         _check_settings(self.settings, "settings")
@@ -53,26 +56,21 @@ class Study:
             "parts": {part: _axes(axes, f"part {part}") for part, axes in self.parts.items()},
             "seeds": None if self.seeds is None else _values("seed", self.seeds, "seeds"),
             "prompts": _values("sample_prompt", self.prompts, "prompts"),
-            "sample_tokens": check_value("sample_tokens", self.sample_tokens),
             "keep": " ".join(self.keep.split()) if isinstance(self.keep, str) else self.keep,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        kept_best(self.keep)
-        if not isinstance(self.skip_impossible, bool):
-            raise UsageError(f"skip_impossible={self.skip_impossible!r} must be true or false.")
-        if not isinstance(self.name, str) or not isinstance(self.description, str):
-            raise UsageError("name and description must be text: put it in quotes.")
+        check(self)
+        if not isinstance(self.name, str):
+            raise UsageError(f"name={self.name!r} must be text (in quotes where YAML would read a number).")
         for name in self.grid:
             if name in self.settings:
                 raise UsageError(f"{name} is both fixed (settings) and an axis (grid): keep one of the two.")
 
 
 def kept_best(keep: str) -> int | None:
-    """N of `best N`; None for all, final and none. Raises UsageError at anything else."""
-    best = re.fullmatch(r"best ([1-9]\d{0,8})", str(keep))
-    if not best and keep not in ("all", "final", "none"):
-        raise UsageError(f"keep={keep!r} is not known: all, final, best N (for example best 5) or none.")
+    """N of `best N`; None for all, final and none."""
+    best = re.fullmatch(BEST, keep)
     return int(best[1]) if best else None
 
 
@@ -249,10 +247,8 @@ def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
         values = [value.strip() for value in text.split(",")]
         if key in ("seed", "seeds"):
             changes["seeds"] = _seeds(text) if len(values) == 1 else values
-        elif key == "skip_impossible":
-            changes[key] = {"true": True, "false": False}.get(text.strip().lower(), text)
-        elif key in ("keep", "sample_tokens"):
-            changes[key] = text
+        elif key in ("keep", "sample_tokens", "skip_impossible"):
+            changes[key] = text.strip()
         elif key in own or key in GIVEN_ELSEWHERE:
             raise UsageError(f"{key} cannot be given on the command line; copy the study file and edit it there.")
         elif any(key in axes for axes in study.parts.values()):
