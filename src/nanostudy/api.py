@@ -25,6 +25,7 @@ from nanostudy.model.config import GPTConfig
 from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import joined
 from nanostudy.reporting.notebook import NotebookAnalysis
+from nanostudy.result import Result
 from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
@@ -50,7 +51,6 @@ from nanostudy.study.hardware import parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.pool import Pool, make_pool
 from nanostudy.study.progress import Listener
-from nanostudy.study.store import Row
 from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training.events import Evaluated, Event, Stopped
@@ -200,7 +200,7 @@ def run_study(
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Row]:
+) -> list[Result]:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
@@ -223,7 +223,7 @@ def retry_study(
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Row]:
+) -> list[Result]:
     """Runs the failed experiments of a study's folder again, or those of them that are named. Options as for run_study."""
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
@@ -242,7 +242,7 @@ def retry_study(
 
 def _execute(
     folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
-) -> list[Row]:
+) -> list[Result]:
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
         stop = stack.enter_context(stop_requests())

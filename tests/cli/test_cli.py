@@ -73,7 +73,7 @@ WORDS = (
     "falls",
 )
 FILES = {
-    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt",
+    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "report.md", "optimizer.safetensors",
 }  # fmt: skip
 

@@ -14,9 +14,9 @@ from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, S
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
 
 if TYPE_CHECKING:
+    from nanostudy.result import Result
     from nanostudy.study.forecast import Plan
     from nanostudy.study.simulate import Prediction
-    from nanostudy.study.store import Row
 
 
 MOST_STACKS = 40  # rows of a plan's table
@@ -55,7 +55,7 @@ def retry_command(
     _run(lambda: retry_study(path, names or [], **given), path)
 
 
-def _run(run: Callable[[], list[Row]], path: Path) -> None:
+def _run(run: Callable[[], list[Result]], path: Path) -> None:
     """Runs it and prints the results; exit code 1 where something failed."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE

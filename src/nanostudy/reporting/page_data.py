@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
+from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts.figure import records
 
 MOST_CURVES = 256  # experiments whose curves are drawn
@@ -20,8 +21,6 @@ MOST_POINTS = 24_000  # of all curves together
 FEWEST_POINTS = 24  # of one
 MOST_SAMPLED = 128  # experiments whose samples can be read on the page
 LONGEST_SAMPLE = 2_000  # characters of one
-OUTCOMES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
-AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def page_data(results: Results, colourings: Sequence[str]) -> PageData:
 
 
 def _experiments(results: Results) -> list[dict[str, Any]]:
-    columns = ["id", "part", "status", "reason", *results.factors, "seed", *OUTCOMES, *AMOUNTS, "device", "precision"]
+    columns = ["id", "part", "status", "reason", *results.factors, "seed", *MEASURES, "device", "precision"]
     table = results.experiments[[column for column in columns if column in results.experiments]].copy()
     for name in results.factors:
         table[name] = [_level(value) for value in table[name]]

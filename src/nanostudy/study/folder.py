@@ -19,10 +19,11 @@ from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
+from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
@@ -58,7 +59,7 @@ class StudyFolder:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -80,7 +81,7 @@ class Design:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
@@ -172,28 +173,16 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
 
 def adopt(folder: StudyFolder, name: str) -> bool:
     """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
-    metadata = run_folder.read_metadata(folder.run(name))
-    if metadata is None or metadata["status"] == "unfinished":
+    result, store = run_folder.read_result(folder.run(name)), folder.store
+    if result is None or not result.status.has_result:
         return False
-    row, store = folder.store.row(name), folder.store
-    if metadata["identity"] != row.identity:
+    if result.identity != store.row(name).identity:
         raise NanostudyError(
             f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
         )
-    sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
-    machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
-    store.started(name, 0, -1, sitting["members"], None, machine)
+    store.started(name, 0, -1, result.members or 1, None, result.machine)
     adopt_evaluations(folder, name)
-    store.finished(
-        name,
-        updates=metadata["updates"],
-        skipped=metadata["skipped_updates"],
-        tokens=metadata["tokens"],
-        seconds=metadata["seconds"],
-        diverged=metadata["diverged"],
-        best_step=metadata["best"]["step"] if metadata["best"] else -1,
-        context_losses={int(context): loss for context, loss in metadata["context_losses"].items()},
-    )
+    store.finished(replace(result, name=name))
     if (folder.run(name) / "sample.txt").is_file():
         store.sampled([name])
     store.commit()
@@ -220,4 +209,4 @@ def rebuild(path: Path) -> tuple[int, int]:
                 (path / name).replace(path / f"{name}.old")
     with open_study(path) as folder:
         counts = folder.store.counts()
-        return sum(counts.values()), counts["finished"] + counts["diverged"]
+        return sum(counts.values()), sum(counts[status] for status in Status if status.has_result)
