@@ -23,7 +23,7 @@ from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
@@ -59,7 +59,7 @@ class StudyFolder:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -81,7 +81,7 @@ class Design:
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
