@@ -161,17 +161,17 @@ def test_recording_costs_the_same_in_a_study_of_any_size(tmp_path, monkeypatch):
         assert b < 1.3 * a + 10  # sixty-four times as many experiments
 
 
-def test_twenty_thousand_experiments_are_planned_in_little_memory(tmp_path):
+def test_thousands_of_experiments_are_planned_in_little_memory(tmp_path):
     file = tmp_path / "large.yaml"
-    file.write_text(study_yaml(study_of(str(write_text(tmp_path / "text.txt")), 20_000)), encoding="utf-8")
+    file.write_text(study_yaml(study_of(str(write_text(tmp_path / "text.txt")), 8_000)), encoding="utf-8")
     tracemalloc.start()
     try:
         plan = plan_study(file, tmp_path / "out", plan_for="8xH200")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sum(len(stack.members) for stack in plan.stacks) == 20_000
-    assert peak < 20_000 * 8_000  # bytes
+    assert sum(len(stack.members) for stack in plan.stacks) == 8_000
+    assert peak < 8_000 * 8_000  # bytes
 
 
 def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeypatch):
