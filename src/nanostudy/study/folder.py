@@ -1,8 +1,8 @@
-"""A study's folder: what was asked, what is known, and the run folders.
+"""A study's folder: its definition, its store and its run folders.
 
 study.yaml       the study as it began and each extension, one YAML document each: the ids and names follow from it
 study.sqlite     what happened (store.py); can be rebuilt from the rest
-results.csv      a row an experiment
+results.csv      one row per experiment
 NAME/            the run folder of an experiment
 stacks/ID/       checkpoints of what is training
 """
@@ -23,7 +23,7 @@ from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
@@ -50,16 +50,12 @@ class StudyFolder:
     """An open study: the one process that writes has it."""
 
     path: Path
-    study: Study  # as asked last
+    study: Study  # its last definition
     entries: list[Entry]
     skipped: list[str]
     inputs: Inputs
     store: Store
     lease: Lease
-
-    @property
-    def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -80,8 +76,8 @@ class Design:
     inputs: Inputs
 
     @property
-    def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+    def requested(self) -> list[Entry]:
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
@@ -163,7 +159,7 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(some, [identities[entry.name] for entry in some], counts)
         folder.store.commit()
-    folder.store.end_sitting()
+    folder.store.end_session()
     folder.store.commit()
     there = set(os.listdir(folder.path))  # one look: of many experiments most have no folder yet
     for name, status in folder.store.statuses().items():
