@@ -101,9 +101,9 @@ class Run:
 
         return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
 
-    def curve(self) -> alt.VConcatChart:
+    def curve(self) -> alt.ConcatChart:
         """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.reporting.training_report import training_chart
+        from nanostudy.reporting.notebook import training_chart
 
         return training_chart(self.folder)
 
@@ -309,7 +309,7 @@ def _resume_command(folder: Path) -> str:
 
 def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
-    from nanostudy.reporting.training_report import write_report
+    from nanostudy.reporting.write import publish_run
 
     run = _loaded(folder, "best", machine)
     e = run.experiment
@@ -317,7 +317,7 @@ def complete(folder: Path, machine: Machine) -> Run:
         sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
         write_atomically(folder / "sample.txt", sample + "\n")
     if not (folder / "report.md").exists():
-        write_report(folder)
+        publish_run(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run
 
