@@ -201,7 +201,10 @@ def _figure(figure: Figure, data: Data, section: str) -> str:
     if figure.whole is not None:
         ends = f'data-top="{figure.parameters["top"]}" data-whole="{figure.whole}"'
         controls += f'<label><input type="checkbox" class="whole" {ends}> from the very start</label>'
-    panels = "".join(f'<div class="panel" data-panel="{k}"></div>' for k in range(len(figure.panels)))
+    panels = "".join(
+        f'<div class="panel" data-panel="{k}" style="min-height:{panel.height}px"></div>'
+        for k, panel in enumerate(figure.panels)
+    )
     return (
         f'<figure id="figure-{figure.id}" class="figure" data-figure="{figure.id}" data-columns="{figure.columns}">'
         + ("" if figure.title == section else f"<h3>{_text(figure.title)}</h3>")

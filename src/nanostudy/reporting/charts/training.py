@@ -11,19 +11,19 @@ import altair as alt
 from nanostudy.analysis.curves import Row, best, binned, finite, gap
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import BLUE, VERMILLION, Figure, Panel
+from nanostudy.reporting.charts.figure import BLUE, PALE, VERMILLION, Figure, Panel
 
 HEIGHT, LOW_HEIGHT = 310, 60  # of the losses and of what lies below them, pixels at scale 1
 MOST_POINTS = 2000  # of a line; longer ones are drawn as means
 EXACT = ("train_loss", "val_loss")  # columns of evaluations.csv
-AXIS = 52  # pixels that every vertical axis takes, so that all panels are as wide
+AXIS = 46  # pixels that every vertical axis takes, so that all panels are as wide
 
-# A column's name in the legend, colour, opacity, width of line and size of points; the last is drawn first. Where
+# A column's name in the legend, colour, width of line and size of points; the last is drawn first. Where
 # validation covers training, the wider line shows.
-LINES: dict[str, tuple[str, str, float, float, int]] = {
-    "val_loss": ("validation, whole split", VERMILLION, 1.0, 2.0, 32),
-    "train_loss": ("training, fixed windows", BLUE, 1.0, 3.2, 72),
-    "loss": ("training batches", BLUE, 0.35, 1.2, 0),
+LINES: dict[str, tuple[str, str, float, int]] = {
+    "val_loss": ("validation, whole split", VERMILLION, 2.0, 32),
+    "train_loss": ("training, fixed windows", BLUE, 3.2, 72),
+    "loss": ("training batches", PALE, 1.2, 0),
 }
 
 
@@ -48,10 +48,10 @@ def training_figure(
     rows, size = binned(training, MOST_POINTS)
     mean = f", means of {size} rows" if size > 1 else ""
     with_gap = len(evaluations) > 1
-    panels = [Panel(_losses(evaluations, rows, mean, last, entropy, labelled=not rows and not with_gap), HEIGHT)]
+    panels = [Panel(_losses(evaluations, rows, mean, last, entropy, labelled=not rows and not with_gap), HEIGHT, f"loss, {NATS}")]
     if with_gap:
         gaps = marks.inline([{"step": row["step"], "gap": round(gap(row), 5)} for row in evaluations])
-        y = alt.Y("gap:Q", axis=_axis(title=None, tickCount=3))
+        y = alt.Y("gap:Q", axis=_axis(tickCount=3))
         chart = alt.layer(marks.zero_line("y"), _line(gaps, _updates(last, not rows)).encode(y=y))
         panels.append(Panel(chart, LOW_HEIGHT, f"{MEASURES['gap'].title}: validation less training, {NATS}"))
     if rows:
@@ -64,7 +64,7 @@ def _losses(
 ) -> Any:
     low, high = _loss_domain(evaluations, rows, entropy)
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    axis = _axis(title=f"loss, {NATS}", values=log_ticks(low, high), format=".4~g")
+    axis = _axis(values=log_ticks(low, high), format=".4~g")
     x, y = _updates(last, labelled), alt.Y("loss:Q", axis=axis, scale=scale)
     tables = {"val_loss": evaluations, "train_loss": evaluations, "loss": rows}
     lines = {column: LINES[column] for column in LINES if tables[column]}
@@ -73,10 +73,10 @@ def _losses(
     colours = alt.Scale(domain=[*names.values()], range=[colour for _, colour, *_ in lines.values()])
     tooltip = [alt.Tooltip("what:N", title="loss"), marks.UPDATE, alt.Tooltip("loss:Q", title=NATS, format=".4f")]
     layers: list[Any] = []
-    for column, (_, _, opacity, width, points) in reversed(lines.items()):
+    for column, (_, _, width, points) in reversed(lines.items()):
         values = [{"step": row["step"], "loss": round(row[column], 5), "what": names[column]} for row in tables[column]]
         base = marks.inline(values).encode(x=x, y=y, color=alt.Color("what:N", scale=colours, legend=legend))
-        layers.append(base.mark_line(strokeWidth=width, opacity=opacity, clip=True))
+        layers.append(base.mark_line(strokeWidth=width, clip=True))
         if points:
             layers.append(base.mark_point(size=points, filled=True, opacity=1).encode(tooltip=tooltip))
     if entropy:
@@ -120,7 +120,7 @@ def _learning_rate(rows: list[Row], x: alt.X) -> Panel:
     label = "datum.value == 0 ? '0' : format(datum.value, '.2~e')"
     y = alt.Y(
         "learning_rate:Q",
-        axis=_axis(title=None, values=[0, peak / 2, peak], labelExpr=label),
+        axis=_axis(values=[0, peak], labelExpr=label),
         scale=alt.Scale(domain=[0, peak * 1.05], nice=False),
     )
     return Panel(_line(_column(rows, "learning_rate"), x).encode(y=y), LOW_HEIGHT, "learning rate")
@@ -132,7 +132,7 @@ def _gradient_norm(rows: list[Row], mean: str, last: int, clip: float) -> Panel:
     norms = [row["grad_norm"] for row in rows] or [1.0]
     bound = [clip] if min(norms) / 10 < clip < max(norms) * 10 else []
     low, high = min(*norms, *bound, math.inf) / 1.1, max(*norms, *bound, 0.0) * 1.1
-    axis = _axis(title=None, values=log_ticks(low, high, most=3), format=",.4~g")
+    axis = _axis(values=log_ticks(low, high, most=3), format=",.4~g")
     y = alt.Y("grad_norm:Q", axis=axis, scale=alt.Scale(type="log", domain=[low, high], nice=False))
     words = f"clipped to {clip:g}" if clip else "not clipped"
     dashed = [_dashed(y, "grad_norm", value, last) for value in bound]
@@ -152,7 +152,7 @@ def _line(chart: Any, x: alt.X) -> Any:
 
 
 def _axis(**settings: Any) -> alt.Axis:
-    return alt.Axis(grid=True, minExtent=AXIS, maxExtent=AXIS, **settings)
+    return alt.Axis(title=None, grid=True, minExtent=AXIS, maxExtent=AXIS, **settings)
 
 
 def _updates(last: int, labelled: bool = False) -> alt.X:

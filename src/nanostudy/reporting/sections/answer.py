@@ -9,6 +9,7 @@ import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, levels
+from nanostudy.experiment import FIELDS
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.document import Answer, Section, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
@@ -105,7 +106,7 @@ def what_does_not(analysis: Analysis) -> str:
 
 def _capital(text: str) -> str:
     """A sentence that begins with the name of a setting keeps it as it is typed."""
-    return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+    return text if text.split(" ")[0] in FIELDS else text[:1].upper() + text[1:]
 
 
 def which_model(analysis: Analysis) -> str:

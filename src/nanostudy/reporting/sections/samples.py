@@ -37,7 +37,7 @@ def writing(f: Findings) -> Section | None:
         header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
         caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
         blocks.append(Grid(caption, header, rows, folded=figure is not None))
-    return Section("writing", "What they write, measured", blocks) if blocks else None
+    return Section("writing", "Sample quality", blocks) if blocks else None
 
 
 def _measured(row: pd.Series) -> list[str]:
