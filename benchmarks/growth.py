@@ -14,8 +14,7 @@ from pathlib import Path
 from ours import Ours
 
 from nanostudy.data.corpus import load_corpus
-from nanostudy.experiment import Experiment
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.study.plan import memory_of
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job, measure

@@ -24,7 +24,7 @@ import torch
 
 from nanostudy.errors import Interrupted
 from nanostudy.model.gpt import count_parameters
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, read_study, study_yaml
 from nanostudy.study.execute import Execution

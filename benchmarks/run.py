@@ -33,7 +33,7 @@ from ours import Ours  # noqa: E402
 from rival import Cost, Rival  # noqa: E402
 
 from nanostudy.model.gpt import GPTConfig  # noqa: E402
-from nanostudy.resources import Resources  # noqa: E402
+from nanostudy.settings import Resources  # noqa: E402
 from nanostudy.training.machine import Machine, resolve  # noqa: E402
 
 CELL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size": 64, "dropout": 0.1}

@@ -1,6 +1,8 @@
 """What several test files share: a small text, one thread of fp32 on the CPU, and trainings of a few small experiments."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,10 @@ from nanostudy.atomic import cache_folder
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.data.texts import locate_shakespeare
 from nanostudy.device import compiler
-from nanostudy.experiment import Experiment
 from nanostudy.model import kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
 
@@ -72,6 +73,21 @@ def write_text(path: Path, characters: int = 1500) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Drawing takes longer than a small training: here a training leaves a report.md that says so, and draws nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = "nanostudy.reporting.training_report.write_report"
+        patch.setattr(place, lambda folder: (folder / "report.md").write_text("left out"))
+        yield
+
+
+@pytest.fixture
+def no_report() -> Iterator[None]:
+    with without_report():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Small tensors gain nothing from more; some tests ask for other numbers."""
@@ -86,7 +102,7 @@ def native():
     def native(dtype: torch.dtype) -> Ops:
         if compiler() is None:
             pytest.skip("no C++ compiler is on the PATH")
-        return kernels.native(dtype)
+        return kernels.cpu.native_ops(dtype)
 
     return native
 

@@ -3,14 +3,16 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import EVALUATIONS, TRAINING, Results, experiments_frame
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.settings import Experiment
+from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
 
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854
@@ -110,3 +112,40 @@ def synthetic(
         pd.DataFrame(evaluations, columns=list(EVALUATIONS)),
         pd.DataFrame(training, columns=list(TRAINING)),
     )
+
+
+def with_curves(results: Results, rows: Sequence[tuple[int, int, float, float, float]]) -> Results:
+    """The results with these evaluations: (number of the experiment, step, tokens, seconds, loss)."""
+    names = list(results.experiments.index)
+    evaluations = [(names[i], step, tokens, seconds, loss, loss) for i, step, tokens, seconds, loss in rows]
+    return replace(results, evaluations=pd.DataFrame(evaluations, columns=list(EVALUATIONS)))
+
+
+def with_losses(results: Results, losses: Sequence[float]) -> Results:
+    """The same experiments with these validation losses, in order."""
+    table = results.experiments.assign(val_loss=np.asarray(losses, dtype=float))
+    return replace(results, experiments=table)
+
+
+def evaluations(
+    *val_losses: float, train_losses: Sequence[float] | None = None, interval: int = 100
+) -> list[dict[str, float]]:
+    """Rows of an evaluations.csv."""
+    return [
+        dict(
+            zip(
+                EVALUATION_COLUMNS,
+                (i * interval, i * interval * 32, i * 1.5, train, val, train / 2, val / 2),
+                strict=True,
+            )
+        )
+        for i, (val, train) in enumerate(zip(val_losses, train_losses or val_losses, strict=True))
+    ]
+
+
+def log(*norms: float, interval: int = 10) -> list[dict[str, float]]:
+    """Rows of a training.csv with these gradient norms."""
+    return [
+        dict(zip(TRAINING_COLUMNS, (i * interval, 2.0, 1e-3, norm, 1000.0 * i), strict=True))
+        for i, norm in enumerate(norms, 1)
+    ]

@@ -28,15 +28,15 @@ __all__ = [
 if TYPE_CHECKING:
     from nanostudy.analyses import analyze, report
     from nanostudy.api import Run, convert, count_parameters, load, load_corpus, preset, train
-    from nanostudy.experiment import Experiment
     from nanostudy.notebook import workspace
+    from nanostudy.settings import Experiment
     from nanostudy.studies import merge_study, plan_study, retry_study, run_study
 
 
 def __getattr__(name: str) -> Any:
     # Looked up when used, so that `nanostudy --help` does not wait for torch.
     if name == "Experiment":
-        from nanostudy.experiment import Experiment
+        from nanostudy.settings import Experiment
 
         return Experiment
     if name in ("analyze", "report"):

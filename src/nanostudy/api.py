@@ -20,24 +20,22 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.experiment import Experiment, names_of
 from nanostudy.interop import runs
-from nanostudy.interop.huggingface import write_huggingface
-from nanostudy.interop.recipe import dataset
+from nanostudy.interop.runs import Conversion
 from nanostudy.model.gpt import GPTConfig
 from nanostudy.model.gpt import count_parameters as count
 from nanostudy.model.ranks import Ranks, joined
-from nanostudy.model.sample import SamplingParams, generate
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, preset_names, read_settings
+from nanostudy.model.sample import generate
+from nanostudy.settings import Experiment, Resources, SamplingParams, check_value, names_of
+from nanostudy.settings_files import experiment_and_resources, preset_names, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.text import duration
-from nanostudy.tracking import check_track, tracking
+from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Stopped
 from nanostudy.training.machine import Machine, resolve
-from nanostudy.training.run_folder import Recorder
+from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import Job
 from nanostudy.training.train import train as train_stack
 from nanostudy.training.weights import Weights, fitted, load_weights
@@ -203,13 +201,14 @@ def train(
     NanostudyError (Interrupted, with everything saved, on Ctrl-C).
 
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
-    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ToldElsewhere.
+    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ReportedElsewhere.
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     resources = resources or Resources()
     with joined() as ranks, contextlib.ExitStack() as stack:
         ranks.share(experiment.sequences_per_update)
-        tracker = ranks.of_first(lambda: check_track(track))
+        tracker = check_value("track", track)
+        ranks.of_first(lambda: check_installed(tracker))
         machine = resolve(resources, ranks)
         initial, row = ranks.of_first(lambda: _first_weights(experiment, folder))
         corpus = _fitting_corpus(experiment, initial)
@@ -322,15 +321,6 @@ def complete(folder: Path, machine: Machine) -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What `convert` wrote, and what a person should know of it."""
-
-    folder: Path
-    notes: tuple[str, ...]
-    dataset: str | None = None  # under nanoGPT's data/: where it looks for the text and meta.pkl
-
-
 def convert(
     source: str | Path,
     to: str | Path,
@@ -354,7 +344,7 @@ def convert(
             raise UsageError(f"Make a run of {source} first, with --to RUN; that is converted --to {to}.")
         if meta or characters or settings:
             raise UsageError(f"meta, characters and settings belong to a checkpoint of nanoGPT's, not to --to {to}.")
-        return _leave(source, str(to), Path(out) if out else None, which, overwrite)
+        return runs.export_run(source, str(to), Path(out) if out else None, which, overwrite)
     if source.is_dir() or source.suffix == ".safetensors":
         raise UsageError(f"A run is converted --to nanogpt or --to huggingface, not {str(to)!r}.")
     if out or which or overwrite:
@@ -364,27 +354,6 @@ def convert(
     return _arrive(source, Path(to), Path(meta) if meta else None, characters, settings)
 
 
-def _leave(source: Path, to: str, out: Path | None, which: str | None, overwrite: bool) -> Conversion:
-    trained = runs.read_trained(source, which or ("last" if to == "nanogpt" else "best"))
-    out = out or (source if source.is_dir() else source.parent) / to
-    w, best = trained.weights, (trained.metadata.get("best") or {}).get("step")
-    notes = [f"{trained.which} weights, after {w.step:,} updates"]
-    if trained.which == "last" and best not in (None, w.step):
-        notes.append(f"the best, after {best:,}, leave with --which best")
-    if to == "huggingface":
-        write_huggingface(trained, out, overwrite)
-        return Conversion(out, tuple(notes))
-    runs.write_nanogpt(trained, out, overwrite)
-    if trained.moments is None:
-        notes.append(
-            "NOTE: there is no optimizer state for these weights, so AdamW starts afresh where nanoGPT resumes: with averages of "
-            "zero, the learning rate of this update, and a less certain step for the first few hundred"
-        )
-    if w.tokenizer.kind == "byte":
-        notes.append("NOTE: nanoGPT shows bytes as Latin-1 characters: only ASCII reads as it is")
-    return Conversion(out, tuple(notes), dataset(w.experiment))
-
-
 class _Evaluated(Exception):
     """Told by the trainer: enough."""
 
@@ -392,11 +361,11 @@ class _Evaluated(Exception):
 def _arrive(
     source: Path, target: Path, meta: Path | None, characters: str | None, settings: dict[str, Any]
 ) -> Conversion:
-    arrival = runs.read_arrival(source, target, meta, characters, settings)
-    e, step = arrival.experiment, arrival.checkpoint.iter_num
-    runs.write_run(arrival, target, resolve(arrival.resources))
-    notes = list(arrival.notes)
-    if arrival.corpus is None:
+    imported = runs.read_nanogpt(source, target, meta, characters, settings)
+    e, step = imported.experiment, imported.checkpoint.iter_num
+    runs.write_run(imported, target, resolve(imported.resources))
+    notes = list(imported.notes)
+    if imported.corpus is None:
         notes.append("NOTE: the text is not at hand (name it with corpus=), so there is no report, and no going on")
         return Conversion(target, tuple(notes))
 
@@ -407,7 +376,7 @@ def _arrive(
                 raise _Evaluated
 
     with contextlib.suppress(_Evaluated):
-        train(e, target, resources=arrival.resources, listen=listen)
+        train(e, target, resources=imported.resources, listen=listen)
     if step < e.max_iters:
         notes.append(f"unfinished: {step:,} of {e.max_iters:,} updates; go on with {_resume_command(target)}")
     return Conversion(target, tuple(notes))

@@ -1,24 +1,17 @@
-"""Files that are whole or not there: atomic writes, checked tensors, one process a folder."""
+"""Files that are whole or not there, one process per folder, and where this user's cache lies."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-
-from nanostudy import version
-from nanostudy.errors import NanostudyError
+from nanostudy.errors import NanostudyError, UsageError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -44,7 +37,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
         if before and path.exists():
             _move(path, before)
         _move(temporary, path)
-    except (OSError, SafetensorError) as problem:
+    except OSError as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise NanostudyError(explain_writing(path, problem)) from problem
@@ -55,6 +48,69 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` fills a temporary folder that then takes the place of `target`. On failure `target` is as it was."""
+    arriving, leaving = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
+    try:
+        arriving.mkdir(parents=True)
+        fill(arriving)
+        if target.exists():
+            _move(target, leaving)
+        _move(arriving, target)
+    except OSError as problem:
+        if leaving.exists() and not target.exists():
+            leaving.replace(target)
+        raise NanostudyError(explain_writing(target, problem)) from problem
+    finally:
+        for folder in (arriving, leaving):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder whose files appear in `target` at the end; after a failure nothing is left of it.
+
+    An empty or missing target becomes the new folder as a whole. One that has files keeps them and gets the new ones, each
+    atomically. Raises UsageError where that would replace some and `overwrite` is not set.
+    """
+    target = Path(os.path.abspath(target))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{target} is a file. Name a folder.")
+        temporary.mkdir(parents=True)
+        yield temporary
+        new = sorted(path.name for path in temporary.iterdir())
+        existing = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+        replaced = [name for name in new if name in existing]
+        if replaced and not overwrite:
+            raise UsageError(
+                f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
+                "nothing was changed."
+            )
+        if existing or target == Path.cwd():
+            for name in new:
+                _move(temporary / name, target / name)
+        else:
+            if target.exists():
+                target.rmdir()
+            _move(temporary, target)
+    except OSError as problem:
+        raise NanostudyError(explain_writing(target, problem)) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(target: Path) -> None:
+    """Raises UsageError where something exists already."""
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as problem:
+        raise NanostudyError(f"{target} cannot be read: {problem.strerror}.") from None
+    if taken:
+        raise UsageError(f"{target} is there already, and a run is never written over. Choose another folder.")
 
 
 def _move(source: Path, target: Path) -> None:
@@ -73,50 +129,6 @@ def explain_writing(path: Path, problem: Exception) -> str:
     if full:
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
     return f"{path} could not be written: {problem}. What was there before is unchanged."
-
-
-def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
-) -> None:
-    """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**metadata, "format_version": version.FORMAT}
-    header["sha256"] = _checksum(whole, header)
-    replace_atomically(path, lambda temporary: save_file(whole, temporary, {"nanostudy": json.dumps(header)}), before)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata, on the CPU. Raises NanostudyError where the file is cut, altered, or of another version."""
-    if not path.is_file():
-        raise NanostudyError(f"There is no file {path}.")
-    try:
-        data = path.read_bytes()  # not mapped: what is mapped cannot be replaced on Windows
-        tensors = load(data)
-        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        header = json.loads(described.get("nanostudy", "null"))
-    except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem}.") from problem
-    except (SafetensorError, ValueError) as problem:
-        raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
-    if not isinstance(header, dict):
-        raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
-    if header.get("format_version") != version.FORMAT:
-        raise NanostudyError(
-            f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "
-            "Use the version of nanostudy that wrote it (run.json names it)."
-        )
-    if header.pop("sha256", None) != _checksum(tensors, header):
-        raise NanostudyError(f"{path} is damaged: its contents do not match their checksum.")
-    return tensors, header
-
-
-def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

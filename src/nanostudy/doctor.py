@@ -18,7 +18,7 @@ from nanostudy.device import (
     product_rate,
     total_memory,
 )
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.training.machine import DTYPES, resolve
 
 _CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a person can mend. The command line prints these without a traceback."""
+"""Everything that can go wrong in a way that a person can mend. The command line prints these without a traceback."""
 
 
 class NanostudyError(Exception):
@@ -10,11 +10,15 @@ class UsageError(NanostudyError):
 
 
 class OutOfMemory(NanostudyError):
-    """The device's memory did not suffice."""
+    """The device ran out of memory."""
+
+
+class KernelsUnavailable(NanostudyError):
+    """This machine cannot build compiled kernels. Training works without them, more slowly."""
 
 
 class DamagedCheckpoint(NanostudyError):
-    """No checkpoint of a training is whole."""
+    """A training has no undamaged checkpoint."""
 
 
 class Interrupted(NanostudyError):
@@ -22,8 +26,14 @@ class Interrupted(NanostudyError):
 
 
 class RankLost(NanostudyError):
-    """Another process of the same training has ended, or cannot be reached."""
+    """Another process of the same training has ended or cannot be reached."""
 
 
-class ToldElsewhere(NanostudyError):
-    """Another process of the same training says what went wrong. This one ends without a word."""
+class ReportedElsewhere(NanostudyError):
+    """Another process of the same training reports what went wrong. This one ends silently."""
+
+
+def error_line(problem: Exception) -> str:
+    """The most telling line of a compiler's or a library's error: the first that says "error", else the last."""
+    lines = (getattr(problem, "stderr", None) or str(problem)).strip().splitlines()
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else str(problem))

@@ -1,89 +1,401 @@
-"""Settings as people give them: presets, YAML files, run folders, and key=value."""
+"""Every setting, once: of an experiment, of the machine, of a command, and of sampling; and the one check of values.
+
+Imports nothing but the standard library: model and training read their settings here, and `nanostudy --help` does too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Any
+import dataclasses
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-import yaml
-
+from nanostudy import version
 from nanostudy.errors import UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
-from nanostudy.resources import RESOURCE_NAMES, Resources
 
-TRACK = "track"  # the setting that names a tracker (tracking.py)
-TRACK_MEANING = "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone"
-BESIDE = (*RESOURCE_NAMES, TRACK)  # settings that make no other experiment
-SETTINGS = (*FIELDS, *BESIDE)
-IMPORTED = "imported.safetensors"  # in the folder of a run that was begun elsewhere: what it goes on from
+# data: what is read. shape: decides the sizes of tensors; members of a stack share it. number: may differ
+# between members. record: what is written down; it changes no weight and is no part of the identity.
+# option: where and how the work is done, or how text is drawn; no part of an experiment.
+Kind = Literal["data", "shape", "number", "record", "option"]
+PRECISIONS = ("fp32", "bf16", "fp16")
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-
-def preset_names() -> list[str]:
-    folder = resources.files("nanostudy") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def preset_text(name: str) -> str:
-    return (resources.files("nanostudy") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+# --- declaring and checking
 
 
-def read_settings(source: str) -> dict[str, Any]:
-    """The settings of a preset, a YAML file, or a run folder. Raises UsageError."""
-    if source in preset_names():
-        return parse_yaml(preset_text(source), source)
-    path = Path(source)
-    try:
-        path = path / "settings.yaml" if path.is_dir() else path
-        settings = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as problem:
-        raise UsageError(f"{path} cannot be read: {problem}.") from None
-    except OSError:
-        if path.name == "settings.yaml" and path.with_name("ckpt.pt").is_file():
+def setting(
+    default: Any,
+    kind: Kind,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    pattern: str | None = None,
+) -> Any:
+    """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
+
+    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows.
+    """
+    rules = {"kind": kind, "meaning": meaning, "low": low, "high": high, "above": above, "pattern": pattern}
+    return dataclasses.field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as it was declared."""
+
+    name: str
+    hint: Any  # its annotation
+    default: Any
+    kind: Kind
+    meaning: str
+    low: float | None
+    high: float | None
+    above: float | None
+    pattern: str | None
+
+    @functools.cached_property
+    def base(self) -> type:
+        return next(kind for kind in typing.get_args(self.hint) or (self.hint,) if kind is not type(None))
+
+    @functools.cached_property
+    def optional(self) -> bool:
+        return type(None) in typing.get_args(self.hint)
+
+    @functools.cached_property
+    def range(self) -> tuple[float, float] | None:
+        """The least and the greatest number, both finite; None where it is no number."""
+        if self.base not in (int, float):
+            return None
+        most = math.inf if self.base is int else sys.float_info.max
+        low = self.low if self.above is None else math.nextafter(self.above, math.inf)
+        return (-most if low is None else low), (most if self.high is None else self.high)
+
+    @functools.cached_property
+    def matches(self) -> Callable[[str], Any] | None:
+        return re.compile(self.pattern, re.DOTALL).fullmatch if self.pattern else None
+
+    def read(self, value: Any) -> Any:
+        """The value in the declared type, or UsageError. Numbers may be text; 1e3 is not how a whole number is written."""
+        if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+            return None
+        try:
+            found = self._typed(value)
+        except (TypeError, ValueError, OverflowError):
+            also = " or none" if self.optional else ""
+            raise UsageError(f"{self.name}={value!r} must be {TYPES[self.base]}{also} ({self.meaning}).") from None
+        if self.range and not self.range[0] <= found <= self.range[1]:
+            raise UsageError(f"{self.name}={found} must be {self.bounds()} ({self.meaning}).")
+        if self.matches and not self.matches(found):
+            raise UsageError(f"{self.name}={found!r} is not known: {self.meaning}.")
+        return found
+
+    def bounds(self) -> str:
+        """Its range in words; empty where it has none."""
+        least = f"at least {self.low:g}" if self.above is None and self.low is not None else ""
+        least = f"above {self.above:g}" if self.above is not None else least
+        if self.high is None or not least:
+            return least
+        return f"from {self.low:g} to {self.high:.12g}" if self.above is None else f"{least} and at most {self.high:g}"
+
+    def _typed(self, value: Any) -> Any:
+        """Raises TypeError, ValueError or OverflowError where it is not of the type."""
+        if self.base is bool and isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.lower())
+        elif self.base is str and isinstance(value, bool) and self.matches and self.matches("yes"):
+            value = "yes" if value else "no"  # YAML reads these words as true and false
+        if isinstance(value, bool) != (self.base is bool) or (self.base is str and not isinstance(value, str)):
+            raise TypeError
+        if self.base in (bool, str):
+            return value
+        number = self.base(value) if isinstance(value, str) or self.base is float else value
+        if number != int(number) and self.base is int:
+            raise ValueError
+        return self.base(number)
+
+
+@functools.cache
+def settings_of(kind: Any) -> dict[str, Setting]:
+    """The settings that a dataclass declares, by name and in order."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: Setting(field.name, hints[field.name], field.default, **field.metadata)
+        for field in dataclasses.fields(kind)
+        if field.metadata
+    }
+
+
+def check(instance: Any) -> None:
+    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
+    for name, rule in settings_of(instance.__class__).items():
+        value = getattr(instance, name)
+        if value is None and rule.optional:
+            continue
+        base = type(value)
+        if base is rule.base:
+            if rule.range:
+                if rule.range[0] <= value <= rule.range[1]:
+                    continue
+            elif not rule.optional and (rule.matches is None or rule.matches(value)):
+                continue
+        object.__setattr__(instance, name, rule.read(value))
+
+
+def check_value(name: str, value: Any) -> Any:
+    """One setting's value in its type, by the setting's name. Raises UsageError."""
+    return SETTINGS[name].read(value)
+
+
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UsageError at the first name that is not known, with the nearest known one."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(known)}."
+            raise UsageError(f"There is no setting {name!r}.{hint}")
+
+
+def takes(
+    settings: Iterable[Setting], annotate: Callable[[Setting], Any] = lambda setting: setting.hint
+) -> Callable[[F], F]:
+    """For a function that takes these settings as **options: its signature shows each, to help() and to the commands."""
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        keywords = [
+            inspect.Parameter(s.name, inspect.Parameter.KEYWORD_ONLY, default=s.default, annotation=annotate(s))
+            for s in settings
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+# --- experiments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Settings under nanoGPT's names. Frozen, and checked when made: a bad value raises UsageError."""
+
+    corpus: str = setting(
+        "shakespeare", "data", "shakespeare, playhouse, auto, a UTF-8 text, or a nanoGPT dataset folder", pattern=".+"
+    )
+    tokenizer: str = setting(
+        "char", "data", "char (one token per character) or byte (one token per UTF-8 byte)", pattern="char|byte"
+    )
+    init_from: str | None = setting(None, "data", "a run whose weights to start from; none: fresh weights")
+
+    n_layer: int = setting(4, "shape", "transformer blocks", low=1)
+    n_head: int = setting(4, "shape", "attention heads per block", low=1)
+    n_embd: int = setting(128, "shape", "width of the residual stream", low=1)
+    block_size: int = setting(64, "shape", "context length, in tokens", low=1)
+    bias: bool = setting(False, "shape", "biases in linear layers and LayerNorms")
+    tie_embeddings: bool = setting(True, "shape", "the head shares the token embedding's weights")
+    batch_size: int = setting(12, "shape", "sequences per micro-batch", low=1)
+    gradient_accumulation_steps: int = setting(1, "shape", "micro-batches per update", low=1)
+
+    seed: int = setting(1, "number", "all randomness is a function of it", low=0, high=2**63 - 1)
+    dropout: float = setting(0.0, "number", "probability of dropping an activation", low=0.0, high=0.99)
+    max_iters: int = setting(2000, "number", "updates", low=0)
+    learning_rate: float = setting(1e-3, "number", "peak learning rate", low=0.0)
+    decay_lr: bool = setting(True, "number", "warm-up and cosine decay; false: constant learning rate")
+    warmup_iters: int = setting(100, "number", "updates of linear warm-up", low=0)
+    lr_decay_iters: int | None = setting(None, "number", "update at which the decay ends; none: max_iters", low=0)
+    min_lr: float | None = setting(None, "number", "learning rate after the decay; none: learning_rate / 10", low=0.0)
+    weight_decay: float = setting(0.1, "number", "AdamW's decay of matrices and embeddings", low=0.0)
+    beta1: float = setting(0.9, "number", "AdamW's first-moment decay", low=0.0, high=0.99999999)
+    beta2: float = setting(0.99, "number", "AdamW's second-moment decay", low=0.0, high=0.99999999)
+    grad_clip: float = setting(1.0, "number", "largest gradient norm; 0: no clipping", low=0.0)
+    eval_interval: int = setting(250, "number", "updates between evaluations", low=1)
+
+    log_interval: int = setting(10, "record", "updates between rows of the training log", low=1)
+    sample_prompt: str | None = setting(None, "record", "what the sample at the end goes on from; none: a new line")
+    sample_tokens: int = setting(500, "record", "length of that sample, in tokens", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.n_embd % self.n_head:
             raise UsageError(
-                f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert {source}/ckpt.pt --to RUN"
-            ) from None
-        raise UsageError(
-            f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
-        ) from None
-    if settings.get("init_from") == IMPORTED:  # lies in the run folder, wherever that was moved to
-        settings["init_from"] = str(path.parent / IMPORTED)
-    return settings
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: every head has n_embd / n_head "
+                f"channels. Nearest widths that fit: {_neighbours(self.n_embd, self.n_head)}."
+            )
+
+    @property
+    def name(self) -> str:
+        """The published study's pattern, for example b64_L4_H4_E128_BS8_MI1000_D10_s1."""
+        return (
+            f"b{self.block_size}_L{self.n_layer}_H{self.n_head}_E{self.n_embd}_BS{self.batch_size}"
+            f"_MI{self.max_iters}_D{100 * self.dropout:.6g}_s{self.seed}"
+        )
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What members of one stack have in common."""
+        return tuple(getattr(self, name) for name in names_of("shape"))
+
+    @property
+    def sequences_per_update(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.sequences_per_update * self.block_size
+
+    def identity(self, corpus_sha256: str, tokenizer: str, init_sha256: str | None) -> str:
+        """16 hex digits over what decides the result: settings, text, tokenizer, first weights, numerics version.
+
+        Names and paths do not count, what they stand for does: the text's and the first weights' checksums.
+        """
+        settings = {name: getattr(self, name) for name in (*names_of("shape"), *names_of("number"))}
+        parts = {
+            "settings": settings,
+            "corpus": corpus_sha256,
+            "tokenizer": tokenizer,
+            "init": init_sha256,
+            "numerics": version.NUMERICS,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FIELDS}
 
 
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """The one mapping that a YAML text holds. Raises UsageError."""
-    documents = parse_documents(text, source)
-    if len(documents) != 1:
-        raise UsageError(f"{source} must hold one document, and no line `---` between its settings.")
-    return documents[0]
+FIELDS = settings_of(Experiment)
 
 
-def parse_documents(text: str, source: str) -> list[dict[str, Any]]:
-    """The mappings, at least one, that a YAML text holds, one a document. Raises UsageError."""
-    try:
-        documents = list(yaml.safe_load_all(text)) or [None]
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise UsageError(f"{source} is not YAML: {problem}") from None
-    if not all(isinstance(settings, dict) and all(isinstance(key, str) for key in settings) for settings in documents):
-        raise UsageError(f"{source} must hold lines of the form `setting: value`.")
-    return documents
+@functools.cache
+def names_of(kind: Kind) -> tuple[str, ...]:
+    """The experiment's settings of one kind, in order of declaration."""
+    return tuple(name for name, setting in FIELDS.items() if setting.kind == kind)
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """key=value texts as a mapping. Raises UsageError."""
-    settings = {}
-    for text in assignments:
-        key, equals, value = text.removeprefix("--").partition("=")
-        if not equals or not key:
-            raise UsageError(f"{text!r} is not of the form setting=value, for example max_iters=500.")
-        settings[key] = value
-    return settings
+def from_settings(settings: Mapping[str, Any]) -> Experiment:
+    """An experiment from names and values (numbers may be text). Unknown names are refused with the nearest one."""
+    check_names(settings, FIELDS)
+    return Experiment(**settings)
 
 
-def experiment_and_resources(settings: Mapping[str, Any]) -> tuple[Experiment, Resources]:
-    """Raises UsageError at an unknown name or a bad value."""
-    check_names(settings, SETTINGS)
-    of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
-    return from_settings({name: value for name, value in settings.items() if name in FIELDS}), Resources(**of_machine)
+def _neighbours(width: int, heads: int) -> str:
+    below = width // heads * heads
+    return f"{below} or {below + heads}" if below else str(heads)
+
+
+# --- where and how the work is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The machine that is asked for. It changes how a result is computed, and is no part of an experiment's identity."""
+
+    device: str = setting("auto", "option", "auto, cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|cuda|cuda:\d+|mps")
+    precision: str = setting(
+        "auto",
+        "option",
+        "auto, fp32, bf16 or fp16: of products; weights stay fp32",
+        pattern="|".join(("auto", *PRECISIONS)),
+    )
+    compile: str = setting(
+        "auto", "option", "auto, yes or no: kernels built once by this machine's compiler", pattern="auto|yes|no"
+    )
+    threads: int | None = setting(
+        None, "option", "CPU threads, of each worker of a study; none: the cores, shared out", low=1, high=9999
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Resources):
+    """Where a training or a study runs, and what follows it: the options that commands and Python share."""
+
+    executor: str = setting(
+        "workers",
+        "option",
+        "workers, inline or ray: processes of this machine, all in this process, or a Ray cluster",
+        pattern="workers|inline|ray",
+    )
+    workers: int | None = setting(
+        None, "option", "worker processes; none: one a core on a CPU, one a GPU, and no more than experiments", low=1
+    )
+    address: str | None = setting(
+        None, "option", "the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; none: one of this machine alone"
+    )
+    checkpoints: str | None = setting(
+        None, "option", "where Ray's nodes keep checkpoints: s3://..., file:///...; none: in the study's folder, here"
+    )
+    track: str | None = setting(
+        None,
+        "option",
+        "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone",
+        pattern="tensorboard|wandb|mlflow",
+    )
+    save_every: float = setting(60.0, "option", "seconds between checkpoints; 0: after every update", low=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.executor != "ray" and (self.address or self.checkpoints):
+            raise UsageError(
+                f"{'--address' if self.address else '--checkpoints'} is for a cluster: add --executor ray."
+            )
+        if self.executor == "inline" and self.workers not in (None, 1):
+            raise UsageError("inline is one worker; --executor workers takes several.")
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(**{name: getattr(self, name) for name in RESOURCE_NAMES})
+
+    @classmethod
+    def of(cls, names: Iterable[str], resources: Resources | None, options: Mapping[str, Any]) -> Where:
+        """From a function's keywords, of which it takes these names. Raises UsageError."""
+        check_names(options, names)
+        return cls(**{**(dataclasses.asdict(resources) if resources else {}), **options})
+
+
+RESOURCE_NAMES = tuple(settings_of(Resources))
+BESIDE = (*RESOURCE_NAMES, "track")  # in a settings file, and no part of the experiment
+IN_FILES = (*FIELDS, *BESIDE)
+TRAIN_OPTIONS = (*BESIDE, "save_every")
+PLAN_OPTIONS = (*RESOURCE_NAMES, "executor", "workers", "address", "checkpoints")
+RUN_OPTIONS = tuple(settings_of(Where))
+
+
+# --- sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn from the logits."""
+
+    temperature: float = setting(0.8, "option", "divides the logits; 0: always the likeliest token", low=0.0)
+    top_k: int | None = setting(200, "option", "only the k likeliest tokens; none (in the command 0): all", low=1)
+    # Holtzman et al., 2020
+    top_p: float | None = setting(
+        None, "option", "only the likeliest tokens that together reach this probability", above=0.0, high=1.0
+    )
+    exact: bool = setting(
+        False, "option", "past block_size: slide by one token at full cost, instead of re-reading the last half window"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+SETTINGS = {**FIELDS, **settings_of(Where), **settings_of(SamplingParams)}

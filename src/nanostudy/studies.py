@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources, check_value
 from nanostudy.signals import stop_requests
-from nanostudy.study.calibrate import calibrate
 from nanostudy.study.definition import folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, definitions, design, open_study
@@ -18,11 +17,11 @@ from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed, parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
-from nanostudy.study.pool import Pool, make_pool, stack_memory
+from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.progress import Listener
 from nanostudy.study.simulate import Prediction, Speed, predict
 from nanostudy.study.store import FILE, UNDONE, Row, Store
-from nanostudy.tracking import check_track, tracking
+from nanostudy.tracking import check_installed, tracking
 from nanostudy.training.machine import resolve
 from nanostudy.view import StudyView
 
@@ -84,7 +83,8 @@ def run_study(
     `only` choose experiments; `track` is tensorboard, wandb or mlflow; `address` is of the cluster for executor="ray", and
     `checkpoints` one that its nodes share. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
-    track = check_track(track)
+    track = check_value("track", track)
+    check_installed(track)
     asked, chosen = _drafted(source, out, settings, parts, only)
     pool = make_pool(executor, workers, resources or Resources(), len(chosen), address, checkpoints)
     with contextlib.closing(pool.backend), open_study(asked.path, asked) as folder:
@@ -105,7 +105,8 @@ def retry_study(
     listener: Listener | None = None,
 ) -> list[Row]:
     """Runs the failed experiments of a study's folder again, or those of them that are named."""
-    track = check_track(track)
+    track = check_value("track", track)
+    check_installed(track)
     with open_study(Path(path)) as folder:
         for name in names:
             folder.store.row(name)  # raises at an unknown one
@@ -133,7 +134,7 @@ def _execute(
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(track, listener.say))
         try:
-            Execution(folder, chosen, backend, capacity, pool.asked, listener, stop, save_every, tracked).run()
+            Execution(folder, chosen, backend, capacity, pool.requested, listener, stop, save_every, tracked).run()
         finally:
             with contextlib.suppress(NanostudyError):
                 folder.write_results()

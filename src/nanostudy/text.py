@@ -37,7 +37,8 @@ def value_text(value: Any) -> str:
         return "none"
     if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy's, too
         return "true" if value else "false"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if not isinstance(value, float) or float(text) == value else str(value)
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -17,10 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters
 from nanostudy.notebook import Cell, in_notebook
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity

@@ -35,7 +35,7 @@ def test_every_part_has_an_answer_for_every_study(what):
     for member in MEMBERS:
         assert getattr(found, member) is not None
     for at in ("context", "updates", "tokens", "arithmetic", "time"):
-        assert found.fair(at).attrs["explanation"]
+        assert found.equal_budget(at).attrs["explanation"]
     for cost in ("parameters", "flops", "seconds"):
         assert {"name", "cost", "val_loss", "on_front"} <= set(found.pareto(cost))
     finished = len(found.results.finished)

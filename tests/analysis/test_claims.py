@@ -18,7 +18,7 @@ from nanostudy.analysis.claims.judging import VERDICTS, compare, contradiction, 
 from nanostudy.analysis.frames import CorpusFacts, Results, experiments_frame
 from nanostudy.analysis.tables import read_tables
 from nanostudy.data.texts import SHAKESPEARE_SHA256
-from nanostudy.experiment import FIELDS
+from nanostudy.settings import FIELDS
 
 CLAIMS = {claim.id: claim for claim in read_claims()}
 MACHINE = {"device": "cpu", "device_name": "Intel(R) Xeon(R) Processor"}
@@ -72,7 +72,7 @@ def test_every_test_has_a_claim():
 
 
 def test_settings_name_what_the_presets_and_studies_train():
-    from nanostudy.settings import experiment_and_resources, read_settings
+    from nanostudy.settings_files import experiment_and_resources, read_settings
 
     for preset, claim in {
         "shakespeare-cpu": "report-cpu-val-loss",

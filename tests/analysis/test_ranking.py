@@ -1,4 +1,4 @@
-"""Rankings and what cannot be told apart, fair comparisons, Pareto fronts, and what curves show."""
+"""Rankings, and which settings are indistinguishable from the best."""
 
 import math
 
@@ -8,28 +8,11 @@ import pytest
 from scipy import stats
 from synthetic import synthetic
 
-from nanostudy.analysis import curves as curve
 from nanostudy.analysis.effects import effects
-from nanostudy.analysis.equal_budget import fair
 from nanostudy.analysis.frames import joined
-from nanostudy.analysis.ranking import (
-    convergence,
-    critical_value,
-    overfitting,
-    pareto,
-    ranking,
-    stability,
-    top_indistinguishable,
-)
-from nanostudy.errors import UsageError
+from nanostudy.analysis.ranking import critical_value, part_means, ranking
 
 TWO = {"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
-
-
-def changed(results, **tables):
-    from dataclasses import replace
-
-    return replace(results, **tables)
 
 
 # --- ranking
@@ -64,7 +47,7 @@ def test_seeds_of_one_cell_are_judged_together():
     assert list(found["tied"]) == [True, False, True, True, False, False]
     assert (found.attrs["cells"], found.attrs["tied_cells"]) == (2, 1)
     results.experiments["val_loss"] = [2.1, 2.0, 1.9, 2.32, 2.1, 1.88]
-    assert top_indistinguishable(results) == 6
+    assert ranking(results)["tied"].all()
 
 
 def test_what_seeds_share_ties_nothing():
@@ -134,12 +117,11 @@ def test_no_noise_estimate_ties_all_and_says_so():
     found = ranking(results)
     assert found["tied"].all()
     assert found["se"].isna().all()
-    assert "nothing can be told apart" in found.attrs["basis"]
+    assert "all settings count as indistinguishable" in found.attrs["basis"]
 
 
 def test_nothing_and_one_to_rank():
     assert len(ranking(synthetic({}, waiting=(1,)))) == 0
-    assert top_indistinguishable(synthetic({}, waiting=(1,))) == 0
     assert len(ranking(synthetic({}))) == 1
 
 
@@ -161,161 +143,16 @@ def test_seeds_bound_to_factors_count_in_comparisons():
     assert ranking(results)["se"].iloc[0] == pytest.approx(0.1, rel=0.3)
 
 
-# --- fair comparisons
-
-
-def curves(results, rows):
-    """The results with these evaluations: (number of the experiment, step, tokens, seconds, loss)."""
-    names = list(results.experiments.index)
-    table = pd.DataFrame(
-        [(names[i], step, tokens, seconds, loss, loss) for i, step, tokens, seconds, loss in rows],
-        columns=["name", "step", "tokens", "seconds", "train_loss", "val_loss"],
-    )
-    return changed(results, evaluations=table)
-
-
-def test_equal_updates_and_tokens_and_time():
-    results = curves(
-        synthetic({"max_iters": [100, 200]}),
-        [
-            (0, 0, 0, 1, 4.0),
-            (0, 100, 1000, 11, 3.0),
-            (1, 0, 0, 2, 4.2),
-            (1, 80, 1600, 10, 3.2),
-            (1, 200, 4000, 22, 2.0),
-        ],
-    )
-    short, long = results.experiments.index
-    found = fair(results, "updates").set_index("name")
-    assert set(found["at"]) == {100}
-    assert found.loc[short, "value"] == 3.0
-    assert found.loc[long, "value"] == pytest.approx(3.2 - 1.2 * 20 / 120)
-    assert list(found.loc[[short, long], "interpolated"]) == [False, True]
-    found = fair(results, "tokens").set_index("name")
-    assert found.loc[long, "value"] == pytest.approx(4.2 - 1.0 * 1000 / 1600)
-    found = fair(results, "time")
-    assert list(found["name"]) == [short, long]
-    assert found["at"].tolist() == [11, 11]
-    assert found["value"].iloc[1] == pytest.approx(3.2 - 1.2 * 1 / 12)
-    assert "1 experiment went on" in found.attrs["explanation"]
-    assert "like for like" not in found.attrs["explanation"]
-
-
-def test_equal_arithmetic_counts_operations():
-    results = synthetic({"n_embd": [64, 128]}, lambda s: 2.0, curves=True, max_iters=1000)
-    found = fair(results, "arithmetic").set_index("name")
-    small, large = results.experiments.index
-    flops = results.experiments["flops"]
-    assert set(found["at"]) == {flops[small]}
-    share = flops[small] / flops[large]
-    assert found.loc[large, "value"] == pytest.approx((1 - share) * math.log(65) + share * 2.0)
-    assert found.loc[small, "value"] == pytest.approx(2.0)
-
-
-def test_equal_context_is_the_longest_that_all_have():
-    results = synthetic({"block_size": [64, 128]})
-    results.experiments["val_loss_at_32"] = [2.5, 2.6]
-    results.experiments["val_loss_at_64"] = [2.3, 2.2]
-    results.experiments["val_loss_at_128"] = [math.nan, 2.0]
-    found = fair(results, "context")
-    assert list(found["value"]) == [2.2, 2.3]
-    assert set(found["at"]) == {64}
-    assert "own contexts are 64, 128" in found.attrs["explanation"]
-
-
-def test_times_of_different_machines_are_said_not_to_compare():
-    results = synthetic({"dropout": [0.0, 0.2]}, curves=True)
-    results.experiments["device"] = ["cpu", "cuda"]
-    assert "device cpu, cuda" in fair(results, "time").attrs["explanation"]
-    assert "device cpu, cuda" in pareto(results, "seconds").attrs["explanation"]
-    assert pareto(results, "flops").attrs["explanation"] == ""
-
-
-@pytest.mark.parametrize("at", ["context", "updates", "tokens", "arithmetic", "time"])
-def test_nothing_to_compare(at):
-    for results in (synthetic({}, waiting=(1,)), synthetic({})):
-        found = fair(results, at)
-        assert len(found) == 0
-        assert list(found) == ["name", "value", "at", "interpolated"]
-        assert found.attrs["explanation"]
-
-
-def test_experiments_without_a_curve_are_counted():
-    results = synthetic({"dropout": [0.0, 0.2]}, curves=True)
-    only = results.evaluations[results.evaluations["name"] == results.experiments.index[0]]
-    found = fair(changed(results, evaluations=only), "updates")
-    assert len(found) == 1
-    assert "1 experiment without a curve" in found.attrs["explanation"]
-
-
-def test_unknown_comparison():
-    with pytest.raises(UsageError, match="equal 'money'"):
-        fair(synthetic({}), "money")
-
-
-# --- Pareto fronts
-
-
-def test_pareto_front():
-    results = synthetic({"dropout": [0.0, 0.1, 0.2], "n_layer": [2, 4]})
-    results.experiments["parameters"] = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
-    results.experiments["val_loss"] = [3.0, 3.0, 3.5, 2.5, 2.5, 2.4]
-    found = pareto(results, "parameters")
-    assert list(found["cost"]) == [1, 1, 2, 2, 3, 3]
-    assert list(found["val_loss"]) == [3.0, 3.0, 2.5, 3.5, 2.4, 2.5]
-    assert list(found["on_front"]) == [True, True, True, False, True, False]
-
-
-def test_pareto_front_by_definition():
-    draw = np.random.default_rng(1)
-    results = synthetic({"dropout": np.linspace(0, 0.5, 40).tolist()})
-    results.experiments["flops"] = draw.integers(1, 8, 40).astype(float)
-    results.experiments["val_loss"] = draw.integers(1, 8, 40).astype(float)
-    points = list(zip(results.experiments["flops"], results.experiments["val_loss"], strict=True))
-    for _, one in pareto(results, "flops").iterrows():
-        beaten = any(
-            c <= one["cost"] and v <= one["val_loss"] and (c, v) != (one["cost"], one["val_loss"]) for c, v in points
-        )
-        assert one["on_front"] == (not beaten)
-
-
-# --- curves
-
-
-def test_overfitting():
-    rows = [(0, 0, 0, 0, 4.0), (0, 10, 0, 0, 2.0), (0, 20, 0, 0, 2.5), (1, 0, 0, 0, 4.0), (1, 10, 0, 0, 3.0)]
-    results = curves(synthetic({"dropout": [0.0, 0.1, 0.2]}), rows)
-    results.evaluations["train_loss"] = [4.0, 2.0, 1.5, 4.0, 3.0]
-    found = overfitting(results).set_index("name")
-    first, second, third = results.experiments.index
-    assert tuple(found.loc[first, ["best_step", "last_step", "rise"]]) == (10, 20, 0.5)
-    assert list(found["overfits"])[:2] == [True, False]
-    assert found.loc[second, "rise"] == 0
-    assert pd.isna(found.loc[third, "overfits"])
-
-
-def test_stability_counts_spikes_and_divergence():
-    results = synthetic({"dropout": [0.0, 0.1, 0.2]}, diverged=(2,), waiting=(3,))
-    name = results.experiments.index[0]
-    norms = [1.0] * 20 + [50.0] + [1.0] * 5
-    log = [(name, 10 * i, 2.0, 1e-3, norm, 1.0) for i, norm in enumerate(norms)]
-    columns = ["name", "step", "loss", "learning_rate", "grad_norm", "tokens_per_second"]
-    found = stability(changed(results, training=pd.DataFrame(log, columns=columns)))
-    assert list(found["name"]) == list(results.experiments.index[:2])
-    assert (found["largest_norm"].iloc[0], found["median_norm"].iloc[0], found["spikes"].iloc[0]) == (50.0, 1.0, 1)
-    assert list(found["diverged"]) == [False, True]
-    assert pd.isna(found["spikes"].iloc[1])
-
-
-def test_convergence_is_that_of_the_single_report():
-    flat = [(0, step, 0, 0, 2 + 2 * math.exp(-step / 50)) for step in range(0, 1001, 100)]
-    falling = [(1, step, 0, 0, 4 - step / 1000) for step in range(0, 1001, 100)]
-    results = curves(synthetic({"dropout": [0.0, 0.1, 0.2]}), [*flat, *falling, (2, 0, 0, 0, 4.0)])
-    found = convergence(results)
-    rows = results.evaluations[results.evaluations["name"] == results.experiments.index[0]].to_dict("records")
-    assert found["plateau"].iloc[0] == curve.plateau(rows) == 300
-    assert found["plateau"].iloc[1:].isna().all()
-    assert list(found["reason"])[1:] == ["the loss was still falling", "one evaluation is no curve"]
+def test_part_means():
+    results = synthetic({"dropout": [0.0, 0.1, 0.2, 0.3]})
+    table = results.experiments
+    table["part"], table["val_loss"] = ["a", "a", "b", None], [1.0, 3.0, 4.0, 5.0]
+    first, second = part_means(results).to_dict("records")
+    assert (first["part"], first["n"], first["mean"], first["best"]) == ("a", 2, 2.0, 1.0)
+    assert first["high"] == pytest.approx(2 + 12.7062, abs=1e-3)  # t(0.975; 1), a standard error of 1
+    assert first["best_name"] == table.index[0]
+    assert (second["mean"], second["n"]) == (4.0, 1)
+    assert math.isnan(second["low"])
 
 
 def test_two_thousand_experiments():
@@ -331,5 +168,4 @@ def test_two_thousand_experiments():
     results = synthetic(factors, {"n_layer": 0.1}, seeds=range(8), noise=0.01, curves=False)
     start = time.perf_counter()
     assert len(ranking(results)) == 2048
-    assert pareto(results)["on_front"].any()
     assert time.perf_counter() - start < 5

@@ -16,9 +16,8 @@ from nanostudy.analysis.results import _parted, read_results
 from nanostudy.atomic import sole_owner
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS
 from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
-from nanostudy.resources import Resources
+from nanostudy.settings import FIELDS, Resources
 from nanostudy.study.definition import Study
 from nanostudy.study.folder import open_study
 from nanostudy.study.store import Store
@@ -175,7 +174,7 @@ def test_parts_of_one_study_run_apart_complete_each_other():
 
 def test_unfinished_run(text, tmp_path):
     from nanostudy.training import stack as checkpoint
-    from nanostudy.training.run_folder import Recorder
+    from nanostudy.training.recorder import Recorder
     from nanostudy.training.train import train
 
     folder, corpus, experiment = tmp_path / "mine", load_corpus(str(text)), small(corpus=str(text), eval_interval=5)

@@ -8,8 +8,8 @@ from scipy import stats
 from synthetic import VOCABULARY, synthetic
 
 from nanostudy.analysis.scaling import Fit, Refusal, power_law
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.settings import Experiment
 
 WIDTHS = {"n_embd": [32, 64, 128, 256, 512]}
 DROPOUTS = {"dropout": [0.0, 0.1, 0.2]}

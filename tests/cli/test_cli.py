@@ -31,8 +31,8 @@ from conftest import cache_in
 from nanostudy import api
 from nanostudy.atomic import sole_owner
 from nanostudy.cli import main as cli
-from nanostudy.experiment import FIELDS
 from nanostudy.model import kernels
+from nanostudy.settings import FIELDS
 from nanostudy.training import machine
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
@@ -322,10 +322,10 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.pieces.cache_clear()
-        kernels.native.cache_clear()
+        kernels.gpu.traced_ops.cache_clear()
+        kernels.cpu.native_ops.cache_clear()
 
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()
     yield
     forget()

@@ -23,14 +23,13 @@ from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, st
 from nanostudy import studies, view
 from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study import database
-from nanostudy.study.calibrate import _answers
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
 from nanostudy.study.listing import as_lines
 from nanostudy.study.plan import Capacity
-from nanostudy.study.pool import make_pool
+from nanostudy.study.pool import _results, make_pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
@@ -70,7 +69,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
     monkeypatch.delenv("NANOSTUDY_CORPORA", raising=False)
-    monkeypatch.setattr("nanostudy.study.calibrate.CALIBRATION_SECONDS", 0.01)
+    monkeypatch.setattr("nanostudy.study.pool.CALIBRATION_SECONDS", 0.01)
     write_text(tmp_path / "small.txt", 600)
     (tmp_path / "mine.yaml").write_text(STUDY, encoding="utf-8")
     return tmp_path
@@ -323,9 +322,9 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
 def test_calibration_waits_for_slow_workers_and_hears_of_dead_ones():
     measured = Measured(1.0, 2.0)
     backend = Fake(None, None, (0, measured), None, (0, Done()))
-    assert list(_answers(backend, 1)) == [measured]
+    assert list(_results(backend, 1)) == [measured]
     with pytest.raises(NanostudyError, match=r"it failed.*killed"):
-        list(_answers(Fake(None, (0, Broken("died", "killed"))), 1))
+        list(_results(Fake(None, (0, Broken("died", "killed"))), 1))
 
 
 # --- status and list
@@ -697,16 +696,16 @@ def shown(done, monkeypatch):
 
 
 def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int) -> Snapshot:
-    hands = {}
+    assignments = {}
     for worker in range(workers):
         label = f"b64_L4_H4_E128_BS8_MI1000_D10_s1_learning_rate=0.00{worker + 1} and 3 more"
         stack = StackRow(worker, (NAMES[0], NAMES[1]), 2)
-        hands[worker] = Assignment(label, stack.members, stack)
+        assignments[worker] = Assignment(label, stack.members, stack)
     if workers:
-        hands[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
-        hands[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
-        hands[0].seconds_left, hands[0].told_at = 65.4, time.monotonic()
-    return Snapshot(counts or {"finished": 1, "running": 3}, hands, best, left, 1.0)
+        assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
+        assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
+        assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
+    return Snapshot(counts or {"finished": 1, "running": 3}, assignments, best, left, 1.0)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

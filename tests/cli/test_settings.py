@@ -10,12 +10,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanostudy.errors import UsageError
-from nanostudy.experiment import FIELDS, Experiment, from_settings, names_of
 from nanostudy.model.gpt import GPTConfig, count_parameters
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, parse_assignments, preset_names, preset_text, read_settings
+from nanostudy.settings import FIELDS, Experiment, Resources, from_settings, names_of
+from nanostudy.settings_files import (
+    experiment_and_resources,
+    parse_assignments,
+    preset_names,
+    preset_text,
+    read_settings,
+)
 from nanostudy.training.machine import resolve
-from nanostudy.training.run_folder import Recorder, settings_yaml
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import settings_yaml
 
 # As published: the training report (A) and nanoGPT's README (C). Weight decay 0.01 and beta2 0.999 are PyTorch's defaults.
 REPORT = {
@@ -287,7 +293,7 @@ def test_identity_changes_with_what_decides_the_result_alone(name):
     changed = replace(BASE, **{name: another(name)})
     assert changed != BASE
     differs = changed.identity(TEXT, "char", None) != BASE.identity(TEXT, "char", None)
-    assert differs == (FIELDS[name].metadata["kind"] in ("shape", "number"))
+    assert differs == (FIELDS[name].kind in ("shape", "number"))
 
 
 def test_identity_follows_text_tokenizer_and_first_weights():

@@ -21,8 +21,7 @@ from nanostudy import tracking
 from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.reporting import training_report as report
-from nanostudy.resources import Resources
-from nanostudy.tracking import check_track
+from nanostudy.settings import Resources, Where
 from nanostudy.training.events import Event, Logged
 from nanostudy.training.run_folder import read_rows
 
@@ -305,9 +304,9 @@ def test_a_missing_package_is_told_before_anything_begins(experiment, tmp_path, 
 
 
 def test_an_unknown_tracker_is_refused() -> None:
-    with pytest.raises(UsageError, match="tensorboard, wandb, mlflow"):
-        check_track("excel")
-    assert check_track(None) is check_track("none") is None
+    with pytest.raises(UsageError, match="tensorboard, wandb or mlflow"):
+        Where(track="excel")
+    assert Where(track="none").track is None
 
 
 class Failing:
@@ -424,5 +423,5 @@ def test_nanogpts_wandb_log_is_the_same(tmp_path) -> None:
 
 
 def test_presets_are_listed_without_torch() -> None:
-    code = "import sys; from nanostudy.settings import preset_names; preset_names(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from nanostudy.settings_files import preset_names; preset_names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0

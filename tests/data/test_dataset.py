@@ -17,9 +17,8 @@ from nanostudy.data.corpus import Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import Table, read_dataset, write_dataset
 from nanostudy.data.texts import SHAKESPEARE_SHA256
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment
-from nanostudy.resources import Resources
-from nanostudy.settings import read_settings
+from nanostudy.settings import Experiment, Resources
+from nanostudy.settings_files import read_settings
 from nanostudy.training.run_folder import read_metadata
 
 CPU = Resources(device="cpu", precision="fp32", threads=1)

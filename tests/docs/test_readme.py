@@ -13,8 +13,8 @@ import pytest
 import typer.main
 
 from nanostudy.cli.main import app
-from nanostudy.experiment import FIELDS
-from nanostudy.settings import TRACK, preset_names
+from nanostudy.settings import FIELDS
+from nanostudy.settings_files import preset_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def test_a_command_of_the_readme_is_one_that_exists(words: list[str]) -> None:
     command.make_context(words[0], list(rest), resilient_parsing=False)  # raises where an option is unknown
     for word in rest:
         if re.fullmatch(r"[a-z_]+=.*", word):
-            assert all(key in (*FIELDS, TRACK) for key in re.findall(r"(\w+)=", word))
+            assert all(key in (*FIELDS, "track") for key in re.findall(r"(\w+)=", word))
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_text
+from conftest import without_report, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nanostudy
-from nanostudy.atomic import load_tensors, save_tensors
 from nanostudy.cli import main as cli
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.experiment import Experiment
 from nanostudy.interop import huggingface
 from nanostudy.model.gpt import forward, named_views
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
+from nanostudy.training.tensors import load_tensors, save_tensors
 from nanostudy.training.weights import load_weights
 
 transformers = pytest.importorskip("transformers")
@@ -37,7 +36,8 @@ def make(folder: Path, **of_experiment) -> Path:
     text.write_text(TEXT * 30, encoding="utf-8", newline="")
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "batch_size": 2, "max_iters": 1}
     e = Experiment(**{**shape, "corpus": str(text), "sample_tokens": 5, "eval_interval": 1, **of_experiment})
-    nanostudy.train(e, folder / "run", resources=CPU, listen=lambda event: None)
+    with without_report():
+        nanostudy.train(e, folder / "run", resources=CPU, listen=lambda event: None)
     for which in ("best", "last"):
         path = folder / "run" / f"{which}.safetensors"
         tensors, about = load_tensors(path)
@@ -47,9 +47,18 @@ def make(folder: Path, **of_experiment) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(params=VARIANTS)
-def run(request, tmp_path) -> Path:
-    return make(tmp_path, **VARIANTS[request.param])
+@pytest.fixture(scope="module", params=VARIANTS)
+def run(request, tmp_path_factory) -> Path:
+    """A run of each variant, with the folder for Hugging Face inside."""
+    run = make(tmp_path_factory.mktemp("run"), **VARIANTS[request.param])
+    assert nanostudy.convert(run, "huggingface").folder == run / "huggingface"
+    return run
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make(tmp_path)
 
 
 def load(folder: Path):
@@ -59,9 +68,8 @@ def load(folder: Path):
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_logits_tokens_and_text_are_ours(run, tmp_path):
-    folder = nanostudy.convert(run, "huggingface").folder
-    assert folder == run / "huggingface"
+def test_logits_tokens_and_text_are_ours(run):
+    folder = run / "huggingface"
     model, tokenizer = load(folder)
     assert model.dtype == torch.float32
     weights = load_weights(run)
@@ -94,14 +102,14 @@ def test_logits_tokens_and_text_are_ours(run, tmp_path):
 
 def test_drawing_from_the_model_stays_within_its_context(run):
     """What the folder says of generating is enough: no option is needed, and no position is asked for that is not there."""
-    model, tokenizer = load(nanostudy.convert(run, "huggingface").folder)
+    model, tokenizer = load(run / "huggingface")
     torch.manual_seed(1)
     written = model.generate(**tokenizer("\n", return_tensors="pt"))
     assert written.shape == (1, 12)
 
 
-def test_a_missing_bias_is_a_zero_bias(tmp_path):
-    folder = nanostudy.convert(make(tmp_path), "huggingface").folder
+def test_a_missing_bias_is_a_zero_bias(plain):
+    folder = nanostudy.convert(plain, "huggingface").folder
     model, _ = load(folder)
     biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     assert len(biases) == 2 * 6 + 1
@@ -119,7 +127,7 @@ def tokenizer_of(kind: str, text: str, folder: Path):
     return ours, theirs
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1), kind=st.sampled_from(["char", "byte"]))
 def test_any_text_survives(tmp_path_factory, text, kind):
     ours, theirs = tokenizer_of(kind, text, tmp_path_factory.mktemp("tokenizer"))
@@ -145,11 +153,10 @@ def test_an_unknown_character_is_an_error_and_no_other_token(tmp_path):
 # --- the folder
 
 
-def test_the_card_tells_data_settings_and_losses_and_its_code_runs(tmp_path, monkeypatch, capsys):
-    run = make(tmp_path)
-    card = (nanostudy.convert(run, "huggingface").folder / "README.md").read_text(encoding="utf-8")
-    metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    for told in (
+def test_the_card_reports_data_settings_and_losses_and_its_code_runs(plain, monkeypatch, capsys):
+    card = (nanostudy.convert(plain, "huggingface").folder / "README.md").read_text(encoding="utf-8")
+    metadata = json.loads((plain / "run.json").read_text(encoding="utf-8"))
+    for fact in (
         metadata["corpus"]["sha256"],
         f"{metadata['final']['val_loss']:.4f}",
         f"{metadata['best']['train_loss']:.4f}",
@@ -157,19 +164,17 @@ def test_the_card_tells_data_settings_and_losses_and_its_code_runs(tmp_path, mon
         "| learning_rate | 0.001 |",
         "after 1 update.",
     ):
-        assert told in card, told
-    assert str(tmp_path) not in card, "paths of this machine are nobody's business"
+        assert fact in card, fact
+    assert str(plain.parent) not in card, "paths of this machine are nobody's business"
     (code,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(run)
+    monkeypatch.chdir(plain)
     exec(code)
     assert len(capsys.readouterr().out) >= 12
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 
-def test_the_commands(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path)
-
+@pytest.mark.usefixtures("plain")
+def test_the_commands(monkeypatch, capsys):
     def main(*args: str) -> int:
         monkeypatch.setattr("sys.argv", ["nanostudy", *args])
         try:

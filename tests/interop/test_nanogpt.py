@@ -16,11 +16,10 @@ import nanostudy
 from nanostudy.cli import main as cli
 from nanostudy.data.nanogpt_dataset import Table, read_meta
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.interop.nanogpt import read_checkpoint
 from nanostudy.model.gpt import forward, named_views
-from nanostudy.resources import Resources
-from nanostudy.settings import experiment_and_resources, read_settings
+from nanostudy.settings import Experiment, Resources
+from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.training.run_folder import read_metadata, read_rows
 from nanostudy.training.weights import load_weights
 
@@ -233,7 +232,7 @@ def ramp(tensor: torch.Tensor) -> float:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch, no_report) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -353,10 +352,11 @@ def test_what_comes_is_evaluated_wherever_it_stands(here):
     assert [row["step"] for row in read_rows(Path("run/evaluations.csv"))] == [7, 10, 11]
 
 
-def test_a_finished_checkpoint_becomes_a_finished_run(here, capsys):
+def test_a_finished_checkpoint_becomes_a_finished_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # this one writes its report
     content = nanogpt_checkpoint(False)
     content["config"]["max_iters"] = 7
-    put(here, content)
+    put(tmp_path, content)
     assert main("convert", "out/ckpt.pt", "--to", "run", "device=cpu", "precision=fp32", "threads=1") == 0
     assert "update 7: train 1.5476, val 1.6081" in capsys.readouterr().out
     metadata = read_metadata(Path("run"))
@@ -486,7 +486,7 @@ def test_masks_of_older_versions_and_half_precision(here):
     content["model_args"].pop("bias")  # older versions knew only biases
     found = read_checkpoint(put(here, content))
     assert found.shape.bias
-    assert found.params.dtype == torch.float32
+    assert found.params_1P.dtype == torch.float32
     assert any("fp32" in note for note in found.notes)
 
 
@@ -513,7 +513,7 @@ def test_what_is_odd_beside_the_weights_does_not_keep_them_out(here, change):
     change(content)
     path = put(here, content)
     nanostudy.convert(path, "run", characters="data/tiny", corpus="data/tiny", **ON_CPU)
-    assert torch.equal(load_weights(Path("run")).params, read_checkpoint(path).params)
+    assert torch.equal(load_weights(Path("run")).params, read_checkpoint(path).params_1P)
     assert len(nanostudy.load("run").sample(tokens=3)[0]) == 3
 
 

@@ -11,7 +11,7 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.interop.literals import Code, read_assignments
 from nanostudy.interop.nanogpt_config import DEFAULTS, NO_COUNTERPART, SHARED, TRANSLATED, find_corpus, read_config
-from nanostudy.settings import experiment_and_resources
+from nanostudy.settings_files import experiment_and_resources
 from nanostudy.training.run_folder import read_metadata
 
 # What nanoGPT's train.py (3adf61e) sets before it runs a configuration; its dtype is bfloat16 where the GPU has it.
@@ -59,7 +59,7 @@ compile = False
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch, no_report) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -253,11 +253,12 @@ def test_the_dataset_is_looked_for_where_nanogpt_has_it(here):
 
 
 def test_shakespeare_char_is_shakespeare_until_it_is_prepared(here):
-    assert find_corpus("shakespeare_char", [Path()]) == "shakespeare"
+    near = Path("other/config/small.py")
+    assert find_corpus("shakespeare_char", near) == "shakespeare"
     Path("data/shakespeare_char").mkdir(parents=True)  # nanoGPT's prepare.py lies there
-    assert find_corpus("shakespeare_char", [Path()]) == "shakespeare"
+    assert find_corpus("shakespeare_char", near) == "shakespeare"
     prepare(Path("other/data/shakespeare_char"))
-    assert Path(find_corpus("shakespeare_char", [Path(), Path("other")])) == Path("other/data/shakespeare_char")
+    assert Path(str(find_corpus("shakespeare_char", near))) == Path("other/data/shakespeare_char")
 
 
 # --- the command

@@ -20,12 +20,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanostudy.device import compiler
-from nanostudy.errors import UsageError
+from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
+from nanostudy.model.kernels import cpu, gpu
 from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
 from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.training.events import Evaluated, Logged
 from nanostudy.training.machine import resolve
 from nanostudy.training.train import train
@@ -324,7 +325,7 @@ def all_results(ops, dtype):
 
 @DTYPES
 def test_any_number_of_threads_gives_the_same_bits(native, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "ALONE", 0)
+    monkeypatch.setattr(cpu, "LEAST_SHARED", 0)
     found = []
     for threads in (1, 2, 3, 8, 1):
         torch.set_num_threads(threads)
@@ -339,7 +340,7 @@ def test_without_the_newest_instructions(native, dtype, anew, monkeypatch):
     """Built for the oldest machines of this kind: the same masks, the same rounding, and sums in another order."""
     expected = all_results(native(dtype), dtype)
     anew()
-    monkeypatch.setattr(kernels, "_ways", lambda command: [("-fopenmp-simd",)])
+    monkeypatch.setattr(cpu, "_option_sets", lambda: [("-fopenmp-simd",)])
     portable = native(dtype)
     for name, results in all_results(portable, dtype).items():
         for mine, theirs in zip(results, expected[name], strict=True):
@@ -464,7 +465,7 @@ def test_whole_attention_is_understood_by_the_compiler():
     """Also where this machine has no tiles."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("another kind of processor")
-    words = [compiler(), "-std=c++20", "-march=sapphirerapids", "-fsyntax-only", str(kernels.SOURCE)]
+    words = [compiler(), "-std=c++20", "-march=sapphirerapids", "-fsyntax-only", str(cpu.SOURCE)]
     done = subprocess.run(words, capture_output=True, text=True)
     if "bad value" in done.stderr:
         pytest.skip("this compiler is older than the tiles")
@@ -524,7 +525,7 @@ def test_whole_attention_drops_what_the_plain_one_drops(whole, T, heads):
 
 def test_whole_attention_of_many_threads_and_of_sick_neighbours(whole, monkeypatch):
     """The same bits; and scores far apart are no overflow."""
-    monkeypatch.setattr(kernels, "ALONE", 0)
+    monkeypatch.setattr(cpu, "LEAST_SHARED", 0)
     qkv, d_y, drop = normal(Z, 50, 3 * 2 * 24, dtype=BF16), normal(Z, 50, 2 * 24, seed=1, dtype=BF16), drop_of()
 
     def results(qkv):
@@ -668,7 +669,7 @@ def traced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
         patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        yield kernels.traced(torch.device("cpu"), torch.float32)
+        yield gpu.traced_ops(torch.device("cpu"), torch.float32)
 
 
 @needs_compiler
@@ -699,8 +700,8 @@ def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "anywhere")
-    with pytest.raises(kernels.NotBuilt, match="does not work here: error: no Triton here"):
-        kernels.traced.__wrapped__(torch.device("cpu"), torch.float32)
+    with pytest.raises(KernelsUnavailable, match="does not work here: error: no Triton here"):
+        gpu.traced_ops.__wrapped__(torch.device("cpu"), torch.float32)
 
 
 # --- where kernels cannot be had
@@ -711,11 +712,10 @@ def anew(monkeypatch, tmp_path):
     """Nothing is built yet: an empty cache on disk, and none in this process. Quickly built."""
 
     def forget():
-        kernels.ops.cache_clear()
-        kernels.native.cache_clear()
+        cpu.native_ops.cache_clear()
 
     monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "OPTIONS", ("-std=c++20", "-O0", "-fPIC"))
+    monkeypatch.setattr(cpu, "OPTIONS", ("-std=c++20", "-O0", "-fPIC"))
     forget()
     yield forget
     forget()
@@ -783,7 +783,7 @@ def test_a_compiler_whose_work_cannot_be_loaded(stand_in, tmp_path):
 @posix_only
 def test_a_compiler_that_takes_too_long(stand_in, monkeypatch, tmp_path):
     stand_in('#!/bin/sh\n[ "$1" = --version ] || exec /bin/sleep 20\n')
-    monkeypatch.setattr(kernels, "SECONDS", 0.2)
+    monkeypatch.setattr(cpu, "BUILD_SECONDS", 0.2)
     assert_goes_without("did not build them", "timed out")
     assert built(tmp_path) == []
 
@@ -795,13 +795,13 @@ def test_a_cache_that_cannot_be_written(anew, tmp_path):
 
 
 def test_a_precision_without_kernels():
-    with pytest.raises(kernels.NotBuilt, match="float16"):
-        kernels.native(torch.float16)
+    with pytest.raises(KernelsUnavailable, match="float16"):
+        cpu.native_ops(torch.float16)
     machine = resolve(Resources(device="cpu", precision="fp16", threads=1))
     assert not machine.compiled
     assert machine.ops is REFERENCE
-    with pytest.raises(kernels.NotBuilt, match="mps"):
-        kernels.ops(torch.device("mps"), FP32)
+    with pytest.raises(KernelsUnavailable, match="mps"):
+        kernels.compiled_ops(torch.device("mps"), FP32)
 
 
 def test_what_compile_may_be():
@@ -821,8 +821,8 @@ def test_a_build_is_kept(anew, tmp_path, monkeypatch):
     assert resolve(Resources(device="cpu", precision="fp32", threads=1, compile="yes")).compiled
     (name,) = built(tmp_path)
     anew()
-    monkeypatch.setattr(kernels, "_build", lambda *arguments: pytest.fail("built again"))
-    kernels.native(BF16)
+    monkeypatch.setattr(cpu, "_build", lambda *arguments: pytest.fail("built again"))
+    cpu.native_ops(BF16)
     anew()
     monkeypatch.undo()
     assert built(tmp_path) == [name]
@@ -831,26 +831,26 @@ def test_a_build_is_kept(anew, tmp_path, monkeypatch):
 @needs_compiler
 def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatch, tmp_path):
     """Found also in a folder with a space in its name; none is brought along, which would compete for the cores."""
-    runtime = kernels._openmp()
+    runtime = cpu._openmp()
     if runtime is None:
         pytest.skip("PyTorch brought no libgomp")
     assert Path(runtime).is_file()
-    kernels.native(FP32)
+    cpu.native_ops(FP32)
     (name,) = built(tmp_path)
     assert b"GOMP_parallel" in (tmp_path / "cache" / "kernels" / name).read_bytes()
     line = "7f2-7f3 r-xp 0000 08:01 42    {}\n"
     paths = "/usr/lib/libc.so.6", "/home/Anna Maria/my env/torch.libs/libgomp-a34b.so.1.0.0", "/usr/lib/libm.so.6"
     maps = "".join(line.format(path) for path in paths)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: maps)
-    assert kernels._openmp() == paths[1]
+    assert cpu._openmp() == paths[1]
 
 
 BUILD = """
 import sys, torch
-from nanostudy.model import kernels
-kernels.OPTIONS = ("-std=c++20", "-O0", "-fPIC")
+from nanostudy.model.kernels import cpu
+cpu.OPTIONS = ("-std=c++20", "-O0", "-fPIC")
 x = torch.arange(6.0).view(1, 2, 3)
-print(kernels.native(torch.float32).split_heads(x, 1, 3).flatten().tolist())
+print(cpu.native_ops(torch.float32).split_heads(x, 1, 3).flatten().tolist())
 """
 
 

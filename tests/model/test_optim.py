@@ -8,12 +8,12 @@ from conftest import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanostudy.experiment import Experiment
 from nanostudy.model.engine import Batch, gradients
 from nanostudy.model.gpt import Dropout, GPTConfig, count_parameters
 from nanostudy.model.ops import REFERENCE
 from nanostudy.model.optim import StepSettings, adamw, learning_rate
 from nanostudy.model.randomness import dropout_keys
+from nanostudy.settings import Experiment
 
 CPU = torch.device("cpu")
 P, DECAYED = 60, 40

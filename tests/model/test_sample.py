@@ -8,7 +8,8 @@ from test_model import lively, plain_of
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.gpt import Cache, GPTConfig, forward, named_views
-from nanostudy.model.sample import SamplingParams, _uniforms, generate, pick
+from nanostudy.model.sample import _uniforms, generate, pick
+from nanostudy.settings import SamplingParams
 
 BLOCK = 8
 SHAPE = GPTConfig.of(small(block_size=BLOCK, bias=True), 11)

@@ -22,11 +22,11 @@ import nanostudy
 from nanostudy import studies
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.study.cluster import actor as slot
-from nanostudy.study.cluster import backend as clusters
-from nanostudy.study.cluster import checkpoints as checkpoint_store
-from nanostudy.study.cluster.actor import Kept, Part, Slot, Unseen
-from nanostudy.study.cluster.nodes import Share, share_out
+from nanostudy.study.cluster import actor, backend
+from nanostudy.study.cluster.actor import Kept, Part, Wanted, WorkerActor, append_part, parts
+from nanostudy.study.cluster.backend import Cluster
+from nanostudy.study.cluster.checkpoints import POINTER, AtAddress, CheckpointStore
+from nanostudy.study.cluster.nodes import Nodes, Share, share_out
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, Done, TrainStack
 from nanostudy.training.events import Event, Saving
@@ -61,12 +61,12 @@ def reference(source, tmp_path_factory) -> Path:
 def machines():
     """A cluster whose head does no work, so that any node that does may die."""
     pytest.importorskip("ray", reason="ray is not installed")
-    from ray.cluster_utils import Cluster
+    from ray import cluster_utils
 
-    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 5000}
+    quick = {"health_check_period_ms": 300, "health_check_failure_threshold": 4, "health_check_timeout_ms": 5000}
     lean = {"prestart_worker_first_driver": False}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": {**quick, **lean}}
-    made = Cluster(initialize_head=True, head_node_args=head)
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
@@ -94,7 +94,7 @@ def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
     """Each time that a worker has told that it saved, and so is in the midst of an experiment, the next of the acts is done with
     the id of its node. Returns those that are still to come."""
     left, saving, since = list(acts), set(), time.monotonic()
-    original = clusters.Cluster.next
+    original = Cluster.next
 
     def next(self, timeout):
         assert time.monotonic() - since < PATIENCE
@@ -108,7 +108,7 @@ def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
                 left.pop(0)(self.workers[told[0]].node)
         return told
 
-    monkeypatch.setattr(clusters.Cluster, "next", next)
+    monkeypatch.setattr(Cluster, "next", next)
     return left
 
 
@@ -121,7 +121,7 @@ def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machin
     """Two nodes die while their workers train, one hard and one gently; what joined meanwhile finishes the study."""
     nodes(2)
     shared, started = [], []
-    start = clusters.Cluster.start
+    start = Cluster.start
 
     def kill(id: str, gently: bool) -> None:
         (node,) = (node for node in machines.worker_nodes if node.node_id == id)
@@ -131,7 +131,7 @@ def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machin
     import ray
 
     monkeypatch.setattr(ray, "put", lambda value, original=ray.put: shared.append(value) or original(value))
-    monkeypatch.setattr(clusters.Cluster, "start", lambda *a: started.append(a[2]) or start(*a))
+    monkeypatch.setattr(Cluster, "start", lambda *a: started.append(a[2]) or start(*a))
     left = meddle(monkeypatch, lambda id: kill(id, gently=False), lambda id: kill(id, gently=True))
     heard = Heard()
     run(source, tmp_path / "out", machines.address, heard)
@@ -186,7 +186,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
 def other_version(folder: Path) -> dict[str, str]:
     """The environment of a node whose nanostudy is another."""
     shutil.copytree(Path(SOURCES, "nanostudy"), folder / "nanostudy", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "nanostudy" / "gpt" / "version.py"
+    file = folder / "nanostudy" / "version.py"
     file.write_text(file.read_text().replace("NUMERICS = 1", "NUMERICS = 99"))
     return {"PYTHONPATH": str(folder)}
 
@@ -196,7 +196,7 @@ def test_a_node_with_another_version_is_found(source, reference, machines, nodes
     nodes(1)
     env = other_version(tmp_path / "other")
     heard = Heard()
-    monkeypatch.setattr(clusters, "LOOK", 0.2)
+    monkeypatch.setattr(backend, "LOOK", 0.2)
 
     def wait() -> None:  # the study lasts until the node was looked at
         if not left and not any(text.startswith("not used") for text in heard.said):
@@ -220,15 +220,15 @@ def test_a_node_with_another_version_is_found(source, reference, machines, nodes
 def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, nodes, tmp_path, monkeypatch, kind):
     """They travel back in parts, or lie at an address; a study that is stopped goes on from them."""
     nodes(1)
-    monkeypatch.setattr(clusters, "TOKEN", ".elsewhere")  # workers look for another
-    monkeypatch.setattr(slot, "PART", 1000)
+    monkeypatch.setattr(backend, "TOKEN", ".elsewhere")  # workers look for another
+    monkeypatch.setattr(actor, "PART", 1000)
     out, how = tmp_path / "out", {"checkpoints": f"file://{tmp_path}/shared/mine"} if kind == "address" else {}
     meddle(monkeypatch, lambda id: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
         run(source, out, machines.address, Heard(), **how)
     (stack,) = (path for path in out.glob("stacks/*") if any(path.glob("checkpoint*")))
     kept = {path.name for path in stack.glob("checkpoint*")}
-    assert kept == ({checkpoint_store.AT} if kind == "address" else {CHECKPOINT})
+    assert kept == ({POINTER} if kind == "address" else {CHECKPOINT})
     heard = Heard()
     run(source, out, machines.address, heard, **how)
     assert_same_study(out, reference)
@@ -290,7 +290,7 @@ def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
 
 
 def test_without_ray_the_command_that_installs_it_is_told(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["nanostudy", "study", "run", str(source), "--out", str(tmp_path / "o")])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--executor", "ray"])
     with pytest.raises(SystemExit) as end:
@@ -364,8 +364,8 @@ def test_what_became_of_a_worker():
         def name(self, id):
             return f"node {id}"
 
-    made = clusters.Cluster.__new__(clusters.Cluster)
-    made.ray, made.roster, made.shunned = ray, Roster(), {}
+    made = Cluster.__new__(Cluster)
+    made.ray, made.nodes = ray, Nodes(ray, Roster(), Share(1), RESOURCES)
     died = errors.ActorDiedError()
     for problem, node, cause in (
         (errors.OutOfMemoryError("Task was killed due to the node running low on memory."), "here", "died"),
@@ -377,7 +377,7 @@ def test_what_became_of_a_worker():
         (errors.RayTaskError("pull", "", ValueError("a mistake of ours")), "here", "error"),
     ):
         assert made._broken(problem, node).cause == cause, problem
-    assert "here" in made.shunned
+    assert "here" in made.nodes.avoided
 
 
 def test_a_machine_is_told_of_as_it_was_where_it_is():
@@ -392,14 +392,14 @@ def test_a_machine_is_told_of_as_it_was_where_it_is():
 
 @pytest.fixture
 def task(source, tmp_path, corpus) -> TrainStack:
-    from nanostudy.experiment import Experiment
+    from nanostudy.settings import Experiment
 
     settings = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 4, "max_iters": 30}
     experiment = Experiment(**settings, eval_interval=30)
     return TrainStack((Job("a", experiment, "its identity"),), corpus, tmp_path, 1, 0.0)
 
 
-def pulled(far: Slot, until, stop: bool = False, most: int = 200) -> list:
+def pulled(far: WorkerActor, until, stop: bool = False, most: int = 200) -> list:
     """What a slot tells, pulled as the driver pulls."""
     told = []
     while not any(isinstance(one, until) for one in told):
@@ -410,13 +410,13 @@ def pulled(far: Slot, until, stop: bool = False, most: int = 200) -> list:
 
 
 def test_a_checkpoint_travels_in_parts_and_back(task, monkeypatch):
-    monkeypatch.setattr(slot, "PART", 10_000)
-    far, driver = Slot(1), task.path
-    far.start(task, None, RESOURCES, "a token that is not there", None, None)
-    assert isinstance(pulled(far, Unseen)[-1], Unseen)
+    monkeypatch.setattr(actor, "PART", 10_000)
+    far, driver = WorkerActor(1), task.path
+    far.start(task, None, RESOURCES, "a token that is not there", None)
+    assert isinstance(pulled(far, Wanted)[-1], Wanted)
     assert not list(task.folder.iterdir())
-    far.begin(0)
-    keep, told = checkpoint_store.CheckpointStore(None), []
+    far.take(Part(b"", 0, 0))
+    keep, told = CheckpointStore(None), []
     while not driver.exists():
         told += (now := far.pull(False))
         for part in now:
@@ -425,35 +425,37 @@ def test_a_checkpoint_travels_in_parts_and_back(task, monkeypatch):
                 keep.keep(task, part)
     assert sum(isinstance(one, Part) for one in told) > 3
     pulled(far, Done, stop=True)  # saves and sends once more
-    again = Slot(1)
-    again.start(task, None, RESOURCES, "a token that is not there", None, None)
-    pulled(again, Unseen)
-    for part in slot.parts(driver):
+    again = WorkerActor(1)
+    again.start(task, None, RESOURCES, "a token that is not there", None)
+    pulled(again, Wanted)
+    for part in parts(driver):
         again.take(part)
-    again.begin(driver.stat().st_size)
     first = next(one for one in pulled(again, Done, stop=False) if hasattr(one, "evaluated_at"))
     assert first.step > 0
-    cut = Slot(1)
-    cut.start(task, None, RESOURCES, "a token that is not there", None, None)
-    pulled(cut, Unseen)
-    cut.take(next(slot.parts(driver)))
-    cut.begin(driver.stat().st_size)
-    (broken,) = pulled(cut, Broken)
-    assert broken.cause == "lost", "what arrived in part is no reason to begin again"
+    cut = WorkerActor(1)
+    cut.start(task, None, RESOURCES, "a token that is not there", None)
+    pulled(cut, Wanted)
+    one, _, third, *_ = parts(driver)
+    cut.take(one)
+    with pytest.raises(ValueError, match="is missing"):
+        cut.take(third)
+    assert cut.pull(False) == [], "what arrived in part is no reason to begin again"
 
 
 def test_parts_of_two_checkpoints_are_not_put_together(tmp_path):
     path = tmp_path / "file"
-    for part in (Part(b"AAAA", 0, 8), Part(b"BB", 0, 4), Part(b"BBBB", 4, 8)):
-        checkpoint_store._put_together(path, part)
+    assert not append_part(path, Part(b"AAAA", 0, 8))
+    assert not append_part(path, Part(b"BB", 0, 4))
+    with pytest.raises(ValueError, match="before byte 4 is missing"):
+        append_part(path, Part(b"BBBB", 4, 8))
     assert not path.exists()
 
 
 def test_a_save_waits_for_the_pull_after_it_was_heard(task):
     """What was told before a checkpoint is on the driver's disk before the checkpoint is."""
-    far = Slot(1)
-    (task.folder / slot.TOKEN).write_text("the token")
-    far.start(task, None, RESOURCES, "the token", None, None)
+    far = WorkerActor(1)
+    (task.folder / actor.TOKEN).write_text("the token")
+    far.start(task, None, RESOURCES, "the token", None)
     assert isinstance(pulled(far, Saving)[-1], Saving)
     time.sleep(0.3)
     assert not task.path.exists()
@@ -463,20 +465,21 @@ def test_a_save_waits_for_the_pull_after_it_was_heard(task):
 
 def test_an_address_out_of_reach_is_told_and_training_goes_on(task, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    far = Slot(1)
-    far.start(task, None, RESOURCES, "", f"file://{tmp_path}/file/home", None)
+    far = WorkerActor(1)
+    far.start(task, None, RESOURCES, "", AtAddress(f"file://{tmp_path}/file/home"))
     told = pulled(far, Done)
     assert any("a checkpoint could not be kept at file://" in getattr(one, "text", "") for one in told)
-    far.start(task, None, RESOURCES, "", f"file://{tmp_path}/home", f"file://{tmp_path}/home/none.safetensors")
+    home = f"file://{tmp_path}/home"
+    far.start(task, None, RESOURCES, "", AtAddress(home, f"{home}/none.safetensors"))
     told = pulled(far, Done)
     assert "training from the beginning" in told[0].text
     kept = [one for one in told if isinstance(one, Kept)]
     assert kept
-    checkpoint_store.CheckpointStore(f"file://{tmp_path}").keep(task, kept[-1])
+    CheckpointStore(f"file://{tmp_path}").keep(task, kept[-1])
     assert [path.name for path in (tmp_path / "home").iterdir()] == [kept[-1].address.rpartition("/")[2]], (
         "the last alone"
     )
-    keep = checkpoint_store.CheckpointStore(None)
+    keep = CheckpointStore(None)
     keep.end(task, Broken("memory", "too little"), False)
     assert task.path.exists(), "whoever takes the stack apart finds it in its folder"
     assert not (tmp_path / "home").exists()

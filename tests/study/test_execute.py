@@ -28,14 +28,12 @@ from nanostudy import atomic as files
 from nanostudy import studies
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
-from nanostudy.resources import Resources
-from nanostudy.study import database, plan
-from nanostudy.study import retry as patience
-from nanostudy.study import workers as backends
+from nanostudy.settings import Resources
+from nanostudy.study import database, plan, retry, workers
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
-from nanostudy.training import run_folder
+from nanostudy.training import recorder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started
@@ -686,9 +684,9 @@ def half_a_row(path: Path, rows) -> None:
 
 WRITES = {  # what writes, and a call of it in the midst
     "checkpoint": (checkpoint, "save_tensors", 9, lambda *args: None),
-    "table": (run_folder, "append_rows", 7, half_a_row),
-    "metadata": (run_folder, "write_atomically", 9, lambda *args: None),
-    "weights": (run_folder, "save_weights", 2, lambda *args: None),
+    "table": (recorder, "append_rows", 7, half_a_row),
+    "metadata": (recorder, "write_atomically", 9, lambda *args: None),
+    "weights": (recorder, "save_weights", 2, lambda *args: None),
 }
 
 
@@ -762,20 +760,20 @@ def test_a_stack_makes_no_folder_where_the_study_is_gone(tmp_path, corpus):
     assert not (tmp_path / "gone").exists()
 
 
-# --- patience
+# --- trying again
 
 
 @pytest.fixture
 def waited(monkeypatch):
     """Seconds that were slept, without sleeping."""
     slept = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     return slept
 
 
-def test_patience_waits_for_a_folder_and_no_longer(tmp_path, waited):
+def test_a_folder_is_waited_for_and_no_longer(tmp_path, waited):
     said, calls = [], []
-    patiently = patience.Patience(tmp_path / "drive", lambda text, style: said.append(text), lambda: False)
+    try_again = retry.Retry(tmp_path / "drive", lambda text, style: said.append(text), lambda: False)
 
     def action():
         calls.append(1)
@@ -788,15 +786,15 @@ def test_patience_waits_for_a_folder_and_no_longer(tmp_path, waited):
         if len(waited) == 5:
             (tmp_path / "drive").mkdir()
 
-    patience.time.sleep = back
-    assert patiently(action) == "done"
+    retry.time.sleep = back
+    assert try_again(action) == "done"
     assert len(calls) == 2
     assert len(said) == 2
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, None])
 @pytest.mark.usefixtures("waited")
-def test_patience_is_not_for_what_does_not_pass(tmp_path, code):
+def test_what_does_not_pass_is_not_tried_again(tmp_path, code):
     calls = []
 
     def action():
@@ -806,7 +804,7 @@ def test_patience_is_not_for_what_does_not_pass(tmp_path, code):
         raise problem
 
     with pytest.raises(NanostudyError, match="this one"):
-        patience.Patience(tmp_path, lambda *_: None, lambda: False)(action)
+        retry.Retry(tmp_path, lambda *_: None, lambda: False)(action)
     assert len(calls) == 1
 
 
@@ -836,7 +834,7 @@ def test_nothing_depends_on_the_clock(run, source, reference, tmp_path, monkeypa
 
 @posix_only
 def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(backends.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     begun = time.monotonic()
     with pytest.raises(NanostudyError, match=r"fail before they begin \(its process ended \(exit code 1\)\).*inline"):
         studies.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Heard())

@@ -11,16 +11,16 @@ import pytest
 import torch
 from conftest import write_text
 
-from nanostudy.atomic import load_tensors, sole_owner
+from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import Experiment
-from nanostudy.interop.recipe import dataset
+from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.gpt import GPTConfig, count_parameters
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.studies import run_study
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Row, Store
+from nanostudy.training.tensors import load_tensors
 
 STUDY = """
 settings: {{corpus: '{text}', n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, batch_size: 4, max_iters: 4, warmup_iters: 1,
@@ -324,7 +324,7 @@ def test_every_assignment_is_the_experiments(experiment):
     ours = {
         **experiment.as_dict(),
         "out_dir": f"nanoGPT_results_all/{experiment.name}",
-        "dataset": dataset(experiment),
+        "dataset": dataset_name(experiment),
         "always_save_checkpoint": True,
         "compile": False,
     }
@@ -364,7 +364,7 @@ def test_what_nanogpt_does_otherwise_is_said():
     ],
 )
 def test_datasets_are_folders_names(corpus, tokenizer, name):
-    assert dataset(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
+    assert dataset_name(Experiment(corpus=corpus, tokenizer=tokenizer)) == name
 
 
 def test_no_path_looks_like_a_setting(study, tmp_path):

@@ -12,7 +12,7 @@ from conftest import write_text
 
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study
@@ -145,9 +145,9 @@ def test_what_is_missing_is_said_and_a_later_merge_completes_it(parts, tmp_path)
     names = of_part(into, "b")
     assert [line for line in lines if line.startswith("part ")] == [
         "part a: 2 of 2",
-        f"part b: 0 of 2; missing {', '.join(names)}",
+        f"part b: 0 of 2; missing {' and '.join(names)}",
         "part c: 2 of 2",
-        f"part d: 0 of 2; missing {', '.join(of_part(into, 'd'))}",
+        f"part d: 0 of 2; missing {' and '.join(of_part(into, 'd'))}",
     ]
     assert lines[-1] == f"{into}: 4 of 8 experiments, 4 experiments still waiting"
     before = {name: contents(into / name) for name in done(into)}
@@ -195,7 +195,7 @@ def test_the_merged_study_can_be_run_to_its_end(parts, tmp_path, made):
 
 REFUSED = {
     "another fixed setting": ("beta1: 0.8\n", "beta1 0.8 in {b}, 0.9 in {a}"),
-    "another grid": ("grid:\n  dropout: [0.0, 0.2]\n", "axis dropout (0.0, 0.2) in {b}, (0.0, 0.1) in {a}"),
+    "another grid": ("grid:\n  dropout: [0.0, 0.2]\n", "axis dropout (0, 0.2) in {b}, (0, 0.1) in {a}"),
     "another order": ("parts", "order of parts"),
     "other seeds": ("seeds: [1, 2]\n", "seeds (1, 2) in {b}, one per experiment in {a}"),
     "impossible ones skipped": ("skip_impossible: true\n", "skip_impossible true in {b}, false in {a}"),
@@ -342,7 +342,7 @@ def test_an_extension_by_somebody_whose_text_lies_elsewhere(parts, tmp_path, mad
 def test_different_extensions_are_refused(parts, tmp_path):
     extended(parts["a"], "dropout: [0.0, 0.1, 0.2]")
     extended(parts["b"], "dropout: [0.0, 0.1, 0.3]")
-    with pytest.raises(NanostudyError, match=r"axis dropout \(0\.0, 0\.1, 0\.3\) in .*b, \(0\.0, 0\.1, 0\.2\) in .*a"):
+    with pytest.raises(NanostudyError, match=r"axis dropout \(0, 0\.1, 0\.3\) in .*b, \(0, 0\.1, 0\.2\) in .*a"):
         merge([parts["a"], parts["b"]], tmp_path / "all")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanostudy import device
 from nanostudy.device import available_cores, available_memory
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import (
     OVERHEAD,

@@ -16,7 +16,7 @@ from conftest import cpu, write_text
 
 from nanostudy.errors import Interrupted
 from nanostudy.model.gpt import count_parameters
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.execute import Execution
@@ -123,18 +123,18 @@ def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
     with open_study(tmp_path / str(count), study_of(text, count)) as folder:
         capacity = Capacity("cpu", "fp32", 1, None)
         run = Execution(folder, folder.asked, backend, capacity, Resources(), Silent(), backend.enough)
-        gather = run.gather
+        collect_work = run.collect_work
 
         def in_twos() -> None:  # as a plan for many workers would have them, at the head of the queue
-            gather()
+            collect_work()
             members = run.to_train[0].members
             for i in range(0, ENOUGH + 2, 2):
                 run.store.add_stacks([(members[i : i + 2], 2)])
             twos = run.store.open_stacks()[-(ENOUGH // 2 + 1) :]
             run.to_train.extendleft(reversed(twos))
 
-        monkeypatch.setattr(run, "gather", in_twos)
-        monkeypatch.setattr(run, "keep_up", lambda: None)  # as often as the clock says; counted by itself
+        monkeypatch.setattr(run, "collect_work", in_twos)
+        monkeypatch.setattr(run, "publish", lambda: None)  # as often as the clock says; counted by itself
         with counted.counting(), contextlib.suppress(Interrupted):
             run.run()
         calls, counted.calls = counted.calls, 0
@@ -190,7 +190,7 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
 
 def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
     """As of a stack that goes on whose members are all but done: its rate is not known, and is not zero."""
-    hand = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, told_at=time.monotonic())
-    assert seconds_left([(hand, 0.0)], [1e9], 1) is None
-    other = replace(hand, seconds_left=10.0)
-    assert seconds_left([(hand, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)
+    one = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, estimated_at=time.monotonic())
+    assert seconds_left([(one, 0.0)], [1e9], 1) is None
+    other = replace(one, seconds_left=10.0)
+    assert seconds_left([(one, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)

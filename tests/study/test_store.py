@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from nanostudy.errors import NanostudyError
-from nanostudy.experiment import Experiment
+from nanostudy.settings import Experiment
 from nanostudy.study import database, schema
 from nanostudy.study.grid import Entry
 from nanostudy.study.store import STATUSES, Row, StackRow, Store

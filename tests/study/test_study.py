@@ -21,13 +21,11 @@ from test_execute import RESOURCES, Heard, assert_same_study, finished, posix_on
 from nanostudy import atomic as files
 from nanostudy import studies
 from nanostudy.errors import NanostudyError
-from nanostudy.study import lease as owners
-from nanostudy.study import plan
-from nanostudy.study.lease import owner
+from nanostudy.study import lease, plan
+from nanostudy.study.lease import hold
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import TrainStack
-from nanostudy.study.worker import receive, send
-from nanostudy.study.workers import Workers
+from nanostudy.study.workers import Workers, receive, send
 from nanostudy.training.events import Saving, Started
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find worker processes")
@@ -87,7 +85,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "nanostudy.study.worker" in (stat.parent / "cmdline").read_text():
+            if parent == process.pid and "nanostudy.study.workers" in (stat.parent / "cmdline").read_text():
                 pids.append(int(stat.parent.name))
         except (OSError, ValueError):
             pass
@@ -96,7 +94,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 def alive(pid: int) -> bool:
     try:
-        return "nanostudy.study.worker" in Path(f"/proc/{pid}/cmdline").read_text()
+        return "nanostudy.study.workers" in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
 
@@ -265,7 +263,7 @@ def test_a_worker_saves_only_what_was_answered_and_ends_with_its_study(tmp_path,
     """Spoken to as its study does: it holds still before a checkpoint, and ends when nobody is left to answer."""
     (tmp_path / "stack").mkdir()
     task = TrainStack(tuple(jobs_of(small(n_layer=1))), corpus, tmp_path / "stack", 1, 0.0)
-    command = [sys.executable, "-m", "nanostudy.study.worker"]
+    command = [sys.executable, "-c", "from nanostudy.study.workers import main; main()"]
     worker = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         send(worker.stdin, ("task", pickle.dumps((task, RESOURCES))))
@@ -378,20 +376,20 @@ def test_a_folder_in_use_on_another_machine_is_refused(tmp_path, capsys):
     sign.write_text('{"host": "another", "token": "a", "renewals": 1}')
     beating = threading.Timer(0.3, lambda: sign.write_text('{"host": "another", "token": "a", "renewals": 2}'))
     beating.start()
-    with pytest.raises(NanostudyError, match="on another is working in"), owner(tmp_path, watched_for=5.0):
+    with pytest.raises(NanostudyError, match="on another is working in"), hold(tmp_path, watched_for=5.0):
         pass
     beating.join()
     assert sign.exists()
-    with owner(tmp_path, watched_for=0.5) as here:
-        assert json.loads(sign.read_text())["token"] == here.sign["token"]
+    with hold(tmp_path, watched_for=0.5) as here:
+        assert json.loads(sign.read_text())["token"] == here.content["token"]
     assert not sign.exists()
     assert capsys.readouterr().err.count("was in use on another; watching") == 2
 
 
 def test_a_sign_is_renewed_and_one_that_was_taken_over_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(owners, "RENEWED_EVERY", 0.05)
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.05)
     sign = tmp_path / ".owner"
-    with owner(tmp_path) as here:
+    with hold(tmp_path) as here:
         end = time.monotonic() + 10
         while json.loads(sign.read_text() or "{}").get("renewals", 0) < 2 and time.monotonic() < end:
             time.sleep(0.01)
@@ -410,14 +408,14 @@ def test_a_sign_of_this_machine_asks_for_no_wait(tmp_path, monkeypatch):
     before = json.dumps({"host": platform.node(), "token": "a", "renewals": 1})
     (tmp_path / ".owner").write_text(before)
     began = time.monotonic()
-    with owner(tmp_path):
+    with hold(tmp_path):
         pass
     (tmp_path / ".owner").write_text("half a si")
-    with owner(tmp_path):
+    with hold(tmp_path):
         pass
     assert time.monotonic() - began < 10
     monkeypatch.setattr(files, "_lock", lambda descriptor: None)
     (tmp_path / ".owner").write_text(before)
     began = time.monotonic()
-    with owner(tmp_path, watched_for=0.5):
+    with hold(tmp_path, watched_for=0.5):
         assert time.monotonic() - began >= 0.5

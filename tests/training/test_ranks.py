@@ -30,9 +30,8 @@ from hypothesis import strategies as st
 from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, RankLost, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.model.ranks import ALONE, Ranks, started
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Stopped
 from nanostudy.training.machine import resolve

@@ -23,15 +23,13 @@ import safetensors.torch
 import torch
 
 from nanostudy import api
-from nanostudy.atomic import load_tensors
 from nanostudy.cli import main as cli
 from nanostudy.device import compiler
 from nanostudy.errors import Interrupted, NanostudyError
-from nanostudy.experiment import Experiment
-from nanostudy.reporting import training_report as report
-from nanostudy.resources import Resources
+from nanostudy.settings import Experiment, Resources
 from nanostudy.training import machine
 from nanostudy.training.events import Evaluated, Logged
+from nanostudy.training.tensors import load_tensors
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -56,7 +54,7 @@ RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
 CHILD = """
 import json, sys
 from nanostudy import Experiment, train
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 settings, resources, out, save_every = json.loads(sys.argv[1])
 train(Experiment(**settings), out, resources=Resources(**resources), save_every=save_every)
 """
@@ -265,12 +263,6 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "available_cores", lambda: 1)
     return text_in(tmp_path)
-
-
-@pytest.fixture
-def no_report(monkeypatch) -> None:
-    """Drawing takes longer than these trainings; those that are about reports draw."""
-    monkeypatch.setattr(report, "write_report", lambda folder: (folder / "report.md").write_text("left out"))
 
 
 def train(out, listen=lambda event: None, resources=RESOURCES, **settings):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import cpu, jobs_of, small
-from test_model import Masks, plain_of
+from oracles import Masks, plain_of
 
 from nanostudy.data.corpus import Corpus, Split, evaluation_windows
 from nanostudy.errors import NanostudyError

@@ -1,23 +1,22 @@
-"""All that can be said of results, each part worked out when it is asked for."""
+"""Everything that results say: each part is a data frame or a record, computed when it is first read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis import curves, sample_quality
 from nanostudy.analysis import effects as effects_
-from nanostudy.analysis import equal_budget as fair_
+from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import ranking as ranking_
-from nanostudy.analysis import scaling as scaling_
+from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
-from nanostudy.analysis.equal_budget import At
-from nanostudy.analysis.ranking import Cost
+from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.analysis.results import Results
-from nanostudy.analysis.scaling import Fit, Refusal
+from nanostudy.analysis.scaling import Fit, Refusal, power_law
 from nanostudy.text import counted
 
 
@@ -51,51 +50,50 @@ class Analysis:
         return ranking_.ranking(self.results, "gap")
 
     @cached_property
+    def part_means(self) -> pd.DataFrame:
+        return ranking_.part_means(self.results)
+
+    @cached_property
     def overfitting(self) -> pd.DataFrame:
-        return ranking_.overfitting(self.results)
+        return curves.overfitting(self.results)
 
     @cached_property
     def stability(self) -> pd.DataFrame:
-        return ranking_.stability(self.results)
+        return curves.stability(self.results)
 
     @cached_property
     def convergence(self) -> pd.DataFrame:
-        return ranking_.convergence(self.results)
+        return curves.convergence(self.results)
 
     @cached_property
     def scaling(self) -> Mapping[str, Fit | Refusal]:
         """Against "parameters" and "tokens"."""
         return {
-            "parameters": scaling_.power_law(self.results, "parameters"),
-            "tokens": scaling_.power_law(self.results, "tokens"),
+            "parameters": power_law(self.results, "parameters"),
+            "tokens": power_law(self.results, "tokens"),
         }
 
     @cached_property
     def quality(self) -> pd.DataFrame:
         """Of the samples."""
-        from nanostudy.analysis import sample_quality as writing
-
-        return writing.quality(self.results)
+        return sample_quality.quality(self.results)
 
     @cached_property
-    def quality_against_loss(self) -> Any:
-        from nanostudy.analysis import sample_quality as writing
-
-        return writing.quality_against_loss(self.results, self.quality)
+    def quality_against_loss(self) -> pd.DataFrame:
+        return sample_quality.quality_against_loss(self.results, self.quality)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        """On the published claims."""
-        from nanostudy.analysis.claims import claims
-
+        """On the published claims that these results test; empty where they test none."""
         return claims.verdicts(self.results, self.quality)
 
-    def fair(self, at: At) -> pd.DataFrame:
-        """A ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""
-        return fair_.fair(self.results, at)
+    def equal_budget(self, at: Budget) -> pd.DataFrame:
+        """The ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""
+        return equal_budget_.equal_budget(self.results, at)
 
     def pareto(self, cost: Cost = "parameters") -> pd.DataFrame:
-        return ranking_.pareto(self.results, cost)
+        """The front of loss against "parameters", "flops" or "seconds"."""
+        return equal_budget_.pareto(self.results, cost)
 
     def cell_means(self, factor_a: str, factor_b: str | None = None, measure: str = "val_loss") -> pd.DataFrame:
         return effects_.cell_means(self.results, factor_a, factor_b, measure)

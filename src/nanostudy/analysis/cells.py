@@ -12,8 +12,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from nanostudy.errors import UsageError
-from nanostudy.experiment import FIELDS, Experiment
-from nanostudy.study.definition import check_value
+from nanostudy.settings import FIELDS, Experiment, check_value
 from nanostudy.study.grid import IN_PUBLISHED_NAME, LONGEST_NAME
 
 SEPARATORS = (",", ";", "\t")

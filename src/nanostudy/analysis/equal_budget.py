@@ -1,34 +1,35 @@
-"""Like for like: losses in windows of one length, and losses after equal updates, tokens, arithmetic or time."""
+"""Like for like: rankings at an equal budget (context, updates, tokens, arithmetic or time), and Pareto fronts of loss and cost."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import AT_CONTEXT, Results
-from nanostudy.analysis.ranking import apart_in_time
 from nanostudy.errors import UsageError
-from nanostudy.text import counted, digits, duration
+from nanostudy.text import counted, digits, duration, listed
 
-At = Literal["context", "updates", "tokens", "arithmetic", "time"]
+Budget = Literal["context", "updates", "tokens", "arithmetic", "time"]
+Cost = Literal["parameters", "flops", "seconds"]
 
-BUDGETS = ("context", "updates", "tokens", "arithmetic", "time")
-CLOSE = 1e-9  # of a budget: an evaluation as near as this is at it
+SPENT = {"updates": "step", "tokens": "tokens", "arithmetic": "tokens", "time": "seconds"}  # the evaluations' column
+CLOSE = 1e-9  # relative: an evaluation this near the budget is at the budget
+MACHINE = ("device", "device_name", "precision", "threads", "members")
 
 
-def fair(results: Results, at: At) -> pd.DataFrame:
-    """name, value (validation loss), at (the budget), interpolated; index `place` from 1. attrs["explanation"] in words.
+def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
+    """name, value (validation loss), at (the budget), interpolated; index `place` from 1. attrs["explanation"] says how.
 
-    "context": scored in windows of the longest length that all have. Otherwise: where each curve is at the largest budget that
-    all reached, straight lines between evaluations. Schedules were made for each run's own length: at an earlier budget the
-    learning rate of a longer run is still high, which the explanation says.
+    "context": losses scored in windows of the longest length that all experiments share. Otherwise: each curve's loss at the
+    largest budget that all reached, on straight lines between evaluations. Schedules are made for each run's own length: at an
+    earlier budget a longer run's learning rate is still high, which the explanation says. Raises UsageError.
     """
-    if at not in BUDGETS:
-        raise UsageError(f"There is no comparison at equal {at!r}: {', '.join(BUDGETS)}.")
+    if at not in get_args(Budget):
+        raise UsageError(f"There is no comparison at equal {at!r}: {', '.join(get_args(Budget))}.")
     table = results.finished
     if not len(table):
         return _ranked([], "No experiment has finished.")
@@ -36,72 +37,67 @@ def fair(results: Results, at: At) -> pd.DataFrame:
 
 
 def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    scored = [
-        context for context in results.contexts if np.isfinite(table[f"{AT_CONTEXT}{context}"].astype(float)).all()
-    ]
-    if not scored:
-        known = (
-            sum(table[[f"{AT_CONTEXT}{c}" for c in results.contexts]].notna().any(axis=1)) if results.contexts else 0
-        )
+    scores = {context: table[f"{AT_CONTEXT}{context}"].astype(float) for context in results.contexts}
+    common = [context for context, losses in scores.items() if np.isfinite(losses).all()]
+    if not common:
+        scored = sum(pd.concat(scores, axis=1).notna().any(axis=1)) if scores else 0
         return _ranked(
             [],
-            f"Scored at fixed contexts: {known} of {counted(len(table), 'experiment')}, and at none that all share.",
+            f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share.",
         )
-    context = max(scored)
+    context = max(common)
     own = sorted({int(size) for size in table["block_size"] if size is not None})
-    told = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
-    told += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
-    return _ranked([(name, loss, context, False) for name, loss in table[f"{AT_CONTEXT}{context}"].items()], told)
+    note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
+    note += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
+    return _ranked([(name, loss, context, False) for name, loss in scores[context].items()], note)
 
 
-def _at_budget(results: Results, table: pd.DataFrame, at: At) -> pd.DataFrame:
+def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFrame:
     curves = _curves(results, table, at)
-    without = len(table) - len(curves)
     if not curves:
         return _ranked([], f"None of the {counted(len(table), 'experiment')} has a curve over {at}.")
     budget = min(float(spent[-1]) for spent, _ in curves.values())
-    rows, extended = [], 0
+    rows, longer = [], 0
     for name, (spent, losses) in curves.items():
-        exact = bool(np.isclose(spent, budget, rtol=CLOSE, atol=0).any())
         if budget < spent[0]:
             continue
-        extended += float(spent[-1]) > budget * (1 + CLOSE)
+        exact = bool(np.isclose(spent, budget, rtol=CLOSE, atol=0).any())
+        longer += float(spent[-1]) > budget * (1 + CLOSE)
         rows.append((name, float(np.interp(budget, spent, losses)), budget, not exact))
-    lacking = len(curves) - len(rows)
-    told = [f"Validation loss after {_words(budget, at)}, the most that all experiments reached."]
-    if any(row[3] for row in rows):
-        told.append(f"On a straight line between two evaluations: {counted(sum(row[3] for row in rows), 'value')}.")
-    if extended:
-        told.append(
-            f"{counted(extended, 'experiment')} went on after it, with learning rates that were not at their end yet."
+    interpolated, late, without = sum(row[3] for row in rows), len(curves) - len(rows), len(table) - len(curves)
+    notes = [f"Validation loss after {_budget_text(budget, at)}, the most that all experiments reached."]
+    if interpolated:
+        notes.append(f"Interpolated between two evaluations: {counted(interpolated, 'value')}.")
+    if longer:
+        notes.append(
+            f"{counted(longer, 'experiment')} trained longer, so their learning rates had not yet decayed fully."
         )
     if without:
-        told.append(f"Left out: {counted(without, 'experiment')} without a curve.")
-    if lacking:
-        told.append(f"Left out: {counted(lacking, 'experiment')} first evaluated after it.")
+        notes.append(f"Left out: {counted(without, 'experiment')} without a curve.")
+    if late:
+        notes.append(f"Left out: {counted(late, 'experiment')} whose first evaluation came later.")
     if at == "time":
-        told += [why for why in [apart_in_time(table)] if why]
-    return _ranked(rows, " ".join(told))
+        notes.append(incomparable_times(table))
+    return _ranked(rows, " ".join(note for note in notes if note))
 
 
-def _curves(results: Results, table: pd.DataFrame, at: At) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(spent, validation loss) of each finished experiment that has a curve, ascending."""
-    column = {"updates": "step", "tokens": "tokens", "arithmetic": "tokens", "time": "seconds"}[at]
-    per_token = (table["flops"] / table["tokens"]).to_dict()
-    found = {}
+def _curves(results: Results, table: pd.DataFrame, at: Budget) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(spent, validation loss), ascending, of each finished experiment with a curve."""
+    flops_per_token = (table["flops"] / table["tokens"]).to_dict()
+    curves = {}
     for name, rows in results.evaluations.groupby("name", sort=False):
         if name not in table.index:
             continue
-        spent, losses = rows[column].to_numpy(dtype=float), rows["val_loss"].to_numpy(dtype=float)
+        spent, losses = rows[SPENT[at]].to_numpy(dtype=float), rows["val_loss"].to_numpy(dtype=float)
         if at == "arithmetic":
-            spent = spent * per_token[name]
+            spent = spent * flops_per_token[name]
         whole = np.isfinite(spent) & np.isfinite(losses)
         if whole.any():
-            found[str(name)] = spent[whole], losses[whole]
-    return {name: found[name] for name in map(str, table.index) if name in found}
+            curves[str(name)] = spent[whole], losses[whole]
+    return {name: curves[name] for name in map(str, table.index) if name in curves}
 
 
-def _words(budget: float, at: At) -> str:
+def _budget_text(budget: float, at: Budget) -> str:
     if at == "time":
         return duration(budget)
     if at == "arithmetic":
@@ -114,3 +110,29 @@ def _ranked(rows: Sequence[tuple[object, float, float, bool]], explanation: str)
     table.index = pd.RangeIndex(1, len(table) + 1, name="place")
     table.attrs["explanation"] = explanation
     return table
+
+
+def pareto(results: Results, cost: Cost = "parameters") -> pd.DataFrame:
+    """name, cost, val_loss, on_front: no other finished experiment is as cheap and as good, and better in one of the two.
+
+    By cost, then loss. attrs["explanation"] says why `seconds` cannot be compared, where that is so.
+    """
+    table = results.finished
+    table = table[np.isfinite(table[cost].to_numpy(dtype=float))]
+    rows = pd.DataFrame(
+        {"name": list(table.index), "cost": table[cost].to_numpy(), "val_loss": table["val_loss"].to_numpy()}
+    )
+    rows = rows.sort_values(["cost", "val_loss"], kind="stable", ignore_index=True)
+    better = rows["val_loss"] < rows["val_loss"].cummin().shift(fill_value=math.inf)
+    rows["on_front"] = better.groupby([rows["cost"], rows["val_loss"]]).transform("any").astype(bool)  # equals, too
+    rows.attrs["explanation"] = incomparable_times(table) if cost == "seconds" else ""
+    return rows
+
+
+def incomparable_times(table: pd.DataFrame) -> str:
+    """Why times cannot be compared; empty where they can."""
+    differing = [name for name in MACHINE if table[name].nunique(dropna=False) > 1]
+    if not differing:
+        return ""
+    values = [f"{name} ({', '.join(sorted({str(v) for v in table[name]}))})" for name in differing]
+    return f"Times are not like for like: the experiments differ in {listed(values)}. Members of a stack share their seconds."

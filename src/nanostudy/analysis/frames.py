@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
-from nanostudy.experiment import FIELDS, names_of
+from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates

@@ -24,18 +24,25 @@ from nanostudy.analysis.frames import (
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment, from_settings
-from nanostudy.model.gpt import GPTConfig, flops_per_token
-from nanostudy.study.definition import Study, folder_of, has_study, read_study, study_names, study_yaml
-from nanostudy.study.folder import definitions
+from nanostudy.model.config import GPTConfig, flops_per_token
+from nanostudy.settings import Experiment, from_settings
+from nanostudy.study.definition import (
+    Study,
+    definitions,
+    folder_of,
+    has_study,
+    read_study,
+    study_names,
+    study_yaml,
+)
 from nanostudy.study.store import FILE, Row, Store
-from nanostudy.study.tasks import OPENING
 from nanostudy.text import counted
 from nanostudy.training.run_folder import read_metadata, read_rows
 
 MACHINE = ("device", "device_name", "precision", "threads", "platform", "python", "torch")  # of what provenance lists
 STATUSES = {"unfinished": "running"}  # a run folder's word, and the study's for the same
 DONE = ("finished", "diverged")
+OPENING = "--- "  # of the line above each sample, which names its prompt
 
 
 def read_results(paths: Sequence[Path | str]) -> Results:

@@ -24,7 +24,7 @@ from nanostudy.analysis.cells import (
 )
 from nanostudy.analysis.frames import Results, experiments_frame
 from nanostudy.errors import UsageError
-from nanostudy.experiment import FIELDS
+from nanostudy.settings import FIELDS
 from nanostudy.text import counted
 
 MEASURES = ("train_loss", "val_loss")

@@ -32,7 +32,7 @@ def convert(
 ) -> None:
     """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
     from nanostudy import api
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
 
     given: dict[str, Any] = {**parse_assignments(assignments or [])}
     options: dict[str, Any] = {
@@ -70,9 +70,9 @@ def corpus_export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
 ) -> None:
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
+    from nanostudy.atomic import appearing
     from nanostudy.data.corpus import load_corpus
     from nanostudy.data.nanogpt_dataset import Table, write_dataset
-    from nanostudy.interop.folders import appearing
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:

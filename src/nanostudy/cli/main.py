@@ -17,8 +17,7 @@ from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.study import app as study_app
 
 if TYPE_CHECKING:
-    from nanostudy.experiment import Experiment
-    from nanostudy.resources import Resources
+    from nanostudy.settings import Experiment, Resources
 
 LONGEST_NAME = 80  # characters of a folder's name
 REPORT_WIDTH = 100  # columns
@@ -41,12 +40,12 @@ def check_ranks(context: typer.Context) -> None:
     # WORLD_SIZE alone is set by others too, in each of several machines
     if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    from nanostudy.errors import ToldElsewhere, UsageError
+    from nanostudy.errors import ReportedElsewhere, UsageError
     from nanostudy.model.ranks import started
 
     ranks = started()
     if not ranks.first:
-        raise ToldElsewhere("Rank 0 says what is wrong.")
+        raise ReportedElsewhere("Rank 0 says what is wrong.")
     if ranks.count > 1:
         raise UsageError(
             f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
@@ -89,7 +88,7 @@ def train(
 
 def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
     """What to train, on what, who tracks it, and its run folder."""
-    from nanostudy.settings import TRACK, experiment_and_resources, parse_assignments, read_settings
+    from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments)
     if source.endswith(".py"):
@@ -98,7 +97,7 @@ def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Exper
     else:
         settings = {**read_settings(source), **given}
     experiment, resources = experiment_and_resources(settings)
-    return experiment, resources, settings.get(TRACK), out or _default_folder(source, given)
+    return experiment, resources, settings.get("track"), out or _default_folder(source, given)
 
 
 def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
@@ -217,7 +216,7 @@ app.command(context_settings={"ignore_unknown_options": True})(convert)
 @app.command()
 def presets() -> None:
     """List the presets."""
-    from nanostudy.settings import preset_names, preset_text
+    from nanostudy.settings_files import preset_names, preset_text
 
     for name in preset_names():
         print(f"{name:18}{preset_text(name).splitlines()[0].removeprefix('# ')}")
@@ -226,16 +225,11 @@ def presets() -> None:
 @app.command()
 def settings() -> None:
     """List every setting with its default and meaning."""
-    from dataclasses import fields
+    from nanostudy.settings import IN_FILES, SETTINGS
+    from nanostudy.text import value_text
 
-    from nanostudy.experiment import FIELDS
-    from nanostudy.resources import Resources
-    from nanostudy.settings import TRACK, TRACK_MEANING
-
-    for field in (*FIELDS.values(), *fields(Resources)):
-        default = "none" if field.default is None else repr(field.default)
-        print(f"{field.name:29}{default:15}{field.metadata['meaning']}")
-    print(f"{TRACK:29}{'none':15}{TRACK_MEANING}")
+    for name in IN_FILES:
+        print(f"{name:29}{value_text(SETTINGS[name].default):15}{SETTINGS[name].meaning}")
 
 
 @corpus_app.command("list")
@@ -295,7 +289,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
-    from nanostudy.errors import NanostudyError, ToldElsewhere, UsageError
+    from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
     for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
@@ -305,7 +299,7 @@ def main() -> None:
     except UsageError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)
         sys.exit(2)
-    except ToldElsewhere:
+    except ReportedElsewhere:
         sys.exit(1)
     except NanostudyError as problem:
         print(f"nanostudy: {problem}", file=sys.stderr)

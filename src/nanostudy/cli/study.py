@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 
 if TYPE_CHECKING:
     from nanostudy.studies import Plan
@@ -83,7 +83,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
     from nanostudy.studies import run_study
     from nanostudy.study.definition import folder_of
 
@@ -191,7 +191,7 @@ def plan_command(
     format: Format = Form.table,
 ) -> None:
     """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
-    from nanostudy.settings import parse_assignments
+    from nanostudy.settings_files import parse_assignments
     from nanostudy.studies import plan_study
     from nanostudy.study.listing import as_json
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nanostudy.data.texts import TRAIN_SHARE, Text, find_text
 from nanostudy.errors import UsageError
-from nanostudy.experiment import check_tokenizer
+from nanostudy.settings import check_value
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Tokenizer:
 
     @staticmethod
     def of(kind: str, text: str) -> Tokenizer:
-        check_tokenizer(kind)
+        check_value("tokenizer", kind)
         return Tokenizer(kind, "".join(sorted(set(text))) if kind == "char" else "")
 
     @property
@@ -116,7 +116,7 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
     if isinstance(tokenizer, str):
-        check_tokenizer(tokenizer)
+        check_value("tokenizer", tokenizer)
         if text.table and text.table.kind != tokenizer:
             raise UsageError(f"The tokens of {requested} are made with tokenizer={text.table.kind}, not {tokenizer}.")
         tokenizer = Tokenizer(*text.table) if text.table else Tokenizer.of(tokenizer, text.content)

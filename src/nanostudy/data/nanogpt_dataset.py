@@ -11,7 +11,7 @@ import numpy as np
 
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import check_tokenizer
+from nanostudy.settings import check_value
 
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
 ID = np.dtype("<u2")
@@ -127,7 +127,7 @@ def _text(path: Path, table: Table) -> str:
 
 def write_dataset(folder: Path, train: np.ndarray, val: np.ndarray, table: Table) -> list[Path]:
     """Each file atomically, into a folder that is there; returns their paths. Raises UsageError, NanostudyError."""
-    check_tokenizer(table.kind)
+    check_value("tokenizer", table.kind)
     if len(table.characters) > 2**16:
         raise UsageError(f"{len(table.characters):,} different characters do not fit into tokens of two bytes.")
     write_atomically(folder / TRAIN, train.astype(ID).tobytes())

@@ -15,6 +15,7 @@ Value = bool | int | float | str | None
 
 LARGEST_FILE = 2**20  # bytes
 LARGEST_NUMBER = 2**63
+LARGEST_EXPONENT = 64
 LONGEST_TEXT = 10_000
 OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -29,34 +30,31 @@ OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Code:
-    """What stands in the place of a value and is none: a call, an attribute, an imported name."""
+    """A value that is not a literal: a call, an attribute, an imported name."""
 
     text: str
     line: int
 
 
-class _NoLiteral(Exception):
-    pass
-
-
 def read_assignments(path: Path, known: Mapping[str, Value]) -> dict[str, Value | Code]:
-    """Names and values in the order of the file: literals, and arithmetic of them and of names that are known or assigned before.
+    """Names and values in the order of the file. A value may use arithmetic, `known` names and names assigned before it.
 
-    Raises UsageError at anything that is neither an assignment, an import nor a comment.
+    Raises UsageError at anything that is not an assignment, an import or a comment.
     """
     names: dict[str, Value | Code] = {}
-    for node in _statements(path):
-        for name, value in _assigned(path, node):
-            if isinstance(value, ast.expr):
-                try:
-                    names[name] = evaluate(value, {**known, **names})
-                except _NoLiteral:
-                    names[name] = Code(ast.unparse(value), node.lineno)
-                except RecursionError:
-                    names[name] = Code("a very long expression", node.lineno)
-            else:
-                names[name] = value
+    for statement in _statements(path):
+        for name, value in _assignments(path, statement):
+            names[name] = value if isinstance(value, Code) else _literal_or_code(value, {**known, **names})
     return names
+
+
+def _literal_or_code(node: ast.expr, names: Mapping[str, Value | Code]) -> Value | Code:
+    try:
+        return _literal(node, names)
+    except (ArithmeticError, ValueError):
+        return Code(ast.unparse(node), node.lineno)
+    except RecursionError:
+        return Code("a very long expression", node.lineno)
 
 
 def _statements(path: Path) -> list[ast.stmt]:
@@ -72,60 +70,51 @@ def _statements(path: Path) -> list[ast.stmt]:
         raise UsageError(f"{path} cannot be read: {problem}.") from None
 
 
-def _assigned(path: Path, node: ast.stmt) -> Iterator[tuple[str, ast.expr | Code]]:
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return  # a text that stands alone is a comment
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        for alias in node.names:
-            yield (alias.asname or alias.name).partition(".")[0], Code(ast.unparse(node), node.lineno)
-        return
-    targets: list[ast.expr] = []
-    value: ast.expr | None = None
-    if isinstance(node, ast.Assign):
-        targets, value = node.targets, node.value
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-        targets, value = [node.target], node.value
-    for target in targets or (None,):
-        if not isinstance(target, ast.Name) or value is None:
-            shown = ast.unparse(node).splitlines()[0]
+def _assignments(path: Path, statement: ast.stmt) -> Iterator[tuple[str, ast.expr | Code]]:
+    match statement:
+        case ast.Expr(value=ast.Constant()):  # a text that stands alone is a comment
+            pass
+        case ast.Import() | ast.ImportFrom():
+            for alias in statement.names:
+                code = Code(ast.unparse(statement), statement.lineno)
+                yield (alias.asname or alias.name).partition(".")[0], code
+        case ast.Assign(targets, value) if all(isinstance(target, ast.Name) for target in targets):
+            yield from ((ast.unparse(target), value) for target in targets)
+        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
+            yield name, value
+        case ast.AugAssign(target=ast.Name(name), op=operation, value=value):
+            yield name, ast.copy_location(ast.BinOp(ast.Name(name, ast.Load()), operation, value), statement)
+        case _:
             raise UsageError(
-                f"{path}, line {node.lineno}: `{shown:.60}` is code. A configuration is read and never executed: only "
-                "lines of the form `setting = value` are understood. Write the value itself."
+                f"{path}, line {statement.lineno}: `{ast.unparse(statement).splitlines()[0]:.60}` is code. A configuration "
+                "is read and never executed: only lines of the form `setting = value` are understood. Write the value itself."
             )
-        if isinstance(node, ast.AugAssign):
-            yield target.id, ast.BinOp(ast.Name(target.id, ast.Load()), node.op, value)
-        else:
-            yield target.id, value
 
 
-def evaluate(node: ast.expr, known: Mapping[str, Value | Code]) -> Value:
-    """Raises _NoLiteral, also where a number gets too large."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None):
-        return _bounded(node.value)
-    if isinstance(node, ast.Name) and node.id in known:
-        value = known[node.id]
-        if not isinstance(value, Code):
-            return value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        number = _number(evaluate(node.operand, known))
-        return -number if isinstance(node.op, ast.USub) else number
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-        left, right = evaluate(node.left, known), evaluate(node.right, known)
-        if isinstance(left, str) and isinstance(right, str) and isinstance(node.op, ast.Add):
-            return _bounded(left + right)
-        left, right = _number(left), _number(right)
-        if isinstance(node.op, ast.Pow) and abs(right) > 64:
-            raise _NoLiteral
-        try:
-            return _bounded(OPERATIONS[type(node.op)](left, right))
-        except (ArithmeticError, ValueError):
-            raise _NoLiteral from None
-    raise _NoLiteral
+def _literal(node: ast.expr, names: Mapping[str, Value | Code]) -> Value:
+    """Raises ValueError or ArithmeticError where the expression is not a literal, or gets too large."""
+    match node:
+        case ast.Constant(bool() | int() | float() | str() | None as value):
+            return _bounded(value)
+        case ast.Name(name) if name in names and not isinstance(known := names[name], Code):
+            return known
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_number(_literal(operand, names))
+        case ast.UnaryOp(ast.UAdd(), operand):
+            return _number(_literal(operand, names))
+        case ast.BinOp() if type(node.op) in OPERATIONS:
+            left, right = _literal(node.left, names), _literal(node.right, names)
+            if isinstance(left, str) and isinstance(right, str) and isinstance(node.op, ast.Add):
+                return _bounded(left + right)
+            if isinstance(node.op, ast.Pow) and abs(_number(right)) > LARGEST_EXPONENT:
+                raise ValueError
+            return _bounded(OPERATIONS[type(node.op)](_number(left), _number(right)))
+    raise ValueError
 
 
 def _number(value: Value) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _NoLiteral
+        raise ValueError
     return value
 
 
@@ -134,4 +123,4 @@ def _bounded(value: object) -> Value:
         return value
     if value is None or (isinstance(value, bool | int | float) and not abs(value) > LARGEST_NUMBER):
         return value
-    raise _NoLiteral
+    raise ValueError

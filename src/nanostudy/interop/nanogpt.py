@@ -1,6 +1,6 @@
 """nanoGPT's ckpt.pt, read and written: weights, AdamW's state, settings.
 
-Letters as in gpt/model.py: P parameters of one model, in the order of the parameter table's row.
+P: the parameters of one model, in the order of the parameter table.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from torch import Tensor
 
 from nanostudy.atomic import replace_atomically
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment
-from nanostudy.model.gpt import GPTConfig, Parameter, named_views, parameter_table
+from nanostudy.model.config import GPTConfig, Parameter, parameter_table
+from nanostudy.model.gpt import named_views
 from nanostudy.model.optim import EPSILON, learning_rate
+from nanostudy.settings import Experiment
 
-NOT_EVALUATED = 1e9  # what nanoGPT has for the best validation loss before its first evaluation
+NOT_EVALUATED = 1e9  # nanoGPT's best_val_loss before its first evaluation
 PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parallel training
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
-MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # a buffer of older versions, no parameter
+MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # a buffer of older versions, not a parameter
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+LARGEST_COUNT = 2**53
 
 
 @dataclass(frozen=True)
 class Moments:
     """AdamW's state after `updates` of its updates."""
 
-    exp_avg: Tensor  # fp32 (P,)
-    exp_avg_sq: Tensor  # fp32 (P,)
+    exp_avg_P: Tensor  # fp32
+    exp_avg_sq_P: Tensor  # fp32
     updates: int
 
 
@@ -44,29 +46,29 @@ class Moments:
 class Checkpoint:
     sha256: str  # of the file
     shape: GPTConfig
-    params: Tensor  # fp32 (1, P)
+    params_1P: Tensor  # fp32
     moments: Moments | None
     iter_num: int
-    best_val_loss: float | None  # an estimate
+    best_val_loss: float | None  # an estimate, in nats per token
     config: dict[str, Any]
-    notes: tuple[str, ...]  # what could not be taken as it is
+    notes: tuple[str, ...]  # what could not be read as it is
 
 
 # --- reading
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Without running anything that the file may carry. Raises UsageError, NanostudyError."""
+    """Runs nothing that the file may carry. Raises UsageError, NanostudyError."""
     data = _read(path)
     content = _load(path, data)
-    model_args = content["model_args"]
-    tensors = _stripped(path, content["model"], len(data))
+    config, model_args = content.get("config"), content["model_args"]
+    tensors = _weights(path, content["model"], len(data))
     tied = HEAD not in tensors or EMBEDDING not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])
     shape = _shape(path, model_args, tensors, tied)
     table = parameter_table(shape)
     if sum(p.numel for p in table) > len(data):  # tensors may be larger than what is stored of them
         raise UsageError(f"{path} is too small to hold a model of the sizes that its model_args say.")
-    row, notes = _row(path, table, tensors, tied), []
+    params_P, notes = _params(path, table, tensors, tied), []
     if any(tensors[p.nanogpt_key].dtype != torch.float32 for p in table):
         notes.append("the checkpoint's weights were not all in fp32; they are now")
     try:
@@ -74,13 +76,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except _Unusable as problem:
         moments = None
         notes.append(f"the optimizer's state was left out: {problem}")
-    config = content.get("config")
     return Checkpoint(
         hashlib.sha256(data).hexdigest(),
         shape,
-        row[None],
+        params_P[None],
         moments,
-        _whole(path, content, "iter_num"),
+        _count(path, content, "iter_num"),
         _loss(content.get("best_val_loss")),
         {**(config if isinstance(config, dict) else {}), **model_args},
         tuple(notes),
@@ -98,28 +99,25 @@ def _read(path: Path) -> bytes:
 
 def _load(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles, to those who wrote them
+        with warnings.catch_warnings(action="ignore"):  # about pickles, meant for those who wrote them
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:
-        named = re.search(r"(?:GLOBAL|global|function|class|call) ([\w.]+\.[\w.]+)", str(problem))
-        if named:
+    except Exception as problem:  # a damaged file can raise anything
+        name = re.search(r"(?:GLOBAL|global|function|class|call) ([\w.]+\.[\w.]+)", str(problem))
+        if name and isinstance(problem, pickle.UnpicklingError):
             raise NanostudyError(
-                f"{path} carries code: it asks for {named[1]}. Nothing of it was run. A checkpoint of nanoGPT's holds "
+                f"{path} carries code: it asks for {name[1]}. Nothing of it was run. A checkpoint of nanoGPT's holds "
                 "tensors, numbers and texts alone; if this one is yours, save it again without that."
             ) from None
         raise NanostudyError(f"{path} is damaged or is no checkpoint of PyTorch's.") from None
-    except Exception:  # what a damaged file raises is anything
-        raise NanostudyError(f"{path} is damaged or is no checkpoint of PyTorch's.") from None
-    kinds = {"model": dict, "model_args": dict, "iter_num": int}
-    for key, kind in kinds.items():
+    for key, kind in {"model": dict, "model_args": dict, "iter_num": int}.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise UsageError(f"{path} is no checkpoint of nanoGPT's train.py: it has no {key!r}.")
     return content
 
 
-def _whole(path: Path, values: Mapping[str, Any], name: str) -> int:
+def _count(path: Path, values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
         raise UsageError(f"{path}: {name} is {value!r:.40}, and must be a whole number.")
     return value
 
@@ -130,8 +128,8 @@ def _loss(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and value < NOT_EVALUATED else None
 
 
-def _stripped(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
-    """By name; prefixes and masks left out."""
+def _weights(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
+    """By their names without prefixes; masks are left out."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.items():
         key = str(name)
@@ -139,7 +137,7 @@ def _stripped(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tens
             key = key[key.index(".") + 1 :]
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise UsageError(f"{path}: {name!s:.80} in its model is no plain tensor of floating-point numbers.")
-        if tensor.numel() > size:  # more than is stored: made to fill memory, or to take for ever
+        if tensor.numel() > size:  # expanded from fewer numbers, it would fill the memory
             raise UsageError(f"{path}: {name!s:.80} in its model is larger than the file.")
         if key in tensors:
             raise UsageError(f"{path}: its model has {key} twice.")
@@ -149,38 +147,37 @@ def _stripped(path: Path, model: Mapping[Any, Any], size: int) -> dict[str, Tens
 
 
 def _shape(path: Path, model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], tied: bool) -> GPTConfig:
-    sizes = {name: _whole(path, model_args, name) for name in SIZES}
+    sizes = {name: _count(path, model_args, name) for name in SIZES}
     layers = {key.split(".")[2] for key in tensors if key.startswith("transformer.h.")}
     if len(layers) != sizes["n_layer"]:
         raise UsageError(f"{path}: n_layer is {sizes['n_layer']}, and the weights are those of {len(layers)} layers.")
     if not all(sizes.values()) or sizes["n_embd"] % sizes["n_head"]:
         raise UsageError(f"{path}: no model has the sizes {', '.join(f'{k}={v}' for k, v in sizes.items())}.")
-    bias = model_args.get("bias", True)  # older versions knew no other
+    bias = model_args.get("bias", True)  # older versions always had biases
     if not isinstance(bias, bool):
         raise UsageError(f"{path}: bias is {bias!r:.40}, and must be true or false.")
     return GPTConfig(**sizes, bias=bias, tie_embeddings=tied)
 
 
-def _row(path: Path, table: Sequence[Parameter], tensors: Mapping[str, Tensor], tied: bool) -> Tensor:
+def _params(path: Path, table: Sequence[Parameter], tensors: Mapping[str, Tensor], tied: bool) -> Tensor:
     for p in table:
         if p.nanogpt_key not in tensors:
             raise UsageError(f"{path} is not whole: its model has no {p.nanogpt_key}.")
         size = tuple(tensors[p.nanogpt_key].shape)
         if size != p.size:
             raise UsageError(f"{path}: {p.nanogpt_key} has the shape {size}, and its model_args say {p.size}.")
-    known = {p.nanogpt_key for p in table} | ({HEAD} if tied else set())
-    odd = sorted(set(tensors) - known)
-    if odd:
-        raise UsageError(f"{path}: {odd[0]:.80} is no weight of nanoGPT's model. nanostudy has no place for it.")
+    unknown = sorted(tensors.keys() - {p.nanogpt_key for p in table} - ({HEAD} if tied else set()))
+    if unknown:
+        raise UsageError(f"{path}: {unknown[0]:.80} is no weight of nanoGPT's model. nanostudy has no place for it.")
     return torch.cat([tensors[p.nanogpt_key].reshape(-1).float() for p in table])
 
 
 class _Unusable(Exception):
-    pass
+    """The state of an optimizer that cannot be taken over."""
 
 
 def _moments(state: Any, table: Sequence[Parameter]) -> Moments | None:
-    """nanoGPT hands its parameters to AdamW in two groups, decayed ones first, each in the model's order: the table's."""
+    """nanoGPT gives its parameters to AdamW in two groups, decayed ones first, each in the model's order: the table's."""
     try:
         groups, by_index = state["param_groups"], state["state"]
         sizes = [len(group["params"]) for group in groups]
@@ -190,19 +187,22 @@ def _moments(state: Any, table: Sequence[Parameter]) -> Moments | None:
             raise _Unusable(f"its groups have {sizes} tensors, not {[decayed, len(table) - decayed]}")
         if not by_index:
             return None
-        rows = {}
-        for name in ("exp_avg", "exp_avg_sq"):
-            found = [by_index[index][name] for index in indices]
-            for p, tensor in zip(table, found, strict=True):
-                if tuple(tensor.shape) != p.size or tensor.layout != torch.strided:
-                    raise _Unusable(f"{name} of {p.nanogpt_key} has the shape {tuple(tensor.shape)}, not {p.size}")
-            rows[name] = torch.cat([tensor.reshape(-1).float() for tensor in found])
+        first, second = (
+            _moment(name, [by_index[index][name] for index in indices], table) for name in ("exp_avg", "exp_avg_sq")
+        )
         steps = {int(by_index[index]["step"]) for index in indices}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
         raise _Unusable("it is not in the layout of nanoGPT's AdamW") from None
-    if len(steps) != 1 or not 0 <= min(steps) < 2**53:
+    if len(steps) != 1 or not 0 <= min(steps) < LARGEST_COUNT:
         raise _Unusable("its tensors have made different numbers of updates")
-    return Moments(rows["exp_avg"], rows["exp_avg_sq"], steps.pop())
+    return Moments(first, second, steps.pop())
+
+
+def _moment(name: str, tensors: Sequence[Tensor], table: Sequence[Parameter]) -> Tensor:
+    for p, tensor in zip(table, tensors, strict=True):
+        if tuple(tensor.shape) != p.size or tensor.layout != torch.strided:
+            raise _Unusable(f"{name} of {p.nanogpt_key} has the shape {tuple(tensor.shape)}, not {p.size}")
+    return torch.cat([tensor.reshape(-1).float() for tensor in tensors])
 
 
 # --- writing
@@ -210,7 +210,7 @@ def _moments(state: Any, table: Sequence[Parameter]) -> Moments | None:
 
 def write_checkpoint(
     path: Path,
-    params: Tensor,
+    params_1P: Tensor,
     shape: GPTConfig,
     experiment: Experiment,
     config: Mapping[str, Any],
@@ -218,16 +218,15 @@ def write_checkpoint(
     moments: Moments | None = None,
     best_val_loss: float | None = None,
 ) -> None:
-    """Atomically. `params` is fp32 (1, P). Without moments AdamW starts afresh where nanoGPT resumes: with averages of zero and
-    its bias correction from the beginning. Raises UsageError where nanoGPT has no such model.
+    """Atomically. Without moments nanoGPT's AdamW starts afresh when it resumes: with averages of zero and its bias
+    correction from the beginning. Raises UsageError where nanoGPT has no such model.
     """
     check_tied(shape)
-    tensors = _by_key(params, shape)
-    model_args = {name: getattr(shape, name) for name in (*SIZES, "bias")}
+    tensors = _by_key(params_1P, shape)
     content = {
         "model": {**tensors, HEAD: tensors[EMBEDDING]},
         "optimizer": _optimizer(tensors, shape, experiment, iter_num, moments),
-        "model_args": {**model_args, "dropout": experiment.dropout},
+        "model_args": {**{name: getattr(shape, name) for name in (*SIZES, "bias")}, "dropout": experiment.dropout},
         "iter_num": iter_num,
         "best_val_loss": NOT_EVALUATED if best_val_loss is None else best_val_loss,
         "config": dict(config),
@@ -236,7 +235,7 @@ def write_checkpoint(
 
 
 def check_tied(shape: GPTConfig) -> None:
-    """Raises UsageError at a head of its own."""
+    """Raises UsageError where the head has weights of its own."""
     if not shape.tie_embeddings:
         raise UsageError(
             "This model has tie_embeddings=false: a head with weights of its own. nanoGPT's model shares the head's weights "
@@ -254,15 +253,16 @@ def _optimizer(
     tensors: Mapping[str, Tensor], shape: GPTConfig, e: Experiment, iter_num: int, moments: Moments | None
 ) -> dict[str, Any]:
     """The state of torch's own AdamW over these tensors, so that its layout is that of the PyTorch that writes it."""
-    table = parameter_table(shape)
     groups = [
-        {"params": [tensors[p.nanogpt_key] for p in table if p.decayed], "weight_decay": e.weight_decay},
-        {"params": [tensors[p.nanogpt_key] for p in table if not p.decayed], "weight_decay": 0.0},
+        {
+            "params": [tensors[p.nanogpt_key] for p in parameter_table(shape) if p.decayed is decayed],
+            "weight_decay": e.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
     ]
-    rate = learning_rate(e, iter_num)
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(e.beta1, e.beta2), eps=EPSILON)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate(e, iter_num), betas=(e.beta1, e.beta2), eps=EPSILON)
     if moments:
-        first, second = (_by_key(row[None], shape) for row in (moments.exp_avg, moments.exp_avg_sq))
+        first, second = (_by_key(row_P[None], shape) for row_P in (moments.exp_avg_P, moments.exp_avg_sq_P))
         for key, tensor in tensors.items():
             step = torch.tensor(float(moments.updates))
             optimizer.state[tensor] = {"step": step, "exp_avg": first[key], "exp_avg_sq": second[key]}

@@ -1,18 +1,18 @@
-"""nanoGPT's settings: what train.py takes where nothing is said, and what each of them is here."""
+"""nanoGPT's configurations, read and written: train.py's defaults, and what each setting is here."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from nanostudy.data.nanogpt_dataset import is_dataset
 from nanostudy.errors import UsageError
-from nanostudy.experiment import check_names
 from nanostudy.interop.literals import Code, Value, read_assignments
-from nanostudy.settings import SETTINGS
+from nanostudy.settings import IN_FILES, Experiment, check_names
 
 # Settings of the same name and meaning, with train.py's defaults.
 SHARED: dict[str, Value] = {
@@ -58,11 +58,11 @@ NO_COUNTERPART: dict[str, tuple[Value, str]] = {
 DEFAULTS: dict[str, Value] = {**SHARED, **TRANSLATED, **{name: value for name, (value, _) in NO_COUNTERPART.items()}}
 SEED = 1337  # train.py's, which no setting changes
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-SHAKESPEARE = "shakespeare_char"  # the dataset that nanoGPT prepares from the text known here as shakespeare
+SHAKESPEARE = "shakespeare_char"  # the dataset that nanoGPT prepares from the corpus shakespeare
 
 
 class Unused(NamedTuple):
-    """A setting without a counterpart: what it was, and why it changes nothing here."""
+    """A setting without a counterpart: its value, and why it changes nothing here."""
 
     name: str
     value: str
@@ -72,20 +72,23 @@ class Unused(NamedTuple):
 @dataclass(frozen=True)
 class Translation:
     settings: dict[str, Any]  # of an experiment and of resources
-    out: Path | None  # the run folder that out_dir names
+    out: Path | None  # the run folder: out_dir
     unused: tuple[Unused, ...]
 
 
-def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Translation:
-    """A configuration for nanoGPT's train.py with settings from a command line, its defaults beneath. Nothing of it is executed.
+# --- reading
 
-    Raises UsageError at code, at a setting whose value is code, and at a dataset that is not there.
+
+def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Translation:
+    """A configuration for nanoGPT's train.py, over its defaults and under a command line's settings. Nothing is executed.
+
+    Raises UsageError at code, at a setting whose value is code, and at a dataset that does not exist.
     """
-    asked = {name: _literal(name, text) for name, text in (overrides or {}).items()}
-    check_names(asked, (*SETTINGS, *DEFAULTS))
-    given = {**read_assignments(path, DEFAULTS), **asked}
+    requested = {name: _typed(name, text) for name, text in (overrides or {}).items()}
+    check_names(requested, (*IN_FILES, *DEFAULTS))
+    given = {**read_assignments(path, DEFAULTS), **requested}
     for name, value in given.items():
-        if isinstance(value, Code) and (name in SETTINGS or name in TRANSLATED):
+        if isinstance(value, Code) and (name in IN_FILES or name in TRANSLATED):
             raise UsageError(
                 f"{path}, line {value.line}: {name} = {value.text:.60} is code. A configuration is read and never "
                 f"executed: write the value itself, or give it as {name}=VALUE in the command."
@@ -93,13 +96,19 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
     translation = translate({**SHARED, **given})
     if "corpus" in given:
         return translation
-    folders = (Path(), path.parent, path.parent.parent)
-    corpus = find_corpus(str(given.get("dataset", DEFAULTS["dataset"])), folders)
-    return Translation({**translation.settings, "corpus": corpus}, translation.out, translation.unused)
+    dataset = str(given.get("dataset", DEFAULTS["dataset"]))
+    corpus = find_corpus(dataset, path)
+    if corpus is None:
+        places = dict.fromkeys(map(str, dataset_folders(dataset, path)))
+        raise UsageError(
+            f"The dataset {dataset!r} does not exist: no train.bin in {', '.join(places)}. Prepare it there, or name a text "
+            "or a folder with corpus=PATH."
+        )
+    return replace(translation, settings={**translation.settings, "corpus": corpus})
 
 
-def _literal(name: str, text: str) -> Value:
-    """As nanoGPT reads its command line; settings that it does not know are read as everywhere here."""
+def _typed(name: str, text: str) -> Value:
+    """A value of the command line: nanoGPT's settings are read as nanoGPT reads them, others where they are checked."""
     if name not in DEFAULTS:
         return text
     try:
@@ -114,12 +123,13 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
     settings: dict[str, Any] = {"seed": SEED}
     unused = []
     for name, value in given.items():
+        text = f"{value.text} (code, not executed)" if isinstance(value, Code) else repr(value)
         if name == "wandb_log" and value is True:
             settings.setdefault("track", "wandb")
         elif name in NO_COUNTERPART:
-            unused.append(Unused(name, _shown(value), NO_COUNTERPART[name][1]))
-        elif name not in SETTINGS and name not in TRANSLATED:
-            unused.append(Unused(name, _shown(value), "it is no setting of nanoGPT's or nanostudy's"))
+            unused.append(Unused(name, text, NO_COUNTERPART[name][1]))
+        elif name not in IN_FILES and name not in TRANSLATED:
+            unused.append(Unused(name, text, "it is no setting of nanoGPT's or nanostudy's"))
         elif name not in TRANSLATED or name == "device":
             settings[name] = value
     if "compile" in given:  # a resource here, with values of its own
@@ -131,10 +141,6 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
     settings.update(_first_weights(given.get("init_from")))
     out = given.get("out_dir")
     return Translation(settings, Path(str(out)) if out else None, tuple(unused))
-
-
-def _shown(value: Value | Code) -> str:
-    return f"{value.text} (code, not executed)" if isinstance(value, Code) else repr(value)
 
 
 def _precision(dtype: object) -> str:
@@ -158,16 +164,79 @@ def _first_weights(init_from: object) -> dict[str, str]:
     return {"init_from": str(init_from)}
 
 
-def find_corpus(dataset: str, near: Sequence[Path]) -> str:
-    """The first data/DATASET among these folders, or shakespeare for the dataset made of it. Raises UsageError."""
-    places = [folder / "data" / dataset for folder in near]
-    found = next((place for place in places if is_dataset(place)), None)
-    if found:
-        return str(found)
-    if dataset == SHAKESPEARE:
-        return "shakespeare"
-    looked = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise UsageError(
-        f"The dataset {dataset!r} is not there: no train.bin in {looked}. Prepare it there, or name a text or a folder with "
-        "corpus=PATH."
-    )
+def dataset_folders(dataset: object, near: Path) -> list[Path]:
+    """Where nanoGPT's dataset may lie, seen from a file of its checkout: data/DATASET, here or above the file."""
+    folders = (Path(), near.parent, near.parent.parent)
+    return [folder / "data" / dataset for folder in folders] if isinstance(dataset, str) else []
+
+
+def find_corpus(dataset: object, near: Path) -> str | None:
+    """The first of these folders that holds a dataset, or shakespeare for the dataset made of it."""
+    existing = next((folder for folder in dataset_folders(dataset, near) if is_dataset(folder)), None)
+    return str(existing) if existing else "shakespeare" if dataset == SHAKESPEARE else None
+
+
+# --- writing
+
+
+def train_settings(experiment: Experiment, out_dir: str) -> dict[str, Value]:
+    """Every setting of train.py's that this experiment decides."""
+    e = experiment
+    resolved = {"lr_decay_iters": _decay_end(e), "min_lr": e.learning_rate / 10 if e.min_lr is None else e.min_lr}
+    return {
+        "out_dir": out_dir,
+        "dataset": dataset_name(e),
+        "always_save_checkpoint": True,
+        **{name: resolved.get(name, getattr(e, name)) for name in SHARED},
+        "compile": False,
+    }
+
+
+def _decay_end(e: Experiment) -> int:
+    return e.max_iters if e.lr_decay_iters is None else e.lr_decay_iters
+
+
+def config_text(title: str, comments: Sequence[str], settings: Mapping[str, Value]) -> str:
+    """A configuration that nanoGPT's train.py runs as Python. In ASCII, since it is read in the system's encoding."""
+    head = "".join(f"# {comment}\n" for comment in (title, *comments))
+    return head + "\n" + "".join(f"{name} = {value!a}\n" for name, value in settings.items())
+
+
+def dataset_name(experiment: Experiment) -> str:
+    """The folder in nanoGPT's data/ that holds the text as train.bin, val.bin and meta.pkl."""
+    if _nanogpt_prepares(experiment):
+        return SHAKESPEARE
+    file = re.split(r"[\\/]", experiment.corpus.rstrip("\\/"))[-1]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem).strip("_") or "text"
+    return stem if experiment.tokenizer == "char" else f"{stem}_{experiment.tokenizer}"
+
+
+def _nanogpt_prepares(experiment: Experiment) -> bool:
+    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
+
+
+def differences(experiment: Experiment) -> list[str]:
+    """What nanoGPT does otherwise with these settings, as comments."""
+    e = experiment
+    comments = [
+        f"seed {e.seed} has no counterpart: train.py always seeds with 1337.",
+        f"max_iters: train.py makes one update more than it says, {e.max_iters + 1}. Its evaluation and checkpoint of "
+        f"iteration {e.max_iters},",
+        "after as many updates, is the one to compare, if eval_interval divides it: train.py makes no other at the end.",
+        "Its losses are means over 200 random batches (eval_iters); here they are exact.",
+    ]
+    if not _nanogpt_prepares(e):
+        comments.append(
+            f"data/{dataset_name(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a} (tokenizer "
+            f"{e.tokenizer}), split as they were here."
+        )
+    if not e.tie_embeddings:
+        comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")
+    if e.init_from is not None:
+        comments.append(f"init_from {e.init_from!a} has no counterpart: this starts from fresh weights.")
+    if e.decay_lr and e.warmup_iters == _decay_end(e) <= e.max_iters:
+        comments.append(
+            f"warmup_iters = lr_decay_iters: train.py divides zero by zero at iteration {e.warmup_iters} and stops "
+            "before it evaluates there."
+        )
+    return comments

@@ -1,4 +1,4 @@
-"""Between run folders and nanoGPT's checkpoints, both ways."""
+"""A trained run, taken to nanoGPT or Hugging Face; and nanoGPT's checkpoint, made a run folder."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import load_tensors, write_atomically
+from nanostudy.atomic import appearing, check_free, write_atomically
 from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
-from nanostudy.data.nanogpt_dataset import META, Table, is_dataset, read_meta, write_meta
+from nanostudy.data.nanogpt_dataset import META, Table, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, from_settings
-from nanostudy.interop import recipe
-from nanostudy.interop.folders import appearing, check_free
+from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
-from nanostudy.interop.nanogpt_config import DEFAULTS, SHAKESPEARE, SHARED, translate
+from nanostudy.interop.nanogpt_config import (
+    DEFAULTS,
+    SHARED,
+    config_text,
+    dataset_folders,
+    dataset_name,
+    differences,
+    find_corpus,
+    train_settings,
+    translate,
+)
 from nanostudy.model.engine import State
 from nanostudy.model.gpt import GPTConfig
-from nanostudy.resources import RESOURCE_NAMES, Resources
-from nanostudy.settings import IMPORTED
+from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
+from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
-from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, Recorder, read_metadata, settings_yaml
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata, settings_yaml
 from nanostudy.training.stack import Slot, Stack
+from nanostudy.training.tensors import load_tensors
 from nanostudy.training.weights import Weights, load_weights, save_weights
 
 CKPT, RESUME = "ckpt.pt", "resume.py"
@@ -32,8 +42,17 @@ GPT2_TOKENS = 50257
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """The folder that was written, and notes for a person."""
+
+    folder: Path
+    notes: tuple[str, ...]
+    dataset: str | None = None  # in nanoGPT's data/: where it looks for the text and meta.pkl
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A model with what is known of its training."""
+    """A model, and what run.json and optimizer.safetensors say of its training."""
 
     weights: Weights
     which: str  # best or last
@@ -53,22 +72,22 @@ def read_trained(run: Path, which: str) -> Trained:
     weights = load_weights(run, which)
     if not metadata:
         return Trained(weights, run.stem if run.is_file() else which, {})
-    return Trained(weights, which, metadata, _kept_moments(run, metadata, weights))
+    return Trained(weights, which, metadata, _saved_moments(run, metadata, weights))
 
 
-def _kept_moments(run: Path, metadata: Mapping[str, Any], weights: Weights) -> Moments | None:
+def _saved_moments(run: Path, metadata: Mapping[str, Any], weights: Weights) -> Moments | None:
     """AdamW's state, if it is that of these weights."""
-    made = metadata.get("updates", 0) + metadata.get("skipped_updates", 0)
-    if not (run / OPTIMIZER).is_file() or metadata["status"] != "finished" or weights.step != made:
+    updates = metadata.get("updates", 0) + metadata.get("skipped_updates", 0)
+    if not (run / OPTIMIZER).is_file() or metadata["status"] != "finished" or weights.step != updates:
         return None
     tensors, about = load_tensors(run / OPTIMIZER)
-    exp_avg, exp_avg_sq = tensors.get("exp_avg"), tensors.get("exp_avg_sq")
     if about.get("kind") != "optimizer" or about.get("identity") != metadata["identity"]:
         raise NanostudyError(f"{run / OPTIMIZER} belongs to another run. Restore it, or delete it to go without.")
+    first, second = tensors.get("exp_avg"), tensors.get("exp_avg_sq")
     size = weights.params[0].shape
-    if exp_avg is None or exp_avg_sq is None or exp_avg.shape != size or exp_avg_sq.shape != size:
+    if first is None or second is None or first.shape != size or second.shape != size:
         raise NanostudyError(f"{run / OPTIMIZER} does not fit the weights. Restore it, or delete it to go without.")
-    return Moments(exp_avg, exp_avg_sq, int(about["updates"]))
+    return Moments(first, second, int(about["updates"]))
 
 
 def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
@@ -81,34 +100,59 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state
     experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["corpus"]["tokenizer"])
-    shape = GPTConfig.of(experiment, tokenizer.vocab_size)
     best = which == "best" and slot.best_step >= 0
-    row, step = (stack.best, slot.best_step) if best else (state.params, slot.step)
+    params_1P, step = (stack.best, slot.best_step) if best else (state.params, slot.step)
     moments = None
     if step == slot.step:
         moments = Moments(state.exp_avg[0], state.exp_avg_sq[0], int(state.updates[0]))
-    known = {"best": {"val_loss": slot.best_val_loss}} if slot.best_step >= 0 else {}
-    return Trained(Weights(row, experiment, shape, tokenizer, step), which, {**metadata, **known}, moments)
+    if slot.best_step >= 0:
+        metadata = {**metadata, "best": {"val_loss": slot.best_val_loss}}
+    shape = GPTConfig.of(experiment, tokenizer.vocab_size)
+    return Trained(Weights(params_1P, experiment, shape, tokenizer, step), which, metadata, moments)
 
 
-# --- to nanoGPT
+# --- from a run
+
+
+def export_run(source: Path, to: str, out: Path | None, which: str | None, overwrite: bool) -> Conversion:
+    """A run or weights file to "nanogpt" or "huggingface": in `out`, by default a folder of that name inside the run.
+
+    Raises UsageError, NanostudyError.
+    """
+    trained = read_trained(source, which or ("last" if to == "nanogpt" else "best"))
+    out = out or (source if source.is_dir() else source.parent) / to
+    w, best = trained.weights, (trained.metadata.get("best") or {}).get("step")
+    notes = [f"{trained.which} weights, after {w.step:,} updates"]
+    if trained.which == "last" and best not in (None, w.step):
+        notes.append(f"the best, after {best:,}, leave with --which best")
+    if to == "huggingface":
+        write_huggingface(w, trained.which, trained.metadata, out, overwrite)
+        return Conversion(out, tuple(notes))
+    write_nanogpt(trained, out, overwrite)
+    if trained.moments is None:
+        notes.append(
+            "NOTE: there is no optimizer state for these weights, so AdamW starts afresh where nanoGPT resumes: with averages of "
+            "zero, the learning rate of this update, and a less certain step for the first few hundred"
+        )
+    if w.tokenizer.kind == "byte":
+        notes.append("NOTE: nanoGPT shows bytes as Latin-1 characters: only ASCII reads as it is")
+    return Conversion(out, tuple(notes), dataset_name(w.experiment))
 
 
 def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
     """ckpt.pt, meta.pkl, and a configuration with which train.py goes on. Raises UsageError, NanostudyError."""
-    e = trained.weights.experiment
+    e, name = trained.weights.experiment, out.resolve().name
     with appearing(out, overwrite) as folder:
-        write_ckpt(trained, folder / CKPT, out.resolve().name)
+        write_ckpt(trained, folder / CKPT, name)
         write_meta(folder / META, Table(**trained.weights.tokenizer.as_dict()))
         title = f"Goes on where nanostudy stopped, in nanoGPT's folder: python train.py {RESUME}, with their paths, and --out_dir=."
-        settings = {**recipe.values(e, out.resolve().name), "init_from": "resume"}
-        comments = recipe.differences(replace(e, init_from=None))
-        write_atomically(folder / RESUME, recipe.config_text(title, comments, settings))
+        settings = {**train_settings(e, name), "init_from": "resume"}
+        write_atomically(folder / RESUME, config_text(title, differences(replace(e, init_from=None)), settings))
 
 
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
     w = trained.weights
-    config = {**DEFAULTS, **recipe.values(w.experiment, out_dir)}
+    config = {**DEFAULTS, **train_settings(w.experiment, out_dir)}
     write_checkpoint(path, w.params, w.shape, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
 
 
@@ -116,31 +160,27 @@ def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A checkpoint of nanoGPT's with all that is needed to make a run of it."""
+class Imported:
+    """nanoGPT's checkpoint, and all that a run of it needs."""
 
     source: Path
     checkpoint: Checkpoint
     table: Table
     experiment: Experiment
     resources: Resources
-    corpus: Corpus | None  # None where the text is not at hand: a model to sample from, and no more
+    corpus: Corpus | None  # None where the text is missing: the model can be sampled from, and no more
     notes: tuple[str, ...]
 
 
-def read_arrival(
+def read_nanogpt(
     source: Path, target: Path, meta: Path | None, characters: str | None, settings: Mapping[str, Any]
-) -> Arrival:
+) -> Imported:
     """`meta` is a meta.pkl, `characters` a corpus whose different characters are the tokens. Raises UsageError, NanostudyError."""
     check_free(target)
     ckpt = read_checkpoint(source)
-    near = (Path(), source.parent, source.parent.parent)
-    name = ckpt.config.get("dataset")
-    named = [folder / "data" / name for folder in near] if isinstance(name, str) else []
-    table = _table(meta, characters, (source.parent, *named))
-    requested = settings.get("corpus") or next((str(place) for place in named if is_dataset(place)), None)
-    if requested is None and name == SHAKESPEARE:
-        requested = "shakespeare"
+    dataset = ckpt.config.get("dataset")
+    table = _table(meta, characters, (source.parent, *dataset_folders(dataset, source)))
+    requested = settings.get("corpus") or find_corpus(dataset, source)
     try:
         corpus = load_corpus(str(requested), Tokenizer(*table) if table else "char") if requested else None
     except NanostudyError:
@@ -149,55 +189,52 @@ def read_arrival(
         corpus = None
     if corpus:
         table = Table(**corpus.tokenizer.as_dict())
+    hint = ""
+    if ckpt.shape.vocab_size >= GPT2_TOKENS:
+        hint = " These are GPT-2's tokens, most likely: nanostudy's tokens are characters or bytes, and it cannot read them."
     if table is None:
         raise UsageError(
             f"What the {ckpt.shape.vocab_size} tokens of {source} stand for is not known: there is no {META} beside it or in "
-            f"data/{name}. Name one with --meta, or a text with exactly its characters with --characters.{_bpe(ckpt)}"
+            f"data/{dataset}. Name one with --meta, or a text with exactly its characters with --characters.{hint}"
         )
     size = len(table.characters) or 256
     if size != ckpt.shape.vocab_size:
         raise UsageError(
             f"{source} knows {ckpt.shape.vocab_size} tokens, and what was found or given to read them has {size}. Name the "
-            f"{META} that it was trained with, with --meta.{_bpe(ckpt)}"
+            f"{META} that it was trained with, with --meta.{hint}"
         )
     experiment, resources, notes = _experiment(ckpt, target, table, corpus, settings)
-    return Arrival(source, ckpt, table, experiment, resources, corpus, notes)
-
-
-def _bpe(ckpt: Checkpoint) -> str:
-    if ckpt.shape.vocab_size < GPT2_TOKENS:
-        return ""
-    return (
-        " These are GPT-2's tokens, most likely: nanostudy's tokens are characters or bytes, and it cannot read them."
-    )
+    return Imported(source, ckpt, table, experiment, resources, corpus, notes)
 
 
 def _table(meta: Path | None, characters: str | None, folders: Sequence[Path]) -> Table | None:
     if meta and characters:
         raise UsageError("--meta and --characters both say what the tokens stand for. Give one.")
-    if meta:
-        return read_meta(meta)
     if characters:
         text = find_text(characters)
         return text.table or Table(**Tokenizer.of("char", text.content).as_dict())
-    found = next((folder / META for folder in folders if (folder / META).is_file()), None)
-    return read_meta(found) if found else None
+    meta = meta or next((folder / META for folder in folders if (folder / META).is_file()), None)
+    return read_meta(meta) if meta else None
 
 
 def _experiment(
     ckpt: Checkpoint, target: Path, table: Table, corpus: Corpus | None, settings: Mapping[str, Any]
 ) -> tuple[Experiment, Resources, tuple[str, ...]]:
-    """The checkpoint's settings, with those that a person gave; and what to tell."""
+    """The checkpoint's settings under those that a person gave; and notes."""
     check_names(settings, (*FIELDS, *RESOURCE_NAMES))
     config = {name: ckpt.config[name] for name in SHARED if isinstance(ckpt.config.get(name), bool | int | float)}
+    planned = config.get("max_iters")
+    config["max_iters"] = max(planned if isinstance(planned, int) else 0, ckpt.iter_num)
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
     fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
-    asked = config.get("max_iters")
-    taken = {**SHARED, **config, "max_iters": max(asked if isinstance(asked, int) else 0, ckpt.iter_num)}
-    of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
-    chosen = {name: value for name, value in settings.items() if name in FIELDS}
+    resources = Resources(**{name: value for name, value in settings.items() if name in RESOURCE_NAMES})
     e = from_settings(
-        {**translate(taken).settings, **fixed, "corpus": corpus.requested if corpus else "auto", **chosen}
+        {
+            **translate({**SHARED, **config}).settings,
+            **fixed,
+            "corpus": corpus.requested if corpus else "auto",
+            **{name: value for name, value in settings.items() if name in FIELDS},
+        }
     )
     for name, value in fixed.items():
         if getattr(e, name) != value:
@@ -206,63 +243,55 @@ def _experiment(
             )
     if e.max_iters < ckpt.iter_num:
         raise UsageError(f"max_iters={e.max_iters}: the checkpoint has made {ckpt.iter_num} updates already.")
-    notes = list(ckpt.notes)
-    if ckpt.moments is None and e.max_iters > ckpt.iter_num:
-        if "max_iters" in settings:
-            raise UsageError(
-                f"max_iters={e.max_iters}: the checkpoint has no usable state of its optimizer, so its training cannot go on"
-                f"{''.join(f' ({note})' for note in ckpt.notes)}. Convert it without max_iters, and start a new training from "
-                "its weights with init_from."
-            )
-        notes.append("no usable state of the optimizer, so this training cannot go on; another can start from it")
-        e = replace(e, max_iters=ckpt.iter_num)
-    return e, Resources(**of_machine), tuple(notes)
+    if ckpt.moments or e.max_iters == ckpt.iter_num:
+        return e, resources, ckpt.notes
+    if "max_iters" in settings:
+        raise UsageError(
+            f"max_iters={e.max_iters}: the checkpoint has no usable state of its optimizer, so its training cannot go on"
+            f"{''.join(f' ({note})' for note in ckpt.notes)}. Convert it without max_iters, and start a new training from "
+            "its weights with init_from."
+        )
+    note = "no usable state of the optimizer, so this training cannot go on; another can start from it"
+    return replace(e, max_iters=ckpt.iter_num), resources, (*ckpt.notes, note)
 
 
-def write_run(arrival: Arrival, target: Path, machine: Machine) -> None:
-    """A run folder with the weights and, where the text is at hand, all that going on needs. Nothing is evaluated yet."""
-    ckpt, e, corpus = arrival.checkpoint, arrival.experiment, arrival.corpus
-    tokenizer = Tokenizer(*arrival.table)
-    weights = Weights(ckpt.params, e, ckpt.shape, tokenizer, ckpt.iter_num)
+def write_run(imported: Imported, target: Path, machine: Machine) -> None:
+    """A run folder with the weights and, if the text is there, all that going on needs. Nothing is evaluated yet."""
+    ckpt, e, corpus = imported.checkpoint, imported.experiment, imported.corpus
+    weights = Weights(ckpt.params_1P, e, ckpt.shape, Tokenizer(*imported.table), ckpt.iter_num)
     with appearing(target) as folder:
-        if corpus is None:
-            for which in ("best", "last"):
-                save_weights(folder / f"{which}.safetensors", weights, {"step": ckpt.iter_num})
-            return
-        corpus.check_window(e.block_size)
-        begun = replace(weights, goes_on=f"nanoGPT {ckpt.sha256}")
-        identity = e.identity(corpus.sha256, corpus.tokenizer.kind, begun.sha256)
-        recorder = Recorder(folder, e, identity, corpus, machine)
-        recorder.claim(asdict(arrival.resources), notes=[*machine.notes, _origin(arrival), *arrival.notes])
-        settings = {**e.as_dict(), **asdict(arrival.resources), "init_from": IMPORTED}
-        if e.corpus not in NAMES and Path(e.corpus).exists():
-            settings["corpus"] = str(Path(e.corpus).resolve())
-        write_atomically(folder / "settings.yaml", settings_yaml(settings))
-        save_weights(folder / IMPORTED, begun, {"step": ckpt.iter_num, "goes_on": begun.goes_on})
-        about = {"step": ckpt.iter_num, "identity": identity, "corpus": {"name": corpus.name, "sha256": corpus.sha256}}
+        about: dict[str, Any] = {"step": ckpt.iter_num}
+        if corpus:
+            corpus.check_window(e.block_size)
+            begun = replace(weights, goes_on=f"nanoGPT {ckpt.sha256}")
+            identity = e.identity(corpus.sha256, corpus.tokenizer.kind, begun.sha256)
+            recorder = Recorder(folder, e, identity, corpus, machine)
+            recorder.claim(asdict(imported.resources), notes=[*machine.notes, _origin(imported), *imported.notes])
+            settings = {**e.as_dict(), **asdict(imported.resources), "init_from": IMPORTED}
+            if e.corpus not in NAMES and Path(e.corpus).exists():
+                settings["corpus"] = str(Path(e.corpus).resolve())
+            write_atomically(folder / "settings.yaml", settings_yaml(settings))
+            save_weights(folder / IMPORTED, begun, {**about, "goes_on": begun.goes_on})
+            about |= {"identity": identity, "corpus": {"name": corpus.name, "sha256": corpus.sha256}}
+            checkpoint.save(_stack(ckpt, e.name), folder / CHECKPOINT, {e.name: identity}, machine.as_dict())
         for which in ("best", "last"):
             save_weights(folder / f"{which}.safetensors", weights, about)
-        stack = _stack(ckpt, e.name)
-        checkpoint.save(stack, folder / CHECKPOINT, {e.name: identity}, machine.as_dict())
 
 
 def _stack(ckpt: Checkpoint, name: str) -> Stack:
-    state = State.fresh(ckpt.params)
+    state = State.fresh(ckpt.params_1P)
     state.updates.fill_(ckpt.iter_num)
     if ckpt.moments:
-        state.exp_avg[0], state.exp_avg_sq[0] = ckpt.moments.exp_avg, ckpt.moments.exp_avg_sq
+        state.exp_avg[0], state.exp_avg_sq[0] = ckpt.moments.exp_avg_P, ckpt.moments.exp_avg_sq_P
         state.updates.fill_(ckpt.moments.updates)
-    return Stack([Slot(name, step=ckpt.iter_num)], [], state, ckpt.params.clone())
+    return Stack([Slot(name, step=ckpt.iter_num)], [], state, ckpt.params_1P.clone())
 
 
-def _origin(arrival: Arrival) -> str:
-    ckpt = arrival.checkpoint
-    loss = (
-        ""
-        if ckpt.best_val_loss is None
-        else f"; nanoGPT's estimate of its validation loss was {ckpt.best_val_loss:.4f}"
-    )
+def _origin(imported: Imported) -> str:
+    ckpt, loss = imported.checkpoint, ""
+    if ckpt.best_val_loss is not None:
+        loss = f"; nanoGPT's estimate of its validation loss was {ckpt.best_val_loss:.4f}"
     return (
-        f"the first {ckpt.iter_num:,} updates were made by nanoGPT ({arrival.source.name}, SHA-256 {ckpt.sha256[:16]}...), "
+        f"the first {ckpt.iter_num:,} updates were made by nanoGPT ({imported.source.name}, SHA-256 {ckpt.sha256[:16]}...), "
         f"with its batches and random numbers{loss}"
     )

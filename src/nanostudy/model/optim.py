@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanostudy.experiment import Experiment
+from nanostudy.settings import Experiment
 
 EPSILON = 1e-8  # torch.optim.AdamW's default, which nanoGPT keeps
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanostudy.errors import Interrupted, NanostudyError, RankLost, ToldElsewhere, UsageError
+from nanostudy.errors import Interrupted, NanostudyError, RankLost, ReportedElsewhere, UsageError
 
 PATIENCE = timedelta(minutes=10)  # that ranks have with one that is silent; one that ends is noticed at once
 PRECEDENCE = 0.5  # seconds that the first rank gets to say what all of them found wrong
@@ -105,7 +105,7 @@ def joined() -> Iterator[Ranks]:
     """In touch with the other ranks until the end of the block, or of an outer one.
 
     Whatever goes wrong is said by one of them, the first or whom it happened to: at the others the block raises
-    ToldElsewhere. Raises NanostudyError where the ranks do not find one another.
+    ReportedElsewhere. Raises NanostudyError where the ranks do not find one another.
     """
     ranks = started()
     if ranks.count == 1 or (dist.is_available() and dist.is_initialized()):
@@ -117,7 +117,7 @@ def joined() -> Iterator[Ranks]:
     except (Exception, KeyboardInterrupt) as problem:
         # the group is left as it is: one whose members are gone cannot be left in good order, and this process ends
         if not _speaks(ranks, failures, problem):
-            raise ToldElsewhere("Another rank of this training says what went wrong.") from None
+            raise ReportedElsewhere("Another rank of this training says what went wrong.") from None
         if isinstance(problem, NanostudyError) and not ranks.first:
             raise type(problem)(f"rank {ranks.rank}: {problem}") from problem
         raise

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.errors import NanostudyError
 from nanostudy.model.gpt import Cache, GPTConfig, forward, named_views
 from nanostudy.model.randomness import Purpose, generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How the next token is drawn from the logits."""
-
-    temperature: float = 0.8  # 0: always the likeliest
-    top_k: int | None = 200  # only the k likeliest
-    top_p: float | None = None  # only the likeliest that together reach this probability (Holtzman et al., 2020)
-    exact: bool = False  # past block_size: slide by one token at full cost, instead of re-reading the last half window
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"temperature={self.temperature} must be at least 0, and finite.")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k={self.top_k} must be at least 1.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p} must be above 0 and at most 1.")
+from nanostudy.settings import SamplingParams
 
 
 @torch.inference_mode()

@@ -13,9 +13,9 @@ from nanostudy.analysis import curves
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.curves import Row
 from nanostudy.analysis.frames import Results
-from nanostudy.experiment import Experiment, from_settings
 from nanostudy.reporting.charts.marks import colourings
 from nanostudy.reporting.data import Data, data_of
+from nanostudy.settings import Experiment, from_settings
 from nanostudy.text import counted, digits, duration
 from nanostudy.training.run_folder import read_metadata, read_rows
 

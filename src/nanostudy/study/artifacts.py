@@ -1,4 +1,4 @@
-"""What stays of trained models: the samples they write, and then the weights that the study keeps."""
+"""What a study keeps of its trained models: the samples that they write, and then the weights that `keep` names."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.study.definition import kept_best
 from nanostudy.study.folder import StudyFolder
-from nanostudy.study.retry import Patience
+from nanostudy.study.retry import Retry
 from nanostudy.study.tasks import WriteSamples
 from nanostudy.training.weights import load_weights
 
-AT_ONCE = 2**28  # bytes of weights that write together: they travel to a worker
-BYTES_A_PARAMETER = 4
+BYTES_AT_ONCE = 2**28  # of weights that travel to a worker together
+BYTES_PER_PARAMETER = 4
 
 
 def models_at_once(parameters: int) -> int:
-    """That write together."""
-    return max(1, AT_ONCE // (BYTES_A_PARAMETER * parameters))
+    """How many models of this size write together."""
+    return max(1, BYTES_AT_ONCE // (BYTES_PER_PARAMETER * parameters))
 
 
-class Keeping:
-    """Models of one shape write together; their weights may go once their samples are on disk."""
+class Artifacts:
+    """Models of one shape write their samples together. Weights may be deleted once the samples are on disk."""
 
-    def __init__(self, folder: StudyFolder, patiently: Patience, say: Callable[[str, str], None]) -> None:
-        self.folder, self.store, self.patiently, self.say = folder, folder.store, patiently, say
+    def __init__(self, folder: StudyFolder, retry: Retry, say: Callable[[str, str], None]) -> None:
+        self.folder, self.store, self.retry, self.say = folder, folder.store, retry, say
         self.waiting: deque[tuple[str, ...]] = deque()
         self.with_weights = set(self.store.results(sampled=True))
 
-    def later(self, names: Iterable[str]) -> None:
-        """Those of the names, all of one shape, that have not written yet will."""
-        rows = self.patiently(lambda: self.store.rows(names=list(names)))
+    def queue(self, names: Iterable[str]) -> None:
+        """Queues the models, all of one shape, that have no samples yet."""
+        rows = self.retry(lambda: self.store.rows(names=list(names)))
         left = [row.name for row in rows if not row.sampled]
         if left:
             at_once = models_at_once(rows[0].parameters)
             self.waiting.extend(tuple(left[i : i + at_once]) for i in range(0, len(left), at_once))
 
     def task(self, names: tuple[str, ...]) -> WriteSamples | None:
-        """None where the weights cannot be read: these models do not write."""
+        """None where the weights cannot be read, and so there will be no samples."""
         try:
-            weights = self.patiently(lambda: tuple(load_weights(self.folder.run(name)) for name in names))
+            weights = self.retry(lambda: tuple(load_weights(self.folder.run(name)) for name in names))
         except NanostudyError as problem:
             self.failed(names, str(problem))
             return None
         return WriteSamples(names, weights, self.folder.study.prompts, self.folder.study.sample_tokens)
 
-    def keep(self, texts: Mapping[str, str]) -> None:
+    def save(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             write_atomically(self.folder.run(name) / "sample.txt", text)
         self.store.sampled(texts)
         self.store.commit()
         self.with_weights.update(texts)
-        self.drop_weights()
+        self.delete_weights()
 
-    def drop_weights(self) -> None:
-        """Of the models that have written, leaves the weights that the study keeps."""
+    def delete_weights(self) -> None:
+        """Those of models with samples that the study does not keep."""
         keep = self.folder.study.keep
-        dropped = {"all": (), "final": ("best",)}.get(keep, ("best", "last"))
+        deleted = {"all": (), "final": ("best",)}.get(keep, ("best", "last"))
         best = {row.name for row in self.store.best(kept_best(keep) or 0)}
         for name in self.with_weights - best:
-            for which in dropped:
+            for which in deleted:
                 (self.folder.run(name) / f"{which}.safetensors").unlink(missing_ok=True)
         self.with_weights &= best
 
     def failed(self, names: tuple[str, ...], reason: str) -> None:
-        """Together: one after another. Alone: it is told, and the next sitting tries again."""
+        """Models that failed together write one by one. One that fails alone has no samples until the next session."""
         if len(names) > 1:
             self.waiting.extend((name,) for name in names)
             return

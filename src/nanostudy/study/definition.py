@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, names_of
-from nanostudy.settings import parse_documents, parse_yaml
+from nanostudy.settings import FIELDS, check_names, check_value, names_of
+from nanostudy.settings_files import parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
 
@@ -99,13 +99,6 @@ def _check_parts(parts: Mapping[Any, Any]) -> None:
         )
 
 
-def check_value(name: str, value: Any) -> Any:
-    """One setting's value in its type. Raises UsageError."""
-    # n_head and n_embd are judged together only in a combination, so here each stands beside one that fits.
-    fitting = {"n_head": 1, "n_embd": value if name == "n_head" else 1}
-    return getattr(Experiment(**{**fitting, name: value}), name)
-
-
 def _fixed(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         raise UsageError(f"settings holds several values of {name}: an axis belongs under `grid:`.")
@@ -167,6 +160,15 @@ def study_names() -> list[str]:
 
 def study_text(name: str) -> str:
     return (resources.files("nanostudy.study") / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def definitions(path: Path) -> list[Study]:
+    """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
+    file = path / DEFINITION
+    try:
+        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
 
 
 def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:

@@ -19,7 +19,7 @@ from pathlib import Path
 from nanostudy.atomic import explain_writing, replace_atomically, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
-from nanostudy.interop.recipe import config_text, differences, values
+from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.study.store import FILE, Row, Store
 from nanostudy.text import counted
@@ -82,7 +82,7 @@ def config_py(row: Row) -> str:
     """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
     title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
-    return config_text(title, differences(e), values(e, _out_dir(row)))
+    return config_text(title, differences(e), train_settings(e, _out_dir(row)))
 
 
 def _out_dir(row: Row) -> str:

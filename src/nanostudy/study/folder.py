@@ -18,12 +18,13 @@ from pathlib import Path
 from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import count_parameters
+from nanostudy.settings import Experiment
 from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, parse_studies, study_yaml
+from nanostudy.study.definition import Study, study_yaml
+from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, asked, changed_settings, extend
-from nanostudy.study.lease import Owner, owner
+from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import corpus_key, shape_of
 from nanostudy.study.store import FILE, Store
@@ -33,15 +34,6 @@ from nanostudy.training.weights import Weights, fitted, load_weights
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments a commit
-
-
-def definitions(path: Path) -> list[Study]:
-    """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
-    file = path / DEFINITION
-    try:
-        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
-    except (OSError, UnicodeDecodeError) as problem:
-        raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
 
 
 def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
@@ -96,7 +88,7 @@ class StudyFolder:
     skipped: list[str]
     texts: Texts
     store: Store
-    owner: Owner
+    lease: Lease
 
     @property
     def asked(self) -> list[Entry]:
@@ -156,11 +148,11 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     its experiments are no longer what they were; what was there is untouched then.
     """
     plan = study if isinstance(study, Design) else design(path, study)
-    with owner(path) as sign, contextlib.ExitStack() as stack:
+    with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, sign)
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, lease)
         identities = _identities(folder)
         if len(plan.studies) > len(plan.before):
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -265,7 +257,7 @@ def rebuild(path: Path) -> tuple[int, int]:
     """
     if not definitions(path):
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    with owner(path):
+    with hold(path):
         for name in (FILE, f"{FILE}-journal"):
             if (path / name).exists():
                 (path / name).replace(path / f"{name}.old")

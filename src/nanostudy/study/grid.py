@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from nanostudy.errors import UsageError
-from nanostudy.experiment import FIELDS, Experiment, check_names, names_of
-from nanostudy.study.definition import Study, check_value, word
+from nanostudy.settings import FIELDS, Experiment, check_names, check_value, names_of
+from nanostudy.study.definition import Study, word
 
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result but the seed
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from nanostudy.data.corpus import Corpus
 from nanostudy.errors import UsageError
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import flops_per_token
+from nanostudy.settings import Experiment
 from nanostudy.study.plan import Pace, cost, shape_of, update_flops
 from nanostudy.training.train import EVALUATION_TOKENS
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanostudy.experiment import FIELDS
+from nanostudy.settings import FIELDS
 from nanostudy.study.store import STATUSES, Row, Store
 from nanostudy.text import duration
 

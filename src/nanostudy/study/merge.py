@@ -1,6 +1,6 @@
-"""Folders of one study become one: what each has finished is copied, checked and reported.
+"""Merges folders of one study: what each has finished is checked, copied and reported.
 
-What counts is study.yaml and the run folders. A source's store is not read, so that a lost one loses nothing.
+What counts is study.yaml and the run folders. A source's store is not read, so a lost store loses nothing.
 """
 
 from __future__ import annotations
@@ -8,84 +8,87 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from nanostudy import version
 from nanostudy.atomic import explain_writing, write_atomically
+from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.study.compatibility import Result, check_identities, one_study
-from nanostudy.study.definition import study_yaml
-from nanostudy.study.folder import (
-    DEFINITION,
-    StudyFolder,
-    adopt,
-    definitions,
-    entries_of,
-    open_study,
-)
-from nanostudy.study.grid import Entry
-from nanostudy.study.lease import owner
+from nanostudy.settings import FIELDS, names_of
+from nanostudy.study.definition import Study, study_yaml
+from nanostudy.study.folder import DEFINITION, StudyFolder, Texts, adopt, definitions, entries_of, open_study
+from nanostudy.study.grid import Entry, extend
+from nanostudy.study.lease import hold
 from nanostudy.study.store import RESULTS
-from nanostudy.text import counted
+from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
 from nanostudy.training.weights import load_weights
 
-COMING, GOING = ".merging", ".replaced"  # how the names of folders end that are on their way in or out
+COMING, GOING = ".merging", ".replaced"  # ends of the names of folders that are being copied or replaced
 MOST_NAMED = 3
+PATHS = ("corpus", "init_from")  # settings that may name a file, which lies elsewhere on another machine
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder with a result, and its run.json."""
+
+    path: Path
+    metadata: Mapping[str, Any]
 
 
 def merge(sources: Sequence[Path], into: Path) -> list[str]:
-    """Copies the results that `into` lacks from folders of the same study, and tells in lines what came and what is missing.
+    """Copies the results that `into` lacks. Returns lines that say what came from where and what is missing.
 
-    Nothing is written where the folders do not agree. What `into` has already is kept; of two results for the same
-    experiment the first is. Raises UsageError, NanostudyError; after a kill or a full disk, the same call completes it.
+    Nothing is written where the folders do not agree. Results that `into` has are kept; of two results of one
+    experiment, the first is. Raises UsageError, NanostudyError; after a kill or a full disk, the same call completes it.
     """
     sources = _checked(sources, into)
-    studies = one_study(sources, into)
+    studies = merged_definitions(sources, into)
     entries, _ = entries_of(studies)
     before, _ = _results(into, entries, strict=True)
-    found: dict[Path, dict[str, Result]] = {}
+    results_of: dict[Path, dict[str, FinishedRun]] = {}
     lines = []
     for source in sources:
-        found[source], damaged = _results(source, entries, strict=False)
+        results_of[source], damaged = _results(source, entries, strict=False)
         lines += damaged
-    check_identities([before, *found.values()], entries)
+    check_identities([before, *results_of.values()], entries)
 
-    first = dict(before)
-    for results in found.values():
-        first = {**results, **first}
-    with owner(into):
-        _clean(into)
+    kept = dict(before)
+    for results in results_of.values():
+        kept = {**results, **kept}
+    with hold(into):
+        _remove_leftovers(into)
         if studies != definitions(into):
             write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
     with open_study(into) as folder:
         for row in folder.store.rows():
-            if row.name in first and row.name not in before:
-                _copy(first[row.name].path, folder.run(row.name))
-            if row.name in first and row.status not in RESULTS:
+            if row.name in kept and row.name not in before:
+                _copy(kept[row.name].path, folder.run(row.name))
+            if row.name in kept and row.status not in RESULTS:
                 adopt(folder, row.name)
         folder.write_results()
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
-        for source, results in found.items():
-            lines.append(_came(source, results, first))
-            lines += _twice(source, results, first, entries)
+        for source, results in results_of.items():
+            lines.append(_source_line(source, results, kept))
+            lines += _differing_results(source, results, kept, entries)
         return lines + _summary(folder)
-
-
-# --- what there is
 
 
 def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
     """The sources other than `into`, each once. Raises UsageError."""
     kept: dict[Path, Path] = {}
-    whole = into.resolve()
+    target = into.resolve()
     for source in sources:
         if not definitions(source):
             raise UsageError(f"There is no study in {source}: it has no {DEFINITION}. Nothing was copied.")
         real = source.resolve()
-        if real == whole:
+        if real == target:
             continue
-        if whole.is_relative_to(real) or real.is_relative_to(whole):
+        if target.is_relative_to(real) or real.is_relative_to(target):
             raise UsageError(f"{source} and {into} lie one inside the other. Choose another folder with --into.")
         kept.setdefault(real, source)
     if not kept:
@@ -98,15 +101,15 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
         raise NanostudyError(f"{into} cannot be used as a study's folder: {problem.strerror}.") from None
     if others:
         raise NanostudyError(
-            f"{into} holds other files ({', '.join(sorted(others)[:MOST_NAMED])}) and no study. "
+            f"{into} holds other files ({listed(sorted(others), MOST_NAMED)}) and no study. "
             "Choose another folder with --into; nothing was changed."
         )
     return list(kept.values())
 
 
-def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[str, Result], list[str]]:
-    """The results that the folder's run folders hold, by name; and, in words, which cannot be read (strict: raises)."""
-    found, problems = {}, []
+def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[str, FinishedRun], list[str]]:
+    """The folder's results by name; and, in words, run folders that cannot be read (strict: raises)."""
+    results, problems = {}, []
     for entry in entries:
         try:
             metadata = run_folder.read_metadata(path / entry.name)
@@ -116,28 +119,28 @@ def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[s
             problems.append(f"not taken: {problem}")
             continue
         if metadata and metadata["status"] in RESULTS:
-            found[entry.name] = Result(path / entry.name, metadata)
-    return found, problems
+            results[entry.name] = FinishedRun(path / entry.name, metadata)
+    return results, problems
 
 
 # --- copying
 
 
-def _clean(into: Path) -> None:
-    """Removes what a merge that was killed left half-done."""
+def _remove_leftovers(into: Path) -> None:
+    """Of a merge that was killed."""
     for leftover in (*into.glob(f".*{COMING}"), *into.glob(f".*{GOING}")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The run folder, whole or not at all; in the place of one without a result. Raises NanostudyError."""
+    """The whole run folder or nothing; it replaces one without a result. Raises NanostudyError."""
     coming, going = (target.with_name(f".{target.name}{end}") for end in (COMING, GOING))
     try:
         if target.is_dir() and run_folder.read_metadata(target) is None:
             others = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
             if others:
                 raise NanostudyError(
-                    f"{target} holds other files ({', '.join(others[:MOST_NAMED])}) and no run. "
+                    f"{target} holds other files ({listed(others, MOST_NAMED)}) and no run. "
                     "Move it away and merge again; what was copied before is kept."
                 )
         shutil.copytree(source, coming, ignore=shutil.ignore_patterns(".*"), copy_function=_copy_file)
@@ -160,46 +163,45 @@ def _copy_file(source: str, target: str) -> None:
             os.fsync(file.fileno())
     except OSError as problem:
         if isinstance(problem, FileNotFoundError) and not os.path.exists(source):
-            return  # the study runs, and just dropped weights that it does not keep
+            return  # the study runs, and just deleted weights that it does not keep
         # copytree would go on with the other files, and forget which error it was
         raise NanostudyError(explain_writing(Path(target), problem)) from problem
 
 
-# --- what is told
+# --- the report
 
 
-def _came(source: Path, results: Mapping[str, Result], first: Mapping[str, Result]) -> str:
-    taken = sum(first[name] is result for name, result in results.items())
-    there = f", {len(results) - taken} had from elsewhere" if taken < len(results) else ""
-    return f"{source}: {counted(taken, 'result')} taken{there}"
+def _source_line(source: Path, results: Mapping[str, FinishedRun], kept: Mapping[str, FinishedRun]) -> str:
+    taken = sum(kept[name] is result for name, result in results.items())
+    rest = f", {len(results) - taken} had from elsewhere" if taken < len(results) else ""
+    return f"{source}: {counted(taken, 'result')} taken{rest}"
 
 
-def _twice(
-    source: Path, results: Mapping[str, Result], first: Mapping[str, Result], entries: Iterable[Entry]
+def _differing_results(
+    source: Path, results: Mapping[str, FinishedRun], kept: Mapping[str, FinishedRun], entries: Iterable[Entry]
 ) -> list[str]:
-    """A line for every result of the source that differs from the one that is kept."""
+    """One line for each result of the source that differs from the one that is kept."""
     lines = []
     for name in [entry.name for entry in entries if entry.name in results]:
-        kept, other = first[name], results[name]
-        difference = None if kept is other else _difference(kept, other)
+        difference = None if kept[name] is results[name] else _difference(kept[name], results[name])
         if difference:
             lines.append(f"{name}: finished twice, {difference} in {source}")
     return lines
 
 
-def _difference(kept: Result, other: Result) -> str | None:
+def _difference(kept: FinishedRun, other: FinishedRun) -> str | None:
     states = [each.metadata["status"] for each in (kept, other)]
     if "diverged" in states:
         return None if states[0] == states[1] else f"{states[0]} kept, {states[1]}"
     one, two = ((each.metadata.get("final") or {}) for each in (kept, other))
-    for key, word in (("val_loss", "val"), ("train_loss", "train")):
+    for key, label in (("val_loss", "val"), ("train_loss", "train")):
         a, b = one.get(key), two.get(key)
         if a != b:
-            apart = f" ({b - a:+.1e})" if a is not None and b is not None else ""
-            return f"{word} {_loss(a)} kept, {_loss(b)}{apart}"
+            change = f" ({b - a:+.1e})" if a is not None and b is not None else ""
+            return f"{label} {_loss(a)} kept, {_loss(b)}{change}"
     try:
         weights = {load_weights(each.path, "last").sha256 for each in (kept, other)}
-    except NanostudyError:  # not kept, or damaged: then they cannot be compared
+    except NanostudyError:  # not kept, or damaged: they cannot be compared
         return None
     return f"val {_loss(one.get('val_loss'))} in both, other weights" if len(weights) > 1 else None
 
@@ -209,16 +211,126 @@ def _loss(value: float | None) -> str:
 
 
 def _summary(folder: StudyFolder) -> list[str]:
-    rows = folder.store.rows()
-    missing = [row for row in rows if row.status not in RESULTS]
-    lines = []
+    rows, lines = folder.store.rows(), []
     for part in dict.fromkeys(row.part for row in rows):
-        own, lacks = (sum(row.part == part for row in some) for some in (rows, missing))
-        names = [row.name for row in missing if row.part == part]
-        more = f" and {lacks - MOST_NAMED} more" if lacks > MOST_NAMED else ""
-        lines.append(
-            f"part {part}: {own - lacks} of {own}"
-            + (f"; missing {', '.join(names[:MOST_NAMED])}{more}" if lacks else "")
-        )
-    waiting = f"{counted(len(missing), 'experiment')} still waiting" if missing else "complete"
-    return [*lines, f"{folder.path}: {len(rows) - len(missing)} of {counted(len(rows), 'experiment')}, {waiting}"]
+        own = [row for row in rows if row.part == part]
+        missing = [row.name for row in own if row.status not in RESULTS]
+        names = f"; missing {listed(missing, MOST_NAMED)}" if missing else ""
+        lines.append(f"part {part}: {len(own) - len(missing)} of {len(own)}{names}")
+    waiting = sum(row.status not in RESULTS for row in rows)
+    state = f"{counted(waiting, 'experiment')} still waiting" if waiting else "complete"
+    return [*lines, f"{folder.path}: {len(rows) - waiting} of {counted(len(rows), 'experiment')}, {state}"]
+
+
+# --- whether the folders are of one study
+
+
+def merged_definitions(sources: Sequence[Path], into: Path) -> list[Study]:
+    """The definitions of the merged study: those of `into`, and what the longest of the others adds to them.
+
+    Raises NanostudyError where the definitions of one folder do not begin with those of the other. Definitions that
+    add no experiment, such as for other prompts, do not count.
+    """
+    known = {path: definitions(path) for path in (into, *sources)}
+    adding = {path: _adding(studies) for path, studies in known.items()}
+    longest = max((into, *sources), key=lambda path: len(adding[path]))
+    for path, places in adding.items():
+        for place, other in zip(places, adding[longest], strict=False):
+            differences = _differences(known[path][place], known[longest][other], path, longest)
+            if differences:
+                raise NanostudyError(
+                    f"{path} and {longest} are not parts of one study: {'; '.join(differences)}. Nothing was copied."
+                )
+    if not known[into]:
+        return known[longest]
+    new = adding[longest][len(adding[into]) :]
+    further = known[longest][new[0] :] if new else []
+    return known[into] + [_with_paths_of(known[into][0], study) for study in further]
+
+
+def _with_paths_of(first: Study, study: Study) -> Study:
+    """The study with the first one's paths of texts and weights: by another path, all experiments would be others."""
+    paths = {name: first.settings[name] for name in PATHS if name in first.settings and name in study.settings}
+    return replace(study, settings={**study.settings, **paths})
+
+
+def _adding(studies: Sequence[Study]) -> list[int]:
+    """The places of the definitions that added experiments."""
+    entries: list[Entry] = []
+    places = []
+    for place, study in enumerate(studies):
+        extended, _ = extend(entries, study)
+        if len(extended) > len(entries):
+            places.append(place)
+        entries = extended
+    return places
+
+
+def _differences(a: Study, b: Study, path_a: Path, path_b: Path) -> list[str]:
+    there, here = _deciding(a), _deciding(b)
+    return [
+        f"{what} {_value(there.get(what))} in {path_a}, {_value(here.get(what))} in {path_b}"
+        for what in dict.fromkeys([*there, *here])
+        if there.get(what) != here.get(what)
+    ]
+
+
+def _deciding(study: Study) -> dict[str, Any]:
+    """What in a definition decides its experiments, their names and ids.
+
+    A text or weights given by a path count only as such: paths differ between machines, and their checksums are in the identities.
+    """
+    settings = {name: study.settings.get(name, field.default) for name, field in FIELDS.items()}
+    for name in (*names_of("record"), "seed", *study.grid):
+        settings.pop(name, None)
+    for name in PATHS:
+        if settings.get(name) is not None and settings[name] not in NAMES:
+            settings[name] = "by a path"
+    axes = {f"axis {name}": values for name, values in study.grid.items()}
+    parts = {f"part {part}": tuple(own.items()) for part, own in study.parts.items()}
+    order = {"order of axes": tuple(study.grid), "order of parts": tuple(study.parts)}  # ids follow from it
+    seeds = "one per experiment" if study.seeds is None else study.seeds
+    return {**settings, **axes, **parts, "seeds": seeds, "skip_impossible": study.skip_impossible, **order}
+
+
+def _value(value: Any) -> str:
+    return f"({', '.join(_value(each) for each in value)})" if isinstance(value, tuple) else value_text(value)
+
+
+# --- whether results of one name are of one experiment
+
+
+def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: Iterable[Entry]) -> None:
+    """Raises NanostudyError where two results of one name, or one and the experiment here, are not the same experiment."""
+    texts = Texts()
+    for entry in entries:
+        runs = [results[entry.name] for results in results_of if entry.name in results]
+        if not runs:
+            continue
+        first = runs[0]
+        for other in runs[1:]:
+            if other.metadata["identity"] != first.metadata["identity"]:
+                what = _unlike(first.metadata, other.metadata)
+                raise NanostudyError(
+                    f"{first.path} and {other.path} are not the same experiment: {what}. Nothing was copied."
+                )
+        if texts.identity(entry.experiment) != first.metadata["identity"]:
+            text = texts.corpus(entry.experiment).as_dict()
+            here = {"settings": entry.experiment.as_dict(), "corpus": text, "numerics_version": version.NUMERICS}
+            raise NanostudyError(
+                f"{first.path} is not what {entry.name} is here: {_unlike(first.metadata, here)}. Nothing was copied."
+            )
+
+
+def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """What differs between two runs, with both values."""
+    compared = (*names_of("shape"), *names_of("number"))
+    values = [(name, a["settings"].get(name), b["settings"].get(name)) for name in compared]
+    one, other = a["corpus"], b["corpus"]
+    values += [
+        ("the text's SHA-256", one.get("sha256"), other.get("sha256")),
+        ("the tokenizer", (one.get("tokenizer") or {}).get("kind"), (other.get("tokenizer") or {}).get("kind")),
+        ("the numerics version", a.get("numerics_version"), b.get("numerics_version")),
+    ]
+    differing = [f"{what} {_value(one)} and {_value(other)}" for what, one, other in values if one != other]
+    return ", ".join(differing) or "the first weights"

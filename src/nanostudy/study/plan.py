@@ -13,9 +13,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
 from nanostudy.model.layers import seen_share
+from nanostudy.settings import Experiment
 from nanostudy.study.grid import Entry
 from nanostudy.training.machine import DTYPES
 from nanostudy.training.train import EVALUATION_TOKENS, contexts_within

@@ -1,26 +1,34 @@
-"""Who does a study's work: the backend that was asked for, and what the planner must know of where it runs."""
+"""The pool of workers that does a study's work: made as requested, and its speed measured."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from nanostudy.device import available_cores, available_memory
-from nanostudy.errors import UsageError
-from nanostudy.resources import Resources
-from nanostudy.study.plan import Capacity
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.settings import Resources
+from nanostudy.study.folder import Texts
+from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
+from nanostudy.study.tasks import Broken, Done, Measure, Measured
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
+from nanostudy.text import counted
 from nanostudy.training.machine import resolve
+from nanostudy.training.train import Job
+
+CALIBRATION_SECONDS = 0.5  # for each size that is tried, for updates and evaluations each
+CALIBRATED_SIZES = 3
+BEGINNING_SECONDS = 60.0  # in which a cluster's workers start
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Who does the work."""
-
     backend: Backend
     capacity: Capacity
-    asked: Resources
+    requested: Resources
     each: Resources  # of one worker
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
@@ -33,7 +41,7 @@ def make_pool(
     address: str | None = None,
     checkpoints: str | None = None,
 ) -> Pool:
-    """No worker is started yet. By default no more workers than experiments: the cores are theirs, then."""
+    """Starts no worker yet. By default there are no more workers than experiments, which then share the cores."""
     if executor not in ("workers", "inline", "ray"):
         raise UsageError(f"executor={executor!r} is not known: workers, inline or ray.")
     if executor != "ray" and (address or checkpoints):
@@ -71,5 +79,63 @@ def _memory(device: torch.device, workers: int) -> int | None:
 
 
 def stack_memory(free: float) -> int:
-    """Of so many bytes that are free for a worker, those that its stack may take."""
+    """Bytes that a stack may take, where so many are free for its worker."""
     return max(0, int(MEMORY_SHARE * free) - PROCESS_MEMORY)
+
+
+# --- calibration
+
+
+def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, capacity: Capacity) -> tuple[Pace, str]:
+    """Tries stacks of a few sizes, on all workers at once as the study would. Returns the pace, and in words what was tried."""
+    longest_last = reversed(stacks)
+    by_size = {update_flops(s.members[0].experiment, texts.corpus(s.members[0].experiment)): s for s in longest_last}
+    sizes = sorted(by_size)
+    steps = [i * (len(sizes) - 1) / (CALIBRATED_SIZES - 1) for i in range(CALIBRATED_SIZES)] if sizes else []
+    tried = sorted({sizes[round(step)] for step in steps})
+    training, evaluation, ready = [], [], list(range(capacity.workers))
+    for size in tried:
+        stack = by_size[size]
+        first = stack.members[0].experiment
+        jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
+        ready = _ready(backend, capacity.workers)
+        for worker in ready:
+            backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
+        measured = list(_results(backend, len(ready)))
+        update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
+        token = sum(m.evaluated_token for m in measured) / len(measured)
+        training.append((float(size), len(jobs) * size / update))
+        evaluation.append((float(size), len(jobs) * size / first.tokens_per_update / 3 / token))
+    at_once = f", on {len(ready)} workers at once" if len(ready) > 1 else ""
+    how = f"{len(tried)} of {counted(len(sizes), 'size')} tried for a second each{at_once}"
+    return Pace(tuple(training), tuple(evaluation)), how
+
+
+def _ready(backend: Backend, expected: int) -> list[int]:
+    """The idle workers; waits for those of a cluster. Raises NanostudyError where none starts."""
+    end = time.monotonic() + BEGINNING_SECONDS
+    while len(ready := backend.idle()) < expected and time.monotonic() < end:
+        arrived = backend.next(0.5)
+        if arrived and isinstance(arrived[1], Broken):
+            raise NanostudyError(f"it failed: {arrived[1].reason}")
+    if not ready:
+        raise NanostudyError(f"no worker began within {BEGINNING_SECONDS:.0f} seconds")
+    return ready
+
+
+def _one_micro_batch(job: Job) -> Job:
+    """An update of forty micro-batches would take minutes on a small machine."""
+    return replace(job, experiment=replace(job.experiment, gradient_accumulation_steps=1))
+
+
+def _results(backend: Backend, expected: int) -> Iterator[Measured]:
+    ended = 0
+    while ended < expected:
+        arrived = backend.next(60.0)
+        report = arrived[1] if arrived else None  # None: it takes longer; a worker that dies reports it
+        if isinstance(report, Measured):
+            yield report
+        elif isinstance(report, Broken):
+            raise NanostudyError(f"it failed: {report.reason}")
+        elif isinstance(report, Done):
+            ended += 1

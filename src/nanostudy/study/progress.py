@@ -1,41 +1,46 @@
-"""How far a study is: what each worker has in hand, what is left, and how long that will take."""
+"""How far a study is: what each worker does, what is left, and how long that will take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nanostudy.study.plan import makespan
-from nanostudy.study.store import Row, StackRow
+from nanostudy.study.folder import StudyFolder
+from nanostudy.study.plan import cost, makespan
+from nanostudy.study.store import UNDONE, Row, StackRow
 from nanostudy.training.machine import Machine
-from nanostudy.training.run_folder import Recorder
+from nanostudy.training.recorder import Recorder
 
 
 @dataclass
 class Assignment:
-    """What a worker has in assignment."""
+    """A worker's task, and how far it is."""
 
     label: str
     members: tuple[str, ...]
-    stack: StackRow | None  # None: samples
+    stack: StackRow | None  # None: it writes samples
     machine: Machine | None = None
     recorders: dict[str, Recorder] = field(default_factory=dict)
     saving: bool = False
-    notes: set[str] = field(default_factory=set)  # told
+    notes: set[str] = field(default_factory=set)  # those already printed
     steps: dict[str, int] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)  # tokens per second
     seconds_left: float | None = None
-    told_at: float = 0.0  # when seconds_left was told
+    estimated_at: float = 0.0  # the time of seconds_left
 
     def left(self) -> float | None:
-        return None if self.seconds_left is None else max(0.0, self.seconds_left - (time.monotonic() - self.told_at))
+        """Seconds from now."""
+        if self.seconds_left is None:
+            return None
+        return max(0.0, self.seconds_left - (time.monotonic() - self.estimated_at))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How the study stands."""
+    """The study at one moment."""
 
     counts: dict[str, int]  # of the chosen experiments, by status
     workers: dict[int, Assignment]
@@ -50,11 +55,76 @@ class Listener(Protocol):
     def show(self, snapshot: Snapshot) -> None: ...
 
 
+class StudyProgress:
+    """Statuses and sums of arithmetic, updated one by one: an experiment's end costs the same in a study of any size."""
+
+    def __init__(self, folder: StudyFolder, chosen: Iterable[str]) -> None:
+        self.max_iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
+        self.flops = {
+            entry.name: cost(entry.experiment, folder.texts.corpus(entry.experiment)).flops for entry in folder.entries
+        }
+        self.status = folder.store.statuses()
+        self.chosen = set(chosen)
+        self.counts = Counter(self.status[name] for name in self.chosen)
+        self.total = sum(self.flops[name] for name in self.chosen)
+        self.done = sum(self.flops[name] for name in self.chosen if not self.is_undone(name))
+        self.stack_flops: dict[int, int] = {}  # what is left of a stack
+
+    def is_undone(self, name: str) -> bool:
+        return self.status[name] in UNDONE
+
+    def undone(self, stack: StackRow) -> list[str]:
+        return [name for name in stack.members if self.is_undone(name)]
+
+    def set_status(self, name: str, status: str, stack: StackRow | None = None) -> None:
+        """`stack`: the one in which it was trained to its end."""
+        if stack:
+            self.stack_flops[stack.id] = self.left(stack) - self.flops[name]
+        if name in self.chosen:
+            self.counts[self.status[name]] -= 1
+            self.counts[status] += 1
+            self.done += self.flops[name] * (self.is_undone(name) - (status in UNDONE))
+        self.status[name] = status
+
+    def ended(self) -> int:
+        """How many of the chosen experiments need no more training."""
+        return len(self.chosen) - sum(self.counts[status] for status in UNDONE)
+
+    def left(self, stack: StackRow) -> int:
+        """The arithmetic of its members that are not done."""
+        if stack.id not in self.stack_flops:
+            self.stack_flops[stack.id] = sum(self.flops[name] for name in self.undone(stack))
+        return self.stack_flops[stack.id]
+
+    def snapshot(
+        self, assignments: Mapping[int, Assignment], queued: Iterable[StackRow], workers: int, best: Row | None
+    ) -> Snapshot:
+        remaining, done = [], float(self.done)
+        for assignment in assignments.values():
+            under_way = {
+                name: self.flops[name] * step / max(1, self.max_iters[name])
+                for name, step in assignment.steps.items()
+                if self.is_undone(name)
+            }
+            done += sum(flops for name, flops in under_way.items() if name in self.chosen)
+            left = self.left(assignment.stack) - sum(under_way.values()) if assignment.stack else 0.0
+            remaining.append((assignment, max(0.0, left)))
+        return Snapshot(
+            counts=dict(+self.counts),
+            workers=dict(assignments),
+            best=best,
+            seconds_left=seconds_left(remaining, [self.left(stack) for stack in queued], workers),
+            share=min(1.0, done / self.total) if self.total else 1.0,
+        )
+
+
 def seconds_left(
     assignments: Sequence[tuple[Assignment, float]], queued: Sequence[float], workers: int
 ) -> float | None:
-    """At the rate of what is under way; None until something was measured. With what is in hand, and for each stack that
-    waits, the arithmetic that it still needs."""
+    """For stacks under way and stacks that wait, each with the arithmetic that it still needs, at the rate of those under way.
+
+    None until something was measured.
+    """
     begun, rates = [], []
     for assignment, left in assignments:
         seconds = assignment.left()

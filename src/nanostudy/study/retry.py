@@ -1,4 +1,4 @@
-"""Waiting for a folder that does not answer, as when a mounted drive drops out."""
+"""Tries again while a folder does not answer, as when a mounted drive drops out."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from nanostudy.errors import Interrupted, NanostudyError
 OUT_OF_REACH = {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.ENXIO}
 OUT_OF_REACH |= {getattr(errno, name) for name in ("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN") if hasattr(errno, name)}
 GONE = {errno.ENOENT, errno.ENOTDIR}  # the drive was taken away, and the folder with it
-OF_STORE = ("IOERR", "CANTOPEN", "BUSY", "PROTOCOL")  # SQLite's names for the same, and for locks of other programs
-TRIES = 4  # of what fails although the folder answers
+TRANSIENT_SQLITE = (
+    "IOERR",
+    "CANTOPEN",
+    "BUSY",
+    "PROTOCOL",
+)  # the same faults by SQLite's names, and other programs' locks
+ATTEMPTS = 4  # at what fails although the folder answers
 
 T = TypeVar("T")
 
 
-class Patience:
-    """Does things in a folder again for as long as it is out of reach; all other problems are raised as they are."""
+class Retry:
+    """Calls an action again for as long as the folder is out of reach. Raises every other problem as it is."""
 
     def __init__(self, folder: Path, say: Callable[[str, str], None], stop: Callable[[], bool]) -> None:
         self.folder, self.say, self.stop = folder, say, stop
 
     def __call__(self, action: Callable[[], T]) -> T:
-        in_vain = 0
+        failures = 0
         while True:
             try:
                 return action()
@@ -36,15 +41,16 @@ class Patience:
             except OSError as problem:
                 failure = NanostudyError(f"{self.folder}: {problem}")
                 failure.__cause__ = problem
-            in_vain = 0 if self.wait(failure, in_vain) else in_vain + 1
+            failures = 0 if self.wait(failure, failures) else failures + 1
 
-    def wait(self, problem: NanostudyError, in_vain: int = 0) -> bool:
-        """Returns once it may be tried again; True where the folder had been out of reach, and False where it answers.
+    def wait(self, problem: NanostudyError, failures: int = 0) -> bool:
+        """Returns when it is time to try again: True where the folder was out of reach, False where it answers.
 
-        Raises the problem where it is of another kind, or where so many tries were in vain while the folder answered.
+        `failures` counts those before this one while the folder answered. Raises the problem where it is of another kind, or at the
+        last of the ATTEMPTS.
         """
         reason = out_of_reach(self.folder)
-        if reason is None and (not passing(problem) or in_vain >= TRIES - 1):
+        if reason is None and (not is_transient(problem) or failures >= ATTEMPTS - 1):
             raise problem
         time.sleep(0.2)
         if reason is None:
@@ -58,11 +64,11 @@ class Patience:
         return True
 
 
-def passing(problem: NanostudyError) -> bool:
-    """Whether it is of a kind that goes away with the reason for it."""
+def is_transient(problem: NanostudyError) -> bool:
+    """Whether the problem goes away when its cause does."""
     cause = problem.__cause__
     if isinstance(cause, sqlite3.Error):
-        return getattr(cause, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(OF_STORE)
+        return getattr(cause, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(TRANSIENT_SQLITE)
     return isinstance(cause, OSError) and cause.errno in OUT_OF_REACH | GONE | {errno.EAGAIN}
 
 

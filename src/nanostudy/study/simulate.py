@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.experiment import Experiment
 from nanostudy.model.gpt import count_parameters
+from nanostudy.settings import Experiment
 from nanostudy.study.artifacts import models_at_once
 from nanostudy.study.plan import PlannedStack, corpus_key, makespan, shape_of
 

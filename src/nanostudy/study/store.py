@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment, from_settings
+from nanostudy.settings import Experiment, from_settings
 from nanostudy.study import schema
 from nanostudy.study.database import Database
 

@@ -1,4 +1,7 @@
-"""What a worker is asked to do, as plain data that travels, and the one function that does it."""
+"""What a worker does: tasks and reports as plain data that travels, and perform(), which does a task.
+
+PyTorch is imported when a task is performed: a worker process listens to its study before that.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,24 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-
-from nanostudy.atomic import sole_owner
-from nanostudy.data.corpus import Corpus
-from nanostudy.device import memory_errors
 from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
-from nanostudy.model.sample import SamplingParams, generate
-from nanostudy.resources import Resources
-from nanostudy.training import stack as checkpoint
+from nanostudy.settings import Resources, SamplingParams
 from nanostudy.training.events import Event
-from nanostudy.training.machine import Machine, resolve
-from nanostudy.training.run_folder import CHECKPOINT
-from nanostudy.training.train import Job, measure, train
-from nanostudy.training.weights import Weights
 
-OPENING = "--- "  # of the line above each sample, which names its prompt
+if TYPE_CHECKING:
+    from nanostudy.data.corpus import Corpus
+    from nanostudy.training.machine import Machine
+    from nanostudy.training.train import Job
+    from nanostudy.training.weights import Weights
+
+OPENING = "--- "  # begins the line above each sample, which names its prompt
 
 
 @dataclass(frozen=True)
 class TrainStack:
-    """Train these, `width` at a time, going on from the folder's checkpoint where there is one."""
+    """Train these experiments, `width` at a time, from the folder's checkpoint where there is one."""
 
     jobs: tuple[Job, ...]
     corpus: Corpus
@@ -38,12 +36,14 @@ class TrainStack:
 
     @property
     def path(self) -> Path:
+        from nanostudy.training.run_folder import CHECKPOINT
+
         return self.folder / CHECKPOINT
 
 
 @dataclass(frozen=True)
 class WriteSamples:
-    """Let these models, all of one shape, go on from each prompt. `names` are theirs."""
+    """Continue each prompt with each of these models, which have one shape. `names` are the models'."""
 
     names: tuple[str, ...]
     weights: tuple[Weights, ...]
@@ -53,7 +53,7 @@ class WriteSamples:
 
 @dataclass(frozen=True)
 class Measure:
-    """Find out how long an update and an evaluated token of this stack take."""
+    """Measure how long an update and an evaluated token of this stack take."""
 
     jobs: tuple[Job, ...]
     corpus: Corpus
@@ -72,14 +72,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Noted:
-    """What a person should know."""
+    """A message for a person."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One text an experiment."""
+    """Each experiment's samples, as one text."""
 
     texts: dict[str, str]
 
@@ -94,18 +94,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Done:
-    """The task has come to its end, or was asked to stop."""
+    """The task is complete, or was stopped by request."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The task failed."""
+    """The task failed. Its cause is one of
 
-    # memory: too little of it. files: they cannot be read or written. died: the process ended. lost: its machine did, or
-    # the way to it. error: all else
+    memory  too little of it
+    files   they cannot be read or written
+    died    the worker's process ended
+    lost    the worker's machine is gone, or cannot be reached
+    error   anything else
+    """
+
     cause: str
     reason: str
-    code: int | None = None  # of a file's problem: its errno
+    code: int | None = None  # the errno, where the cause is files
 
     @property
     def problem(self) -> NanostudyError:
@@ -118,9 +123,17 @@ Report = Event | Prepared | Noted | Sampled | Measured | Done | Broken
 
 
 def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Generator[Report, None, None]:
-    """Does the task and tells how it goes; ends with Done or Broken. Whoever asks for the next report has the ones before
-    safe (see events.Saving).
+    """Does the task and reports on it; the last report is Done or Broken.
+
+    Asking for the next report promises that those before it are safe (see events.Saving).
     """
+    import torch
+    from safetensors import SafetensorError
+
+    from nanostudy.device import memory_errors
+    from nanostudy.training.machine import resolve
+    from nanostudy.training.train import measure
+
     try:
         with memory_errors():
             machine = resolve(resources)
@@ -137,11 +150,10 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
         yield Broken("memory", str(problem))
     except NanostudyError as problem:
         cause = problem.__cause__
-        of_files = isinstance(cause, OSError | SafetensorError)
-        yield Broken("files" if of_files else "error", str(problem), _errno(cause))
+        yield Broken("files" if isinstance(cause, OSError | SafetensorError) else "error", str(problem), _errno(cause))
     except OSError as problem:
         yield Broken("files", str(problem), problem.errno)
-    except Exception as problem:  # of a library, or a mistake of ours: the study goes on without this stack
+    except Exception as problem:  # in a library, or a mistake of ours: the study goes on without this stack
         yield Broken("error", f"{type(problem).__name__}: {problem}")
     else:
         yield Done()
@@ -151,10 +163,14 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
 
 
 def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iterator[Report]:
-    # The lock outlasts nobody: it keeps a worker whose study was killed, and that is about to notice, out of the
-    # way of the one that goes on.
+    from nanostudy.atomic import sole_owner
+    from nanostudy.training import stack as checkpoint
+    from nanostudy.training.train import train
+
+    # The lock ends with its process. It holds off the worker of the next session while the worker of a study that
+    # was killed has yet to notice.
     with sole_owner(task.folder, patience=30.0, make=False):
-        for leftover in task.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for leftover in task.folder.glob(".*.tmp"):  # a process was killed while it wrote
             leftover.unlink(missing_ok=True)
         arguments = (task.jobs, task.corpus, machine, task.path)
         events = train(*arguments, width=task.width, save_every=task.save_every, stop=stop)
@@ -170,13 +186,17 @@ def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iter
 
 
 def _errno(cause: BaseException | None) -> int | None:
-    """Of a file's problem; the safetensors library tells it in words."""
-    told = re.search(r"\(os error (\d+)\)", str(cause))
-    return getattr(cause, "errno", None) or (int(told[1]) if told else None)
+    """The safetensors library gives it in words."""
+    in_words = re.search(r"\(os error (\d+)\)", str(cause))
+    return getattr(cause, "errno", None) or (int(in_words[1]) if in_words else None)
 
 
 def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> dict[str, str] | None:
-    """None where it was asked to stop."""
+    """None where it was stopped."""
+    import torch
+
+    from nanostudy.model.sample import generate
+
     first = task.weights[0]
     params_MP = torch.cat([weights.params for weights in task.weights]).to(machine.device)
     seeds = [weights.experiment.seed for weights in task.weights]

@@ -1,7 +1,10 @@
-"""Where tasks are performed: in this process, in worker processes, or on a cluster (cluster/). A backend starts a task and
-assignments on its reports.
+"""Where tasks are performed: in this process, or in worker processes; cluster/ adds a third backend.
 
-All answer a Saving report when the next one is asked for: what came before is on disk by then.
+A backend starts tasks and hands on their reports. Asking for the next report answers a Saving report: what came before it is
+on disk by then.
+
+A worker process runs main() of this module. It reads tasks from its standard input and writes reports to its standard output; a
+message is its length in 8 bytes, then a pickle. It ends when its input does, so a study that was killed leaves no worker behind.
 """
 
 from __future__ import annotations
@@ -17,15 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol
 
-from nanostudy.resources import Resources
+from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Done, Report, Task, perform
-from nanostudy.study.worker import receive, send
 from nanostudy.training.events import Saving
 
-MEMORY_SHARE = 0.8  # of what is free, for all workers together
-PROCESS_MEMORY = 2**28  # bytes that a worker takes before it has any stack: measured 242 MiB
+MEMORY_SHARE = 0.8  # of the free memory, for all workers together
+PROCESS_MEMORY = 2**28  # bytes of a worker without any stack: measured 242 MiB
 
 Process = subprocess.Popen[bytes]
 
@@ -33,17 +35,17 @@ Process = subprocess.Popen[bytes]
 class Backend(Protocol):
     """Workers are numbered from 0."""
 
-    stop: Callable[[], bool]  # once it says so, trainings save and end, and what is started after that ends at once
+    stop: Callable[[], bool]  # once true, trainings save and end, and a task that starts later ends at once
 
     def idle(self) -> list[int]:
-        """The workers that have nothing to do. Asked where there is something to do."""
+        """The workers without a task. Called only while there is something to do."""
 
     def start(self, worker: int, task: Task) -> None: ...
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
-        """The next report and whose it is; None if none comes in time. Done and Broken make the worker idle again.
+        """The next report and its worker; None if none comes in time. Done and Broken make the worker idle again.
 
-        A Noted report may be of no worker that has anything to do: it is the backend's own.
+        Noted and Broken may come from a worker without a task: they are about the backend itself, and a worker that did not start.
         """
 
     def close(self) -> None:
@@ -74,14 +76,14 @@ class Inline:
 
     def close(self) -> None:
         if self.running:
-            self.running.close()  # and with it the lock of a folder
+            self.running.close()  # releases the lock of the stack's folder
         self.running = None
 
 
 class Workers:
-    """One process each of these resources: a core each on a CPU, a device each otherwise.
+    """One process for each of these resources: one per core on a CPU, else one per device.
 
-    A process that dies is replaced when its next task starts.
+    A process that died is replaced when its next task starts.
     """
 
     def __init__(self, resources: Sequence[Resources]) -> None:
@@ -101,17 +103,17 @@ class Workers:
         if process is None or process.poll() is not None:
             self._spawn(worker)
         self.busy.add(worker)
-        self._tell(worker, ("task", pickle.dumps((task, self.resources[worker]), protocol=pickle.HIGHEST_PROTOCOL)))
+        self._send(worker, ("task", pickle.dumps((task, self.resources[worker]), protocol=pickle.HIGHEST_PROTOCOL)))
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
         for worker, process in self.unanswered:
             if self.processes[worker] is process:
-                self._tell(worker, ("answer", None))
+                self._send(worker, ("answer", None))
         self.unanswered.clear()
         if self.stop() and not self.stopping:
             self.stopping = True
             for worker in self.processes:
-                self._tell(worker, ("stop", None))
+                self._send(worker, ("stop", None))
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             try:
@@ -119,12 +121,12 @@ class Workers:
             except queue.Empty:
                 return None
             if self.processes[worker] is not process or worker not in self.busy:
-                continue  # the end of a process that had nothing to do, or was replaced
+                continue  # the end of a process that had no task, or was replaced
             if isinstance(report, Saving):
                 self.unanswered.append((worker, process))
             if isinstance(report, Done | Broken):
                 self.busy.discard(worker)
-            if isinstance(report, Broken):  # its device may be out of order, or its memory in pieces
+            if isinstance(report, Broken):  # its device may be out of order, or its memory fragmented
                 process.kill()
                 process.wait()
             return worker, report
@@ -140,7 +142,7 @@ class Workers:
     def _spawn(self, worker: int) -> None:
         threads = str(self.resources[worker].threads or 1)
         # -P, and the package last: files of the current folder are not taken for modules of the library
-        code = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); import nanostudy.study.worker as w; w.main()"
+        code = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); import nanostudy.study.workers as w; w.main()"
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE,
@@ -153,22 +155,22 @@ class Workers:
         self.processes[worker] = process
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
         if self.stopping:
-            self._tell(worker, ("stop", None))
+            self._send(worker, ("stop", None))
 
     def _listen(self, worker: int, process: Process) -> None:
         assert process.stdout
         try:
             while True:
                 self.arrived.put((worker, process, receive(process.stdout)))
-        except Exception:  # its end, or what is no report: whatever it was, nothing more can be read
+        except Exception:  # its end, or no report: in any case nothing more can be read
             process.kill()
             broken = Broken("died", f"its process ended ({_ending(process.wait())})")
             self.arrived.put((worker, process, broken))
 
-    def _tell(self, worker: int, message: tuple[str, object]) -> None:
+    def _send(self, worker: int, message: tuple[str, object]) -> None:
         process = self.processes.get(worker)
         if process and process.stdin:
-            with contextlib.suppress(OSError):  # it died: its listener tells
+            with contextlib.suppress(OSError):  # it died, and its listener reports that
                 send(process.stdin, message)
 
 
@@ -179,3 +181,55 @@ def _ending(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
+
+
+# --- the worker process
+
+
+def send(stream: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(len(data).to_bytes(8, "little") + data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Raises EOFError at the end of the stream, or where a message was cut short."""
+    head = stream.read(8)
+    data = stream.read(int.from_bytes(head, "little"))
+    if len(head) < 8 or len(data) < int.from_bytes(head, "little"):
+        raise EOFError
+    return pickle.loads(data)
+
+
+def main() -> None:
+    """Performs the tasks that come, until the input ends. After a Saving report it waits for the answer."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # batch systems send it to every process; the study then asks to stop
+    reports = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no report
+    tasks: queue.Queue[bytes] = queue.Queue()
+    answers: queue.Queue[None] = queue.Queue()
+    stop = threading.Event()
+
+    def listen() -> None:
+        try:
+            while True:
+                kind, content = receive(sys.stdin.buffer)
+                if kind == "task":
+                    tasks.put(content)
+                elif kind == "answer":
+                    answers.put(None)
+                else:
+                    stop.set()
+        except (EOFError, OSError):
+            os._exit(0)  # files are replaced whole: there is nothing to finish
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        while True:
+            task, resources = pickle.loads(tasks.get())  # imports PyTorch, so not in the thread that listens
+            for report in perform(task, resources, stop.is_set):
+                send(reports, report)
+                if isinstance(report, Saving):
+                    answers.get()
+    except OSError:  # nobody reads any more
+        os._exit(0)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nanostudy.device import available_cores, cuda_problem, device_name, has_native_bf16, keep_freed_memory
-from nanostudy.errors import UsageError
+from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
+from nanostudy.model.kernels.cpu import threaded
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.ranks import ALONE, Ranks
-from nanostudy.resources import PRECISIONS, Resources
+from nanostudy.settings import PRECISIONS, Resources
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
@@ -39,7 +40,7 @@ class Machine:
 
     @property
     def ops(self) -> Ops:
-        return kernels.ops(self.device, self.dtype) if self.compiled else REFERENCE
+        return kernels.compiled_ops(self.device, self.dtype) if self.compiled else REFERENCE
 
     @property
     def conditions(self) -> dict[str, object]:
@@ -160,11 +161,11 @@ def _choose_kernels(asked: str, device: torch.device, dtype: torch.dtype) -> tup
     if asked == "no":
         return False, ()
     try:
-        kernels.ops(device, dtype)
-    except kernels.NotBuilt as problem:
+        kernels.compiled_ops(device, dtype)
+    except KernelsUnavailable as problem:
         if asked == "yes":
             raise UsageError(f"compile=yes: {problem}. With compile=auto it trains without, more slowly.") from None
         return False, (f"kernels are not compiled, so this is slower than it could be: {problem}",)
-    if device.type == "cpu" and torch.get_num_threads() > 1 and not kernels.threaded():
+    if device.type == "cpu" and torch.get_num_threads() > 1 and not threaded():
         return True, ("compiled kernels use one thread: no OpenMP runtime of PyTorch's was found",)
     return True, ()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import load_tensors, save_tensors
 from nanostudy.errors import DamagedCheckpoint, NanostudyError
 from nanostudy.model.engine import State
+from nanostudy.training.tensors import load_tensors, save_tensors
 
 
 @dataclass

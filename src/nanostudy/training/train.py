@@ -15,12 +15,12 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, evaluation_windows
 from nanostudy.errors import RankLost
-from nanostudy.experiment import Experiment
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
 from nanostudy.model.gpt import Dropout, GPTConfig, initial_parameters
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, offsets
 from nanostudy.model.ranks import ALONE, Ranks
+from nanostudy.settings import Experiment
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.machine import Machine

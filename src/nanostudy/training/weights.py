@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import load_tensors, save_tensors
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.experiment import Experiment, from_settings
 from nanostudy.model.gpt import GPTConfig, named_views, parameter_table
+from nanostudy.settings import Experiment, from_settings
+from nanostudy.training.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

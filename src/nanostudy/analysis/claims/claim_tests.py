@@ -18,8 +18,8 @@ from nanostudy.analysis.claims.judging import NO_INTERVAL, Judgement, compare, i
 from nanostudy.analysis.frames import CorpusFacts
 from nanostudy.analysis.sample_quality import quality_against_loss, rank_correlation
 from nanostudy.data.texts import SHAKESPEARE_SHA256
-from nanostudy.experiment import Experiment
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.settings import Experiment
 
 Parameters = Mapping[str, Any]
 Test = Callable[[Sequence[Settings], Parameters, Evidence], Judgement]

@@ -14,7 +14,7 @@ from nanostudy.analysis.claims.claim_tests import TESTS
 from nanostudy.analysis.claims.evidence import Evidence, Settings
 from nanostudy.analysis.claims.judging import Judgement, contradiction
 from nanostudy.analysis.frames import Results, shown
-from nanostudy.settings import parse_yaml
+from nanostudy.settings_files import parse_yaml
 
 COLUMNS = (
     *("claim", "statement", "source", "setting", "published"),

@@ -48,7 +48,11 @@ def training_figure(
     rows, size = binned(training, MOST_POINTS)
     mean = f", means of {size} rows" if size > 1 else ""
     with_gap = len(evaluations) > 1
-    panels = [Panel(_losses(evaluations, rows, mean, last, entropy, labelled=not rows and not with_gap), HEIGHT, f"loss, {NATS}")]
+    panels = [
+        Panel(
+            _losses(evaluations, rows, mean, last, entropy, labelled=not rows and not with_gap), HEIGHT, f"loss, {NATS}"
+        )
+    ]
     if with_gap:
         gaps = marks.inline([{"step": row["step"], "gap": round(gap(row), 5)} for row in evaluations])
         y = alt.Y("gap:Q", axis=_axis(tickCount=3))

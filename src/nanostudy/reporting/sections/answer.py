@@ -9,11 +9,11 @@ import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, levels
-from nanostudy.experiment import FIELDS
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.document import Answer, Section, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
 from nanostudy.reporting.phrases import interval, number, short, signed
+from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names

@@ -6,12 +6,12 @@ import shlex
 from typing import Any
 
 from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
-from nanostudy.experiment import FIELDS
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Block, Bullets, Claim, Claims, Grid, Prose, Section, Source
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import number
 from nanostudy.reporting.sections.answer import VERDICTS
+from nanostudy.settings import FIELDS
 from nanostudy.text import value_text
 
 AGAINST = "contradicts itself"
@@ -83,7 +83,7 @@ def shared_settings(results: Results) -> list[tuple[str, str, str]]:
         if name not in WITHOUT_EFFECT and name != "seed" and name in results.experiments:
             values = levels(results.experiments[name])
             if len(values) == 1:
-                rows.append((name, value_text(values[0]), str(field.metadata["meaning"])))
+                rows.append((name, value_text(values[0]), field.meaning))
     return rows
 
 

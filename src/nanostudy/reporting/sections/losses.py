@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from nanostudy.analysis import curves as curve
-from nanostudy.analysis.equal_budget import At
-from nanostudy.analysis.frames import Results
-from nanostudy.analysis.ranking import Cost
+from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import losses as charts
 from nanostudy.reporting.charts.experiments import parts_figure
@@ -20,7 +16,7 @@ from nanostudy.reporting.findings import Findings, Training
 from nanostudy.reporting.phrases import amount, ends, number, short, signed
 from nanostudy.text import counted, digits, duration
 
-BUDGETS: dict[At, str] = {
+BUDGETS: dict[Budget, str] = {
     "context": "equal context",
     "updates": "equal updates",
     "tokens": "equal tokens",
@@ -115,7 +111,7 @@ def costs(f: Findings) -> Section | None:
 
 
 def parts(f: Findings) -> Section | None:
-    means = part_means(f.results)
+    means = f.analysis.part_means
     figure = parts_figure(means, f.colour)
     if figure is None:
         return None
@@ -127,27 +123,13 @@ def parts(f: Findings) -> Section | None:
     return Section("parts", "The parts compared", [figure, Grid("The parts' validation losses", header, rows)])
 
 
-def part_means(results: Results) -> pd.DataFrame:
-    """part, n, mean, low, high, best, best_name; the interval is Student's, over the part's experiments."""
-    from scipy import stats
-
-    rows = []
-    table = results.finished
-    for part, group in table[table["part"].notna()].groupby("part", sort=False):
-        losses, n = group["val_loss"], len(group)
-        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        mean = float(losses.mean())
-        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
-    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])
-
-
 def fair(f: Findings) -> Section | None:
     """The first places at every common budget, and what was done to compare them."""
     if not f.compares:
         return None
     rows, notes = [], []
     for at, name in BUDGETS.items():
-        table = f.analysis.fair(at)
+        table = f.analysis.equal_budget(at)
         if table.attrs.get("explanation"):
             notes.append(f"{name.capitalize()}: {table.attrs['explanation']}")
         if table.empty:

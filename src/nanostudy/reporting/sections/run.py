@@ -8,11 +8,11 @@ from typing import Any
 
 from nanostudy.analysis import curves
 from nanostudy.analysis.curves import difference
-from nanostudy.experiment import FIELDS
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.document import Block, Bullets, Facts, Grid, Prose, Section
 from nanostudy.reporting.findings import ENTROPY, Findings, Training
 from nanostudy.reporting.phrases import amount, missing
+from nanostudy.settings import FIELDS
 from nanostudy.text import counted, digits, duration, value_text
 
 MOST_EVALUATIONS = 40  # rows of the table; evaluations.csv has them all
@@ -181,7 +181,7 @@ def settings(f: Findings) -> Section | None:
         value = getattr(e, name)
         text = value_text(value)
         text = f"{text}: {decay[name]}" if value is None and name in decay and e.decay_lr else text
-        rows.append((name, text if text.strip() else repr(text), field.metadata["meaning"]))
+        rows.append((name, text if text.strip() else repr(text), field.meaning))
     return Section("settings", "Settings", [Grid("All settings", ("setting", "value", "meaning"), rows)])
 
 

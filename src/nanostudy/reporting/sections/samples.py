@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.model.sample import SamplingParams
 from nanostudy.reporting.charts.experiments import quality_figure
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Samples, Section
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import interval
+from nanostudy.settings import SamplingParams
 
 KINDS = {  # what is measured of samples: a plot's title, its axis
     "words_real": ("real words", "words that exist in the text, %"),

@@ -1,103 +1,153 @@
-"""Checkpoints of stacks that train where the study's folder is not seen: they come back in parts, or lie at an address.
+"""Checkpoints of stacks whose workers do not see the study's folder: at an address, or brought by the driver (actor.py).
 
-An address is one that fsspec knows. What it holds is never newer than what is recorded: a save waits for that (events.Saving).
+An address is one that fsspec knows: file:///..., s3://..., and others for which a package is installed. What lies there is never
+newer than what is recorded: a save waits for that (events.Saving).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from fsspec.core import url_to_fs
 
 from nanostudy.atomic import replace_atomically, write_atomically
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.study.cluster.actor import Kept, Part
-from nanostudy.study.cluster.addresses import fetch, make_folder, put, remove_folder, remove_others
-from nanostudy.study.tasks import Broken, Done, TrainStack
+from nanostudy.study.cluster.actor import Kept, Message, Part, append_part
+from nanostudy.study.tasks import Broken, Done, Noted, TrainStack
 from nanostudy.training import stack as checkpoint
 
-AT = "checkpoint.at"  # in a stack's folder: the address of its newest checkpoint
+POINTER = "checkpoint.at"  # in a stack's folder: the address of its newest checkpoint
+
+
+@dataclass(frozen=True)
+class AtAddress:
+    """A transport: one stack's checkpoints lie in a folder at an address."""
+
+    folder: str
+    newest: str | None = None
+
+    def load(self, path: Path) -> Iterator[Message]:
+        if self.newest:
+            try:
+                _fetch(self.newest, path)
+            except FileNotFoundError:
+                yield Noted(f"There is no checkpoint at {self.newest}; training from the beginning.")
+
+    def save(self, path: Path) -> Iterator[Message]:
+        address = _new_address(self.folder)
+        try:
+            _put(path, address)
+        except Exception as problem:  # of whatever library the address needs; the next save tries again
+            yield Noted(f"a checkpoint could not be kept at {self.folder}: {problem}")
+        else:
+            yield Kept(address)
 
 
 class CheckpointStore:
-    """Where the driver keeps them. `address` is that of a folder; None: the stacks' folders."""
+    """The driver's end. `address` is a folder for all stacks; None: checkpoints lie in the stacks' folders."""
 
     def __init__(self, address: str | None) -> None:
         self.address = address and address.rstrip("/")
         if address:
             try:
-                make_folder(address)
+                files, place = url_to_fs(address)
+                files.makedirs(place, exist_ok=True)
             except Exception as problem:  # of whatever library the address needs
                 raise UsageError(
                     f"--checkpoints {address} cannot be used: {problem}. Without it, checkpoints travel back here."
                 ) from None
 
-    def begin(self, task: TrainStack) -> tuple[str | None, str | None]:
-        """(the folder for the stack's checkpoints, the newest one) as addresses; None, None where they lie here."""
-        at = _text(task.folder / AT)
+    def begin(self, task: TrainStack) -> AtAddress | None:
+        """Moves the stack's newest checkpoint to where the worker looks for it. Raises NanostudyError, OSError."""
         if not self.address:
-            self.bring_back(task)
-            return None, None
-        if at is None:
-            home = f"{self.address}/{uuid.uuid4().hex}"
-            here = checkpoint.newest(task.path)
-            if here is None:
-                return home, None
-            at = f"{home}/{uuid.uuid4().hex}.safetensors"
-            _reach(at, lambda: put(here, at))
-            write_atomically(task.folder / AT, at)
-        return at.rpartition("/")[0], at
+            self._bring_back(task)
+            return None
+        newest, here = _pointer(task), checkpoint.newest(task.path)
+        if newest is None and here:
+            newest = _new_address(f"{self.address}/{uuid.uuid4().hex}")
+            _reach(newest, lambda: _put(here, newest))
+            write_atomically(task.folder / POINTER, newest)
+        return AtAddress(_folder(newest) if newest else f"{self.address}/{uuid.uuid4().hex}", newest)
 
-    def keep(self, task: TrainStack, told: Part | Kept) -> None:
+    def keep(self, task: TrainStack, message: Part | Kept) -> None:
         """Raises NanostudyError, OSError where the stack's folder cannot be written."""
-        if isinstance(told, Part):
-            _put_together(task.path, told)
+        if isinstance(message, Part):
+            with contextlib.suppress(ValueError):  # a part before it could not be written; the next save tries again
+                append_part(task.path, message)
             return
-        write_atomically(task.folder / AT, told.address)
-        with contextlib.suppress(Exception):  # the next time
-            remove_others(told.address)
+        write_atomically(task.folder / POINTER, message.address)
+        with contextlib.suppress(Exception):  # the next save tries again
+            _remove_others(message.address)
 
     def end(self, task: TrainStack, report: Done | Broken, stopped: bool) -> None:
-        """Where it failed, whoever takes the stack apart finds its checkpoint in its folder."""
-        at = _text(task.folder / AT)
+        """Where the stack failed, its checkpoint is in its folder afterwards: the policy may split it."""
+        newest = _pointer(task)
         if isinstance(report, Broken) and report.cause not in ("lost", "files"):
-            self.bring_back(task)
-        elif at and isinstance(report, Done) and not stopped:
-            with contextlib.suppress(Exception):  # what is left over does no harm
-                remove_folder(at.rpartition("/")[0])
+            self._bring_back(task)
+        elif newest and isinstance(report, Done) and not stopped:
+            _remove_folder(newest)
 
-    def bring_back(self, task: TrainStack) -> None:
-        at = _text(task.folder / AT)
-        if at is None:
+    def _bring_back(self, task: TrainStack) -> None:
+        newest = _pointer(task)
+        if newest is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            _reach(at, lambda: replace_atomically(task.path, lambda temporary: fetch(at, temporary)))
-        (task.folder / AT).unlink(missing_ok=True)
-        with contextlib.suppress(Exception):
-            remove_folder(at.rpartition("/")[0])
+            _reach(newest, lambda: replace_atomically(task.path, lambda temporary: _fetch(newest, temporary)))
+        (task.folder / POINTER).unlink(missing_ok=True)
+        _remove_folder(newest)
 
 
-def _reach(address: str, act: Callable[[], None]) -> None:
+def _pointer(task: TrainStack) -> str | None:
+    path = task.folder / POINTER
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+# --- addresses; these functions raise whatever the library does that the address needs
+
+
+def _new_address(folder: str) -> str:
+    return f"{folder}/{uuid.uuid4().hex}.safetensors"
+
+
+def _folder(address: str) -> str:
+    return address.rpartition("/")[0]
+
+
+def _put(path: Path, address: str) -> None:
+    files, place = url_to_fs(address)
+    files.makedirs(_folder(place), exist_ok=True)
+    files.put_file(str(path), place)
+
+
+def _fetch(address: str, path: Path) -> None:
+    """Raises FileNotFoundError where there is nothing."""
+    files, place = url_to_fs(address)
+    files.get_file(place, str(path))
+
+
+def _remove_others(address: str) -> None:
+    """The checkpoints before it, and those that the driver never heard of."""
+    files, place = url_to_fs(address)
+    for other in files.ls(_folder(place), detail=False):
+        if other.rpartition("/")[2] != place.rpartition("/")[2]:
+            files.rm_file(other)
+
+
+def _remove_folder(address: str) -> None:
+    """Of this checkpoint. What is left over does no harm."""
+    with contextlib.suppress(Exception):
+        files, place = url_to_fs(_folder(address))
+        files.rm(place, recursive=True)
+
+
+def _reach(address: str, action: Callable[[], None]) -> None:
     try:
-        act()
+        action()
     except FileNotFoundError:
         raise
-    except Exception as problem:  # of whatever library the address needs
+    except Exception as problem:
         raise NanostudyError(f"The checkpoint at {address} could not be reached: {problem}") from problem
-
-
-def _put_together(path: Path, part: Part) -> None:
-    arriving = path.with_name(".arriving.tmp")
-    with open(arriving, "ab" if part.offset else "wb") as file:
-        if file.tell() != part.offset:  # a part before it could not be written
-            return
-        file.write(part.data)
-        whole = file.tell() == part.size
-    if whole:
-        replace_atomically(path, lambda temporary: os.replace(arriving, temporary))
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None

@@ -1,4 +1,4 @@
-// Attention of whole sequences, head by head, on a CPU with tiles: 32 queries at a time, and what lies between its products
+// Attention of whole sequences on a CPU with tiles, head by head and 32 queries at a time: what lies between the products
 // never leaves the first caches. Included by ops.cpp.
 
 #pragma once
@@ -7,7 +7,7 @@
 
 namespace {
 
-// The heads' numbers of a sequence: queries, keys and values lie side by side, T lines of 3 * E.
+// One head of one sequence. Queries, keys and values lie side by side, T lines of 3 * E numbers.
 struct Head {
     int64_t E, D, T, row;
     const bf16 *q, *k, *v;
@@ -16,25 +16,25 @@ struct Head {
         : E(H * D), D(D), T(T), row(3 * E), q(qkv + z * T * row + h * D), k(q + E), v(k + E) {}
 };
 
-// One panel times each of `count`, which lie `apart` numbers apart.
-inline void multiply_all(const bf16 *left, const bf16 *right, int64_t count, int64_t apart, int64_t steps, float *sums,
+// Multiplies one panel by each of `count` others, `stride` numbers apart.
+inline void multiply_all(const bf16 *left, const bf16 *right, int64_t count, int64_t stride, int64_t steps, float *sums,
                          int64_t row, bool more = false) {
-    for (int64_t j = 0; j < count; j++) multiply(left, right + j * apart, steps, sums + j * PANEL, row, more);
+    for (int64_t j = 0; j < count; j++) multiply(left, right + j * stride, steps, sums + j * PANEL, row, more);
 }
 
-// Where sixteen numbers of line i of a left factor's panel go, the first of them number k along the sum.
+// The address of numbers k to k + 15 of line i in a left factor's panel.
 inline bf16 *place(bf16 *panel, int64_t i, int64_t k) { return panel + k / PANEL * 2 * TILE + i * PANEL + k % PANEL; }
 
-// Zeros behind the last whole vector, up to the end of the step.
+// Fills line i with zeros from the last vector that was written to the end of the step.
 inline void finish(bf16 *panel, int64_t i, int64_t seen) {
     const int64_t end = (seen + WIDTH - 1) / WIDTH * WIDTH;
     if (end % PANEL) std::memset(place(panel, i, end), 0, WIDTH * sizeof(bf16));
 }
 
-// What should be at most 0, and by rounding may be above. NaN stays.
+// Rounding may lift a number above 0 that should be at most 0. NaN stays NaN.
 inline V at_most_zero(V x) { return x > 0.0f ? V{} : x; }
 
-// `lse`, if asked for, fp32 (Z, H, T): of each query, the logarithm of what its exponentials sum up to.
+// `lse`, unless null, fp32 (Z, H, T): the log-sum-exp of each query's scores.
 void attention(const bf16 *qkv, const DropoutKeys *drop, bf16 *y, float *lse, int64_t Z, int64_t H, int64_t T, int64_t D,
                float scale, int threads) {
     const int64_t wide = panels(T) * PANEL, deep = panels(D) * PANEL, E = H * D;
@@ -57,7 +57,7 @@ void attention(const bf16 *qkv, const DropoutKeys *drop, bf16 *y, float *lse, in
                 const int64_t lines = std::min(PANEL, T - first), blocks = first / PANEL + 1;
                 pack<LEFT>(head.q + first * head.row, head.row, 1, lines, D, queries);
                 multiply_all(queries, keys, blocks, PANEL * deep, panels(D), scores, wide);
-                // line after line in several rounds: a sum over a vector takes long, and meanwhile the next line can begin
+                // several passes over the lines: a sum over a vector takes long, and meanwhile the next line can begin
                 for (int64_t i = 0; i < lines; i++) {
                     const int64_t seen = first + i + 1;
                     V most = V{} - INFINITY;
@@ -130,11 +130,11 @@ void attention_backward(const bf16 *d_y, const bf16 *qkv, const float *lse, cons
                 for (int64_t i = 0; i < lines; i++) {
                     const int64_t seen = first + i + 1;
                     float *w = scores + i * wide, *dw = d_weights + i * wide;
-                    const float level = lse[zh * T + seen - 1];
+                    const float log_sum = lse[zh * T + seen - 1];
                     mask.draw(drop, z, (h * T + seen - 1) * T, seen);
                     V dots = {};
                     for (int64_t k = 0; k < seen; k += WIDTH) {
-                        V a = exponential(at_most_zero(load(w + k, WIDTH) * scale - level));
+                        V a = exponential(at_most_zero(load(w + k, WIDTH) * scale - log_sum));
                         a = LANE < int32_t(seen - k) ? a : V{};
                         const V b = mask(load(dw + k, WIDTH), k);
                         store(w + k, a, WIDTH);

@@ -1,8 +1,8 @@
-// The pieces of fused.py for CPUs, a row at a time: what lies between two operations stays in registers and the first cache.
+// The operations of ops.py for CPUs, fused row by row: intermediate results stay in registers and the first-level cache.
 //
-// Activations are bf16 or fp32 (Real), all arithmetic is fp32. Names and letters as in fused.py. Written with the vectors
-// that GCC and Clang know on every machine, sixteen numbers at a time. A row is one thread's, and a member's gradient a
-// sequence's: the same build gives the same bits with any number of threads.
+// Activations are bf16 or fp32 (Real); all arithmetic is fp32. Names and letters are those of ops.py. The code uses the vector
+// types of GCC and Clang, sixteen numbers at a time. One thread computes a whole row, and parameter gradients are summed per
+// sequence, so the same build gives the same bits with any number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -27,7 +27,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-// Of sixteen elements the first `count`. The two cases are apart because a copy of known size is one instruction.
+// Copies the first `count` of sixteen elements. A copy of a constant size is one instruction, hence the two cases.
 inline void copy(void *to, const void *from, int64_t count, size_t size) {
     if (__builtin_expect(count >= WIDTH, 1))
         std::memcpy(to, from, WIDTH * size);
@@ -35,14 +35,14 @@ inline void copy(void *to, const void *from, int64_t count, size_t size) {
         std::memcpy(to, from, count * size);
 }
 
-// Beyond `count` there are zeros.
+// Elements from `count` on are zeros.
 inline V load(const float *from, int64_t count) {
     V v = {};
     copy(&v, from, count, sizeof *from);
     return v;
 }
 
-// Written out where it matters: GCC 12 converts vectors lane by lane, or in halves.
+// Intrinsics where it matters: GCC 12 converts vectors lane by lane, or in halves.
 inline U words_of(Halves h) {
 #ifdef __AVX512F__
     return (U)_mm512_cvtepu16_epi32((__m256i)h);
@@ -117,7 +117,7 @@ inline V exponential(V x) {
     return (p * r * r + r + 1.0f) * (V)((__builtin_convertvector(n, I) + 127) << 23);
 }
 
-// 1 / x for x from 1 to 2**100, to the last bit or the one before it: a division takes as long as all the rest of a GELU.
+// 1 / x for x from 1 to 2**100, exact but for the last bit or two: a division takes as long as the rest of a GELU.
 inline V inverse(V x) {
 #ifdef __AVX512F__
     const V guess = (V)_mm512_rcp14_ps((__m512)x);
@@ -127,7 +127,7 @@ inline V inverse(V x) {
 #endif
 }
 
-// What the masks are spread from, arrays of Z. A null pointer to it stands for no dropout.
+// The keys of the dropout masks, arrays of Z. A null pointer stands for no dropout.
 struct DropoutKeys {
     const uint32_t *low, *high;
     const int32_t *threshold;
@@ -136,8 +136,8 @@ struct DropoutKeys {
 
 const I LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// The random bytes of some activations of a sequence, and what they make of each: 0 where it is dropped, else the scale.
-// As keep_mask in randomness.py.
+// The random bytes of some activations of one sequence. Applied to a vector, it multiplies by 0 where an activation is dropped
+// and by the scale elsewhere. The same masks as keep_mask in randomness.py.
 struct Mask {
     std::vector<uint32_t> words;
     const uint8_t *bytes = nullptr;
@@ -176,7 +176,7 @@ struct Mask {
     }
 };
 
-// Writes x less its mean into `row` and returns 1 / its standard deviation: NaN where that overflows, or all would become zeros.
+// Subtracts the mean from `row` and returns 1 / standard deviation: NaN where the variance overflows, which would give zeros.
 inline float centre(float *row, V total, int64_t E, float epsilon) {
     const float mean = sum_of(total) / E;
     V squares = {};
@@ -269,33 +269,33 @@ void residual_norm_backward(const Real *d_sum, const Real *d_norm, const Real *s
     }
 }
 
-// Parts of D elements: (Z, T, X, H) of them `apart` into the order (X, Z, H, T), or back.
+// Reorders blocks of D elements from (Z, T, X, H) to (X, Z, H, T), or back.
 template <bool back, typename Real>
-void carry(const Real *from, Real *to, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, int threads) {
+void reorder(const Real *from, Real *to, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t z = 0; z < Z; z++)
         for (int64_t x = 0; x < X; x++)
             for (int64_t h = 0; h < H; h++)
                 for (int64_t t = 0; t < T; t++) {
-                    const int64_t together = (((z * T + t) * X + x) * H + h) * D;
-                    const int64_t apart = (((x * Z + z) * H + h) * T + t) * D;
-                    const int64_t source = back ? apart : together, target = back ? together : apart;
+                    const int64_t merged = (((z * T + t) * X + x) * H + h) * D;
+                    const int64_t split = (((x * Z + z) * H + h) * T + t) * D;
+                    const int64_t source = back ? split : merged, target = back ? merged : split;
                     for (int64_t d = 0; d < D; d += WIDTH) copy(to + target + d, from + source + d, D - d, sizeof(Real));
                 }
 }
 
 template <typename Real>
 void split_heads(const Real *x, Real *y, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, float, int threads) {
-    carry<false>(x, y, Z, T, X, H, D, threads);
+    reorder<false>(x, y, Z, T, X, H, D, threads);
 }
 
 template <typename Real>
 void merge_heads(const Real *x, Real *y, int64_t Z, int64_t T, int64_t X, int64_t H, int64_t D, float, int threads) {
-    carry<true>(x, y, Z, T, X, H, D, threads);
+    reorder<true>(x, y, Z, T, X, H, D, threads);
 }
 
-// Writes e**(x * scale - largest) of the first `seen` of `stored` numbers into `row`, zeros up to the next whole vector;
-// returns (the largest, the sum).
+// Writes e**(x * scale - largest) of the first `seen` of `stored` numbers into `row`, then zeros up to a whole vector.
+// Returns (the largest, the sum).
 template <typename Real>
 inline std::pair<float, float> exponentials(const Real *from, float *row, int64_t seen, int64_t stored, float scale) {
     V most = V{} - INFINITY, total = {};
@@ -421,7 +421,7 @@ void gelu(const Real *x, Real *y, Real *slope, int64_t N, float, int threads) {
     }
 }
 
-// The sum of each row's squares: of columns 8192 at a time, whatever the threads.
+// The sum of each row's squares, in blocks of 8192 columns whatever the number of threads.
 template <typename Real>
 void squares(const Real *rows, float *sums, int64_t M, int64_t columns, int64_t row, float, int threads) {
     const int64_t block = 8192, blocks = (columns + block - 1) / block;
@@ -443,7 +443,7 @@ void squares(const Real *rows, float *sums, int64_t M, int64_t columns, int64_t 
     }
 }
 
-// Rows of `columns` elements lie `row` elements apart, those of the gradient `grad_row`; the numbers are arrays of M.
+// Rows of `columns` elements are `row` elements apart, those of the gradient `grad_row`. The settings are arrays of M.
 template <typename Real>
 void adamw_kernel(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, const float *decay, const bool *moved,
           const float *clip, const float *one_minus_beta1, const float *one_minus_beta2, const float *root_correction2,
@@ -474,23 +474,23 @@ void adamw_kernel(float *params, const Real *grads, float *exp_avg, float *exp_a
 #include "tiles.h"
 #include "attention.h"
 
-// The ops by name, in fp32 and in bf16; null where this machine has none.
-struct Piece {
+// The operations by name, in fp32 and in bf16; null where this machine has none.
+struct Op {
     const char *name;
     void *fp32, *bf16;
 };
 
-#define PIECE(name) {#name, (void *)name<float>, (void *)name<bf16>}
+#define OP(name) {#name, (void *)name<float>, (void *)name<bf16>}
 #ifdef NANOSTUDY_TILES
-#define TILED(name) {#name, nullptr, tiles_granted() ? (void *)name : nullptr}
+#define TILED_OP(name) {#name, nullptr, tiles_granted() ? (void *)name : nullptr}
 #else
-#define TILED(name) {#name, nullptr, nullptr}
+#define TILED_OP(name) {#name, nullptr, nullptr}
 #endif
 
 extern "C" {
-Piece ops[] = {
-    PIECE(residual_norm), PIECE(residual_norm_backward), PIECE(split_heads), PIECE(merge_heads), PIECE(attend),
-    PIECE(attend_backward), PIECE(cross_entropy), PIECE(cross_entropy_backward), PIECE(gelu), PIECE(squares), PIECE(adamw_kernel),
-    TILED(attention), TILED(attention_backward), {nullptr, nullptr, nullptr},
+Op ops[] = {
+    OP(residual_norm), OP(residual_norm_backward), OP(split_heads), OP(merge_heads), OP(attend),
+    OP(attend_backward), OP(cross_entropy), OP(cross_entropy_backward), OP(gelu), OP(squares), OP(adamw_kernel),
+    TILED_OP(attention), TILED_OP(attention_backward), {nullptr, nullptr, nullptr},
 };
 }

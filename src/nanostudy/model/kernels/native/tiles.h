@@ -1,7 +1,7 @@
-// Products of bf16 matrices by a CPU's tile unit (AMX), whose sums are fp32. Present where NANOSTUDY_TILES is defined.
+// Products of bf16 matrices by a CPU's tile unit (AMX), with sums in fp32. Compiled where NANOSTUDY_TILES is defined.
 //
-// A tile holds 16 lines of 32 numbers. What is multiplied is packed into panels of 32 lines: for each step of 32 numbers
-// along the sum, two tiles. Beyond a matrix there are zeros.
+// A tile holds 16 lines of 32 numbers. Factors are packed into panels of 32 lines: two tiles for each step of 32 numbers
+// along the sum. Zeros pad a matrix to whole panels.
 
 #pragma once
 
@@ -14,19 +14,19 @@
 
 namespace {
 
-const int64_t SIDE = 16, PANEL = 32;  // lines of a tile, and of a panel; a step along the sum is as long as a panel is high
+const int64_t SIDE = 16, PANEL = 32;  // lines of a tile and of a panel; a step along the sum is one PANEL long
 const int64_t TILE = SIDE * PANEL;    // numbers
 
 inline int64_t panels(int64_t count) { return (count + PANEL - 1) / PANEL; }
 
-// The kernel gives a process this unit only when asked.
+// Linux lets a process use this unit only on request.
 inline bool tiles_granted() {
     const int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     static const bool granted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
     return granted;
 }
 
-// While it lives, this thread's tiles are all of 16 lines of 64 bytes.
+// While an object of this type lives, all tiles of the thread have 16 lines of 64 bytes.
 struct Tiles {
     struct alignas(64) Layout {
         uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -40,7 +40,7 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// 16 lines of 16 words.
+// Transposes 16 lines of 16 words.
 inline void transpose(__m512i *r) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
@@ -66,8 +66,8 @@ inline void transpose(__m512i *r) {
 
 enum Factor { LEFT, RIGHT };
 
-// One panel of a factor, all of its `depth` along the sum. Number k of line i lies at i * line + k * deep, and one of
-// the two strides is 1. Of 32 lines those from `lines` on are zeros. In a right factor two neighbours along the sum lie side by side.
+// Packs one panel of a factor, all of its `depth` along the sum. Number k of line i lies at i * line + k * deep; one of the
+// two strides is 1. Lines from `lines` to 32 are zeros. In a right factor two neighbours along the sum lie side by side.
 template <Factor factor>
 void pack(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64_t depth, bf16 *to) {
     __m512i r[SIDE];
@@ -93,7 +93,7 @@ void pack(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64_t d
         }
 }
 
-// All panels of a factor, each `steps` steps long, in the order in which the matrix lies in memory.
+// Packs all panels of a factor, each `steps` steps long, in the matrix's order in memory.
 template <Factor factor>
 void pack_all(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64_t depth, bf16 *to) {
     const int64_t steps = panels(depth);
@@ -107,9 +107,9 @@ void pack_all(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64
                              to + i * steps * PANEL + k * PANEL);
 }
 
-// 32 x 32 sums, lines `row` apart, over `steps` steps of two packed panels; added to what is there if `more`.
+// Computes 32 x 32 sums, lines `row` apart, over `steps` steps of two packed panels; adds them to `sums` if `more`.
 inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t row, bool more) {
-    asm volatile("" ::: "memory");  // GCC 12 does not know that tiles are loaded from memory: what they hold is written by now
+    asm volatile("" ::: "memory");  // GCC 12 does not see that tiles are loaded from memory: finish all writes to it first
     float *below = sums + SIDE * row;
     const int64_t bytes = row * sizeof(float);
     if (more) {
@@ -139,7 +139,7 @@ inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *
     _tile_stored(3, below + SIDE, bytes);
 }
 
-// Rounds `lines` x `count` of them.
+// Rounds `lines` x `count` sums to bf16.
 inline void put(const float *from, int64_t from_row, bf16 *to, int64_t to_row, int64_t lines, int64_t count) {
     for (int64_t i = 0; i < lines; i++, from += from_row, to += to_row)
         for (int64_t j = 0; j < count; j += PANEL) {
@@ -149,7 +149,7 @@ inline void put(const float *from, int64_t from_row, bf16 *to, int64_t to_row, i
         }
 }
 
-// Scratch that tiles are loaded from; it stays with its thread.
+// Aligned memory that tiles are loaded from. Each thread keeps its own.
 template <typename Number>
 struct Scratch {
     std::vector<Number> held;

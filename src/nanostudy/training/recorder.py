@@ -1,0 +1,170 @@
+"""Records a training in its run folder, event by event."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanostudy import version
+from nanostudy.atomic import write_atomically
+from nanostudy.data.corpus import Corpus
+from nanostudy.data.texts import NAMES
+from nanostudy.errors import NanostudyError
+from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.settings import Experiment
+from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
+from nanostudy.training.machine import Machine
+from nanostudy.training.run_folder import (
+    COLUMNS,
+    EVALUATION_COLUMNS,
+    OPTIMIZER,
+    TRAINING_COLUMNS,
+    append_rows,
+    keep_rows,
+    read_metadata,
+    read_rows,
+    settings_yaml,
+)
+from nanostudy.training.tensors import save_tensors
+from nanostudy.training.weights import Weights, save_weights
+
+
+class Recorder:
+    """Writes one run folder. The folder belongs to this process (files.sole_owner)."""
+
+    def __init__(self, folder: Path, experiment: Experiment, identity: str, corpus: Corpus, machine: Machine) -> None:
+        self.folder, self.experiment, self.identity = folder, experiment, identity
+        self.corpus, self.machine = corpus, machine
+        self.shape = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
+        # told, and not written yet: rows by step
+        self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
+        # tables in which rows that could not be written may have left a part of themselves
+        self.unsure: set[str] = set()
+
+    def claim(self, resources: Mapping[str, Any], **about: Any) -> str:
+        """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
+
+        A new folder's run.json gets what is told `about` the run. Raises NanostudyError where the folder holds another experiment.
+        """
+        before = read_metadata(self.folder)
+        if before is None:
+            others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if others:
+                raise NanostudyError(
+                    f"{self.folder} holds other files ({', '.join(sorted(others)[:3])}) and no run. "
+                    "Choose another folder with --out; nothing was changed."
+                )
+            self._write_metadata(**{"status": "unfinished", "notes": list(self.machine.notes), **about})
+        elif before["identity"] != self.identity:
+            changed = _changes(before["settings"], self.experiment.as_dict())
+            raise NanostudyError(
+                f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
+                "Choose another folder with --out; nothing was changed."
+            )
+        else:
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
+        if not (self.folder / "settings.yaml").exists():
+            settings = {**self.experiment.as_dict(), **resources}
+            if (
+                settings["corpus"] not in NAMES and Path(settings["corpus"]).exists()
+            ):  # so that it is found from any folder
+                settings["corpus"] = str(Path(settings["corpus"]).resolve())
+            write_atomically(self.folder / "settings.yaml", settings_yaml(settings))
+        return before["status"] if before else "new"
+
+    def record(self, event: Event) -> None:
+        """Takes what a run folder keeps; other events pass. Rows are on disk after an evaluation, and before a checkpoint."""
+        if isinstance(event, Started):
+            for rows in self.rows.values():
+                rows.clear()
+            keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
+            keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
+            for stale in ("sample.txt", "report.md", "curve.png"):
+                (self.folder / stale).unlink(missing_ok=True)
+            before = read_metadata(self.folder) or {}
+            kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]
+            sitting = {"after_update": event.step, "members": event.members, **self.machine.as_dict()}
+            notes = [*before.get("notes", []), *(n for n in event.notes if n not in before.get("notes", []))]
+            self._write_metadata(sittings=[*kept, sitting], notes=notes)
+        elif isinstance(event, Logged):
+            row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
+            self.rows["training.csv"][event.step] = row
+        elif isinstance(event, Evaluated):
+            bits = (
+                self.corpus.train.bits_per_character(event.train_loss),
+                self.corpus.val.bits_per_character(event.val_loss),
+            )
+            start = (event.step, event.tokens, round(event.seconds, 2), event.train_loss, event.val_loss)
+            self.rows["evaluations.csv"][event.step] = (*start, *bits)
+        if isinstance(event, Evaluated | Saving | Stopped | Finished):
+            self._write_rows()
+        if isinstance(event, Finished):
+            self._finish(event)
+
+    def _write_rows(self) -> None:
+        for table, rows in self.rows.items():
+            path = self.folder / table
+            if rows:
+                if table in self.unsure:
+                    keep_rows(path, COLUMNS[table], min(rows) - 1)
+                self.unsure.add(table)
+                append_rows(path, list(rows.values()))
+                self.unsure.discard(table)
+                rows.clear()
+
+    def _finish(self, event: Finished) -> None:
+        evaluations = read_rows(self.folder / "evaluations.csv")
+        for name, row, step in (
+            ("last", event.last_weights, event.updates + event.skipped),
+            ("best", event.best_weights, event.best_step),
+        ):
+            weights = Weights(row, self.experiment, self.shape, self.corpus.tokenizer)
+            about = {"step": step, "identity": self.identity}
+            about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+            save_weights(self.folder / f"{name}.safetensors", weights, about)
+        if event.moments is not None and not event.diverged:
+            exp_avg, exp_avg_sq = event.moments
+            about = {"kind": "optimizer", "identity": self.identity, "updates": event.updates}
+            save_tensors(self.folder / OPTIMIZER, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, about)
+        best = next((row for row in evaluations if row["step"] == event.best_step), None)
+        self._write_metadata(
+            status="diverged" if event.diverged else "finished",
+            diverged=event.diverged,
+            updates=event.updates,
+            skipped_updates=event.skipped,
+            tokens=event.tokens,
+            seconds=round(event.seconds, 2),
+            initial=_finite(evaluations[0]) if evaluations else None,
+            final=_finite(evaluations[-1]) if evaluations and not event.diverged else None,
+            best=best,
+            context_losses=event.context_losses,
+        )
+
+    def _write_metadata(self, **changes: Any) -> None:
+        count = count_parameters(self.shape)
+        metadata = read_metadata(self.folder) or {
+            "format_version": version.FORMAT,
+            "nanostudy": version.VERSION,
+            "numerics_version": version.NUMERICS,
+            "name": self.experiment.name,
+            "identity": self.identity,
+            "settings": self.experiment.as_dict(),
+            "corpus": self.corpus.as_dict(),
+            "parameters": {"total": count.total, "without_positions": count.without_positions},
+        }
+        machine = {key: value for key, value in self.machine.as_dict().items() if key != "notes"}
+        metadata = {**metadata, "machine": machine, **changes}
+        write_atomically(self.folder / "run.json", json.dumps(metadata, indent=1) + "\n")
+
+
+def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {before.get(k)} there, {now[k]} asked" for k in now if before.get(k) != now[k])
