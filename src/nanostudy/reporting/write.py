@@ -23,8 +23,8 @@ OURS = '<meta name="generator" content="nanostudy'  # in a page that may be writ
 
 @dataclass(frozen=True)
 class Published:
-    folder: Path
     page: Path
+    folder: Path  # of the figures
     summary: str
     answer: Sequence[Sentence]  # empty where nothing is compared
     notes: Sequence[str]
@@ -34,34 +34,42 @@ class Published:
 
 
 def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = None) -> Published:
-    """Writes everything into `folder`, the Markdown with its pictures into `markdown_folder` where that is another.
+    """Writes everything into `folder`, but the Markdown and its figures into `markdown_folder` where that is another.
 
     Raises NanostudyError where the folder cannot be written, or holds something else.
     """
     _prepare(folder)
-    told = document(analysis)
+    beside = markdown_folder or folder
+    report = document(analysis)
     pictures: dict[str, tuple[bytes, str]] = {}
     bundle = undrawn = ""
     try:
-        pictures, bundle = draw(told.figures, told.data.tables)
+        pictures, bundle = draw(report.figures, report.data.tables)
     except DrawingFailed as problem:
         undrawn = str(problem)
-    beside = markdown_folder or folder
     files: dict[Path, bytes | str] = {
+        folder / PAGE: page(report, bundle, undrawn),  # first: where it lies, the folder is known as a report's
         folder / TABLE: results_csv(analysis.results),
-        **{folder / f"{name}.svg": svg for name, (_, svg) in pictures.items()},
         **{beside / f"{name}.png": png for name, (png, _) in pictures.items()},
-        folder / PAGE: page(told, bundle, undrawn),
-        beside / MARKDOWN: markdown(told, pictures),
+        **{beside / f"{name}.svg": svg for name, (_, svg) in pictures.items()},
+        beside / MARKDOWN: markdown(report, pictures),
     }
     for path, content in files.items():
         write_atomically(path, content)
-    others = [beside / MARKDOWN, folder / TABLE]
-    return Published(folder, folder / PAGE, told.lede, told.answer, told.notes, others, len(pictures), undrawn)
+    return Published(
+        page=folder / PAGE,
+        folder=beside,
+        summary=report.lede,
+        answer=report.answer,
+        notes=report.notes,
+        beside=[beside / MARKDOWN, folder / TABLE],
+        figures=len(pictures),
+        undrawn=undrawn,
+    )
 
 
 def publish_run(folder: Path) -> Published:
-    """A run's report: report.md and curve.png in its folder, the page in report/ there. Raises NanostudyError."""
+    """A run's report: report.md and its figure in the run's folder, the page and the table in report/ there. Raises NanostudyError."""
     return publish(Analysis(read_run_folder(folder)), folder / "report", folder)
 
 
