@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from nanostudy.device import product_rate
-from nanostudy.model.gpt import GPTConfig, flops_per_token
+from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.training.machine import DTYPES, Machine
 
 

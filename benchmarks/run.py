@@ -32,7 +32,7 @@ from growth import growth  # noqa: E402
 from ours import Ours  # noqa: E402
 from rival import Cost, Rival  # noqa: E402
 
-from nanostudy.model.gpt import GPTConfig  # noqa: E402
+from nanostudy.model.config import GPTConfig  # noqa: E402
 from nanostudy.settings import Resources  # noqa: E402
 from nanostudy.training.machine import Machine, resolve  # noqa: E402
 

@@ -79,9 +79,12 @@ def write_text(path: Path, characters: int = 1500) -> Path:
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
     """Drawing takes longer than a small training: here a training leaves a report.md that says so, and draws nothing."""
+
+    def publish_run(folder: Path) -> None:
+        (folder / "report.md").write_text("left out")
+
     with pytest.MonkeyPatch.context() as patch:
-        place = "nanostudy.reporting.write.publish_run"
-        patch.setattr(place, lambda folder: (folder / "report.md").write_text("left out"))
+        patch.setattr("nanostudy.reporting.write.publish_run", publish_run)
         yield
 
 

@@ -87,11 +87,11 @@ class Plain(nn.Module):
         return self.lm_head(t.ln_f(x))
 
 
-def plain_of(row_P, shape: GPTConfig) -> Plain:
+def plain_of(row_P, config: GPTConfig) -> Plain:
     """The plain model with one member's weights, under the names of the table's last column."""
-    plain = Plain(shape)
-    views, named = named_views(row_P[None], shape), dict(plain.named_parameters())
-    table = parameter_table(shape)
+    plain = Plain(config)
+    views, named = named_views(row_P[None], config), dict(plain.named_parameters())
+    table = parameter_table(config)
     assert {p.nanogpt_key for p in table} == set(named)
     with torch.no_grad():
         for p in table:

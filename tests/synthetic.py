@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import EVALUATIONS, TRAINING, Results, experiments_frame
-from nanostudy.model.gpt import GPTConfig, count_parameters, flops_per_token
+from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import Experiment
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
 

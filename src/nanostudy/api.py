@@ -3,155 +3,76 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
-import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from nanostudy.atomic import sole_owner, write_atomically
+from nanostudy.analysis.results import read_results
+from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs
 from nanostudy.interop.runs import Conversion
-from nanostudy.model.gpt import GPTConfig
-from nanostudy.model.gpt import count_parameters as count
-from nanostudy.model.ranks import Ranks, joined
-from nanostudy.model.sample import generate
-from nanostudy.settings import Experiment, Resources, SamplingParams, check_value, names_of
-from nanostudy.settings_files import experiment_and_resources, preset_names, read_settings
+from nanostudy.model.config import GPTConfig
+from nanostudy.model.config import count_parameters as count
+from nanostudy.model.ranks import joined
+from nanostudy.reporting.notebook import NotebookAnalysis
+from nanostudy.result import Result
+from nanostudy.run import Run as Run
+from nanostudy.run import complete, has_begun, resume_command
+from nanostudy.run import load as load
+from nanostudy.settings import (
+    PLAN_OPTIONS,
+    RUN_OPTIONS,
+    SETTINGS,
+    TRAIN_OPTIONS,
+    Experiment,
+    Resources,
+    Where,
+    names_of,
+    takes,
+)
+from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
-from nanostudy.text import duration
+from nanostudy.study.definition import definitions, folder_of, has_study, read_study, with_assignments
+from nanostudy.study.execute import Execution
+from nanostudy.study.folder import Design, StudyFolder, design, open_study
+from nanostudy.study.forecast import Plan, forecast
+from nanostudy.study.grid import Entry, select
+from nanostudy.study.hardware import parse_machines
+from nanostudy.study.merge import merge
+from nanostudy.study.pool import Pool, make_pool
+from nanostudy.study.progress import Listener
 from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
-from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Stopped
+from nanostudy.training.inputs import Inputs
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.train import Job
 from nanostudy.training.train import train as train_stack
-from nanostudy.training.weights import Weights, fitted, load_weights
 from nanostudy.version import VERSION
-from nanostudy.view import TrainingView
+from nanostudy.view import StudyView, TrainingView
 
 if TYPE_CHECKING:
-    import altair as alt
-    import pandas as pd
+    from nanostudy.reporting.write import Published
+
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+KAGGLE = Path("/kaggle/working")  # what Kaggle keeps of a saved version, as its output
 
 
-@dataclass(frozen=True, repr=False)
-class Run:
-    """A trained model, loaded: its folder, experiment, tokenizer and weights."""
-
-    folder: Path
-    weights: Weights
-
-    def __repr__(self) -> str:
-        return f"<Run {self.folder}: {', '.join(f'{name} {value}' for name, value in self.summary.items())}>"
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.summary.items()
-        )
-        return f"<p><b>{html.escape(str(self.folder))}</b></p><table>{cells}</table>"
-
-    def on(self, device: torch.device) -> Run:
-        return replace(self, weights=replace(self.weights, params=self.weights.params.to(device)))
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """In a few figures."""
-        m = self.metadata
-        final, best, seconds = m.get("final") or {}, m.get("best") or {}, m.get("seconds")
-        known = {
-            "status": m.get("status"),
-            "parameters": f"{m['parameters']['total']:,}" if m else None,
-            "updates": f"{m['updates']:,}" if m.get("updates") is not None else None,
-            "training loss": f"{final['train_loss']:.4f}" if final.get("train_loss") is not None else None,
-            "validation loss": f"{final['val_loss']:.4f}" if final.get("val_loss") is not None else None,
-            "lowest": f"{best['val_loss']:.4f} at update {best['step']:,}"
-            if best.get("val_loss") is not None
-            else None,
-            "time": duration(seconds) if seconds is not None else None,
-        }
-        return {name: value for name, value in known.items() if value is not None}
-
-    @property
-    def evaluations(self) -> pd.DataFrame:
-        """The exact losses, a row an evaluation."""
-        return self._table("evaluations.csv")
-
-    @property
-    def training(self) -> pd.DataFrame:
-        """Loss of the batches, learning rate, gradient norm and tokens/s, a row every log_interval updates."""
-        return self._table("training.csv")
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
-
-    def curve(self) -> alt.ConcatChart:
-        """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.reporting.notebook import training_chart
-
-        return training_chart(self.folder)
-
-    @property
-    def experiment(self) -> Experiment:
-        return self.weights.experiment
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """run.json: corpus, machine, times, losses."""
-        return run_folder.read_metadata(self.folder) or {}
-
-    def sample(
-        self, prompt: str | None = None, count: int = 1, tokens: int = 500, seed: int = 1, **picking: Any
-    ) -> list[str]:
-        """`count` texts, each the prompt (a new line, where none is given) and `tokens` new tokens.
-
-        `picking` takes temperature, top_k, top_p and exact (see SamplingParams). The same arguments give the same texts.
-        """
-        pieces = list(self._ids(prompt, count, tokens, seed, SamplingParams(**picking)))
-        tokenizer = self.weights.tokenizer
-        return [(prompt or "") + tokenizer.decode([int(step[s]) for step in pieces]) for s in range(count)]
-
-    def stream(self, prompt: str | None = None, tokens: int = 500, seed: int = 1, **picking: Any) -> Iterator[str]:
-        """The first of `sample`'s texts without its prompt, piece by piece as it is written."""
-        ids = self._ids(prompt, 1, tokens, seed, SamplingParams(**picking))
-        return self._pieces(ids)
-
-    def _pieces(self, ids: Iterator[Tensor]) -> Iterator[str]:
-        held: list[int] = []
-        for step_S in ids:
-            held.append(int(step_S[0]))
-            text = self.weights.tokenizer.decode(held)
-            # of bytes, a character may still lack its last ones, at most three
-            if not text.endswith("\ufffd") or len(held) > 3:
-                yield text
-                held = []
-        if held:
-            yield self.weights.tokenizer.decode(held)
-
-    def _ids(self, prompt: str | None, count: int, tokens: int, seed: int, picking: SamplingParams) -> Iterator[Tensor]:
-        if not 0 <= seed < 2**63:
-            raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
-        prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
-        steps = generate(self.weights.params, self.weights.shape, prompt_ids, [seed], count, tokens, picking)
-        return (ids_MS[0] for ids_MS in steps)
+# --- experiments and their training
 
 
 def preset(name: str, **changes: Any) -> Experiment:
-    """The experiment of a preset, a settings file or a run's folder, with these settings changed. Raises UsageError."""
+    """The experiment of a preset, a settings file or a run folder, with these settings changed. Raises UsageError."""
     return experiment_and_resources({**read_settings(name), **changes})[0]
 
 
@@ -161,164 +82,243 @@ def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
 
 
 def count_parameters(experiment: Experiment) -> int:
-    """Of its model, with the vocabulary of its corpus. Raises UsageError, NanostudyError."""
+    """The parameters of its model, with its corpus's vocabulary. Raises UsageError, NanostudyError."""
     corpus = read_corpus(experiment.corpus, experiment.tokenizer)
     return count(GPTConfig.of(experiment, corpus.tokenizer.vocab_size)).total
 
 
-def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
-    """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
-    return _loaded(Path(run), which, resolve(Resources(device=device)))
-
-
-def _loaded(folder: Path, which: str, machine: Machine) -> Run:
-    metadata = run_folder.read_metadata(folder) if folder.is_dir() else None
-    unfinished = metadata is not None and metadata["status"] == "unfinished"
-    if unfinished and not (folder / f"{which}.safetensors").is_file():
-        raise NanostudyError(f"The training of {folder} has not finished. Go on with: {_resume_command(folder)}")
-    if folder.suffix == ".pt" and folder.is_file():
-        raise UsageError(
-            f"{folder} is a checkpoint of PyTorch's. Make a run of it: nanostudy convert {folder} --to RUN"
-        )
-    # one that was begun elsewhere can be asked at any time
-    weights = runs.read_trained(folder, which).weights if unfinished else load_weights(folder, which)
-    return Run(folder, weights).on(machine.device)
-
-
+@takes(SETTINGS[name] for name in TRAIN_OPTIONS)
 def train(
     experiment: Experiment,
     out: str | Path | None = None,
     *,
     resources: Resources | None = None,
-    track: str | None = None,
-    save_every: float = 60.0,
     listen: Callable[[Event], None] | None = None,
+    **options: Any,
 ) -> Run:
     """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
 
     Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
-    is called with every event; by default progress is shown. `track` is tensorboard, wandb or mlflow. Raises UsageError,
-    NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    is called with every event; by default progress is shown. The options are those of settings.Where; `resources` gives
+    several at once. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
 
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
-    reads the folder, writes it and listens; what goes wrong one rank says, and the others raise ReportedElsewhere.
+    rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ReportedElsewhere.
     """
     folder = Path(out) if out is not None else Path("runs") / experiment.name
-    resources = resources or Resources()
     with joined() as ranks, contextlib.ExitStack() as stack:
+        where = Where.of(TRAIN_OPTIONS, resources, options)
         ranks.share(experiment.sequences_per_update)
-        tracker = check_value("track", track)
-        ranks.of_first(lambda: check_installed(tracker))
-        machine = resolve(resources, ranks)
-        initial, row = ranks.of_first(lambda: _first_weights(experiment, folder))
-        corpus = _fitting_corpus(experiment, initial)
+        ranks.of_first(lambda: check_installed(where.track))
+        machine = resolve(where.resources, ranks)
+        inputs, begun = ranks.of_first(lambda: (Inputs.of(experiment), has_begun(folder)))
+        job, corpus = inputs.job(experiment.name, experiment, begun), inputs.corpus(experiment)
+        inputs.check_prompts("sample_prompt", [experiment.sample_prompt])
         ranks.agree(_decisive(experiment, corpus, machine))
-        identity = experiment.identity(corpus.sha256, corpus.tokenizer.kind, initial.sha256 if initial else None)
-        recorder = Recorder(folder, experiment, identity, corpus, machine)
+        recorder = Recorder(folder, experiment, job.identity, corpus, machine)
         if ranks.first:
             stack.enter_context(sole_owner(folder))
-        state = ranks.of_first(lambda: recorder.claim({**asdict(resources), **({"track": tracker} if tracker else {})}))
-        if state in ("new", "unfinished"):
+        requested = {**asdict(where.resources), **({"track": where.track} if where.track else {})}
+        if ranks.of_first(lambda: recorder.claim(requested)) in ("new", "unfinished"):
             events = train_stack(
-                [Job(experiment.name, experiment, identity, row)],
+                [job],
                 corpus,
                 machine,
                 folder / run_folder.CHECKPOINT,
-                save_every=save_every,
+                save_every=where.save_every,
                 stop=stack.enter_context(stop_requests()),
                 moments=True,
                 ranks=ranks,
             )
-            with memory_errors(), _hearing(recorder, listen, tracker, ranks) as hear:
+            with memory_errors(), _listening(recorder, listen, where.track, ranks.first) as hear:
                 for event in events:
                     hear(event)
                     if isinstance(event, Stopped):
                         raise Interrupted(
-                            f"Stopped after {event.step} updates. All of it is saved; go on with: {_resume_command(folder)}"
+                            f"Stopped after {event.step} updates. All of it is saved; go on with: {resume_command(folder)}"
                         )
         run = ranks.of_first(lambda: complete(folder, machine).on(torch.device("cpu")))
         return run.on(machine.device)
 
 
-def _first_weights(experiment: Experiment, folder: Path) -> tuple[Weights | None, Tensor | None]:
-    """Those that init_from names, and as the row (P,) to start from, unless there is more to go on from."""
-    if not experiment.init_from:
-        return None, None
-    initial = load_weights(Path(experiment.init_from))
-    going_on = initial.goes_on is not None and _has_begun(folder)
-    return initial, None if going_on else fitted(initial, experiment)
-
-
-def _fitting_corpus(experiment: Experiment, initial: Weights | None) -> Corpus:
-    """Raises UsageError where it is too short for the model, or without a character of the prompt."""
-    corpus = read_corpus(experiment.corpus, initial.tokenizer if initial else experiment.tokenizer)
-    corpus.check_window(experiment.block_size)
-    try:
-        corpus.tokenizer.encode(experiment.sample_prompt or "")
-    except UsageError as problem:
-        raise UsageError(f"sample_prompt: {problem}") from None
-    return corpus
-
-
 def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[str, object]:
     """What all ranks must have alike: what decides the result, and its bits."""
-    names = (*names_of("shape"), *names_of("number"))
-    settings = {name: getattr(experiment, name) for name in names}
+    settings = {name: getattr(experiment, name) for name in (*names_of("shape"), *names_of("number"))}
     return {"nanostudy": VERSION, **machine.conditions, "the corpus's SHA-256": corpus.sha256, **settings}
 
 
 @contextlib.contextmanager
-def _hearing(
-    recorder: Recorder, listen: Callable[[Event], None] | None, track: str | None, ranks: Ranks
+def _listening(
+    recorder: Recorder, listen: Callable[[Event], None] | None, track: str | None, first: bool
 ) -> Iterator[Callable[[Event], None]]:
-    """Who hears of a training, at the first of its ranks: the run folder, who listens or looks on, and a tracker."""
-    if not ranks.first:
+    """Calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker."""
+    if not first:
         yield lambda event: None
         return
-    r = recorder
-    view = (
-        TrainingView(r.experiment, r.corpus, r.machine, r.folder) if listen is None else contextlib.nullcontext(listen)
-    )
-    with view as shown, tracking(track, getattr(shown, "say", None) or _warn) as tracked:
+    with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
+        say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
+        with tracking(track, say) as tracked:
 
-        def hear(event: Event) -> None:
-            r.record(event)
-            shown(event)
-            if tracked:
-                tracked.hear(event, r.folder, r.experiment.as_dict(), r.identity)
+            def hear(event: Event) -> None:
+                recorder.record(event)
+                view(event)
+                if tracked:
+                    tracked.hear(event, recorder)
 
-        yield hear
+            yield hear
 
 
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
+# --- studies
 
 
-def _has_begun(folder: Path) -> bool:
-    """Whether there is something to go on from, or nothing left to do."""
-    status = (run_folder.read_metadata(folder) or {}).get("status", "new")
-    return checkpoint.exists(folder / run_folder.CHECKPOINT) or status in ("finished", "diverged")
+def _drafted(
+    source: str | Path,
+    out: str | Path | None,
+    settings: Mapping[str, str] | None,
+    parts: Sequence[str],
+    only: str | None,
+) -> tuple[Design, list[Entry]]:
+    """The study's design, and the experiments chosen from it; nothing is written. Raises UsageError."""
+    path = Path(out) if out is not None else folder_of(str(source))
+    existing = definitions(Path(source)) if has_study(Path(source)) else []
+    if existing and not settings and path == Path(source):
+        draft = design(path)
+        return draft, select(draft.entries, parts, only)
+    study = with_assignments(existing[-1], settings or {}) if existing else read_study(str(source), settings or {})
+    draft = design(path, study)
+    return draft, select(draft.asked, parts, only)
 
 
-def _resume_command(folder: Path) -> str:
-    named = str(folder)
-    named = os.path.join(".", named) if named in preset_names() else named
-    return f"nanostudy train {shlex.quote(named)}"
+@takes(SETTINGS[name] for name in RUN_OPTIONS)
+def run_study(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+    only: str | None = None,
+    resources: Resources | None = None,
+    listener: Listener | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
+
+    Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
+    `only` choose experiments. The options are those of settings.Where; `resources` gives several at once. Raises UsageError,
+    NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    """
+    where = Where.of(RUN_OPTIONS, resources, options)
+    check_installed(where.track)
+    draft, chosen = _drafted(source, out, settings, parts, only)
+    pool = make_pool(where, len(chosen))
+    with contextlib.closing(pool.backend), open_study(draft.path, draft) as folder:
+        return _execute(folder, chosen, pool, where, listener)
 
 
-def complete(folder: Path, machine: Machine) -> Run:
-    """The last steps of a finished training, each only if it is still to be done: sample, report, tidying up."""
-    from nanostudy.reporting.write import publish_run
+@takes(SETTINGS[name] for name in RUN_OPTIONS)
+def retry_study(
+    path: str | Path,
+    names: Sequence[str] = (),
+    *,
+    resources: Resources | None = None,
+    listener: Listener | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Runs the failed experiments of a study's folder again, or those of them that are named. Options as for run_study."""
+    where = Where.of(RUN_OPTIONS, resources, options)
+    check_installed(where.track)
+    with open_study(Path(path)) as folder:
+        for name in names:
+            folder.store.row(name)  # raises at an unknown one
+        failed = {row.name for row in folder.store.rows(status="failed") if not names or row.name in names}
+        if not failed:
+            raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
+        chosen = [entry for entry in folder.entries if entry.name in failed]
+        pool = make_pool(where, len(chosen))
+        with contextlib.closing(pool.backend):
+            folder.store.requeue(failed)
+            return _execute(folder, chosen, pool, where, listener)
 
-    run = _loaded(folder, "best", machine)
-    e = run.experiment
-    if not (folder / "sample.txt").exists():
-        sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
-        write_atomically(folder / "sample.txt", sample + "\n")
-    if not (folder / "report.md").exists():
-        publish_run(folder)
-    checkpoint.remove(folder / run_folder.CHECKPOINT)
-    return run
+
+def _execute(
+    folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
+) -> list[Result]:
+    with contextlib.ExitStack() as stack:
+        listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
+        stop = stack.enter_context(stop_requests())
+        tracked = stack.enter_context(tracking(where.track, listener.say))
+        stack.callback(_write_results, folder)
+        Execution(
+            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
+        ).run()
+    return folder.store.rows(names=[entry.name for entry in chosen])
+
+
+def _write_results(folder: StudyFolder) -> None:
+    with contextlib.suppress(NanostudyError):
+        folder.write_results()
+
+
+@takes(SETTINGS[name] for name in PLAN_OPTIONS)
+def plan_study(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+    only: str | None = None,
+    resources: Resources | None = None,
+    plan_for: str | None = None,
+    **options: Any,
+) -> Plan:
+    """What run_study would do here, were no stack under way: runs nothing but a short calibration, and writes nothing.
+
+    `plan_for` describes other machines, such as 8xH200 or 64 cores: the run there is simulated.
+    """
+    where = Where.of(PLAN_OPTIONS, resources, options)
+    machines = None if plan_for is None else parse_machines(plan_for)
+    return forecast(*_drafted(source, out, settings, parts, only), where, machines)
+
+
+def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
+    """Puts the results of several people's or machines' folders of one study together, and says what came from where."""
+    return merge([Path(source) for source in sources], Path(into))
+
+
+# --- results
+
+
+def analyze(*paths: str | Path) -> NotebookAnalysis:
+    """Studies' folders (or names), runs' folders and tables (.csv), together. Raises UsageError, NanostudyError."""
+    return NotebookAnalysis(read_results(paths))
+
+
+def report(*paths: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the report of these results (page, Markdown, table, figures) and returns the page's path.
+
+    In the folder `out`; by default `report` in the study or run that alone is named, and `report` here for several. A
+    run's report.md and curve.png lie in the run's folder itself. Raises UsageError, NanostudyError.
+    """
+    return published(*paths, out=out).page
+
+
+def published(*paths: str | Path, out: str | Path | None = None) -> Published:
+    """As `report`, and returns all that it wrote, and the answer."""
+    from nanostudy.reporting.write import publish
+
+    alone = _folder(Path(paths[0])) if len(paths) == 1 else None
+    folder = Path(out) if out is not None else (alone or Path()) / "report"
+    is_run = alone is not None and out is None and not has_study(alone)
+    return publish(analyze(*paths), folder, alone if is_run else None)
+
+
+def _folder(path: Path) -> Path | None:
+    """The folder of the study or the run that this names."""
+    folder = path if path.exists() else folder_of(str(path))
+    return folder if has_study(folder) or (folder.is_dir() and run_folder.read_metadata(folder)) else None
+
+
+# --- other programs
 
 
 def convert(
@@ -355,7 +355,7 @@ def convert(
 
 
 class _Evaluated(Exception):
-    """Told by the trainer: enough."""
+    """The one evaluation that a conversion waits for is done."""
 
 
 def _arrive(
@@ -378,5 +378,32 @@ def _arrive(
     with contextlib.suppress(_Evaluated):
         train(e, target, resources=imported.resources, listen=listen)
     if step < e.max_iters:
-        notes.append(f"unfinished: {step:,} of {e.max_iters:,} updates; go on with {_resume_command(target)}")
+        notes.append(f"unfinished: {step:,} of {e.max_iters:,} updates; go on with {resume_command(target)}")
     return Conversion(target, tuple(notes))
+
+
+# --- notebooks
+
+
+def workspace(earlier: str | Path | None = None) -> Path:
+    """The folder whose files outlast this session: `nanostudy` on the mounted Google Drive on Colab, in the output on Kaggle, and here elsewhere.
+
+    Colab asks for the Drive the first time. `earlier` is a folder that an earlier session left, such as a Kaggle output that was
+    added as an input: what is not in the workspace yet is copied from it.
+    """
+    if "google.colab" in sys.modules:
+        from google.colab import drive
+
+        if not (DRIVE / "MyDrive").is_dir():
+            drive.mount(str(DRIVE))
+        place = DRIVE / "MyDrive" / "nanostudy"
+    elif "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        place = KAGGLE / "nanostudy"
+    else:
+        place = Path("nanostudy-work")
+    place.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(Path(earlier).iterdir()) if earlier else []:
+        if entry.is_dir() and not (place / entry.name).exists():
+            with whole_folder(place / entry.name) as folder:
+                shutil.copytree(entry, folder, dirs_exist_ok=True)
+    return place

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, one process per folder, and where this user's cache lies."""
+"""Files and folders that appear whole or not at all, a lock that gives a folder to one process, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanostudy.errors import NanostudyError, UsageError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Written beside the target, flushed to disk, and renamed over it."""
+    """Writes beside the target, flushes to disk, and renames over the target. Raises NanostudyError."""
     data = content.encode() if isinstance(content, str) else content
 
     def write(temporary: Path) -> None:
@@ -25,15 +25,14 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
-    """`write` fills a temporary file that then takes the place of `path`. On failure `path` is as it was.
+    """`write` fills a temporary file, which then takes the place of `path`. A failure leaves `path` as it was.
 
-    What was there is kept as `before`, where that is named.
+    The previous file is kept as `before`, if that is given. Raises NanostudyError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         if before and path.exists():
             _move(path, before)
         _move(temporary, path)
@@ -41,7 +40,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise NanostudyError(explain_writing(path, problem)) from problem
-    if sys.platform != "win32":  # the rename itself, too, survives a power cut
+    if sys.platform != "win32":  # the rename must survive a power cut as well
         with contextlib.suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -50,40 +49,27 @@ def replace_atomically(path: Path, write: Callable[[Path], None], before: Path |
                 os.close(folder)
 
 
-def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """`fill` fills a temporary folder that then takes the place of `target`. On failure `target` is as it was."""
-    arriving, leaving = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
-    try:
-        arriving.mkdir(parents=True)
-        fill(arriving)
-        if target.exists():
-            _move(target, leaving)
-        _move(arriving, target)
-    except OSError as problem:
-        if leaving.exists() and not target.exists():
-            leaving.replace(target)
-        raise NanostudyError(explain_writing(target, problem)) from problem
-    finally:
-        for folder in (arriving, leaving):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder whose files appear in `target` at the end; after a failure nothing is left of it.
+def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `target` at the end of the block. A failure leaves `target` as it was.
 
-    An empty or missing target becomes the new folder as a whole. One that has files keeps them and gets the new ones, each
-    atomically. Raises UsageError where that would replace some and `overwrite` is not set.
+    A target with files keeps them and gets the new ones, each atomically. Raises UsageError where that would replace a file,
+    unless `overwrite` is true. With `replace` the new folder takes the place of the whole target. Raises NanostudyError where
+    nothing can be written.
     """
     target = Path(os.path.abspath(target))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, previous = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
     try:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} is a file. Name a folder.")
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
         temporary.mkdir(parents=True)
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        existing = set() if replace or not target.is_dir() else {path.name for path in target.iterdir()}
         new = sorted(path.name for path in temporary.iterdir())
-        existing = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         replaced = [name for name in new if name in existing]
         if replaced and not overwrite:
             raise UsageError(
@@ -95,22 +81,37 @@ def appearing(target: Path, overwrite: bool = False) -> Iterator[Path]:
                 _move(temporary / name, target / name)
         else:
             if target.exists():
-                target.rmdir()
+                _move(target, previous)
             _move(temporary, target)
     except OSError as problem:
+        if previous.exists() and not target.exists():
+            _move(previous, target)
         raise NanostudyError(explain_writing(target, problem)) from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Deletes the temporary folders of killed processes. Call it only while no other process writes in `parent`."""
+    for leftover in parent.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_free(target: Path) -> None:
-    """Raises UsageError where something exists already."""
+    """Raises UsageError where `target` is a file or a folder that is not empty."""
     try:
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as problem:
         raise NanostudyError(f"{target} cannot be read: {problem.strerror}.") from None
     if taken:
         raise UsageError(f"{target} is there already, and a run is never written over. Choose another folder.")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _move(source: Path, target: Path) -> None:
@@ -133,11 +134,10 @@ def explain_writing(path: Path, problem: Exception) -> str:
 
 @contextlib.contextmanager
 def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterator[bool]:
-    """Holds the folder's lock, which the system releases when the process ends, however it ends. Yields whether it has one:
-    a file system may know no locks.
+    """Holds the folder's lock, which the system releases however the process ends. Yields False on a file system without locks.
 
-    The folder is made where it is not there and `make` says so. Raises NanostudyError where another process still has it
-    after `patience` seconds.
+    Makes a missing folder if `make` is true. Raises NanostudyError if another process still holds the lock after `patience`
+    seconds.
     """
     try:
         if make:
@@ -157,7 +157,7 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
 
 
 def _lock(descriptor: int) -> bool | None:
-    """False where another process holds it, None where the file system knows no locks."""
+    """False where another process holds the lock, None on a file system without locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -174,7 +174,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def cache_folder() -> Path:
-    """This user's cache: NANOSTUDY_CACHE, or the place the system keeps for it."""
+    """NANOSTUDY_CACHE, or the operating system's place for this user's caches."""
     if os.environ.get("NANOSTUDY_CACHE"):
         return Path(os.environ["NANOSTUDY_CACHE"])
     home = Path.home()

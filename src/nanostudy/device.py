@@ -1,4 +1,4 @@
-"""What a machine has: devices, instructions, cores, memory, a compiler."""
+"""What this computer has, before any choice: devices, instruction sets, cores, memory, a compiler."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nanostudy.errors import OutOfMemory
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those it is bound to, or as many as a container's quota pays for."""
+    """Cores that this process may use: those it is bound to, at most as many as its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _control_group("cpu.max").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
 
 
 def _control_group(name: str) -> str:
-    """What Linux's control group of this process says, as seen from inside a container; empty where nothing is said."""
+    """A value of this process's control group on Linux, as seen inside a container; empty where it has none."""
     with contextlib.suppress(OSError):
         return Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip()
     return ""
@@ -44,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cuda_problem(device: torch.device) -> str | None:
-    """Why the GPU cannot be used, or None: first by the list of kernels, then by running one."""
+    """Why the GPU cannot be used, or None. Checks PyTorch's list of architectures, then runs a kernel."""
     capability = torch.cuda.get_device_capability(device)
     if not has_kernels(capability, torch.cuda.get_arch_list()):
         return (
@@ -59,7 +59,7 @@ def cuda_problem(device: torch.device) -> str | None:
 
 
 def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
-    """Whether code built for these architectures runs: sm_XY within a major version, compute_XY on all that follow."""
+    """Whether code for these architectures runs: sm_XY on its major version from XY on, compute_XY on everything from XY on."""
     for arch in arch_list:
         kind, _, number = arch.partition("_")
         digits = "".join(c for c in number if c.isdigit())
@@ -73,7 +73,7 @@ def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Instructions for bf16 products. What only emulates them does not count."""
+    """Whether the device has instructions for bf16 products. Emulation does not count."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "mps":
@@ -82,7 +82,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU as Linux names them; elsewhere what PyTorch can tell."""
+    """Instruction sets of the CPU under Linux's names; elsewhere those that PyTorch detects."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():
@@ -94,7 +94,7 @@ def cpu_flags() -> set[str]:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes, or None where the system does not tell."""
+    """Bytes, or None where the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -103,21 +103,21 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free now, or None where the system does not tell."""
+    """Bytes that are free now, or None where the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = []
+    limits = []
     with contextlib.suppress(OSError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     limit, used = _control_group("memory.max"), re.search(r"^anon (\d+)$", _control_group("memory.stat"), re.M)
     if limit.isdigit() and used:
-        found.append(int(limit) - int(used[1]))
-    return min(found) if found else total_memory(device)
+        limits.append(int(limit) - int(used[1]))
+    return min(limits) if limits else total_memory(device)
 
 
 def compiler() -> str | None:
-    """A C++ compiler on the PATH."""
+    """The path of a C++ compiler, if one is on the PATH."""
     return next((path for name in ("c++", "g++", "clang++", "cl") if (path := shutil.which(name))), None)
 
 
@@ -140,8 +140,8 @@ def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4)
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc to keep freed blocks. By default it returns large ones to the system at once, and every step then
-    pays for its page faults again: measured, a third of a training step (docs/log.md). Other systems keep theirs.
+    """Makes glibc keep freed blocks. By default it returns large ones to the system at once, and page faults then take a third of
+    every training step (measured: docs/log.md). Other systems keep freed blocks anyway.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
@@ -154,7 +154,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns the ways in which memory runs out into OutOfMemory, which says what to lower."""
+    """Turns every kind of out-of-memory error into OutOfMemory, which says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as problem:

@@ -315,7 +315,7 @@ class Resources:
         "auto", "option", "auto, yes or no: kernels built once by this machine's compiler", pattern="auto|yes|no"
     )
     threads: int | None = setting(
-        None, "option", "CPU threads, of each worker of a study; none: the cores, shared out", low=1, high=9999
+        None, "option", "CPU threads, of each worker in a study; none: the cores, shared out", low=1, high=9999
     )
 
     def __post_init__(self) -> None:
@@ -333,7 +333,10 @@ class Where(Resources):
         pattern="workers|inline|ray",
     )
     workers: int | None = setting(
-        None, "option", "worker processes; none: one a core on a CPU, one a GPU, and no more than experiments", low=1
+        None,
+        "option",
+        "worker processes; none: one per core of a CPU or one per GPU, and no more than experiments",
+        low=1,
     )
     address: str | None = setting(
         None, "option", "the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; none: one of this machine alone"

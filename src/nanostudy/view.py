@@ -1,178 +1,58 @@
-"""What a person sees while a training or a study runs: live lines in a terminal or notebook, plain lines elsewhere."""
+"""What a person sees while a training or a study runs: live lines in a terminal or a notebook's cell, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import html
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from nanostudy.data.corpus import Corpus
-from nanostudy.model.gpt import GPTConfig, count_parameters
-from nanostudy.notebook import Cell, in_notebook
-from nanostudy.settings import Experiment, Resources
+from nanostudy.model.config import count_parameters
+from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
-from nanostudy.study.plan import Capacity
+from nanostudy.study.pool import Pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.text import counted, duration
-from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started
-from nanostudy.training.events import Progress as Progressed
-from nanostudy.training.machine import Machine
+from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Started
+from nanostudy.training.recorder import Recorder
 
-PLAIN_INTERVAL = 30.0  # seconds between plain lines of progress
+PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-WIDE = 80  # characters of a terminal in which columns keep these widths at least, so that they stand still
+WIDE = 80  # characters of a terminal from which on columns keep these least widths, so that they stand still
 COLUMNS = (8, 0, 11, 15, 15)
-WIDE_CELL, MOST_WORKERS = 120, 8  # characters and workers that a notebook's cell shows
-SHORTEST_NAME = 12  # characters of a name that still say something
+SHORTEST_NAME = 12  # characters of a name that still tell something
+
+# a notebook's cell
+WIDE_CELL, MOST_WORKERS = 120, 8  # characters and workers
+MOST_LINES, FIRST_LINES = 24, 8  # all lines, and how many of them are the first ones
+REFRESH = 0.5  # seconds between two pictures
+CELL_BAR = "width:24em;vertical-align:middle"
+COLOURS = {"yellow": "#b26a00", "red": "#c62828"}
 
 
-class TrainingView:
-    """Call it with each event of one training."""
+class View:
+    """Lines that stay, and below them a bar and lines that are rewritten; where none can be, a plain line now and then."""
 
-    def __init__(self, experiment: Experiment, corpus: Corpus, machine: Machine, folder: Path) -> None:
-        self.experiment, self.corpus, self.machine, self.folder = experiment, corpus, machine, folder
+    def __init__(self, plain_interval: float) -> None:
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.cell = Cell() if in_notebook() else None
-        self.progress = Progress(
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("{task.fields[left]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal or self.cell is not None,
-        )
-        self.task = self.progress.add_task("training", total=experiment.max_iters, detail="", left="")
-        self.announced = False
-
-    def say(self, text: str, style: str = "") -> None:
-        if self.cell:
-            self.cell.say(text, style)
-        else:
-            self.console.print(text, style=style)
-
-    def __enter__(self) -> Self:
-        e, count = self.experiment, count_parameters(GPTConfig.of(self.experiment, self.corpus.tokenizer.vocab_size))
-        say = self.say
-        if self.corpus.note:
-            say(f"NOTE: {self.corpus.note}", style="bold yellow")
-        say(
-            f"corpus   {self.corpus.name}: {len(self.corpus.train.tokens):,} training and "
-            f"{len(self.corpus.val.tokens):,} validation tokens, {self.corpus.tokenizer.vocab_size} different"
-        )
-        say(
-            f"model    {e.n_layer} layers, {e.n_head} heads, width {e.n_embd}, context {e.block_size}: {count.total:,} parameters"
-        )
-        ranks = f"{self.machine.ranks} ranks of " if self.machine.ranks > 1 else ""
-        say(
-            f"device   {self.machine.device} ({self.machine.device_name}), {self.machine.precision}, "
-            f"{ranks}{counted(self.machine.threads, 'thread')}{', compiled kernels' * self.machine.compiled}"
-        )
-        for note in self.machine.notes:
-            say(f"         {note}", style="yellow")
-        say(f"folder   {self.folder}")
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-        if self.cell:
-            self.cell.close()
-
-    def __call__(self, event: Event) -> None:
-        say = self.say
-        if isinstance(event, Started):
-            self.progress.update(self.task, completed=event.step)
-            if event.step:
-                say(f"resumed after update {event.step:,}")
-            for note in event.notes:
-                say(note, style="yellow")
-        elif isinstance(event, Progressed):
-            left = "" if event.seconds_left is None else f"about {duration(event.seconds_left)} left"
-            self.progress.update(self.task, completed=event.step, left=left)
-            self.draw()
-            if self.progress.disable and not self.cell and left and not self.announced:
-                say(left)
-                self.announced = True
-        elif isinstance(event, Logged):
-            detail = f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
-            self.progress.update(self.task, completed=event.step, detail=detail)
-            self.draw()
-        elif isinstance(event, Evaluated):
-            say(
-                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats per token   "
-                f"{self.corpus.val.bits_per_character(event.val_loss):.3f} bits per character   {duration(event.seconds)}"
-            )
-        elif isinstance(event, Finished):
-            self.progress.stop()
-            if event.diverged:
-                say(f"diverged: {event.diverged}", style="bold red")
-            else:
-                say(
-                    f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"
-                )
-
-    def draw(self) -> None:
-        """The bar, in a notebook."""
-        if self.cell:
-            task, total = self.progress.tasks[0], self.experiment.max_iters
-            told = [f"{task.completed:,.0f}/{total:,}", task.fields["detail"], task.fields["left"]]
-            self.cell.progress(task.completed / max(1, total), "   ".join(text for text in told if text))
-
-
-class StudyView:
-    """What a person sees while a study runs: a line an experiment as it ends, and below it a line a worker and the whole."""
-
-    def __init__(
-        self,
-        folder: StudyFolder,
-        chosen: Sequence[Entry],
-        capacity: Capacity,
-        resources: Resources,
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.folder, self.chosen, self.capacity, self.resources, self.notes = folder, chosen, capacity, resources, notes
-        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.cell = Cell() if in_notebook() else None
-        self.plain = not self.console.is_terminal
-        self.told_at = -math.inf
+        self.plain_interval, self.printed_at = plain_interval, -math.inf
 
     def __enter__(self) -> Self:
-        say, workers = self.say, self.capacity.workers
-        for corpus in self.folder.texts.corpora.values():
-            if corpus.note:
-                say(f"NOTE: {corpus.note}", style="bold yellow")
-            say(
-                f"corpus   {corpus.name}: {len(corpus.train.tokens):,} training and {len(corpus.val.tokens):,} validation tokens"
-            )
-        say(
-            f"study    {self.folder.study.name}: {counted(len(self.chosen), 'experiment')} of {len(self.folder.entries):,}"
-        )
-        for text in self.folder.skipped:
-            say(f"         skipped as impossible: {text}", style="yellow")
-        say(
-            f"workers  {workers} on {self.capacity.device}, {counted(self.resources.threads or 1, 'thread')} each, "
-            f"{self.capacity.precision}"
-        )
-        for note in self.notes:
-            say(f"         {note}", style="yellow")
-        say(f"folder   {self.folder.path}")
-        if not self.plain and not self.cell:
+        self.introduce()
+        if self.console.is_terminal and not self.cell:
             self.live.start()
         return self
 
@@ -183,59 +63,154 @@ class StudyView:
         if self.cell:
             self.cell.close()
 
+    def introduce(self) -> None:
+        """The lines that come first."""
+
     def say(self, text: str, style: str = "") -> None:
         if self.cell:
             self.cell.say(text, style)
         else:
             self.console.print(text, style=style)
 
-    def show(self, snapshot: Snapshot) -> None:
+    def say_corpus(self, corpus: Corpus, more: str = "") -> None:
+        if corpus.note:
+            self.say(f"NOTE: {corpus.note}", "bold yellow")
+        train, val = len(corpus.train.tokens), len(corpus.val.tokens)
+        self.say(f"corpus   {corpus.name}: {train:,} training and {val:,} validation tokens{more}")
+
+    def say_notes(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            self.say(f"         {note}", "yellow")
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Characters of a line, and lines that can be rewritten; none where there is no terminal."""
         if self.cell:
-            lines = _of_workers(snapshot.workers, self.iters, WIDE_CELL, MOST_WORKERS)
-            self.cell.progress(snapshot.share, _overall(snapshot, len(self.chosen)), *lines)
-            return
-        if self.plain:
-            if time.monotonic() - self.told_at > PLAIN_INTERVAL and snapshot.seconds_left is not None:
-                self.told_at = time.monotonic()
-                self.console.print(_overall(snapshot, len(self.chosen)))
-            return
-        lines = _of_workers(snapshot.workers, self.iters, self.console.width, self.console.height - 2)
-        bar = ProgressBar(total=1.0, completed=snapshot.share, width=BAR)
-        whole = Table.grid(padding=(0, 1))
-        whole.add_row(bar, _overall(snapshot, len(self.chosen), self.console.width - BAR - 2))
-        self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), whole), refresh=True)
+            return WIDE_CELL, MOST_WORKERS
+        return self.console.width, self.console.height - 2 if self.live.is_started else 0
+
+    def draw(self, share: float, summary: str, lines: Sequence[str] = (), plain: str = "") -> None:
+        """Rewrites the lines, and below them the bar with its summary."""
+        if self.cell:
+            self.cell.progress(share, summary, *lines)
+        elif self.live.is_started:
+            bar = Table.grid(padding=(0, 1))
+            bar.add_row(ProgressBar(total=1.0, completed=share, width=BAR), Text(summary, no_wrap=True))
+            self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), bar), refresh=True)
+        elif plain and not self.console.is_terminal and time.monotonic() - self.printed_at > self.plain_interval:
+            self.printed_at = time.monotonic()
+            self.say(plain)
 
 
-def _of_workers(workers: Mapping[int, Assignment], iters: Mapping[str, int], width: int, most: int) -> list[str]:
-    """A line each, in columns, no wider than the terminal: what gives way is the name."""
-    shown = sorted(workers.items())[: most if len(workers) <= most else most - 1]
-    cells = [(f"worker {worker}", hand.label, *_known(hand, iters)) for worker, hand in shown]
+class TrainingView(View):
+    """Call it with each event of one training."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(math.inf)
+        self.recorder, self.batch = recorder, ""
+
+    def introduce(self) -> None:
+        r, e, machine = self.recorder, self.recorder.experiment, self.recorder.machine
+        self.say_corpus(r.corpus, f", {r.corpus.tokenizer.vocab_size} different")
+        total = count_parameters(r.config).total
+        self.say(
+            f"model    {e.n_layer} layers, {e.n_head} heads, width {e.n_embd}, context {e.block_size}: {total:,} parameters"
+        )
+        ranks = f"{machine.ranks} ranks of " if machine.ranks > 1 else ""
+        self.say(
+            f"device   {machine.device} ({machine.device_name}), {machine.precision}, "
+            f"{ranks}{counted(machine.threads, 'thread')}{', compiled kernels' * machine.compiled}"
+        )
+        self.say_notes(machine.notes)
+        self.say(f"folder   {r.folder}")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            if event.step:
+                self.say(f"resumed after update {event.step:,}")
+            for note in event.notes:
+                self.say(note, "yellow")
+        elif isinstance(event, Progress):
+            total = self.recorder.experiment.max_iters
+            left = "" if event.seconds_left is None else f"about {duration(event.seconds_left)} left"
+            summary = "   ".join(text for text in (f"{event.step:,}/{total:,}", self.batch, left) if text)
+            self.draw(event.step / max(1, total), summary, plain=left)
+        elif isinstance(event, Logged):
+            self.batch = f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
+        elif isinstance(event, Evaluated):
+            bits = self.recorder.corpus.val.bits_per_character(event.val_loss)
+            self.say(
+                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats per token   "
+                f"{bits:.3f} bits per character   {duration(event.seconds)}"
+            )
+        elif isinstance(event, Finished):
+            self.live.stop()
+            result = event.result
+            if result.reason:
+                self.say(f"diverged: {result.reason}", "bold red")
+            else:
+                self.say(
+                    f"trained {result.updates:,} updates in {duration(result.seconds)}; best at update {result.best_step:,}"
+                )
+
+
+class StudyView(View):
+    """A line for each experiment as it ends, and below them a line for each worker and one for the whole."""
+
+    def __init__(self, folder: StudyFolder, chosen: Sequence[Entry], pool: Pool) -> None:
+        super().__init__(PLAIN_INTERVAL)
+        self.folder, self.chosen, self.pool = folder, chosen, pool
+        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
+
+    def introduce(self) -> None:
+        folder, capacity = self.folder, self.pool.capacity
+        for corpus in folder.inputs.corpora.values():
+            self.say_corpus(corpus)
+        self.say(f"study    {folder.study.name}: {counted(len(self.chosen), 'experiment')} of {len(folder.entries):,}")
+        self.say_notes([f"skipped as impossible: {text}" for text in folder.skipped])
+        threads = counted(self.pool.each.threads or 1, "thread")
+        self.say(f"workers  {capacity.workers} on {capacity.device}, {threads} each, {capacity.precision}")
+        self.say_notes(self.pool.notes)
+        self.say(f"folder   {folder.path}")
+
+    def show(self, snapshot: Snapshot) -> None:
+        width, most = self.room
+        summary = _overall(snapshot, len(self.chosen), 10**6 if self.cell else width - BAR - 2)
+        plain = "" if snapshot.seconds_left is None else _overall(snapshot, len(self.chosen))
+        lines = _worker_lines(snapshot.workers, self.iters, width, most) if most else ()
+        self.draw(snapshot.share, summary, lines, plain)
+
+
+def _worker_lines(workers: Mapping[int, Assignment], iters: Mapping[str, int], width: int, most: int) -> list[str]:
+    """One line per worker, in columns, no wider than the terminal: names are cut."""
+    listed = sorted(workers.items())[: most if len(workers) <= most else most - 1]
+    cells = [(f"worker {worker}", assignment.label, *_figures(assignment, iters)) for worker, assignment in listed]
     least = COLUMNS if width >= WIDE else [0] * len(COLUMNS)
     columns = zip(least, zip(*cells, strict=True), strict=False)  # no cells: no columns
     widths = [max(at_least, *map(len, column)) for at_least, column in columns]
     widths[1:2] = [min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))] if cells else []
     lines = []
-    for worker, label, *known in cells:
-        right = [text.rjust(w) for text, w in zip(known, widths[2:], strict=True)]
+    for worker, label, *figures in cells:
+        right = [text.rjust(w) for text, w in zip(figures, widths[2:], strict=True)]
         lines.append(
             "  ".join([worker.ljust(widths[0]), _shortened(label, widths[1]).ljust(widths[1]), *right]).rstrip()
         )
-    return [*lines, f"and {len(workers) - len(shown)} more workers"] if len(shown) < len(workers) else lines
+    return [*lines, f"and {len(workers) - len(listed)} more workers"] if len(listed) < len(workers) else lines
 
 
-def _known(hand: Assignment, iters: Mapping[str, int]) -> tuple[str, str, str]:
-    """The member farthest behind, tokens per second, time left; what is not known is empty."""
-    last = min(hand.steps, key=lambda name: hand.steps[name], default=None)
-    rate, left = sum(hand.rates.values()), hand.left()
+def _figures(assignment: Assignment, iters: Mapping[str, int]) -> tuple[str, str, str]:
+    """The member farthest behind, tokens per second, time left; what is unknown is empty."""
+    last = min(assignment.steps, key=lambda name: assignment.steps[name], default=None)
+    rate, left = sum(assignment.rates.values()), assignment.left()
     return (
-        "" if last is None else f"{hand.steps[last]:,}/{iters[last]:,}",
+        "" if last is None else f"{assignment.steps[last]:,}/{iters[last]:,}",
         f"{rate:,.0f} tokens/s" if rate else "",
         f"{duration(left)} left" if left else "",
     )
 
 
 def _shortened(text: str, width: int) -> str:
-    """Cut in the middle: names differ at their ends."""
+    """Cut in the middle, since names differ at their ends."""
     if len(text) <= width:
         return text
     end = max(0, (width - 1) // 2)
@@ -243,11 +218,15 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
-    """On one line of this width: what gives way is the name of the best."""
+    """On one line of this width; the name of the best is cut, or left out."""
     counts = snapshot.counts
-    done = counts.get("finished", 0) + counts.get("diverged", 0) + counts.get("failed", 0)
+    done = sum(count for status, count in counts.items() if not status.is_undone)
     texts = [f"{done}/{total} done"]
-    texts += [f"{counts[status]} {status}" for status in ("running", "diverged", "failed") if counts.get(status)]
+    texts += [
+        f"{counts[status]} {status}"
+        for status in (Status.RUNNING, Status.DIVERGED, Status.FAILED)
+        if counts.get(status)
+    ]
     if snapshot.seconds_left:
         texts.append(f"about {duration(snapshot.seconds_left)} left")
     if snapshot.best:
@@ -255,3 +234,67 @@ def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
     text = ", ".join(texts)
     name = _shortened(snapshot.best.name, width - len(text) - 1) if snapshot.best else ""
     return f"{text} {name}" if len(name) >= SHORTEST_NAME else text[: max(0, width)]
+
+
+# --- notebooks
+
+
+def in_notebook() -> bool:
+    """Whether what this process shows goes to a notebook's cell."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and getattr(shell.get_ipython(), "kernel", None) is not None
+
+
+class Cell:
+    """One output of a notebook's cell: lines, a bar, and lines on what runs. It is rewritten, so that a notebook stays small."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.status: Sequence[str] = ()
+        self.share: float | None = None
+        self.shown_at = 0.0
+        self.handle: Any = None
+
+    def say(self, text: str, style: str = "") -> None:
+        self.lines.append((text, style))
+        self.draw()
+
+    def progress(self, share: float, *status: str) -> None:
+        self.share, self.status = share, status
+        if time.monotonic() - self.shown_at >= REFRESH:
+            self.draw()
+
+    def close(self) -> None:
+        """Takes the bar away; the lines stay."""
+        self.share, self.status = None, ()
+        self.draw()
+
+    def draw(self) -> None:
+        from IPython.display import display
+
+        self.shown_at = time.monotonic()
+        content = {"text/html": self.as_html(), "text/plain": "\n".join(text for text, _ in self.kept())}
+        if self.handle is None:
+            self.handle = display(content, raw=True, display_id=True)
+        else:
+            self.handle.update(content, raw=True)
+
+    def kept(self) -> list[tuple[str, str]]:
+        left_out = len(self.lines) - MOST_LINES
+        if left_out <= 0:
+            return self.lines
+        gap = (f"... {left_out:,} lines ...", "")
+        return [*self.lines[:FIRST_LINES], gap, *self.lines[FIRST_LINES + left_out :]]
+
+    def as_html(self) -> str:
+        lines = [_line(text, style) for text, style in self.kept()]
+        if self.share is not None:
+            bar = f'<progress max="1" value="{self.share:.4f}" style="{CELL_BAR}"></progress>'
+            lines += [f"{bar} {html.escape(self.status[0]) if self.status else ''}"]
+            lines += [html.escape(text) for text in self.status[1:]]
+        return f'<pre style="line-height:1.35;margin:0">{chr(10).join(lines)}</pre>'
+
+
+def _line(text: str, style: str) -> str:
+    colour = next((value for name, value in COLOURS.items() if name in style), None)
+    return f'<span style="color:{colour}">{html.escape(text)}</span>' if colour else html.escape(text)

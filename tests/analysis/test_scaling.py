@@ -8,7 +8,7 @@ from scipy import stats
 from synthetic import VOCABULARY, synthetic
 
 from nanostudy.analysis.scaling import Fit, Refusal, power_law
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import Experiment
 
 WIDTHS = {"n_embd": [32, 64, 128, 256, 512]}

@@ -73,7 +73,7 @@ WORDS = (
     "falls",
 )
 FILES = {
-    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt",
+    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
 }  # fmt: skip
 
@@ -886,7 +886,7 @@ def test_help_is_quick_and_does_not_load_torch(here):
     for command in ("train", "sample", "report", "presets", "settings", "doctor", "corpus"):
         assert re.search(rf"^ +{command} ", told.out, re.MULTILINE)
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "print('LOADED', [name for name in ('torch', 'numpy', 'altair', 'yaml') if name in sys.modules])"

@@ -20,16 +20,17 @@ from conftest import cache_in, write_text
 from rich.console import Console
 from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
 
-from nanostudy import studies, view
+from nanostudy import api, view
 from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
-from nanostudy.settings import Resources
-from nanostudy.study import database
+from nanostudy.result import Status
+from nanostudy.settings import Resources, Where
+from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
 from nanostudy.study.listing import as_lines
 from nanostudy.study.plan import Capacity
-from nanostudy.study.pool import _results, make_pool
+from nanostudy.study.pool import Pool, _results, make_pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
@@ -112,7 +113,8 @@ def results(folder: Path) -> dict[str, str]:
 
 def rows(folder: Path) -> list[dict]:
     with Store.read(folder / FILE) as store:
-        return [{**vars(row), "curve": store.evaluations(row.name)} for row in store.rows()]
+        found = [(vars(row), store.evaluations(row.name)) for row in store.rows()]
+    return [{**row.pop("measures"), **row, "curve": curve} for row, curve in found]
 
 
 # --- run
@@ -269,7 +271,7 @@ def test_plan_for_other_machines_as_json_and_csv(study, here):
 
 def test_plan_for_says_what_it_does_not_understand_or_take(study, here):
     for words, problem in (
-        (["--plan-for", "8xH201"], "'H201' is no GPU that is known"),
+        (["--plan-for", "8xH201"], "'H201' is neither a known GPU"),
         (["--plan-for", "8xH200", "--workers", "2"], "leave --workers"),
         (["--plan-for", "8xH200", "--device", "cpu"], "leave --workers, --device"),
         (["--plan-for", "8xH200", "--precision", "fp32"], "only the peak in bf16 is known"),
@@ -306,13 +308,11 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
     """An update of forty micro-batches takes minutes on a small machine, and as long as forty of one."""
     backend = Fake((0, Measured(0.5, 1e-4)), (0, Done()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            studies, "make_pool", lambda *_: studies.Pool(backend, capacity, Resources(), Resources(threads=1), ())
-        )
+        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(), Resources(threads=1), ()))
         backend.close = lambda: None
         capacity = Capacity("cpu", "fp32", 1, None)
         settings = {"gradient_accumulation_steps": "40"}
-        plan = studies.plan_study("mine.yaml", settings=settings, parts=["wide"])
+        plan = api.plan_study("mine.yaml", settings=settings, parts=["wide"])
     (task,) = backend.tasks
     assert [job.experiment.gradient_accumulation_steps for job in task.jobs] == [1, 1]
     # 6 updates of 40 half-second micro-batches; 3 evaluations of 60 - 8 % 8 = 60 tokens on two splits, two members at once
@@ -426,13 +426,13 @@ def test_studies_are_listed(study, form):
         (["run", "mine.yaml", "block_size=100000"], "smaller block_size"),
         (["run", "mine.yaml", "--part", "wid"], "Did you mean wide"),
         (["plan", "mine.yaml", "--part", "wid"], "Did you mean wide"),
-        (["run", "mine.yaml", "--only", "dropout=0.7"], r"dropout is 0\.1, 0\.2"),
-        (["plan", "mine.yaml", "--only", "dropout=0.7"], r"dropout is 0\.1, 0\.2"),
+        (["run", "mine.yaml", "--only", "dropout=0.7"], r"dropout is 0\.1 or 0\.2"),
+        (["plan", "mine.yaml", "--only", "dropout=0.7"], r"dropout is 0\.1 or 0\.2"),
         (["run", "mine.yaml", "--only", "dropuot=0.1"], "Did you mean dropout"),
         (["run", "mine.yaml", "--only", "dropout"], "setting=value"),
-        (["run", "mine.yaml", "--workers", "0"], "--workers"),
+        (["run", "mine.yaml", "--workers", "0"], "workers=0"),
         (["run", "mine.yaml", "--workers", "many"], "--workers"),
-        (["run", "mine.yaml", "--threads", "0"], "--threads"),
+        (["run", "mine.yaml", "--threads", "0"], "threads=0"),
         (["run", "mine.yaml", "--executor", "nonsense"], "workers, inline or ray"),
         (["run", "mine.yaml", "--executor", "inline", "--workers", "2"], "one worker"),
         (["run", "mine.yaml", "--device", "nonsense"], "device='nonsense' is not known"),
@@ -485,10 +485,10 @@ def test_the_nearest_folders_are_named(study, done):
 @pytest.mark.parametrize(
     ("asked", "code", "words"),
     [
-        (["run", "done", "max_iters=7"], 2, "max_iters 6 there, 7 asked.*--out.*nothing was changed"),
-        (["plan", "done", "max_iters=7"], 2, "max_iters 6 there, 7 asked"),
-        (["run", "mine.yaml", "max_iters=7", "--out", "done"], 2, "max_iters 6 there, 7 asked"),
-        (["run", "done", "dropout=0.1,0.3", "--only", "dropout=0.7"], 2, "dropout is 0.1, 0.3"),
+        (["run", "done", "max_iters=7"], 2, "max_iters 6 there, 7 requested.*--out.*nothing was changed"),
+        (["plan", "done", "max_iters=7"], 2, "max_iters 6 there, 7 requested"),
+        (["run", "mine.yaml", "max_iters=7", "--out", "done"], 2, "max_iters 6 there, 7 requested"),
+        (["run", "done", "dropout=0.1,0.3", "--only", "dropout=0.7"], 2, "dropout is 0.1 or 0.3"),
         (["run", "done", "dropout=0.1,0.3", "--device", "nonsense"], 2, "device"),
         (["run", "mine.yaml", "--out", "small.txt"], 1, r"small\.txt"),
     ],
@@ -604,7 +604,7 @@ def test_listings_are_aligned():
 
 def test_help_status_and_list_do_not_load_torch(done):
     probe = (
-        "import sys; from nanostudy import cli\n"
+        "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
@@ -656,8 +656,8 @@ def test_the_cores_are_shared_out(monkeypatch, cores, asked, workers, threads):
     monkeypatch.setattr("nanostudy.study.pool.available_cores", lambda: cores)
     monkeypatch.setattr("nanostudy.study.pool.available_memory", lambda device: 10**9 * workers)
     asked = {"workers": None, "threads": None, "experiments": 100, **asked}
-    resources = Resources(device="cpu", precision="fp32", threads=asked["threads"])
-    pool = make_pool("workers", asked["workers"], resources, asked["experiments"])
+    where = Where(device="cpu", precision="fp32", threads=asked["threads"], workers=asked["workers"])
+    pool = make_pool(where, asked["experiments"])
     assert (pool.capacity.workers, pool.each.threads) == (workers, threads)
     assert pool.capacity.memory == int(10**9 * MEMORY_SHARE) - PROCESS_MEMORY
     assert len(pool.backend.idle()) == workers
@@ -679,9 +679,8 @@ def shown(done, monkeypatch):
 
         monkeypatch.setattr(view, "Console", console)
         with open_study(done) as folder:
-            looking = StudyView(
-                folder, folder.entries, Capacity("cpu", "fp32", 2, None), Resources(threads=1), ["a note"]
-            )
+            capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
+            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, each, ("a note",)))
             with looking:
                 begun = len(text.getvalue())
                 for snapshot in snapshots:
@@ -705,7 +704,8 @@ def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int)
         assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
         assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
         assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
-    return Snapshot(counts or {"finished": 1, "running": 3}, assignments, best, left, 1.0)
+    by_status = {Status(name): count for name, count in (counts or {"finished": 1, "running": 3}).items()}
+    return Snapshot(by_status, assignments, best, left, 1.0)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

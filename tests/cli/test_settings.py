@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanostudy.errors import UsageError
-from nanostudy.model.gpt import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import FIELDS, Experiment, Resources, from_settings, names_of
 from nanostudy.settings_files import (
     experiment_and_resources,

@@ -17,9 +17,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 import nanostudy
-from nanostudy import notebook
-from nanostudy.notebook import FIRST_LINES, MOST_LINES, Cell, workspace
+from nanostudy import api, view, workspace
 from nanostudy.training.events import Event, Logged
+from nanostudy.view import FIRST_LINES, MOST_LINES, Cell
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -258,7 +258,7 @@ def test_a_cell_shows_text_and_no_tags(cell: tuple[Cell, list[str]]) -> None:
 def test_a_cell_is_not_rewritten_at_every_event(cell: tuple[Cell, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     made, pictures = cell
     clock = [1000.0]
-    monkeypatch.setattr(notebook.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(view.time, "monotonic", lambda: clock[0])
     made.shown_at = 1000.0
     made.progress(0.1, "early")
     assert pictures == []
@@ -277,7 +277,7 @@ def test_results_outlast_a_session_on_colab(monkeypatch: pytest.MonkeyPatch, tmp
 
     drive.drive = type("drive", (), {"mount": staticmethod(mount)})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "google.colab", drive)
-    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(api, "DRIVE", tmp_path / "drive")
     assert workspace() == workspace() == tmp_path / "drive" / "MyDrive" / "nanostudy"
     assert workspace().is_dir()
     assert mounted == [str(tmp_path / "drive")], "once"
@@ -285,7 +285,7 @@ def test_results_outlast_a_session_on_colab(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_results_outlast_a_session_on_kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    monkeypatch.setattr(notebook, "KAGGLE", tmp_path / "working")
+    monkeypatch.setattr(api, "KAGGLE", tmp_path / "working")
     earlier = tmp_path / "input"
     for name in ("mine", "theirs"):
         (earlier / name).mkdir(parents=True)

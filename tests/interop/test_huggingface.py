@@ -74,16 +74,16 @@ def test_logits_tokens_and_text_are_ours(run):
     assert model.dtype == torch.float32
     weights = load_weights(run)
     # versions 4 and 5 differ in what they make of these where they are wrong
-    assert model.config.tie_word_embeddings == weights.shape.tie_embeddings
+    assert model.config.tie_word_embeddings == weights.config.tie_embeddings
     drawing = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    assert drawing["max_length"] == weights.shape.block_size
+    assert drawing["max_length"] == weights.config.block_size
     about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert about["model_input_names"] == ["input_ids", "attention_mask"]
-    views = named_views(weights.params, weights.shape)
+    views = named_views(weights.params, weights.config)
 
     draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(weights.shape.vocab_size, (3, 12), generator=draw)
-    ours = forward(views, tokens[None], weights.shape)[0]
+    tokens = torch.randint(weights.config.vocab_size, (3, 12), generator=draw)
+    ours = forward(views, tokens[None], weights.config)[0]
     with torch.no_grad():
         theirs = model(tokens).logits
     assert ours.std() > 1, "logits so small that the tolerance says nothing"
@@ -91,7 +91,7 @@ def test_logits_tokens_and_text_are_ours(run):
 
     assert tokenizer(TEXT)["input_ids"] == weights.tokenizer.encode(TEXT).tolist()
     assert tokenizer.decode(weights.tokenizer.encode(TEXT).tolist()) == TEXT
-    assert len(tokenizer) == weights.shape.vocab_size
+    assert len(tokenizer) == weights.config.vocab_size
 
     prompt = tokenizer("the ", return_tensors="pt")
     assert set(prompt) == {"input_ids", "attention_mask"}, "GPT-2 would read token types as tokens"

@@ -280,7 +280,7 @@ def test_logits_are_those_of_nanogpt(here, bias, prefix):
     weights = run.weights
     assert weights.tokenizer.characters == "abcde"
     tokens = torch.tensor([TRAIN[:-1], VAL[:-1]])
-    logits = forward(named_views(weights.params, weights.shape), tokens[None], weights.shape)[0, :, -1]
+    logits = forward(named_views(weights.params, weights.config), tokens[None], weights.config)[0, :, -1]
     assert torch.allclose(logits, torch.tensor(GOLDEN[bias]["logits"]), rtol=0, atol=2e-6)
 
 
@@ -409,8 +409,8 @@ def test_a_head_of_its_own_comes_in_and_does_not_leave_for_nanogpt(here):
     content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
     nanostudy.convert(put(here, content), "run", **ON_CPU)
     weights = load_weights(Path("run"))
-    assert not weights.shape.tie_embeddings
-    head = named_views(weights.params, weights.shape)["head"][0]
+    assert not weights.config.tie_embeddings
+    head = named_views(weights.params, weights.config)["head"][0]
     assert torch.equal(head, content["model"]["lm_head.weight"])
     told = refusal(lambda: nanostudy.convert("run", "nanogpt"), "tie_embeddings", "without a word")
     assert "huggingface" in told

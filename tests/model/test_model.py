@@ -9,16 +9,9 @@ import torch.nn.functional as F
 from conftest import small
 from oracles import Masks, Plain, plain_of
 
+from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.engine import Batch, gradients
-from nanostudy.model.gpt import (
-    Dropout,
-    GPTConfig,
-    count_parameters,
-    forward,
-    initial_parameters,
-    named_views,
-    parameter_table,
-)
+from nanostudy.model.gpt import Dropout, forward, initial_parameters, named_views
 from nanostudy.model.ops import Ops
 from nanostudy.model.randomness import dropout_keys
 
@@ -26,38 +19,38 @@ M, B, T = 3, 2, 7  # shorter than the block, so that positions are cut
 VARIANTS = list(itertools.product((False, True), (False, True)))
 
 
-def shape_of(bias=True, tie_embeddings=False, n_layer=2, vocab_size=11, **settings) -> GPTConfig:
+def config_of(bias=True, tie_embeddings=False, n_layer=2, vocab_size=11, **settings) -> GPTConfig:
     experiment = small(n_layer=n_layer, bias=bias, tie_embeddings=tie_embeddings, **settings)
     return GPTConfig.of(experiment, vocab_size)
 
 
-def lively(shape: GPTConfig, members=M, seed=0) -> torch.Tensor:
+def lively(config: GPTConfig, members=M, seed=0) -> torch.Tensor:
     """Weights far from the initial ones: no gain is 1, no bias is 0, attention is uneven."""
     draw = torch.Generator().manual_seed(seed)
-    return 0.3 * torch.randn(members, count_parameters(shape).total, generator=draw)
+    return 0.3 * torch.randn(members, count_parameters(config).total, generator=draw)
 
 
-def tokens_of(shape: GPTConfig, *size, seed=1) -> torch.Tensor:
-    return torch.randint(shape.vocab_size, size, generator=torch.Generator().manual_seed(seed))
+def tokens_of(config: GPTConfig, *size, seed=1) -> torch.Tensor:
+    return torch.randint(config.vocab_size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_equals_plain_models(shape: GPTConfig, ops: Ops, keys_and_rates=None):
+def assert_equals_plain_models(config: GPTConfig, ops: Ops, keys_and_rates=None):
     """Loss, logits and every parameter's gradient, with dropout from (keys (M, B), rates (M,)). Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
-    params_MP, inputs, targets = lively(shape), tokens_of(shape, M, B, T), tokens_of(shape, M, B, T, seed=2)
-    dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, shape)
-    logits = forward(named_views(params_MP, shape), inputs, shape, dropout, ops=ops)
-    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], B, shape, torch.float32, None, ops)
-    grads = named_views(grads_MP, shape)
+    params_MP, inputs, targets = lively(config), tokens_of(config, M, B, T), tokens_of(config, M, B, T, seed=2)
+    dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, config)
+    logits = forward(named_views(params_MP, config), inputs, config, dropout, ops=ops)
+    loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], B, config, torch.float32, None, ops)
+    grads = named_views(grads_MP, config)
     for m in range(M):
         masks = None if keys_and_rates is None else Masks(keys_and_rates[0][m], keys_and_rates[1][m].item())
-        plain = plain_of(params_MP[m], shape)
+        plain = plain_of(params_MP[m], config)
         expected = plain(inputs[m], masks)
         loss = F.cross_entropy(expected.flatten(0, 1), targets[m].flatten())
         loss.backward()
         torch.testing.assert_close(logits[m], expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
         torch.testing.assert_close(loss_M[m], loss, rtol=1e-5, atol=0)
         named = dict(plain.named_parameters())
-        for p in parameter_table(shape):
+        for p in parameter_table(config):
             want = named[p.nanogpt_key].grad
             assert want.abs().max() > 1e-4 or p.name.endswith("bias"), f"{p.name}: nothing was tested"
             torch.testing.assert_close(
@@ -71,24 +64,24 @@ def assert_equals_plain_models(shape: GPTConfig, ops: Ops, keys_and_rates=None):
 
 @pytest.mark.parametrize(("bias", "tie_embeddings"), VARIANTS)
 def test_logits_and_gradients_equal_plain_modules(ops, bias, tie_embeddings):
-    assert_equals_plain_models(shape_of(bias, tie_embeddings), ops)
+    assert_equals_plain_models(config_of(bias, tie_embeddings), ops)
 
 
 @pytest.mark.parametrize(("bias", "tie_embeddings"), VARIANTS)
 def test_dropout_is_at_its_sites_with_its_scales(ops, bias, tie_embeddings):
     """Embedding, attention weights and both residual branches; each member with its own keys and rate, one with none."""
     keys = dropout_keys([5, 6, 7], [0, 10, 200], range(B), B)
-    assert_equals_plain_models(shape_of(bias, tie_embeddings), ops, (keys, torch.tensor([0.0, 0.2, 0.6])))
+    assert_equals_plain_models(config_of(bias, tie_embeddings), ops, (keys, torch.tensor([0.0, 0.2, 0.6])))
 
 
 def test_a_rate_of_zero_changes_no_bit(ops):
     """A member without dropout has the same numbers beside a neighbour that has it."""
-    shape = shape_of()
-    params_MP, inputs = lively(shape), tokens_of(shape, M, B, T)
+    config = config_of()
+    params_MP, inputs = lively(config), tokens_of(config, M, B, T)
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
-    views = named_views(params_MP, shape)
-    with_neighbour = forward(views, inputs, shape, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), shape), ops=ops)
-    without = forward(views, inputs, shape, ops=ops)
+    views = named_views(params_MP, config)
+    with_neighbour = forward(views, inputs, config, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), config), ops=ops)
+    without = forward(views, inputs, config, ops=ops)
     assert torch.equal(with_neighbour[[0, 2]], without[[0, 2]])
     assert not torch.equal(with_neighbour[1], without[1])
 
@@ -96,24 +89,24 @@ def test_a_rate_of_zero_changes_no_bit(ops):
 @pytest.mark.parametrize("rate", [None, 0.3])
 def test_causality_by_gradients(ops, rate):
     """Logits at t read position s (its embedding enters nowhere else) if and only if s <= t, and no other member."""
-    shape = shape_of()
+    config = config_of()
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
-    dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), shape)
-    views = {name: view.detach().requires_grad_() for name, view in named_views(lively(shape), shape).items()}
-    logits = forward(views, tokens_of(shape, M, B, T), shape, dropout, ops=ops)
+    dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), config)
+    views = {name: view.detach().requires_grad_() for name, view in named_views(lively(config), config).items()}
+    logits = forward(views, tokens_of(config, M, B, T), config, dropout, ops=ops)
     weighted = logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     for m, t in itertools.product(range(M), range(T)):
         (grad,) = torch.autograd.grad(weighted[m, :, t].sum(), views["position_embedding"], retain_graph=True)
         reads = grad.abs().amax(-1) > 0
-        expected = torch.zeros(M, shape.block_size, dtype=torch.bool)
+        expected = torch.zeros(M, config.block_size, dtype=torch.bool)
         expected[m, : t + 1] = True
         assert torch.equal(reads, expected)
 
 
 def test_forward_refuses_what_does_not_fit_the_block():
-    shape = shape_of()
+    config = config_of()
     with pytest.raises(ValueError, match="block_size 8"):
-        forward(named_views(lively(shape), shape), tokens_of(shape, M, B, 9), shape)
+        forward(named_views(lively(config), config), tokens_of(config, M, B, 9), config)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -123,10 +116,10 @@ def test_initial_loss(bias, tie_embeddings, tolerance):
     and ln E[exp(logit)] is half of that. n = 4 models of 512 targets each. Where the head is tied, the token just read is a
     little likelier than the others, which costs another 0.02. Deviations seen: 0.001 untied, 0.017 tied.
     """
-    shape = shape_of(bias, tie_embeddings, n_embd=128, block_size=64, vocab_size=65)
-    params_MP = initial_parameters(shape, [1, 2, 3, 4])
-    batch = Batch(tokens_of(shape, 4, 8, 64), tokens_of(shape, 4, 8, 64, seed=2), None)
-    loss_M, _ = gradients(params_MP, [batch], 8, shape, torch.float32, None)
+    config = config_of(bias, tie_embeddings, n_embd=128, block_size=64, vocab_size=65)
+    params_MP = initial_parameters(config, [1, 2, 3, 4])
+    batch = Batch(tokens_of(config, 4, 8, 64), tokens_of(config, 4, 8, 64, seed=2), None)
+    loss_M, _ = gradients(params_MP, [batch], 8, config, torch.float32, None)
     assert loss_M.mean().item() == pytest.approx(math.log(65) + 128 * 0.02**2 / 2, abs=tolerance)
 
 
@@ -135,12 +128,12 @@ def test_initial_loss(bias, tie_embeddings, tolerance):
 
 @pytest.mark.parametrize(("bias", "tie_embeddings"), VARIANTS)
 def test_counts_equal_those_of_plain_modules(bias, tie_embeddings):
-    shape = shape_of(bias, tie_embeddings, n_layer=3)
-    named, count = dict(Plain(shape).named_parameters()), count_parameters(shape)
+    config = config_of(bias, tie_embeddings, n_layer=3)
+    named, count = dict(Plain(config).named_parameters()), count_parameters(config)
     assert count.total == sum(p.numel() for p in named.values())
     assert count.decayed == sum(p.numel() for p in named.values() if p.dim() >= 2)
     assert count.without_positions == count.total - named["transformer.wpe.weight"].numel()
-    table = parameter_table(shape)
+    table = parameter_table(config)
     assert [p.nanogpt_key for p in table if p.decayed] == [p.nanogpt_key for p in table][
         : sum(p.decayed for p in table)
     ]
@@ -152,18 +145,18 @@ def test_counts_equal_what_nanogpt_prints():
     10,740,096 parameters"; "num non-decayed parameter tensors: 13, with 4,992 parameters".
     """
     sizes = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}
-    shape = shape_of(bias=False, tie_embeddings=True, vocab_size=65, **sizes)
-    count, table = count_parameters(shape), parameter_table(shape)
+    config = config_of(bias=False, tie_embeddings=True, vocab_size=65, **sizes)
+    count, table = count_parameters(config), parameter_table(config)
     assert f"{count.without_positions / 1e6:.2f}M" == "10.65M"
     assert (sum(p.decayed for p in table), count.decayed) == (26, 10_740_096)
     assert (sum(not p.decayed for p in table), count.total - count.decayed) == (13, 4_992)
 
 
 def test_views_are_of_the_buffer():
-    shape = shape_of()
-    buffer = lively(shape)
-    for p in parameter_table(shape):
-        named_views(buffer, shape)[p.name].fill_(7)
+    config = config_of()
+    buffer = lively(config)
+    for p in parameter_table(config):
+        named_views(buffer, config)[p.name].fill_(7)
     assert (buffer == 7).all()
 
 
@@ -184,9 +177,9 @@ def test_initial_weights_row_by_row():
     """Normal with the published std: n = 4 members x the tensor's size, 4 x 128 at the least; mean, std and the share
     within one std each within 4.5 standard errors. Gains are 1, biases 0.
     """
-    shape = shape_of(bias=True, tie_embeddings=False)
+    config = config_of(bias=True, tie_embeddings=False)
     seen = set()
-    for name, view in named_views(initial_parameters(shape, [1, 2, 3, 4]), shape).items():
+    for name, view in named_views(initial_parameters(config, [1, 2, 3, 4]), config).items():
         if name.endswith(("gain", "bias")):
             assert (view == (1.0 if name.endswith("gain") else 0.0)).all(), name
             continue
@@ -201,13 +194,13 @@ def test_initial_weights_row_by_row():
 
 
 def test_initial_weights_depend_on_seed_and_shape_alone():
-    shape = shape_of()
-    alone, beside = initial_parameters(shape, [2]), initial_parameters(shape, [9, 2, 1, 2])
+    config = config_of()
+    alone, beside = initial_parameters(config, [2]), initial_parameters(config, [9, 2, 1, 2])
     assert torch.equal(alone[0], beside[1])
     assert torch.equal(alone[0], beside[3])
     matrices = [
         view.flatten(1)
-        for name, view in named_views(beside, shape).items()
+        for name, view in named_views(beside, config).items()
         if "gain" not in name and "bias" not in name
     ]
     assert not any((view[0] == view[1]).any() for view in matrices)  # other seeds, other numbers

@@ -8,8 +8,9 @@ from conftest import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, gradients
-from nanostudy.model.gpt import Dropout, GPTConfig, count_parameters
+from nanostudy.model.gpt import Dropout
 from nanostudy.model.ops import REFERENCE
 from nanostudy.model.optim import StepSettings, adamw, learning_rate
 from nanostudy.model.randomness import dropout_keys
@@ -192,18 +193,18 @@ def test_any_schedule_stays_within_zero_and_the_peak(data, max_iters, warmup, en
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_sum_up_to_one_batch(ops, parts, rate):
     """k micro-batches of B against one batch of k * B, each sequence with its own dropout. Bound: 1e-5 of the largest."""
-    shape = GPTConfig.of(small(), 11)
-    params_MP = 0.3 * normal(2, count_parameters(shape).total)
+    config = GPTConfig.of(small(), 11)
+    params_MP = 0.3 * normal(2, count_parameters(config).total)
     draw = torch.Generator().manual_seed(1)
     inputs, targets = (torch.randint(11, (2, 8, 8), generator=draw) for _ in range(2))
     keys, rate_M = dropout_keys([1, 2], [3, 4], range(8), 8), torch.tensor([rate, 0.0])
 
     def piece(at):
-        return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, shape) if rate else None)
+        return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, config) if rate else None)
 
     size = 8 // parts
-    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 8, shape, torch.float32, None, ops)
+    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 8, config, torch.float32, None, ops)
     micro_batches = [piece(slice(i * size, (i + 1) * size)) for i in range(parts)]
-    micro_loss_M, micro_grads_MP = gradients(params_MP, micro_batches, 8, shape, torch.float32, None, ops)
+    micro_loss_M, micro_grads_MP = gradients(params_MP, micro_batches, 8, config, torch.float32, None, ops)
     torch.testing.assert_close(micro_loss_M, loss_M)
     torch.testing.assert_close(micro_grads_MP, grads_MP, rtol=0, atol=1e-5 * grads_MP.abs().max().item())

@@ -7,7 +7,8 @@ from conftest import small
 from test_model import lively, plain_of
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.model.gpt import Cache, GPTConfig, forward, named_views
+from nanostudy.model.config import GPTConfig
+from nanostudy.model.gpt import Cache, forward, named_views
 from nanostudy.model.sample import _uniforms, generate, pick
 from nanostudy.settings import SamplingParams
 
@@ -127,10 +128,10 @@ def test_a_prompt_counts_up_to_the_block():
 
 
 def test_a_block_of_one_token():
-    shape = GPTConfig.of(small(block_size=1), 11)
+    config = GPTConfig.of(small(block_size=1), 11)
     for exact in (False, True):
         picking = SamplingParams(temperature=1.0, top_k=None, exact=exact)
-        tokens = list(generate(lively(shape, 1), shape, PROMPT, [1], 2, 5, picking))
+        tokens = list(generate(lively(config, 1), config, PROMPT, [1], 2, 5, picking))
         assert [token.shape for token in tokens] == [(1, 2)] * 5
 
 

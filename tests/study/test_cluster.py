@@ -19,7 +19,7 @@ import torch
 from test_execute import RESOURCES, Heard, assert_same_study, contents, experiments, metadata, write_study
 
 import nanostudy
-from nanostudy import studies
+from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.study.cluster import actor, backend
@@ -31,14 +31,10 @@ from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, Done, TrainStack
 from nanostudy.training.events import Event, Saving
 from nanostudy.training.machine import resolve
-from nanostudy.training.run_folder import CHECKPOINT
 from nanostudy.training.train import Job
 
-SHAPES = (8, 9, 10, 11)  # context lengths
-GRID = {
-    "block_size": list(SHAPES),
-    "max_iters": [1000],
-}  # seconds each: what happens meanwhile must find them under way
+SHAPES = (8, 9, 10)  # context lengths
+GRID = {"block_size": list(SHAPES), "max_iters": [500]}  # long enough to be interrupted in their midst
 SOURCES = str(Path(nanostudy.__file__).parents[1])
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'nanostudy'; from nanostudy.cli.main import main; main()"]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -46,14 +42,14 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    settings = {"eval_interval": 50, "log_interval": 10}
+    settings = {"eval_interval": 100, "log_interval": 10}
     return write_study(tmp_path_factory.mktemp("study"), GRID, seeds=(1,), settings=settings)
 
 
 @pytest.fixture(scope="module")
 def reference(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "out"
-    studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+    api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     return out
 
 
@@ -73,13 +69,16 @@ def machines():
 
 @pytest.fixture
 def nodes(machines):
-    """nodes(n): n nodes of one core each, and no others. This process is connected to the head: it outlives them."""
+    """nodes(n) adds n nodes of one core each to a cluster without any. This process is connected to the head, which outlives them."""
     import ray
 
     ray.init(machines.address, log_to_driver=False)  # while there is no other node to be connected to
 
-    def nodes(count: int, **how) -> list:
-        return [machines.add_node(num_cpus=1, memory=2**30, **how) for _ in range(count)]
+    def nodes(count: int, wait: bool = True, **how) -> None:
+        for _ in range(count):
+            machines.add_node(wait=False, num_cpus=1, memory=2**30, **how)
+        if wait:
+            machines.wait_for_nodes()
 
     yield nodes
     for node in list(machines.worker_nodes):
@@ -87,26 +86,28 @@ def nodes(machines):
     ray.shutdown()
 
 
-PATIENCE = 240.0  # seconds after which a study hangs
+LONGEST = 240.0  # seconds after which a study hangs
 
 
 def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
-    """Each time that a worker has told that it saved, and so is in the midst of an experiment, the next of the acts is done with
-    the id of its node. Returns those that are still to come."""
+    """After a worker has saved, and so in the midst of an experiment, calls the next of the acts with the id of its node.
+
+    Returns those that are still to come.
+    """
     left, saving, since = list(acts), set(), time.monotonic()
     original = Cluster.next
 
     def next(self, timeout):
-        assert time.monotonic() - since < PATIENCE
+        assert time.monotonic() - since < LONGEST
         meanwhile()
-        told = original(self, timeout)
-        if told and isinstance(told[1], Saving):
-            saving.add(told[0])
-        elif told and told[0] in saving:
-            saving.discard(told[0])
-            if left and isinstance(told[1], Event):
-                left.pop(0)(self.workers[told[0]].node)
-        return told
+        arrived = original(self, timeout)
+        if arrived and isinstance(arrived[1], Saving):
+            saving.add(arrived[0])
+        elif arrived and arrived[0] in saving:
+            saving.discard(arrived[0])
+            if left and isinstance(arrived[1], Event):
+                left.pop(0)(self.workers[arrived[0]].node)
+        return arrived
 
     monkeypatch.setattr(Cluster, "next", next)
     return left
@@ -114,30 +115,57 @@ def meddle(monkeypatch, *acts, meanwhile=lambda: None) -> list:
 
 def run(source: Path, out: Path, address: str | None, listener: Heard, **how) -> list:
     how = {"executor": "ray", "address": address, "resources": RESOURCES, "save_every": 0.05, **how}
-    return studies.run_study(source, out, listener=listener, **how)
+    return api.run_study(source, out, listener=listener, **how)
+
+
+def other_version(folder: Path) -> dict[str, str]:
+    """The environment of a node with another nanostudy."""
+    shutil.copytree(Path(SOURCES, "nanostudy"), folder / "nanostudy", ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "nanostudy" / "version.py"
+    file.write_text(file.read_text().replace("NUMERICS = 1", "NUMERICS = 99"))
+    return {"PYTHONPATH": str(folder)}
 
 
 def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machines, nodes, tmp_path, monkeypatch):
-    """Two nodes die while their workers train, one hard and one gently; what joined meanwhile finishes the study."""
+    """Two nodes die while their workers train, one at once and one gracefully; others join and finish the study.
+
+    One that joins has another version: it is left alone, which is reported once. A study that begins with it there does not begin.
+    """
+    import ray
+
     nodes(2)
-    shared, started = [], []
+    environment = other_version(tmp_path / "other")
+    shared, started, heard = [], [], Heard()
     start = Cluster.start
 
-    def kill(id: str, gently: bool) -> None:
+    def kill(id: str, gracefully: bool, **joining) -> None:
         (node,) = (node for node in machines.worker_nodes if node.node_id == id)
-        machines.remove_node(node, allow_graceful=gently)
-        nodes(1)
+        machines.remove_node(node, allow_graceful=gracefully)
+        nodes(1, wait=False)
+        if joining:
+            nodes(1, wait=False, **joining)
 
-    import ray
+    def unused() -> list[str]:
+        return [text for text in heard.said if text.startswith("not used")]
+
+    def wait() -> None:  # the study lasts until the other version was noticed
+        if not left and not unused():
+            time.sleep(0.3)
 
     monkeypatch.setattr(ray, "put", lambda value, original=ray.put: shared.append(value) or original(value))
     monkeypatch.setattr(Cluster, "start", lambda *a: started.append(a[2]) or start(*a))
-    left = meddle(monkeypatch, lambda id: kill(id, gently=False), lambda id: kill(id, gently=True))
-    heard = Heard()
+    monkeypatch.setattr(backend, "LOOK", 0.2)
+    acts = (
+        lambda id: kill(id, gracefully=False, env_vars=environment),
+        lambda id: kill(id, gracefully=True),
+    )
+    left = meddle(monkeypatch, *acts, meanwhile=lambda: wait())
     run(source, tmp_path / "out", machines.address, heard)
     assert not left
     assert sum("is lost; it goes on from its last checkpoint" in text for text in heard.said) == 2
     assert not any("failed" in text for text in heard.said)
+    assert len(unused()) == 1
+    assert "numerics version 99 there, 1 here" in unused()[0]
     assert_same_study(tmp_path / "out", reference)
     # an experiment that a node's death interrupted went on from a checkpoint
     sittings = [metadata(tmp_path / "out" / name)["sittings"] for name in experiments(reference)]
@@ -146,24 +174,18 @@ def test_nodes_die_and_join_and_the_study_is_as_inline(source, reference, machin
     assert [type(value).__name__ for value in shared] == ["Corpus"], "the text is put into the cluster once"
     assert len(started) > len(SHAPES)
 
+    other = r"node .* has other code or versions: .*numerics version 99 there, 1 here"
+    with pytest.raises(NanostudyError, match=other):
+        run(source, tmp_path / "another", machines.address, Heard())
+    assert not (tmp_path / "another").exists()
+
 
 def test_a_driver_that_is_killed_is_started_again(source, reference, machines, nodes, tmp_path):
-    """No finished experiment is run twice, and none is lost."""
-    nodes(2)
+    """No finished experiment is run twice, and none is lost, whatever executor goes on."""
+    nodes(1)
     out = tmp_path / "out"
-    argv = [
-        *COMMAND,
-        "study",
-        "run",
-        str(source),
-        "--out",
-        str(out),
-        "--executor",
-        "ray",
-        "--address",
-        machines.address,
-    ]
-    argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--workers", "1"]
+    argv = [*COMMAND, "study", "run", str(source), "--out", str(out), "--executor", "ray", "--address"]
+    argv += [machines.address, "--device", "cpu", "--precision", "fp32", "--threads", "1"]
     driver = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": SOURCES}, stdout=subprocess.PIPE, text=True)
     for line in driver.stdout:
         if line.startswith("[1/"):
@@ -175,7 +197,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
     assert done
     assert len(done) < len(SHAPES)
     before = {name: checksum for name, checksum in contents(out).items() if Path(name).parts[0] in done}
-    run(source, out, machines.address, Heard())
+    api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard())
     assert_same_study(out, reference)
     after = contents(out)
     changed = {name for name, checksum in before.items() if after[name] != checksum}
@@ -183,92 +205,52 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
     assert all(len(metadata(out / name)["sittings"]) == 1 for name in done)
 
 
-def other_version(folder: Path) -> dict[str, str]:
-    """The environment of a node whose nanostudy is another."""
-    shutil.copytree(Path(SOURCES, "nanostudy"), folder / "nanostudy", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "nanostudy" / "version.py"
-    file.write_text(file.read_text().replace("NUMERICS = 1", "NUMERICS = 99"))
-    return {"PYTHONPATH": str(folder)}
-
-
-def test_a_node_with_another_version_is_found(source, reference, machines, nodes, tmp_path, monkeypatch):
-    """One that joins is left alone, and told of once; one that is there at the start is told of before anything begins."""
-    nodes(1)
-    env = other_version(tmp_path / "other")
-    heard = Heard()
-    monkeypatch.setattr(backend, "LOOK", 0.2)
-
-    def wait() -> None:  # the study lasts until the node was looked at
-        if not left and not any(text.startswith("not used") for text in heard.said):
-            time.sleep(0.5)
-
-    left = meddle(monkeypatch, lambda id: nodes(1, env_vars=env), meanwhile=lambda: wait())
-    monkeypatch.chdir(tmp_path)
-    run(source, tmp_path / "out", machines.address, heard)
-    unused = [text for text in heard.said if text.startswith("not used")]
-    assert len(unused) == 1
-    assert "numerics version 99 there, 1 here" in unused[0]
-    assert_same_study(tmp_path / "out", reference)
-    with pytest.raises(
-        NanostudyError, match=r"node .* has other code or versions: .*numerics version 99 there, 1 here"
-    ):
-        run(source, tmp_path / "another", machines.address, Heard())
-    assert not (tmp_path / "another").exists()
-
-
-@pytest.mark.parametrize("kind", ["back", "address"])
-def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, nodes, tmp_path, monkeypatch, kind):
-    """They travel back in parts, or lie at an address; a study that is stopped goes on from them."""
+def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, nodes, tmp_path, monkeypatch):
+    """They lie at an address, and in the next session, without one, travel through the driver: there and back, in parts."""
     nodes(1)
     monkeypatch.setattr(backend, "TOKEN", ".elsewhere")  # workers look for another
-    monkeypatch.setattr(actor, "PART", 1000)
-    out, how = tmp_path / "out", {"checkpoints": f"file://{tmp_path}/shared/mine"} if kind == "address" else {}
+    out, address = tmp_path / "out", f"file://{tmp_path}/shared/mine"
     meddle(monkeypatch, lambda id: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
-        run(source, out, machines.address, Heard(), **how)
+        run(source, out, machines.address, Heard(), checkpoints=address)
     (stack,) = (path for path in out.glob("stacks/*") if any(path.glob("checkpoint*")))
-    kept = {path.name for path in stack.glob("checkpoint*")}
-    assert kept == ({POINTER} if kind == "address" else {CHECKPOINT})
-    heard = Heard()
-    run(source, out, machines.address, heard, **how)
+    assert {path.name for path in stack.glob("checkpoint*")} == {POINTER}
+    messages, original = [], Cluster._reports
+
+    def reports(self, worker, message):
+        messages.append(type(message))
+        return original(self, worker, message)
+
+    monkeypatch.setattr(Cluster, "_reports", reports)
+    run(source, out, machines.address, Heard())
     assert_same_study(out, reference)
     sittings = [metadata(out / name)["sittings"] for name in experiments(reference)]
     assert max(one[-1]["after_update"] for one in sittings) > 0
-    if kind == "address":
-        assert [path for path in tmp_path.glob("shared/mine/**/*") if path.is_file()] == []
+    assert messages.count(Wanted) == len(SHAPES)
+    assert Part in messages
+    assert Kept not in messages
+    assert [path for path in tmp_path.glob("shared/mine/**/*") if path.is_file()] == []
 
 
 @linux_only
 def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
     """The one of this machine alone, which is started where no address is given."""
     pytest.importorskip("ray", reason="ray is not installed")
-    argv = [
-        *COMMAND,
-        "study",
-        "run",
-        str(source),
-        "--out",
-        str(tmp_path / "out"),
-        "--executor",
-        "ray",
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-    ]
+    argv = [*COMMAND, "study", "run", str(source), "--out", str(tmp_path / "out"), "--executor", "ray"]
+    argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--workers", "1"]
     mark = f"NANOSTUDY_TEST={tmp_path}"
     env = {**os.environ, "PYTHONPATH": SOURCES, "NANOSTUDY_TEST": str(tmp_path)}
     process = subprocess.Popen(
         argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    told = []
+    printed = []
     for line in process.stdout:
-        told.append(line)
+        printed.append(line)
         if line.startswith("[1/"):
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all its processes get it
     assert process.wait() == 1
-    assert "Stopped. Everything is saved" in "".join(told)
-    assert not any(word in "".join(told) for word in ("raylet", "Traceback", "WARNING")), told
+    assert "Stopped. Everything is saved" in "".join(printed)
+    assert not any(word in "".join(printed) for word in ("raylet", "Traceback", "WARNING")), printed
 
     def left() -> list[str]:
         found = []
@@ -312,9 +294,9 @@ def test_without_ray_the_command_that_installs_it_is_told(source, tmp_path, monk
 def test_what_cannot_be_is_told_before_anything_begins(source, tmp_path, how, told):
     if how["executor"] == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
-    resources = studies.Resources(device=how.pop("device", "cpu"))
+    how = {"device": "cpu", **how}
     with pytest.raises(UsageError, match=told):
-        studies.run_study(source, tmp_path / "o", resources=resources, **how)
+        api.run_study(source, tmp_path / "o", **how)
     assert not (tmp_path / "o").exists()
 
 
@@ -479,6 +461,9 @@ def test_an_address_out_of_reach_is_told_and_training_goes_on(task, tmp_path):
     assert [path.name for path in (tmp_path / "home").iterdir()] == [kept[-1].address.rpartition("/")[2]], (
         "the last alone"
     )
+    far.start(task, None, RESOURCES, "", AtAddress(home, kept[-1].address))
+    first = next(one for one in pulled(far, Done) if hasattr(one, "evaluated_at"))
+    assert first.step > 0
     keep = CheckpointStore(None)
     keep.end(task, Broken("memory", "too little"), False)
     assert task.path.exists(), "whoever takes the stack apart finds it in its folder"

@@ -24,8 +24,8 @@ import torch
 import yaml
 from conftest import write_text
 
+from nanostudy import api
 from nanostudy import atomic as files
-from nanostudy import studies
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.settings import Resources
@@ -58,7 +58,7 @@ GRID = {"block_size": [8, 16], "max_iters": [12, 20]}  # two stacks of four: in 
 def write_study(folder: Path, grid=GRID, seeds=(1, 2), **changes) -> Path:
     """A study file and its text, made in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt")), **changes.pop("settings", {})}
+    settings = {**SETTINGS, "corpus": str(write_text(folder / "text.txt", 600)), **changes.pop("settings", {})}
     study = {"settings": settings, "grid": grid, "seeds": list(seeds), "prompts": ["the ", None], "sample_tokens": 12}
     path = folder / "study of tests.yaml"
     path.write_text(yaml.safe_dump({**study, **changes}), encoding="utf-8")
@@ -110,9 +110,7 @@ def run(tmp_path, monkeypatch):
     """Runs a study in this process, two members at a time, and returns what was said; `.told` is what was reported."""
     monkeypatch.setitem(plan.WIDEST, "cpu", 2)
 
-    def run(
-        source: Path, out="out", fault=lambda task, reports: reports, save_every=1e9, call=studies.run_study, **how
-    ):
+    def run(source: Path, out="out", fault=lambda task, reports: reports, save_every=1e9, call=api.run_study, **how):
         heard = Heard()
         made = []
 
@@ -122,7 +120,7 @@ def run(tmp_path, monkeypatch):
 
         monkeypatch.setattr("nanostudy.study.pool.Inline", make)
         run.heard, run.made = heard, made
-        args = (tmp_path / out,) if call is studies.retry_study else (source, tmp_path / out)
+        args = (tmp_path / out,) if call is api.retry_study else (source, tmp_path / out)
         run.rows = call(*args, executor="inline", resources=RESOURCES, listener=heard, save_every=save_every, **how)
         heard.told = made[0].told
         return heard
@@ -192,7 +190,7 @@ def reference(source, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plan.WIDEST, "cpu", 2)
         out = tmp_path_factory.mktemp("reference") / "out"
-        studies.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     return out
 
 
@@ -331,7 +329,7 @@ def test_one_that_always_breaks_its_stack_is_found_and_fails_alone(
     run(source)  # the same command does not try it again
     assert {row.name: row.status for row in run.rows}[culprit] == "failed"
     assert contents(tmp_path / "out") == before
-    run(source, call=studies.retry_study)
+    run(source, call=api.retry_study)
     assert [row.name for row in run.rows] == [culprit]
     assert_near(tmp_path / "out", reference, names)
     after = contents(tmp_path / "out")
@@ -510,7 +508,7 @@ def dying(at: int, reached: bool):
     return die_at
 
 
-TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 2}}
+TINY = {"grid": {"max_iters": [3, 5]}, "seeds": [1, 2], "settings": {"block_size": 8, "eval_interval": 3}}
 
 
 @pytest.mark.parametrize(("reached", "keep"), [(True, "best 1"), (False, "all")], ids=["after", "before"])
@@ -612,7 +610,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(run, source, reference, tmp_
     interrupted(run, source)
     damage(newest(tmp_path / "out"))
     heard = run(source)
-    assert r"damaged.*Going on from the checkpoint before it" in heard
+    assert r"damaged.*Resuming from the checkpoint before it" in heard
     with Store.read(tmp_path / "out" / FILE) as store:
         assert any("checkpoint before it" in event["detail"] for event in store.events(kind="note"))
     assert next(r.step for r in heard.told if isinstance(r, Started)) in (14, 15)
@@ -837,7 +835,7 @@ def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeyp
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     begun = time.monotonic()
     with pytest.raises(NanostudyError, match=r"fail before they begin \(its process ended \(exit code 1\)\).*inline"):
-        studies.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Heard())
+        api.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Heard())
     assert time.monotonic() - begun < 20
 
 

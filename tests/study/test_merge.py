@@ -10,10 +10,11 @@ import pytest
 import yaml
 from conftest import write_text
 
+from nanostudy import atomic
+from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources
-from nanostudy.studies import run_study
 from nanostudy.study import merge as module
 from nanostudy.study.folder import open_study
 from nanostudy.study.merge import merge
@@ -493,7 +494,7 @@ def test_disk_full(parts, tmp_path, monkeypatch, at):
 def test_a_killed_merge_is_completed(parts, tmp_path, monkeypatch, killed_in):
     """As a kill would: nothing is tidied up."""
     into = tmp_path / "all"
-    copytree, replace = shutil.copytree, Path.replace
+    copytree, move = shutil.copytree, atomic._move
 
     class Killed(BaseException):
         pass
@@ -511,16 +512,14 @@ def test_a_killed_merge_is_completed(parts, tmp_path, monkeypatch, killed_in):
         elif killed_in == "adopt":
             patch.setattr(module, "adopt", kill)
         else:
-            patch.setattr(
-                Path, "replace", lambda p, target: kill() if p.name.endswith(".merging") else replace(p, target)
-            )
+            patch.setattr(atomic, "_move", lambda path, target: kill() if path.is_dir() else move(path, target))
         with pytest.raises(Killed):
             merge([parts["a"], parts["b"]], into)
     if killed_in == "adopt":
         with open_study(into) as folder:  # any later command finds what was copied
             assert folder.store.counts()["finished"] == 1
     else:
-        assert [path for path in into.iterdir() if path.name.endswith(".merging")]
+        assert [path for path in into.iterdir() if path.is_dir() and path.name.endswith(".tmp")]
     merge([parts["a"], parts["b"]], into)
     assert len(done(into)) == 4
     assert whole_folders(into, [parts["a"], parts["b"]])

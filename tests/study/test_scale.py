@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import sys
 import time
@@ -14,10 +15,11 @@ import pytest
 import torch
 from conftest import cpu, write_text
 
+from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
-from nanostudy.model.gpt import count_parameters
+from nanostudy.model.config import count_parameters
+from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
-from nanostudy.studies import plan_study
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import design, open_study
@@ -26,6 +28,7 @@ from nanostudy.study.progress import Assignment, seconds_left
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Done, Prepared, Report, Sampled, Task, TrainStack
 from nanostudy.training.events import Evaluated, Finished, Started
+from nanostudy.training.samples import Sample
 
 ENOUGH = 24  # experiments that finish while operations are counted
 
@@ -101,11 +104,14 @@ class Instant:
             for job in task.jobs:
                 yield Started(job.name, 0, -1, task.width)
                 yield Evaluated(job.name, 4, 64, 1.0, 2.0, 3.0)
-                yield Finished(job.name, 4, 0, 64, 1.0, None, 4, {}, weights, weights)
+                measures = {"updates": 4, "tokens": 64, "seconds": 1.0, "best_step": 4}
+                settings = json.dumps(job.experiment.as_dict())
+                result = Result(job.name, job.identity, settings, Status.FINISHED, measures, step=4, skipped=0)
+                yield Finished(job.name, result, weights, weights)
                 self.ended += 1
                 self.counted.on = 2 <= self.ended < ENOUGH
         else:
-            yield Sampled(dict.fromkeys(task.names, "text"))
+            yield Sampled({name: [Sample(None, "text")] for name in task.names})
         yield Done()
 
 

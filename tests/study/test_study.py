@@ -18,8 +18,8 @@ import pytest
 from conftest import jobs_of, small
 from test_execute import RESOURCES, Heard, assert_same_study, finished, posix_only, write_study
 
+from nanostudy import api
 from nanostudy import atomic as files
-from nanostudy import studies
 from nanostudy.errors import NanostudyError
 from nanostudy.study import lease, plan
 from nanostudy.study.lease import hold
@@ -33,16 +33,17 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 # `nanostudy` with narrow stacks, so that slots are refilled, and with checkpoints in quick succession
 CHILD = """
 from nanostudy.cli import main as cli
-from nanostudy import studies
+from nanostudy import api
 from nanostudy.study import plan
 plan.WIDEST["cpu"] = 2
-studies.run_study.__kwdefaults__["save_every"] = 0.05
+run_study = api.run_study
+api.run_study = lambda *args, **options: run_study(*args, save_every=0.05, **options)
 cli.main()
 """
 OPTIONS = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-GRID = {"block_size": [8, 16], "max_iters": [600, 900]}  # two stacks of four, two members at a time
+GRID = {"block_size": [8, 16], "max_iters": [500, 700]}  # two stacks of four, two members at a time
 SLOW = {"log_interval": 5, "eval_interval": 100}
 
 
@@ -156,12 +157,12 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(source) -> Path:
-    """The folder of a study that ran in peace, watched."""
+    """The folder of a study that ran in this process, undisturbed and watched."""
     out = source.parent / "reference"
-    with Watch(out) as watch:
-        told = finish(start(source, out))
+    with pytest.MonkeyPatch.context() as patch, Watch(out) as watch:
+        patch.setitem(plan.WIDEST, "cpu", 2)
+        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
     assert watch.looks > 10
-    assert "8 of 8 experiments finished" in told
     return out
 
 
@@ -169,7 +170,7 @@ def reference(source) -> Path:
 
 
 def kill(process: subprocess.Popen, draw: random.Random, who: str) -> str:
-    """SIGKILL for the study or for one of its workers; says what was hit."""
+    """SIGKILL for the study or for one of its workers; returns which it was."""
     workers = workers_of(process)
     if who == "worker" and workers:
         os.kill(draw.choice(workers), signal.SIGKILL)
@@ -182,9 +183,9 @@ def kill(process: subprocess.Popen, draw: random.Random, who: str) -> str:
 
 def killed_until_done(source: Path, out: Path, kills: int, seed: int) -> Counter:
     """Starts the study again and again and kills it, or its workers, at random moments; at last lets it end."""
-    draw, hit, process, told = random.Random(seed), Counter(), None, ""
+    draw, hit, process, printed = random.Random(seed), Counter(), None, ""
     with Watch(out):
-        while sum(hit.values()) < kills and not all_done(out):
+        while hit.total() < kills and not all_done(out):
             process = process if process and process.poll() is None else start(source, out)
             if draw.random() < 0.8:  # the others hit anything from the first import on
                 wait_for_training_or_end(process, out)
@@ -192,8 +193,8 @@ def killed_until_done(source: Path, out: Path, kills: int, seed: int) -> Counter
             if process.poll() is None:
                 hit[kill(process, draw, draw.choice(["study", "worker", "worker"]))] += 1
         process = process if process and process.poll() is None else start(source, out)
-        told = finish(process)
-    assert "8 of 8 experiments finished" in told
+        printed = finish(process)
+    assert "8 of 8 experiments finished" in printed
     return hit
 
 
@@ -211,7 +212,7 @@ def all_done(out: Path) -> bool:
 @posix_only
 @needs_proc
 def test_killed_studies_end_with_the_same_bits(source, reference, tmp_path):
-    hit = killed_until_done(source, tmp_path / "killed", 4, seed=1)
+    hit = killed_until_done(source, tmp_path / "killed", 3, seed=1)
     assert_same_study(tmp_path / "killed", reference)
     assert hit.total() >= 2, hit
 
@@ -252,7 +253,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(source, reference, tmp_path
 
     monkeypatch.setattr(Workers, "next", next_report)
     heard = Heard()
-    rows = studies.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=heard, save_every=0.05)
+    rows = api.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=heard, save_every=0.05)
     assert {row.status for row in rows} == {"finished"}
     assert sum(step > 0 for step in starts) >= 2, "it began again"
     assert sum("killed by SIGKILL); it goes on from its last checkpoint" in text for text in heard.said) == 2
@@ -296,36 +297,30 @@ def stopped(process: subprocess.Popen, workers: list[int]) -> tuple[str, str, fl
 @posix_only
 @needs_proc
 def test_a_study_is_stopped_and_moved_and_loses_its_folder_for_a_while(source, reference, tmp_path):
-    """One study through five sittings; its end is that of the one that ran in peace."""
+    """One study through three sessions; it ends as the one that was undisturbed."""
     out = tmp_path / "first place"
-    signals = {
-        "ctrl-c": lambda process: os.killpg(process.pid, signal.SIGINT),  # as a terminal does
-        "interrupt": lambda process: process.send_signal(signal.SIGINT),
-        "terminate": lambda process: process.send_signal(signal.SIGTERM),
-    }
     with Watch(out) as watch:
-        for name, send in signals.items():
-            process = start(source, out, workers=1 if name == "interrupt" else 2)
-            wait_for_training(process, out)
-            if name == "ctrl-c":
-                refused_beside(source, out)
-            workers = workers_of(process)
-            assert workers
-            send(process)
-            told, problem, seconds = stopped(process, workers)
-            assert seconds < 15, name
-            assert "the same command goes on" in problem
-            assert "stopping" in told
-            assert progress_is_saved(out)
+        process = start(source, out)
+        wait_for_training(process, out)
+        refused_beside(source, out)
+        workers = workers_of(process)
+        assert workers
+        for pid in (process.pid, *workers):  # as a batch system does
+            os.kill(pid, signal.SIGTERM)
+        printed, problem, seconds = stopped(process, workers)
+        assert seconds < 15
+        assert "the same command goes on" in problem
+        assert "stopping" in printed
+        assert progress_is_saved(out)
     assert watch.looks > 10
 
-    process = start(source, out)
+    process = start(source, out, workers=1)
     wait_for_training(process, out)
     workers = workers_of(process)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)  # it will not answer
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, problem, seconds = stopped(process, workers)
@@ -336,23 +331,20 @@ def test_a_study_is_stopped_and_moved_and_loses_its_folder_for_a_while(source, r
     process = start(source, out)
     wait_for_training(process, out)
     out.rename(tmp_path / "away")
-    time.sleep(2)
+    time.sleep(1)
     assert not out.exists(), "a folder was made in the place of the one that is away"
     (tmp_path / "away").rename(out)
-    told = finish(process)
-    assert "does not answer" in told
-    assert "answers again; going on" in told
+    printed = finish(process)
+    assert "does not answer" in printed
+    assert "answers again; going on" in printed
     assert_same_study(out, reference)
 
 
 def refused_beside(source: Path, out: Path) -> None:
-    """A second study in the same folder is told, and changes nothing that the first does not change."""
+    """A second process cannot use the folder, and changes nothing there."""
     definition = (out / "study.yaml").read_bytes()
-    second = start(source, out)
-    _, problem = second.communicate(timeout=60)
-    assert second.returncode == 1
-    assert "Another process is working in" in problem
-    assert str(out) in problem
+    with pytest.raises(NanostudyError, match=f"Another process is working in {out}"):
+        api.run_study(source, out, workers=1, resources=RESOURCES, listener=Heard())
     assert (out / "study.yaml").read_bytes() == definition
 
 

@@ -192,13 +192,9 @@ def assert_same_training(ours, theirs, name="job0", bound=BOUND):
             for key in keys:
                 assert getattr(our, key) == pytest.approx(getattr(their, key), rel=bound, nan_ok=True), (our, their)
     (our,), (their,) = told(ours, Finished, name), told(theirs, Finished, name)
-    assert (our.updates, our.skipped, our.diverged, our.best_step) == (
-        their.updates,
-        their.skipped,
-        their.diverged,
-        their.best_step,
-    )
-    assert our.context_losses == pytest.approx(their.context_losses, rel=bound)
+    for key in ("updates", "skipped", "reason", "best_step"):
+        assert getattr(our.result, key) == getattr(their.result, key)
+    assert our.result.context_losses == pytest.approx(their.result.context_losses, rel=bound)
     torch.testing.assert_close(our.last_weights, their.last_weights, rtol=0, atol=bound)
 
 
@@ -261,8 +257,9 @@ def test_a_stack_whose_slots_are_refilled(corpus, machine, tmp_path):
     assert_copies(everyone)
     for name in ("job0", "job2"):
         assert_same_training(everyone[0], alone, name)
-    assert told(everyone[0], Finished, "job1")[0].diverged
-    assert told(everyone[0], Finished, "job1")[0].updates == told(alone, Finished, "job1")[0].updates
+    (ours,), (theirs,) = told(everyone[0], Finished, "job1"), told(alone, Finished, "job1")
+    assert ours.result.reason
+    assert ours.result.updates == theirs.result.updates
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -505,7 +502,7 @@ def test_a_process_dies_and_two_go_on(tmp_path, reference):
     ("change", "settings", "message"),
     [
         ("api.VERSION = '0.0.7'", {}, r"rank 1 would not train the same as the others: nanostudy 0\.0\.7 there, .* at rank 0\."),
-        ("def gone(*_): raise UsageError('There is no such text.')\n    api.read_corpus = gone", {}, r"rank 1: There is no such text\."),
+        ("def gone(*_): raise UsageError('There is no such text.')\n    api.Inputs.corpus = gone", {}, r"rank 1: There is no such text\."),
         ("", {"n_lyer": 1}, r"There is no setting 'n_lyer'\. Did you mean n_layer\?"),
     ],
 )  # fmt: skip

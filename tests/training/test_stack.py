@@ -14,8 +14,9 @@ from oracles import Masks, plain_of
 
 from nanostudy.data.corpus import Corpus, Split, evaluation_windows
 from nanostudy.errors import NanostudyError
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import FIRST_LOSS_SCALE, Batch, State, train_step
-from nanostudy.model.gpt import GPTConfig, count_parameters, forward, initial_parameters, named_views
+from nanostudy.model.gpt import forward, initial_parameters, named_views
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, keep_mask, offsets
 from nanostudy.training import train as trainer
@@ -49,6 +50,9 @@ def told(events):
     for event in events:
         if isinstance(event, Logged | Evaluated | Finished):
             facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+            if isinstance(event, Finished):
+                measures = {name: value for name, value in event.result.measures.items() if name != "seconds"}
+                facts["result"] = dataclasses.replace(event.result, measures=measures)
             for name, fact in facts.items():
                 if isinstance(fact, torch.Tensor):
                     facts[name] = hashlib.sha256(fact.numpy().tobytes()).hexdigest()
@@ -79,8 +83,8 @@ def test_training_equals_a_loop_of_plain_modules(run, corpus, dropout, parts):
     Bound: 1e-5 of a loss; largest deviation seen: 2e-7.
     """
     e = small(seed=5, dropout=dropout, gradient_accumulation_steps=parts, learning_rate=1e-2, grad_clip=0.7, bias=True)
-    shape = GPTConfig.of(e, corpus.tokenizer.vocab_size)
-    plain = plain_of(initial_parameters(shape, [5])[0], shape)
+    config = GPTConfig.of(e, corpus.tokenizer.vocab_size)
+    plain = plain_of(initial_parameters(config, [5])[0], config)
     decayed, rest = ([p for p in plain.parameters() if (p.dim() >= 2) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": e.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(e.beta1, e.beta2))
@@ -157,7 +161,7 @@ def test_an_experiment_is_itself_in_company(run, drawn, precision, bound, width)
         )
         if precision == "fp32":
             best, best_alone = last(together, job.name), last(alone, job.name)
-            assert best.best_step == best_alone.best_step
+            assert best.result.best_step == best_alone.result.best_step
             torch.testing.assert_close(best.best_weights, best_alone.best_weights, rtol=0, atol=1e-4)
     assert drawn.keys() == in_company.keys()
     for key, tensors in drawn.items():
@@ -207,8 +211,8 @@ def test_every_experiment_finishes_once_and_does_its_updates(run):
             assert event.name in running
     for job, n in zip(jobs, lengths, strict=True):
         finished = last(events, job.name)
-        assert (finished.updates, finished.skipped, finished.diverged) == (n, 0, None)
-        assert finished.tokens == n * 4 * 8
+        assert (finished.result.updates, finished.result.skipped, finished.result.reason) == (n, 0, None)
+        assert finished.result.tokens == n * 4 * 8
         assert len(of(events, Started, job.name)) == 1
         assert [e.step for e in of(events, Logged, job.name)] == list(range(1, n + 1))
         evaluations = of(events, Evaluated, job.name)
@@ -242,7 +246,7 @@ def test_best_weights_are_those_of_the_best_evaluation(run):
     jobs = jobs_of(small(**settings, max_iters=25, eval_interval=1), small(seed=2, max_iters=25))
     events = run(jobs)
     by_loss = {e.val_loss: e.step for e in reversed(of(events, Evaluated))}
-    best = last(events).best_step
+    best = last(events).result.best_step
     assert best == by_loss[min(by_loss)]
     assert 0 < best < 25
     until_best = last(run(jobs_of(small(**settings, max_iters=best), small(seed=2, max_iters=best))))
@@ -300,10 +304,10 @@ def test_training_windows_are_as_many_and_spread_evenly(corpus, train_tokens, va
     assert starts[-1] // 8 + gaps.max() >= available  # up to the end
 
 
-def mean_by_hand(row_1P, shape, tokens, context, starts=None):
+def mean_by_hand(row_1P, config, tokens, context, starts=None):
     """One window after another, each target's surprisal added up in double precision."""
     tokens, total, count = torch.from_numpy(tokens.astype(np.int64)), 0.0, 0
-    plain = plain_of(row_1P[0], shape)
+    plain = plain_of(row_1P[0], config)
     for start in range(0, len(tokens) - 1, context) if starts is None else starts:
         window = tokens[start : start + context + 1]
         with torch.no_grad():
@@ -318,20 +322,20 @@ def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypa
     monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 64 * 2 * 2)
     experiments = [small(seed=i, block_size=64, max_iters=6, learning_rate=1e-2, warmup_iters=0) for i in (1, 2)]
     events, val, text = run(jobs_of(*experiments)), corpus.val.tokens, corpus.train.tokens
-    shape = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
+    config = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
     available = range(0, len(text) - 1, 64)
     count = math.ceil((len(val) - 1) / 64)
     spread = [available[i * len(available) // count] for i in range(count)]
     for name in ("job0", "job1"):
         weights, end = last(events, name).last_weights, of(events, Evaluated, name)[-1]
-        assert end.val_loss == pytest.approx(mean_by_hand(weights, shape, val, 64), rel=1e-5)
-        assert end.train_loss == pytest.approx(mean_by_hand(weights, shape, text, 64, spread), rel=1e-5)
-        by_hand = {context: mean_by_hand(weights, shape, val, context) for context in (32, 64)}
-        assert last(events, name).context_losses == pytest.approx(by_hand, rel=1e-5)
+        assert end.val_loss == pytest.approx(mean_by_hand(weights, config, val, 64), rel=1e-5)
+        assert end.train_loss == pytest.approx(mean_by_hand(weights, config, text, 64, spread), rel=1e-5)
+        by_hand = {context: mean_by_hand(weights, config, val, context) for context in (32, 64)}
+        assert last(events, name).result.context_losses == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_contexts_that_fit(run):
-    assert last(run(jobs_of(small(max_iters=0)))).context_losses == {}
+    assert last(run(jobs_of(small(max_iters=0)))).result.context_losses == {}
     assert trainer.contexts_within(31) == []
     assert trainer.contexts_within(32) == [32]
     assert trainer.contexts_within(300) == [32, 64, 128, 256]
@@ -372,21 +376,21 @@ def test_a_sick_member_harms_nobody(run, kind, precision):
         assert losses(harmed, name) == losses(unharmed, name)
         assert torch.equal(last(harmed, name).last_weights, last(unharmed, name).last_weights)
         assert torch.equal(last(harmed, name).best_weights, last(unharmed, name).best_weights)
-        assert last(harmed, name).diverged is None
+        assert last(harmed, name).result.reason is None
     assert losses(harmed, waiting.name) == pytest.approx(losses(run([waiting], machine), waiting.name), rel=1e-5)
     end = last(harmed, "sick")
-    assert "not finite" in end.diverged
-    assert last(unharmed, "sick").diverged is None
+    assert "not finite" in end.result.reason
+    assert last(unharmed, "sick").result.reason is None
     if kind == "rate":  # the weights after the last update that could be made
-        assert 1 <= end.updates < 5
-        cut = dataclasses.replace(ill, experiment=dataclasses.replace(ill.experiment, max_iters=end.updates))
+        assert 1 <= end.result.updates < 5
+        cut = dataclasses.replace(ill, experiment=dataclasses.replace(ill.experiment, max_iters=end.result.updates))
         assert torch.equal(end.last_weights, last(run([cut], machine), "sick").last_weights)
         assert end.last_weights.isfinite().all()
-        assert end.best_step == 0
+        assert end.result.best_step == 0
     else:
-        assert end.updates == 0
+        assert end.result.updates == 0
         assert torch.equal(end.last_weights.nan_to_num(7.0, 8.0), ill.initial[None].nan_to_num(7.0, 8.0))
-        assert end.best_step == -1
+        assert end.result.best_step is None
 
 
 def test_a_sick_member_that_nobody_replaces(run):
@@ -395,7 +399,7 @@ def test_a_sick_member_that_nobody_replaces(run):
     events, without = run([*neighbours, sick("rate")]), run(neighbours)
     for job in neighbours:
         assert losses(events, job.name) == pytest.approx(losses(without, job.name), rel=1e-5)
-    assert last(events, "sick").diverged
+    assert last(events, "sick").result.reason
 
 
 @pytest.mark.parametrize("updates", [0, 1])
@@ -405,30 +409,30 @@ def test_whoever_ends_with_a_loss_that_is_not_finite_has_diverged(run, updates):
     job = dataclasses.replace(job, experiment=dataclasses.replace(job.experiment, max_iters=updates))
     events = run([job])
     assert not math.isfinite(of(events, Evaluated, "sick")[-1].val_loss)
-    assert last(events, "sick").diverged
+    assert last(events, "sick").result.reason
 
 
 # --- fp16
 
 
-def fp16_step(state, members, shape, step=0):
+def fp16_step(state, members, config, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
     rates = StepSettings.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
-    return train_step(state, [Batch(inputs, targets, None)], 4, rates, shape, torch.float16)
+    return train_step(state, [Batch(inputs, targets, None)], 4, rates, config, torch.float16)
 
 
 def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():
     """A scale of 2**30 overflows: it is halved until it fits, and the member starts then. The neighbours know nothing of it."""
-    shape = GPTConfig.of(small(), 13)
-    params = initial_parameters(shape, [1, 2, 3])
+    config = GPTConfig.of(small(), 13)
+    params = initial_parameters(config, [1, 2, 3])
     state, calm = State.fresh(params.clone()), State.fresh(params.clone())
     state.loss_scale[1] = scale = 2.0**30
     skipped = 0
     for step in range(20):
         before = state.rows([1])
-        fp16_step(state, 3, shape, step)
-        fp16_step(calm, 3, shape, step)
+        fp16_step(state, 3, config, step)
+        fp16_step(calm, 3, config, step)
         neighbours, same = state.rows([0, 2]), calm.rows([0, 2])
         assert all(torch.equal(t, same.tensors()[name]) for name, t in neighbours.tensors().items())
         if state.updates[1] == before.updates[0]:
@@ -445,31 +449,31 @@ def test_an_overflow_in_fp16_skips_the_update_of_its_member_alone():
 
 def test_a_scale_in_fp16_grows_member_by_member():
     """After 2000 good updates in a row, as torch.amp.GradScaler's."""
-    shape = GPTConfig.of(small(), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2]))
+    config = GPTConfig.of(small(), 13)
+    state = State.fresh(initial_parameters(config, [1, 2]))
     state.loss_scale[:] = 1024.0
     state.good_steps[:] = torch.tensor([1998, 0])
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert (state.loss_scale.tolist(), state.good_steps.tolist()) == ([1024.0, 1024.0], [1999, 1])
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert (state.loss_scale.tolist(), state.good_steps.tolist()) == ([2048.0, 1024.0], [0, 2])
 
 
 def test_a_gradient_in_fp16_that_no_scale_can_hold_is_a_divergence():
     """A finite loss, and a gradient of about 1e6 in a type that ends at 65504."""
-    shape = GPTConfig.of(small(tie_embeddings=False), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2]))
-    views = named_views(state.params, shape)
+    config = GPTConfig.of(small(tie_embeddings=False), 13)
+    state = State.fresh(initial_parameters(config, [1, 2]))
+    views = named_views(state.params, config)
     for name, view in views.items():
         view[0] = {"norm.gain": 60.0}.get(name, 0.0)
     views["head"][0] = 1000.0 * torch.randn(13, 16, generator=torch.Generator().manual_seed(0)).sign()
     state.loss_scale[0] = 2.0
     before = state.params[0].clone()
     for scale in (1.0, 0.5, 0.25, 0.125, 0.0625):
-        assert fp16_step(state, 2, shape).loss[0].isfinite()
+        assert fp16_step(state, 2, config).loss[0].isfinite()
         assert state.loss_scale[0] == scale
         assert not state.diverged.any()
-    fp16_step(state, 2, shape)
+    fp16_step(state, 2, config)
     assert state.diverged.tolist() == [True, False]
     assert state.updates.tolist() == [0, 6]
     assert torch.equal(state.params[0], before)
@@ -483,7 +487,7 @@ def test_fp16_is_near_fp32(run):
     same = [*overflows, True].index(True)
     assert same >= 5
     assert losses(in_fp16)[:same] == pytest.approx(losses(run([job]))[:same], rel=5e-4)
-    assert (last(in_fp16).updates, last(in_fp16).skipped) == (20 - sum(overflows), sum(overflows))
+    assert (last(in_fp16).result.updates, last(in_fp16).result.skipped) == (20 - sum(overflows), sum(overflows))
 
 
 # --- resuming
@@ -523,8 +527,8 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
         assert path.exists()
     assert sittings > 8
     assert told(events) == told(uninterrupted)
-    assert [last(events, job.name).diverged is None for job in jobs] == [True] * 5 + [False]
-    assert any(last(events, job.name).best_step < job.experiment.max_iters - 3 for job in jobs[:5])
+    assert [last(events, job.name).result.reason is None for job in jobs] == [True] * 5 + [False]
+    assert any(last(events, job.name).result.best_step < job.experiment.max_iters - 3 for job in jobs[:5])
 
 
 @pytest.fixture(scope="module")
@@ -576,29 +580,29 @@ def test_a_checkpoint_of_other_experiments_is_refused(corpus, machine, tmp_path)
 
 def test_a_member_moves_with_its_whole_state(corpus):
     """Rows of a state go together, and a fresh one is zero but for its weights."""
-    shape = GPTConfig.of(small(), 13)
-    state = State.fresh(initial_parameters(shape, [1, 2, 3]))
+    config = GPTConfig.of(small(), 13)
+    state = State.fresh(initial_parameters(config, [1, 2, 3]))
     for step in range(3):
-        fp16_step(state, 3, shape, step)
+        fp16_step(state, 3, config, step)
     chosen = state.rows([2, 0])
     for name, tensor in chosen.tensors().items():
         assert torch.equal(tensor, state.tensors()[name][[2, 0]]), name
     chosen.params.fill_(0)
     assert state.params.abs().sum() > 0
-    assert state.params.shape == (3, count_parameters(shape).total)
-    assert forward(named_views(state.params, shape), torch.zeros(3, 1, 8, dtype=torch.int64), shape).isfinite().all()
+    assert state.params.shape == (3, count_parameters(config).total)
+    assert forward(named_views(state.params, config), torch.zeros(3, 1, 8, dtype=torch.int64), config).isfinite().all()
 
 
 def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_path):
     """Also when the first one's slot goes to another before the second one leaves."""
-    shape = GPTConfig.of(small(), corpus.tokenizer.vocab_size)
-    ill = torch.full((count_parameters(shape).total,), math.nan)
+    config = GPTConfig.of(small(), corpus.tokenizer.vocab_size)
+    ill = torch.full((count_parameters(config).total,), math.nan)
     jobs = jobs_of(small(max_iters=0), small(max_iters=0, seed=2), small(seed=3))
     jobs = [dataclasses.replace(job, initial=ill) if i < 2 else job for i, job in enumerate(jobs)]
     ends = {e.name: e for e in train(jobs, corpus, machine, tmp_path / "stack", width=2) if isinstance(e, Finished)}
-    assert ends["job0"].diverged
-    assert ends["job1"].diverged
-    assert ends["job2"].diverged is None
+    assert ends["job0"].result.reason
+    assert ends["job1"].result.reason
+    assert ends["job2"].result.reason is None
 
 
 def test_a_stop_is_heard_between_the_micro_batches_of_an_update(corpus, machine, tmp_path):

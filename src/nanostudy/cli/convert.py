@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nanostudy.cli.options import Corpus, Overwrite, Tokenizer
+
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A run folder or weights file; or a ckpt.pt of nanoGPT's.")],
@@ -28,21 +30,15 @@ def convert(
     characters: Annotated[
         str | None, typer.Option(help="For a ckpt.pt without meta.pkl: a corpus or text with exactly its characters.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
     from nanostudy import api
     from nanostudy.settings_files import parse_assignments
 
-    given: dict[str, Any] = {**parse_assignments(assignments or [])}
-    options: dict[str, Any] = {
-        "out": out,
-        "which": which,
-        "meta": meta,
-        "characters": characters,
-        "overwrite": overwrite,
-    }
-    done = api.convert(source, to, **options, **given)
+    settings: dict[str, Any] = {**parse_assignments(assignments or [])}
+    files: dict[str, Any] = {"out": out, "which": which, "meta": meta, "characters": characters, "overwrite": overwrite}
+    done = api.convert(source, to, **files, **settings)
     print(f"folder   {done.folder}")
     for note in done.notes:
         print(note)
@@ -64,20 +60,20 @@ def _next_steps(folder: Path, to: str, dataset: str | None) -> str:
 
 
 def corpus_export(
-    name: Annotated[str, typer.Argument(help="A corpus, or a path.")],
+    name: Corpus,
     out: Annotated[Path, typer.Option(help="The folder to write, such as nanoGPT/data/NAME.")],
-    tokenizer: Annotated[str, typer.Option(help="char or byte.")] = "char",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+    tokenizer: Tokenizer = "char",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
-    from nanostudy.atomic import appearing
+    from nanostudy.atomic import whole_folder
     from nanostudy.data.corpus import load_corpus
     from nanostudy.data.nanogpt_dataset import Table, write_dataset
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
-    with appearing(out, overwrite) as folder:
+    with whole_folder(out, overwrite) as folder:
         written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
     for path in written:
         print(out / path.name)

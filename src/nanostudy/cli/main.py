@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanostudy.cli.convert import convert, corpus_export
+from nanostudy.cli.options import Corpus, Tokenizer, options
 from nanostudy.cli.study import app as study_app
+from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams, settings_of
 
 if TYPE_CHECKING:
+    from nanostudy.run import Run
     from nanostudy.settings import Experiment, Resources
 
 LONGEST_NAME = 80  # characters of a folder's name
@@ -73,7 +76,7 @@ def train(
     from nanostudy.training.run_folder import read_metadata
 
     with joined() as ranks:
-        experiment, resources, track, out = ranks.of_first(lambda: _asked(source, assignments or [], out))
+        experiment, resources, track, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
         before = read_metadata(out) if ranks.first else None
         try:
             run = api.train(experiment, out, resources=resources, track=track)
@@ -83,11 +86,11 @@ def train(
         return
     if before and before["status"] == run.metadata["status"]:
         print(f"{out} is finished already, and a result is never changed; --out trains in another folder.")
-    _say_finished(run)
+    _print_finished(run)
 
 
-def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
-    """What to train, on what, who tracks it, and its run folder."""
+def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
+    """What to train, on what, the tracker, and the run folder."""
     from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments)
@@ -101,34 +104,32 @@ def _asked(source: str, assignments: list[str], out: Path | None) -> tuple[Exper
 
 
 def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
-    """Settings and the run folder that a configuration of nanoGPT's names; tells what is not used."""
+    """Settings and the run folder that a configuration of nanoGPT's names; prints what is not used."""
     from nanostudy.interop.nanogpt_config import read_config
 
-    found = read_config(source, given)
-    print(f"config   {source}, read and not executed; what it does not say is as in nanoGPT's train.py")
-    for name, value, reason in found.unused:
+    config = read_config(source, given)
+    print(f"config   {source}, read and not executed; what it does not set is as in nanoGPT's train.py")
+    for name, value, reason in config.unused:
         print(f"unused   {name} = {value}: {reason}")
-    return found.settings, found.out
+    return config.settings, config.out
 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
-    """The run folder that was named, or one under runs/ named after what was asked."""
-    from nanostudy.settings import BESIDE
-
+    """The run folder that was named, or one under runs/ named after the request."""
     path = Path(source)
-    given = {key: value for key, value in given.items() if key not in BESIDE}  # they make no other run
+    given = {key: value for key, value in given.items() if key not in BESIDE}
     folder = path.parent if path.name == "settings.yaml" else path
     if (folder / "run.json").exists() and not given:
         return folder
-    asked = "-".join([path.stem or path.name, *(f"{key}={value}" for key, value in given.items())])
-    name = re.sub(r"[^\w.=,+-]+", "_", asked)
+    request = "-".join([path.stem or path.name, *(f"{key}={value}" for key, value in given.items())])
+    name = re.sub(r"[^\w.=,+-]+", "_", request)
     if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
     return Path("runs") / name
 
 
-def _say_finished(run: Any) -> None:
-    final, best = run.metadata.get("final"), run.metadata.get("best")
+def _print_finished(run: Run) -> None:
+    final, best = run.metadata.get("final") or {}, run.metadata.get("best") or {}
     if run.metadata["status"] == "diverged":
         print(f"This run diverged: {run.metadata['diverged']}. Its best weights are kept in {run.folder}.")
         raise typer.Exit(1)
@@ -142,42 +143,37 @@ def _say_finished(run: Any) -> None:
 
 
 @app.command()
+@options([*settings_of(SamplingParams), "device"])
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
     prompt: Annotated[str | None, typer.Option(help="What the text goes on from. Default: a new line.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
-    tokens: Annotated[int, typer.Option(min=0, help="New tokens a sample.")] = 500,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens. 0: all.")] = 200,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
+    tokens: Annotated[int, typer.Option(min=0, help="New tokens of each sample.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Past block_size: slide one token at a time, at full cost.")
-    ] = False,
     which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    **sampling: Any,
 ) -> None:
     """Write text with a trained model."""
     from nanostudy import api
 
-    loaded = api.load(run, which, device)
-    picking = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "exact": exact}
+    loaded = api.load(run, which, sampling.pop("device"))
+    sampling["top_k"] = sampling["top_k"] or None
     block_size = loaded.experiment.block_size
     if len(prompt or "") + tokens > block_size:
         how = (
             "slides exactly, at full cost"
-            if exact
+            if sampling["exact"]
             else f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
         )
         print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
     if count == 1:
-        pieces = loaded.stream(prompt, tokens, seed, **picking)
+        pieces = loaded.stream(prompt, tokens, seed, **sampling)
         print(prompt or "", end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
-    for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **picking)):
+    for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **sampling)):
         print(f"--- {i + 1}\n{text}")
 
 
@@ -191,9 +187,9 @@ def report(
     ] = None,
 ) -> None:
     """Say what a study, or several runs or tables, found: a page to open, Markdown, a table, figures. Also while it runs."""
-    from nanostudy.analyses import published
+    from nanostudy import api
 
-    written = published(*paths, out=out)
+    written = api.published(*paths, out=out)
     for note in written.notes:
         print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
     if not written.answer:
@@ -225,7 +221,6 @@ def presets() -> None:
 @app.command()
 def settings() -> None:
     """List every setting with its default and meaning."""
-    from nanostudy.settings import IN_FILES, SETTINGS
     from nanostudy.text import value_text
 
     for name in IN_FILES:
@@ -246,8 +241,8 @@ def corpus_list() -> None:
 
 @corpus_app.command("show")
 def corpus_show(
-    name: Annotated[str, typer.Argument(help="A corpus, or a path.")],
-    tokenizer: Annotated[str, typer.Option(help="char or byte.")] = "char",
+    name: Corpus,
+    tokenizer: Tokenizer = "char",
 ) -> None:
     """A corpus's sizes, checksum, entropy where known, and first lines."""
     from nanostudy.data.corpus import load_corpus

@@ -5,144 +5,58 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanostudy.settings import Resources
+from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options
+from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
 
 if TYPE_CHECKING:
-    from nanostudy.studies import Plan
+    from nanostudy.result import Result
+    from nanostudy.study.forecast import Plan
     from nanostudy.study.simulate import Prediction
-    from nanostudy.study.store import Row
 
 
-MOST_STACKS = 40  # that a table has for a person
+MOST_STACKS = 40  # rows of a plan's table
 LONGEST_IDS = 60  # characters of a stack's ids there
-
-
-class Form(StrEnum):
-    """How a listing is printed."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-
+RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
 
-Source = Annotated[
-    str, typer.Argument(help="A study (nanostudy study list), a study file (YAML), or a study's folder.")
-]
-Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
-Folder = Annotated[str, typer.Argument(help="A study's folder, or the name of a study in its default folder.")]
-Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
-Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
-Only = Annotated[
-    str | None,
-    typer.Option(help="Only experiments like this: 'n_embd=256,dropout=0.1'. The same setting twice: either."),
-]
-Count = Annotated[
-    int | None,
-    typer.Option(min=1, help="Worker processes. Default: one a core on a CPU, one a GPU; no more than experiments."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Compile = Annotated[str, typer.Option(help="auto, yes or no: kernels built once by this machine's compiler.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker. Default: the cores, shared out.")]
-Executor = Annotated[str, typer.Option(help="workers; inline: all in this process; ray: on a Ray cluster.")]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: one of this machine alone."),
-]
-Checkpoints = Annotated[
-    str | None,
-    typer.Option(help="Where Ray's nodes keep them: s3://..., file:///... Default: the study's folder, here."),
-]
-Track = Annotated[str | None, typer.Option(help="tensorboard, wandb or mlflow: what is measured goes there, too.")]
-Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
-
 
 @app.command("run")
+@options(RUN)
 def run_command(
-    source: Source,
-    axes: Axes = None,
-    out: Out = None,
-    part: Part = None,
-    only: Only = None,
-    workers: Count = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    executor: Executor = "workers",
-    address: Address = None,
-    checkpoints: Checkpoints = None,
-    track: Track = None,
+    source: Source, axes: Axes = None, out: Out = None, part: Part = None, only: Only = None, **given: Any
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
+    from nanostudy.api import run_study
     from nanostudy.settings_files import parse_assignments
-    from nanostudy.studies import run_study
     from nanostudy.study.definition import folder_of
 
-    path = out or folder_of(source)
-    _run(
-        lambda: run_study(
-            source,
-            path,
-            settings=parse_assignments(axes or []),
-            parts=part or [],
-            only=only,
-            workers=workers,
-            executor=executor,
-            address=address,
-            checkpoints=checkpoints,
-            resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
-            track=track,
-        ),
-        path,
-    )
+    path, settings = out or folder_of(source), parse_assignments(axes or [])
+    _run(lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given), path)
 
 
 @app.command("retry")
+@options(RUN)
 def retry_command(
     folder: Folder,
     names: Annotated[list[str] | None, typer.Argument(help="Failed experiments. Default: all.")] = None,
-    workers: Count = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    executor: Executor = "workers",
-    address: Address = None,
-    checkpoints: Checkpoints = None,
-    track: Track = None,
+    **given: Any,
 ) -> None:
     """Run failed experiments again."""
-    from nanostudy.studies import retry_study
+    from nanostudy.api import retry_study
     from nanostudy.study.definition import existing_folder
 
     path = existing_folder(folder)
-    asked = Resources(device=device, precision=precision, compile=compile, threads=threads)
-    _run(
-        lambda: retry_study(
-            path,
-            names or [],
-            workers=workers,
-            executor=executor,
-            address=address,
-            checkpoints=checkpoints,
-            resources=asked,
-            track=track,
-        ),
-        path,
-    )
+    _run(lambda: retry_study(path, names or [], **given), path)
 
 
-def _run(run: Callable[[], list[Row]], path: Path) -> None:
-    """Runs it and says what came out; exit code 1 where something failed."""
+def _run(run: Callable[[], list[Result]], path: Path) -> None:
+    """Runs it and prints the results; exit code 1 where something failed."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
     from nanostudy.study.listing import best_lines, failure_lines
@@ -170,50 +84,33 @@ def _run(run: Callable[[], list[Row]], path: Path) -> None:
 
 
 @app.command("plan")
+@options(PLAN_OPTIONS)
 def plan_command(
     source: Source,
     axes: Axes = None,
     out: Out = None,
     part: Part = None,
     only: Only = None,
-    workers: Count = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    executor: Executor = "workers",
-    address: Address = None,
-    checkpoints: Checkpoints = None,
     plan_for: Annotated[
         str | None,
         typer.Option(help="Other machines: 8xH200, 64 cores, '16x8 cores 32GiB'. Simulates the run there."),
     ] = None,
     format: Format = Form.table,
+    **given: Any,
 ) -> None:
     """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
+    from nanostudy.api import plan_study
     from nanostudy.settings_files import parse_assignments
-    from nanostudy.studies import plan_study
     from nanostudy.study.listing import as_json
 
-    plan = plan_study(
-        source,
-        out,
-        settings=parse_assignments(axes or []),
-        parts=part or [],
-        only=only,
-        workers=workers,
-        executor=executor,
-        address=address,
-        checkpoints=checkpoints,
-        resources=Resources(device=device, precision=precision, compile=compile, threads=threads),
-        plan_for=plan_for,
-    )
+    settings = parse_assignments(axes or [])
+    plan = plan_study(source, out, settings=settings, parts=part or [], only=only, plan_for=plan_for, **given)
     if format is Form.table:
-        _say_plan(plan)
+        _print_plan(plan)
     elif format is Form.json and plan.prediction:
-        print(as_json({**_of_prediction(plan, plan.prediction), "stacks": _of_plan(plan)}))
+        print(as_json({**_prediction_record(plan, plan.prediction), "stacks": _stack_records(plan)}))
     else:
-        _print_records(_of_plan(plan), format)
+        _print_records(_stack_records(plan), format)
 
 
 def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
@@ -222,7 +119,7 @@ def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
     print(as_csv(table).removesuffix("\n") if format is Form.csv else as_json(table))
 
 
-def _of_plan(plan: Plan) -> list[dict[str, Any]]:
+def _stack_records(plan: Plan) -> list[dict[str, Any]]:
     turns = plan.prediction.run.turns if plan.prediction else [None] * len(plan.stacks)
     return [
         {
@@ -241,7 +138,7 @@ def _of_plan(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _of_prediction(plan: Plan, prediction: Prediction) -> dict[str, Any]:
+def _prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
     """Seconds, and shares of the time for which workers are busy."""
     assert plan.elsewhere
     least, mean, most = prediction.shares()
@@ -264,11 +161,11 @@ def _of_prediction(plan: Plan, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _say_plan(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
     from nanostudy.text import counted, duration, ranges
 
-    shown = [
+    rows = [
         {
             "": str(row["stack"]),
             "members": str(row["members"]),
@@ -280,9 +177,9 @@ def _say_plan(plan: Plan) -> None:
             "ids": _shortened(ranges([entry.id for entry in stack.members])),
             "the first": row["first"],
         }
-        for row, stack in zip(_of_plan(plan)[:MOST_STACKS], plan.stacks, strict=False)
+        for row, stack in zip(_stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
     ]
-    for line in as_lines(shown):
+    for line in as_lines(rows):
         print(line)
     if len(plan.stacks) > MOST_STACKS:
         print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
@@ -292,7 +189,7 @@ def _say_plan(plan: Plan) -> None:
     done = f"; {plan.done:,} done already" if plan.done else ""
     failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
     order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
-    print(f"{chr(10) if shown else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
+    print(f"{chr(10) if rows else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
     limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB a worker"
     gpu = plan.elsewhere.gpu if plan.elsewhere else None
     of_each = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
@@ -310,10 +207,10 @@ def _say_plan(plan: Plan) -> None:
         known = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
         print(f"time     {known}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
         if plan.prediction:
-            _say_prediction(plan, plan.prediction)
+            _print_prediction(plan, plan.prediction)
 
 
-def _say_prediction(plan: Plan, prediction: Prediction) -> None:
+def _print_prediction(plan: Plan, prediction: Prediction) -> None:
     from nanostudy.text import counted, duration
 
     least, mean, most = prediction.shares()

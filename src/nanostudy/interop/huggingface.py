@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import appearing, write_atomically
+from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.data.corpus import Tokenizer
-from nanostudy.model.gpt import GPTConfig, count_parameters, named_views, parameter_table
+from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
+from nanostudy.model.gpt import named_views
 from nanostudy.settings import SamplingParams
 from nanostudy.text import counted, plain, table
 from nanostudy.training.tensors import write_safetensors
@@ -31,11 +32,11 @@ def write_huggingface(weights: Weights, which: str, metadata: dict[str, Any], ou
         "tokenizer.json": _tokenizer(weights.tokenizer),
         "tokenizer_config.json": _tokenizer_config(weights),
     }
-    with appearing(out, overwrite) as folder:
+    with whole_folder(out, overwrite) as folder:
         for name, content in files.items():
             write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
         write_atomically(folder / "README.md", model_card(weights, which, metadata, out.resolve().name))
-        tensors = gpt2_tensors(weights.params, weights.shape)
+        tensors = gpt2_tensors(weights.params, weights.config)
         write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
@@ -55,7 +56,7 @@ def gpt2_tensors(params_1P: Tensor, shape: GPTConfig) -> dict[str, Tensor]:
 
 
 def _config(w: Weights) -> dict[str, Any]:
-    e, s = w.experiment, w.shape
+    e, s = w.experiment, w.config
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -77,8 +78,8 @@ def _config(w: Weights) -> dict[str, Any]:
 
 def _generation(w: Weights) -> dict[str, Any]:
     params = SamplingParams()
-    top_k = min(params.top_k or w.shape.vocab_size, w.shape.vocab_size)
-    return {"do_sample": True, "temperature": params.temperature, "top_k": top_k, "max_length": w.shape.block_size}
+    top_k = min(params.top_k or w.config.vocab_size, w.config.vocab_size)
+    return {"do_sample": True, "temperature": params.temperature, "top_k": top_k, "max_length": w.config.block_size}
 
 
 # --- the tokenizer
@@ -118,7 +119,7 @@ def _byte_spellings() -> list[str]:
 def _tokenizer_config(w: Weights) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": w.shape.block_size,
+        "model_max_length": w.config.block_size,
         # without token_type_ids, which older versions send by default: GPT-2 would add the embedding of token 0 for them
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
@@ -130,7 +131,7 @@ def _tokenizer_config(w: Weights) -> dict[str, Any]:
 
 def model_card(weights: Weights, which: str, metadata: dict[str, Any], name: str) -> str:
     """README.md: what the model is, how to use it, its text, its losses and its settings."""
-    w, e, s = weights, weights.experiment, weights.shape
+    w, e, s = weights, weights.experiment, weights.config
     what = f"{counted(s.n_layer, 'layer')}, {counted(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size}"
     unit = {"char": "character", "byte": "byte"}[w.tokenizer.kind]
     begun = "Trained from scratch" if e.init_from is None else "Trained, from another model's weights,"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import appearing, check_free, write_atomically
+from nanostudy.atomic import check_free, whole_folder, write_atomically
 from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import META, Table, read_meta, write_meta
 from nanostudy.data.texts import NAMES, find_text
@@ -25,8 +25,8 @@ from nanostudy.interop.nanogpt_config import (
     train_settings,
     translate,
 )
+from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
-from nanostudy.model.gpt import GPTConfig
 from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
 from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
@@ -142,7 +142,7 @@ def export_run(source: Path, to: str, out: Path | None, which: str | None, overw
 def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
     """ckpt.pt, meta.pkl, and a configuration with which train.py goes on. Raises UsageError, NanostudyError."""
     e, name = trained.weights.experiment, out.resolve().name
-    with appearing(out, overwrite) as folder:
+    with whole_folder(out, overwrite) as folder:
         write_ckpt(trained, folder / CKPT, name)
         write_meta(folder / META, Table(**trained.weights.tokenizer.as_dict()))
         title = f"Goes on where nanostudy stopped, in nanoGPT's folder: python train.py {RESUME}, with their paths, and --out_dir=."
@@ -153,7 +153,7 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
     w = trained.weights
     config = {**DEFAULTS, **train_settings(w.experiment, out_dir)}
-    write_checkpoint(path, w.params, w.shape, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
+    write_checkpoint(path, w.params, w.config, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
 
 
 # --- from nanoGPT
@@ -259,7 +259,7 @@ def write_run(imported: Imported, target: Path, machine: Machine) -> None:
     """A run folder with the weights and, if the text is there, all that going on needs. Nothing is evaluated yet."""
     ckpt, e, corpus = imported.checkpoint, imported.experiment, imported.corpus
     weights = Weights(ckpt.params_1P, e, ckpt.shape, Tokenizer(*imported.table), ckpt.iter_num)
-    with appearing(target) as folder:
+    with whole_folder(target) as folder:
         about: dict[str, Any] = {"step": ckpt.iter_num}
         if corpus:
             corpus.check_window(e.block_size)

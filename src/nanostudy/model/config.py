@@ -1,4 +1,4 @@
-"""What decides a GPT's size: its configuration, the table of its parameters, their number, and the arithmetic of a token."""
+"""A GPT's configuration, the table of its parameters, their number, and the operations per token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanostudy.settings import Experiment
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What decides the tensors' sizes."""
+    """Everything that decides the sizes of a GPT's tensors."""
 
     n_layer: int
     n_head: int
@@ -29,7 +29,7 @@ class GPTConfig:
 
 
 class Parameter(NamedTuple):
-    """A row of the table. `std` is of the initial normal distribution; None means filled with `fill`."""
+    """A row of the table. Its initial values are normal with this `std`; with None all are `fill`."""
 
     name: str
     size: tuple[int, ...]
@@ -44,20 +44,20 @@ class Parameter(NamedTuple):
 
 
 @lru_cache
-def parameter_table(shape: GPTConfig) -> tuple[Parameter, ...]:
-    """Every parameter of one member in the order in which a row holds them: decayed ones first.
+def parameter_table(config: GPTConfig) -> tuple[Parameter, ...]:
+    """Every parameter of one member, in the order of a row of the buffer: those with weight decay first.
 
     Initialisation is GPT-2's (Radford et al., 2019): normal with std 0.02, projections into the residual stream
     scaled by 1/sqrt(2 n_layer). Matrices are (out, in), as in nanoGPT and torch.nn.Linear.
     """
-    E, std, projection_std = shape.n_embd, 0.02, 0.02 / math.sqrt(2 * shape.n_layer)
+    E, std, projection_std = config.n_embd, 0.02, 0.02 / math.sqrt(2 * config.n_layer)
     rows: list[Parameter] = []
 
     def matrix(name: str, size: tuple[int, ...], key: str, std: float = std) -> None:
         rows.append(Parameter(name, size, std, 0.0, True, key))
 
     def vector(name: str, size: int, key: str, fill: float = 0.0) -> None:
-        if shape.bias or fill:  # gains are there with and without biases
+        if config.bias or fill:  # gains exist with and without biases
             rows.append(Parameter(name, (size,), None, fill, False, key))
 
     def linear(name: str, out: int, into: int, key: str, std: float = std) -> None:
@@ -68,9 +68,9 @@ def parameter_table(shape: GPTConfig) -> tuple[Parameter, ...]:
         vector(f"{name}.gain", E, f"{key}.weight", 1.0)
         vector(f"{name}.bias", E, f"{key}.bias")
 
-    matrix("token_embedding", (shape.vocab_size, E), "transformer.wte.weight")
-    matrix("position_embedding", (shape.block_size, E), "transformer.wpe.weight")
-    for layer in range(shape.n_layer):
+    matrix("token_embedding", (config.vocab_size, E), "transformer.wte.weight")
+    matrix("position_embedding", (config.block_size, E), "transformer.wpe.weight")
+    for layer in range(config.n_layer):
         here, there = f"layer{layer}", f"transformer.h.{layer}"
         layer_norm(f"{here}.norm1", f"{there}.ln_1")
         linear(f"{here}.qkv", 3 * E, E, f"{there}.attn.c_attn")
@@ -79,8 +79,8 @@ def parameter_table(shape: GPTConfig) -> tuple[Parameter, ...]:
         linear(f"{here}.mlp_in", 4 * E, E, f"{there}.mlp.c_fc")
         linear(f"{here}.mlp_out", E, 4 * E, f"{there}.mlp.c_proj", projection_std)
     layer_norm("norm", "transformer.ln_f")
-    if not shape.tie_embeddings:
-        matrix("head", (shape.vocab_size, E), "lm_head.weight")
+    if not config.tie_embeddings:
+        matrix("head", (config.vocab_size, E), "lm_head.weight")
     return tuple(sorted(rows, key=lambda row: not row.decayed))
 
 
@@ -88,17 +88,17 @@ def parameter_table(shape: GPTConfig) -> tuple[Parameter, ...]:
 class ParameterCount:
     total: int
     decayed: int
-    without_positions: int  # as nanoGPT counts
+    without_positions: int  # nanoGPT's count
 
 
 @lru_cache
-def count_parameters(shape: GPTConfig) -> ParameterCount:
-    table = parameter_table(shape)
+def count_parameters(config: GPTConfig) -> ParameterCount:
+    table = parameter_table(config)
     total = sum(row.numel for row in table)
-    positions = shape.block_size * shape.n_embd
+    positions = config.block_size * config.n_embd
     return ParameterCount(total, sum(row.numel for row in table if row.decayed), total - positions)
 
 
-def flops_per_token(shape: GPTConfig) -> int:
-    """Floating-point operations of a forward and backward pass (Chowdhery et al., 2022, appendix B); forward: a third."""
-    return 6 * count_parameters(shape).without_positions + 12 * shape.n_layer * shape.n_embd * shape.block_size
+def flops_per_token(config: GPTConfig) -> int:
+    """Floating-point operations of a forward and backward pass (Chowdhery et al., 2022, appendix B). A third is the forward pass."""
+    return 6 * count_parameters(config).without_positions + 12 * config.n_layer * config.n_embd * config.block_size

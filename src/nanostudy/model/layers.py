@@ -1,8 +1,8 @@
-"""The sublayers of a stack, each with its backward pass. Letters as in model.py; the ops that they are made of: fused.py.
+"""The sublayers of a stack, each with its backward pass, made of the operations in ops.py. Letters as in gpt.py.
 
-Written out, and not left to automatic differentiation, for three reasons: library attention keys its dropout by the place in
-the batch instead of by the experiment; masks are made again in the backward pass, which is faster than to keep them;
-and the gradient of a weight comes in the weight's own layout.
+The backward passes are written by hand for three reasons: library attention keys its dropout by the place in the batch, not by
+the experiment; computing a mask again in the backward pass is faster than storing it; and a weight's gradient comes out in the
+weight's own layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from nanostudy.model.ops import DropoutKeys, Ops
 
-BLOCK, MOST_BLOCKS = 64, 4  # of queries: their least, and the most blocks
+LEAST_QUERIES, MOST_BLOCKS = 64, 4  # attention splits a sequence into blocks of queries
 
 
 class Linear(Function):
@@ -99,7 +99,7 @@ class Attention(Function):
 def _attend_blocks(
     qkv_ZTF: Tensor, drop: DropoutKeys | None, heads: int, ops: Ops
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(y (Z, T, E), what the backward pass needs). In blocks of queries, so that what no query sees is mostly not computed."""
+    """(y (Z, T, E), tensors for the backward pass). Blocks of queries skip most of the future, which no query sees."""
     qkv_XZHTD = ops.split_heads(qkv_ZTF, 3, heads)
     q, k, v = qkv_XZHTD.flatten(1, 2)
     (Z, _, T, D), y, kept = qkv_XZHTD.shape[1:], torch.empty_like(q), []
@@ -134,17 +134,17 @@ def _attend_blocks_backward(d_y_ZTE: Tensor, kept: tuple[Tensor, ...], drop: Dro
 
 def _blocks(T: int) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of each block of queries."""
-    size = max(BLOCK, -(-T // MOST_BLOCKS))
+    size = max(LEAST_QUERIES, -(-T // MOST_BLOCKS))
     return ((first, min(first + size, T)) for first in range(0, T, size))
 
 
 def seen_share(T: int) -> float:
-    """The share of all pairs of positions that attention computes, seen or not."""
+    """The share of all T * T pairs of positions that attention computes, masked ones included."""
     return sum(last * (last - first) for first, last in _blocks(T)) / T**2
 
 
 class Gelu(Function):
-    """x times the share of a normal distribution below x (Hendrycks & Gimpel, 2016), (M, B, T, F)."""
+    """x times the normal distribution function at x (Hendrycks & Gimpel, 2016), (M, B, T, F)."""
 
     @staticmethod
     def forward(ctx: Any, x_MBTF: Tensor, ops: Ops) -> Tensor:
@@ -160,7 +160,7 @@ class Gelu(Function):
 
 
 class CrossEntropy(Function):
-    """In nats per token, fp32 (M, B, T); 0 where the target is -1, which has no gradient here."""
+    """In nats per token, fp32 (M, B, T); 0 where the target is -1. The backward pass takes no target -1."""
 
     @staticmethod
     def forward(ctx: Any, logits_MBTV: Tensor, targets_MBT: Tensor, ops: Ops) -> Tensor:

@@ -1,9 +1,9 @@
-"""The work between a stack's matrix products, piece by piece, each with its backward pass.
+"""The operations between a stack's matrix products, in plain PyTorch, each with its backward pass: the reference for kernels/.
 
-A piece is a plain function of tensors. REFERENCE runs it operation by operation; kernels.py has each as one kernel that keeps what
-lies between the operations in registers. They agree up to rounding, and in the dropout masks to the bit.
+Every operation is a function of tensors. REFERENCE runs it in PyTorch's steps; kernels/ has it as one fused kernel that keeps
+intermediate results in registers. The two agree up to rounding, and in the dropout masks to the bit.
 
-Letters as in model.py; Z stands for the sequences of all members, M * B, Q for queries and K for keys.
+Letters as in gpt.py; Z stands for the sequences of all members, M * B, Q for queries and K for keys.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ EPSILON = 1e-5  # of LayerNorm, as in nanoGPT
 
 
 class DropoutKeys(NamedTuple):
-    """One of the model's dropouts: what a sequence's mask is spread from, int32 (Z,) each, and what makes up for the
-    dropped, 1 / (1 - rate), fp32 (Z,)."""
+    """The keys of one of the model's dropouts, int32 (Z,) each (see randomness.dropout_words), and its scale 1 / (1 - rate),
+    fp32 (Z,)."""
 
     low: Tensor
     high: Tensor
@@ -51,13 +51,13 @@ def _each_sequence(row_ME: Tensor, Z: int) -> Tensor:
 def residual_norm(
     x_ZTE: Tensor | None, y_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor, bias_ME: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(x + y with dropout, that normalised): where one sublayer ends and the next begins. x None stands for zeros."""
+    """(x + y with dropout, its LayerNorm): the end of one sublayer and the start of the next. x None stands for zeros."""
     E = y_ZTE.shape[2]
     kept_ZTE = _dropped(y_ZTE, drop, (E, 1))
     sum_ZTE = kept_ZTE if x_ZTE is None else x_ZTE + kept_ZTE
-    # The library's kernel normalises; its own gain is one for all rows, and here each member has another.
+    # PyTorch's kernel applies one gain to all rows, and here each member has its own.
     normal_ZTE, _, rstd_ZT1 = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
-    # Where the variance overflows it would give zeros, and a member that has blown up would look healthy.
+    # Where the variance overflows the kernel returns zeros, and a diverged member would look healthy.
     normal_ZTE = normal_ZTE.masked_fill(rstd_ZT1 <= 0, math.nan)
     gain_Z1E = _each_sequence(gain_ME, len(y_ZTE))
     if bias_ME is None:
@@ -68,7 +68,7 @@ def residual_norm(
 def residual_norm_backward(
     d_sum_ZTE: Tensor, d_norm_ZTE: Tensor, sum_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d x, d y, d gain, d bias); the last two a sequence, fp32 (Z, E)."""
+    """(d x, d y, d gain, d bias); the last two per sequence, fp32 (Z, E)."""
     E = sum_ZTE.shape[2]
     normal_ZTE, mean, rstd = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
     d_gain_ZE = (d_norm_ZTE * normal_ZTE).sum(1, dtype=torch.float32)
@@ -82,19 +82,19 @@ def residual_norm_backward(
 
 
 def split_heads(x_ZTF: Tensor, parts: int, heads: int) -> Tensor:
-    """(X, Z, H, T, D), contiguous: queries, keys and values (X = 3), or one of them, head by head. F = X * H * D."""
+    """(X, Z, H, T, D), contiguous: queries, keys and values (X = `parts` = 3) or one of them (1). F = X * H * D."""
     return x_ZTF.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
 
 
 def merge_heads(y_XZHTD: Tensor) -> Tensor:
-    """(Z, T, F): undoes `split_heads`."""
+    """(Z, T, F): the inverse of `split_heads`."""
     return y_XZHTD.permute(1, 3, 0, 2, 4).flatten(2)
 
 
 def attend(scores_ZHQK: Tensor, drop: DropoutKeys | None, scale: float, context: int) -> tuple[Tensor, Tensor]:
-    """(attention weights, the same with dropout). The queries are at the last Q of the K positions; none sees a later key.
+    """(attention weights, the same with dropout). The queries are the last Q of the K positions; none sees a later key.
 
-    `context` is the number of positions of a sequence, by which its activations are numbered.
+    `context` is the sequence length that numbers the activations for the dropout mask.
     """
     Q, K = scores_ZHQK.shape[2:]
     key_K = torch.arange(K, device=scores_ZHQK.device)
@@ -121,14 +121,14 @@ def cross_entropy(logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
 
 
 def cross_entropy_backward(d_losses_ZT: Tensor, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
-    """d logits; every target counts."""
+    """d logits. Targets must not be -1."""
     hit_ZTV = torch.arange(logits_ZTV.shape[2], device=targets_ZT.device) == targets_ZT[..., None]
     d_logits_ZTV = logits_ZTV.float().softmax(2) - hit_ZTV.to(torch.float32)
     return (d_logits_ZTV * d_losses_ZT[..., None]).to(logits_ZTV.dtype)
 
 
 def gelu(x: Tensor, trains: bool) -> tuple[Tensor, Tensor]:
-    """(GELU of x, what `gelu_backward` needs of it). The latter may be anything where nothing trains."""
+    """(GELU of x, the tensor that `gelu_backward` needs). Without `trains` the second may be anything."""
     return F.gelu(x), x
 
 
@@ -137,12 +137,12 @@ def gelu_backward(d_y: Tensor, kept: Tensor) -> Tensor:
 
 
 def norms(rows_MP: Tensor) -> Tensor:
-    """Of each row, fp32 (M,)."""
+    """The Euclidean norm of each row, fp32 (M,)."""
     return torch.linalg.vector_norm(rows_MP, dim=1, dtype=torch.float32)
 
 
 class Ops(NamedTuple):
-    """`attention` and its backward pass are whole ones (see layers.py), where there is a kernel for that."""
+    """One implementation of every operation. `attention` computes whole sequences at once, on machines that have a kernel for it."""
 
     residual_norm: Callable[..., tuple[Tensor, Tensor]]
     residual_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]

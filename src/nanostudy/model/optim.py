@@ -1,4 +1,4 @@
-"""AdamW, clipping and schedules, each member with settings of its own. Letters as in model.py."""
+"""AdamW, gradient clipping and learning-rate schedules, with separate settings for each member. Letters as in gpt.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nanostudy.settings import Experiment
 
-EPSILON = 1e-8  # torch.optim.AdamW's default, which nanoGPT keeps
+EPSILON = 1e-8  # the default of torch.optim.AdamW, as in nanoGPT
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:
-    """The rate of update number `step`, counted from 0: nanoGPT's warm-up and cosine, or constant.
+    """The learning rate of update number `step`, counted from 0: nanoGPT's warm-up and cosine decay, or constant.
 
-    Where the decay would end before the warm-up does, the warm-up is followed by min_lr.
+    If the decay ends before the warm-up does, min_lr follows the warm-up.
     """
     e = experiment
     if not e.decay_lr:
@@ -34,7 +34,7 @@ def learning_rate(experiment: Experiment, step: int) -> float:
 
 @dataclass
 class StepSettings:
-    """The members' numbers for one update, fp32 (M, 1) each: a column beside the buffer's rows."""
+    """The members' settings for one update, fp32 (M, 1) each, to broadcast over the buffer's rows."""
 
     learning_rate: Tensor
     decay: Tensor  # learning_rate * weight_decay
@@ -46,7 +46,7 @@ class StepSettings:
 
     @staticmethod
     def at(experiments: Sequence[Experiment], steps: Sequence[int], device: torch.device) -> StepSettings:
-        """For update number `steps[m]`, counted from 0, of each member. Computed in double precision on the host."""
+        """For update number `steps[m]` of member m, counted from 0. Computed in double precision on the host."""
         rows = []
         for e, step in zip(experiments, steps, strict=True):
             lr = learning_rate(e, step)
@@ -61,15 +61,15 @@ def adamw_kernel(
     exp_avg_MP: Tensor,
     exp_avg_sq_MP: Tensor,
     decay_M1: Tensor,
-    moved_M1: Tensor,
+    active_M1: Tensor,
     clip_M1: Tensor,
     one_minus_beta1_M1: Tensor,
     one_minus_beta2_M1: Tensor,
     root_correction2_M1: Tensor,
     step_size_M1: Tensor,
 ) -> None:
-    """The part of AdamW that visits every parameter, in place. Without `moved_M1` a gradient is not looked at: it may be anything."""
-    grads_MP = torch.where(moved_M1, grads_MP * clip_M1, 0.0)
+    """AdamW's loop over all parameters, in place. Gradients of members outside `active_M1` are ignored, so they may be NaN."""
+    grads_MP = torch.where(active_M1, grads_MP * clip_M1, 0.0)
     params_MP.mul_(1 - decay_M1)
     exp_avg_MP.lerp_(grads_MP, one_minus_beta1_M1)
     exp_avg_sq_MP.mul_(1 - one_minus_beta2_M1).addcmul_(grads_MP * one_minus_beta2_M1, grads_MP)
@@ -83,34 +83,32 @@ def adamw(
     exp_avg_MP: Tensor,
     exp_avg_sq_MP: Tensor,
     updates_M: Tensor,
-    moved_M: Tensor,
+    active_M: Tensor,
     norm_M: Tensor,
-    rates: StepSettings,
+    settings: StepSettings,
     decayed: int,
     kernel: Callable[..., None] = adamw_kernel,
 ) -> None:
-    """One update, in place, of every member for which `moved_M` is true (Loshchilov & Hutter, 2019, algorithm 2), by its
-    gradient scaled to a norm of at most its bound.
+    """One AdamW update, in place, of every member in `active_M` (Loshchilov & Hutter, 2019, algorithm 2), after clipping.
 
-    `updates_M`, int64, counts each member's updates; `norm_M` are the gradients' norms. The first `decayed` columns are
-    those that weight decay applies to.
+    `updates_M`, int64, counts each member's updates; `norm_M` are the norms of the gradients. Weight decay applies to the first
+    `decayed` columns.
     """
-    moved_M1 = moved_M[:, None]
-    updates_M.add_(moved_M)
+    active_M1 = active_M[:, None]
+    updates_M.add_(active_M)
     # nanoGPT's torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
-    clip_M1 = (rates.grad_clip / (norm_M[:, None] + 1e-6)).clamp_(max=1.0)
+    clip_M1 = (settings.grad_clip / (norm_M[:, None] + 1e-6)).clamp_(max=1.0)
     learning_rate_M1, decay_M1, one_minus_beta1_M1, one_minus_beta2_M1 = (
-        torch.where(moved_M1, rate, 0.0)
-        for rate in (rates.learning_rate, rates.decay, rates.one_minus_beta1, rates.one_minus_beta2)
+        torch.where(active_M1, setting, 0.0)
+        for setting in (settings.learning_rate, settings.decay, settings.one_minus_beta1, settings.one_minus_beta2)
     )
-    # 1 - beta**t, without the cancellation that it would suffer in fp32. A member that has not moved yet has corrections
-    # of zero, and must not become 0 / 0.
+    # 1 - beta**t without fp32's cancellation. It is zero for a member without updates, and 0 / 0 must not happen.
     correction1_M1, correction2_M1 = (
-        torch.where(moved_M1, -torch.expm1(updates_M[:, None] * log_beta), 1.0)
-        for log_beta in (rates.log_beta1, rates.log_beta2)
+        torch.where(active_M1, -torch.expm1(updates_M[:, None] * log_beta), 1.0)
+        for log_beta in (settings.log_beta1, settings.log_beta2)
     )
-    numbers = (
-        moved_M1,
+    columns = (
+        active_M1,
         clip_M1,
         one_minus_beta1_M1,
         one_minus_beta2_M1,
@@ -118,6 +116,6 @@ def adamw(
         learning_rate_M1 / correction1_M1,
     )
     rows = (params_MP, grads_MP, exp_avg_MP, exp_avg_sq_MP)
-    kernel(*(row_MP[:, :decayed] for row_MP in rows), decay_M1, *numbers)
+    kernel(*(row_MP[:, :decayed] for row_MP in rows), decay_M1, *columns)
     if decayed < params_MP.shape[1]:
-        kernel(*(row_MP[:, decayed:] for row_MP in rows), torch.zeros_like(decay_M1), *numbers)
+        kernel(*(row_MP[:, decayed:] for row_MP in rows), torch.zeros_like(decay_M1), *columns)

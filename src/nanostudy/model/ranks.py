@@ -1,6 +1,6 @@
-"""Several processes that train as one, as torchrun starts them: who each is, and what they tell one another.
+"""Distributed training: the ranks that torchrun starts, and what they exchange.
 
-A process on its own is the first of one: the same code, and nothing is told to anybody.
+A process on its own is rank 0 of one: the same code, without communication.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch import Tensor
 
 from nanostudy.errors import Interrupted, NanostudyError, RankLost, ReportedElsewhere, UsageError
 
-PATIENCE = timedelta(minutes=10)  # that ranks have with one that is silent; one that ends is noticed at once
-PRECEDENCE = 0.5  # seconds that the first rank gets to say what all of them found wrong
+TIMEOUT = timedelta(minutes=10)  # for a rank that is silent; one that ends is noticed at once
+HEAD_START = 0.5  # seconds for rank 0 to report an error that occurs at all ranks
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its training. The first one reads, writes and speaks for all."""
+    """This process among those of its training. Rank 0 reads, writes and reports for all."""
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0  # among those of this machine
+    local_rank: int = 0  # among the ranks of this machine
     local_count: int = 1
 
     @property
@@ -41,8 +41,8 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """The places of `count` that are this rank's: neighbours, as many as any other rank's or one fewer. Raises UsageError
-        where there are too few for all ranks."""
+        """This rank's consecutive places among `count`. The shares of two ranks differ by one at most. Raises UsageError where
+        there are fewer places than ranks."""
         if count < self.count:
             raise UsageError(
                 f"An update has {count} sequences (batch_size times gradient_accumulation_steps), too few for {self.count} ranks. "
@@ -51,39 +51,39 @@ class Ranks:
         return range(self.rank * count // self.count, (self.rank + 1) * count // self.count)
 
     def add(self, numbers: Tensor) -> None:
-        """Adds up over ranks, in place: to the same bits at all of them. Raises RankLost."""
+        """Sums over ranks, in place, to the same bits at each. Raises RankLost."""
         if self.count > 1:
-            with _heard():
+            with _loss_detected():
                 dist.all_reduce(numbers)
 
     def meet(self) -> None:
-        """Waits until all are here. Raises RankLost."""
+        """Waits until all ranks call this. Raises RankLost."""
         self.add(torch.zeros(1))
 
     def of_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, at all of them; the others do not call it. Raises RankLost."""
+        """The result of rank 0's call, at all ranks; the others do not call `make`. Raises RankLost."""
         if self.count == 1:
             return make()
         made = [make() if self.first else None]
-        with _heard():
+        with _loss_detected():
             dist.broadcast_object_list(made, src=0)
         return made[0]  # type: ignore[return-value]
 
     def agree(self, facts: Mapping[str, object]) -> None:
-        """Raises UsageError, at all ranks, where one of them has other facts than the first. Raises RankLost."""
+        """Raises UsageError, at all ranks, where one has other facts than rank 0. Raises RankLost."""
         if self.count == 1:
             return
-        found: list[Mapping[str, object]] = [{}] * self.count
-        with _heard():
-            dist.all_gather_object(found, dict(facts))
-        for rank, theirs in enumerate(found):
-            other = [
+        everyone: list[Mapping[str, object]] = [{}] * self.count
+        with _loss_detected():
+            dist.all_gather_object(everyone, dict(facts))
+        for rank, theirs in enumerate(everyone):
+            differences = [
                 f"{key} {theirs.get(key, 'unknown')} there, {value} at rank 0"
-                for key, value in found[0].items()
+                for key, value in everyone[0].items()
                 if theirs.get(key, "unknown") != value
             ]
-            if other:
-                raise UsageError(f"rank {rank} would not train the same as the others: {', '.join(other)}.")
+            if differences:
+                raise UsageError(f"rank {rank} would not train the same as the others: {', '.join(differences)}.")
 
 
 ALONE = Ranks()
@@ -91,7 +91,7 @@ _trainings = itertools.count()
 
 
 def started() -> Ranks:
-    """As the environment says, which torchrun sets."""
+    """This process's rank, from the environment that torchrun sets."""
     rank, count = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (rank.isdigit() and count.isdigit() and int(count) > 1):
         return ALONE
@@ -102,10 +102,10 @@ def started() -> Ranks:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """In touch with the other ranks until the end of the block, or of an outer one.
+    """Connects the ranks until the end of the block, or of an outer one.
 
-    Whatever goes wrong is said by one of them, the first or whom it happened to: at the others the block raises
-    ReportedElsewhere. Raises NanostudyError where the ranks do not find one another.
+    One rank reports an error: rank 0, or the one where it occurred. At the others the block raises ReportedElsewhere. Raises
+    NanostudyError where the ranks do not find one another.
     """
     ranks = started()
     if ranks.count == 1 or (dist.is_available() and dist.is_initialized()):
@@ -115,9 +115,9 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except (Exception, KeyboardInterrupt) as problem:
-        # the group is left as it is: one whose members are gone cannot be left in good order, and this process ends
-        if not _speaks(ranks, failures, problem):
-            raise ReportedElsewhere("Another rank of this training says what went wrong.") from None
+        # the process group stays open: closing one with lost members may hang, and this process ends anyway
+        if not _reports(ranks, failures, problem):
+            raise ReportedElsewhere("Another rank of this training reports what went wrong.") from None
         if isinstance(problem, NanostudyError) and not ranks.first:
             raise type(problem)(f"rank {ranks.rank}: {problem}") from problem
         raise
@@ -125,18 +125,18 @@ def joined() -> Iterator[Ranks]:
 
 
 def _join(ranks: Ranks) -> Callable[[], int]:
-    """Gives what counts failures: the first to call it anywhere gets 1."""
+    """Returns a counter of failures: its first call at any rank returns 1."""
     if not dist.is_available():
         raise UsageError(f"torchrun started {ranks.count} ranks, and this PyTorch was built without torch.distributed.")
     from torch.distributed.rendezvous import rendezvous
 
-    # NCCL moves what lies on GPUs, gloo all else
+    # NCCL for tensors on GPUs, gloo for all others
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-        # what an earlier training of this process left in it is not read
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+        # separate keys for each training of this process
         store = dist.PrefixStore(f"training{next(_trainings)}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as problem:
         raise NanostudyError(
             f"The {ranks.count} ranks did not find one another ({_line(problem)}). Start them with torchrun --nproc-per-node N "
@@ -145,24 +145,25 @@ def _join(ranks: Ranks) -> Callable[[], int]:
     return lambda: store.add("failures", 1)
 
 
-def _speaks(ranks: Ranks, failures: Callable[[], int], problem: BaseException) -> bool:
-    """Whether this rank is the one to say it: the first to fail, and of those that fail together the first rank."""
-    if isinstance(problem, Interrupted | KeyboardInterrupt):  # reaches all of them, or the first says who was lost
+def _reports(ranks: Ranks, failures: Callable[[], int], problem: BaseException) -> bool:
+    """Whether this rank reports the error: the first that fails; if all fail together, rank 0."""
+    if isinstance(problem, Interrupted | KeyboardInterrupt):  # reaches all ranks, or rank 0 reports who was lost
         return ranks.first
     if not ranks.first and not isinstance(problem, RankLost):
-        time.sleep(PRECEDENCE)
+        time.sleep(HEAD_START)
     try:
         earliest = failures() == 1
-    except RuntimeError:  # the count went with the rank that kept it
+    except RuntimeError:  # the counter is lost with the rank that held it
         earliest = True
     return earliest
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[None]:
+def _loss_detected() -> Iterator[None]:
+    """Turns errors of the communication into RankLost."""
     try:
         yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # of this rank
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # an error of this rank
         raise
     except RuntimeError as problem:
         raise RankLost(
@@ -172,5 +173,5 @@ def _heard() -> Iterator[None]:
 
 
 def _line(problem: Exception) -> str:
-    """Its first sentence, without the place in a library's source that gloo begins with."""
+    """Its first sentence, without the source location that gloo begins with."""
     return re.sub(r"^\[[^]]*\] ", "", str(problem).strip()).split("\n")[0].split(". ")[0].rstrip(".")

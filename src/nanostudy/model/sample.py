@@ -1,4 +1,4 @@
-"""Sampling: prefill, decode with a cache, pick. Letters as in model.py; S is the number of samples."""
+"""Sampling: prefill, decode with a cache, pick tokens. Letters as in gpt.py; S is the number of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nanostudy.errors import NanostudyError
-from nanostudy.model.gpt import Cache, GPTConfig, forward, named_views
+from nanostudy.model.config import GPTConfig
+from nanostudy.model.gpt import Cache, forward, named_views
 from nanostudy.model.randomness import Purpose, generator
 from nanostudy.settings import SamplingParams
 
@@ -17,53 +18,53 @@ from nanostudy.settings import SamplingParams
 @torch.inference_mode()
 def generate(
     params_MP: Tensor,
-    shape: GPTConfig,
+    config: GPTConfig,
     prompt_T: np.ndarray,
     seeds: Sequence[int],
     count: int,
     tokens: int,
-    picking: SamplingParams,
+    params: SamplingParams,
 ) -> Iterator[Tensor]:
     """Yields the next token ids, int64 (M, S), `tokens` times: S samples of every member after the same prompt.
 
-    Sample s of a member is a function of the member's weights, its seed and s: neither the number of samples nor
-    the other members change it. Computed in the parameters' dtype.
+    Sample s of a member depends only on the member's weights, its seed and s: not on the number of samples, nor on other
+    members. Computed in the parameters' dtype. Raises NanostudyError where the logits are not finite.
     """
     M, device = len(params_MP), params_MP.device
-    weights = named_views(params_MP, shape)
+    weights = named_views(params_MP, config)
     uniform_TMS = torch.from_numpy(_uniforms(seeds, count, tokens)).to(device)
     history_MST = torch.from_numpy(prompt_T).to(device).expand(M, count, -1)
-    cache, unread_MST = Cache.empty(shape, M, count, params_MP), history_MST[..., -shape.block_size :]
+    cache, unread_MST = Cache.empty(config, M, count, params_MP), history_MST[..., -config.block_size :]
     for t in range(tokens):
-        if cache.length + unread_MST.shape[2] > shape.block_size:
-            # Every position's vector would move by one, and with it all that the cache holds.
-            keep = shape.block_size if picking.exact else max(1, shape.block_size // 2)
+        if cache.length + unread_MST.shape[2] > config.block_size:
+            # The window slides, every token changes its position, and nothing in the cache remains valid.
+            keep = config.block_size if params.exact else max(1, config.block_size // 2)
             cache.length, unread_MST = 0, history_MST[..., -keep:]
-        logits_MSV = forward(weights, unread_MST, shape, cache=cache)[:, :, -1].float()
+        logits_MSV = forward(weights, unread_MST, config, cache=cache)[:, :, -1].float()
         if t == 0 and not logits_MSV.isfinite().all():
             raise NanostudyError("This model gives no probabilities: its weights are not finite, or too large.")
-        unread_MST = pick(logits_MSV, uniform_TMS[t], picking)[..., None]
-        history_MST = torch.cat([history_MST, unread_MST], 2)[..., -shape.block_size :]
+        unread_MST = pick(logits_MSV, uniform_TMS[t], params)[..., None]
+        history_MST = torch.cat([history_MST, unread_MST], 2)[..., -config.block_size :]
         yield unread_MST[..., 0]
 
 
-def pick(logits_MSV: Tensor, uniform_MS: Tensor, picking: SamplingParams) -> Tensor:
+def pick(logits_MSV: Tensor, uniform_MS: Tensor, params: SamplingParams) -> Tensor:
     """Token ids (M, S): the inverse of the cumulative distribution at a uniform number in [0, 1)."""
-    if picking.temperature == 0:
+    if params.temperature == 0:
         return logits_MSV.argmax(-1)
-    sorted_MSV, ids_MSV = ((logits_MSV - logits_MSV.amax(-1, keepdim=True)) / picking.temperature).sort(
+    sorted_MSV, ids_MSV = ((logits_MSV - logits_MSV.amax(-1, keepdim=True)) / params.temperature).sort(
         dim=-1, descending=True, stable=True
     )
     probability_MSV = sorted_MSV.softmax(-1)
-    if picking.top_k is not None:
-        probability_MSV[..., picking.top_k :] = 0
-    if picking.top_p is not None:
+    if params.top_k is not None:
+        probability_MSV[..., params.top_k :] = 0
+    if params.top_p is not None:
         before_MSV = probability_MSV.cumsum(-1) - probability_MSV
-        probability_MSV[before_MSV >= picking.top_p * probability_MSV.sum(-1, keepdim=True)] = 0
+        probability_MSV[before_MSV >= params.top_p * probability_MSV.sum(-1, keepdim=True)] = 0
     cumulative_MSV = probability_MSV.cumsum(-1)
     target_MS1 = uniform_MS[..., None] * cumulative_MSV[..., -1:]
     place_MS1 = torch.searchsorted(cumulative_MSV, target_MS1, right=True)
-    # rounding may carry the target up to the total, behind which only excluded tokens lie
+    # rounding may lift the target to the total, where only excluded tokens follow
     place_MS1 = torch.minimum(place_MS1, ((probability_MSV > 0).sum(-1, keepdim=True) - 1).clamp_(min=0))
     return ids_MSV.gather(-1, place_MS1)[..., 0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nanostudy.measures import MEASURES
@@ -23,8 +23,9 @@ from nanostudy.reporting.document import (
     Samples,
     Source,
 )
-from nanostudy.reporting.phrases import number
-from nanostudy.text import plain, table
+from nanostudy.text import plain, table, value_text
+
+Columns = Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
 
 MOST_ROWS = 25  # of the table of experiments; results.csv has all
 
@@ -69,26 +70,26 @@ def _block(block: Block, data: Data, pictures: Collection[str]) -> list[str]:
             return _fenced(text)
 
 
-def _experiments(columns: Any, data: Data) -> list[str]:
+def _experiments(columns: Columns, data: Data) -> list[str]:
     rows = sorted(data.experiments, key=lambda row: (row["place"] is None, row["place"] or 0.0, row["i"]))[:MOST_ROWS]
-    lines = table([heading for _, heading in columns], [[cell(row[key], key) for key, _ in columns] for row in rows])
+    lines = table(*brief_table(columns, rows))
     left = len(data.experiments) - len(rows)
     return [*lines, "", f"These are {len(rows)} of {len(data.experiments):,}; results.csv has all."] if left else lines
 
 
-def cell(value: Any, column: str) -> Any:
-    """A value of the data's experiments as a table shows it."""
+def brief_table(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the data's experiments, without the measures that short tables leave out."""
+    columns = [(key, heading) for key, heading in columns if key not in MEASURES or MEASURES[key].brief]
+    return [heading for _, heading in columns], [[_cell(row[key], key) for key, _ in columns] for row in rows]
+
+
+def _cell(value: Any, column: str) -> str:
     if value is None:
         return ""
-    if not isinstance(value, float):
-        return value
-    decimals = MEASURES[column].decimals if column in MEASURES else None
-    if decimals is not None:
-        return number(value, decimals)
-    return f"{value:.2e}" if abs(value) >= 1e9 else int(value) if value.is_integer() else f"{value:.6g}"
+    return MEASURES[column].text(value) if column in MEASURES else value_text(value)
 
 
-def _samples(first: Any, data: Data) -> list[str]:
+def _samples(first: Sequence[int], data: Data) -> list[str]:
     lines: list[str] = []
     for i in first:
         lines += [f"**{plain(data.experiments[i]['name'])}**", ""] if len(first) > 1 else []

@@ -135,9 +135,9 @@ def _samples(block: Samples, data: Data) -> str:
 
 def _experiments(block: Experiments, data: Data) -> str:
     """The best of them."""
-    from nanostudy.reporting.markdown import cell
+    from nanostudy.reporting.markdown import brief_table
 
-    table = pd.DataFrame(data.experiments).sort_values("val_loss", na_position="last", kind="stable").head(MOST_ROWS)
-    columns = {heading: [cell(value, key) for value in table[key]] for key, heading in block.columns}
-    shown: str = pd.DataFrame(columns).to_html(index=False, na_rep="")
+    rows = sorted(data.experiments, key=lambda row: (row["val_loss"] is None, row["val_loss"]))[:MOST_ROWS]
+    header, cells = brief_table(block.columns, rows)
+    shown: str = pd.DataFrame(cells, columns=header).to_html(index=False)
     return shown

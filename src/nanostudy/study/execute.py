@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
+from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
@@ -22,7 +23,7 @@ from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgress
 from nanostudy.study.retry import Retry
-from nanostudy.study.store import RESULTS, StackRow
+from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.study.workers import Backend
 from nanostudy.text import duration
@@ -31,6 +32,7 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.train import Job
 
 MOST_DEATHS = 3  # of a stack's worker without progress in between, before the stack is split
 MOST_FAILED_STARTS = 3  # of workers in a row, before the study ends
@@ -109,7 +111,7 @@ class Execution:
             if not chosen.isdisjoint(undone):
                 self.to_train.append(stack)
         fresh = [self.entries[name] for name in chosen if self.progress.is_undone(name) and name not in in_stacks]
-        planned = plan(fresh, self.folder.texts.corpora, self.capacity)
+        planned = plan(fresh, self.folder.inputs.corpora, self.capacity)
         self.to_train.extend(self.store.add_stacks(([e.name for e in s.members], s.width) for s in planned))
         without_samples: dict[object, list[str]] = {}  # members of open stacks write when their stack has ended
         for name, last in self.store.results(sampled=False).items():
@@ -155,10 +157,13 @@ class Execution:
                 self.backend.start(worker, self.training_task(stack))
 
     def training_task(self, stack: StackRow) -> TrainStack:
-        jobs = tuple(self.folder.texts.job(self.entries[name]) for name in stack.members)
-        corpus, place = self.folder.texts.corpus(jobs[0].experiment), self.stack_folder(stack)
+        jobs = tuple(self.job(name) for name in stack.members)
+        corpus, place = self.folder.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
         self.retry(lambda: make_folder(place))
         return TrainStack(jobs, corpus, place, stack.width, self.save_every)
+
+    def job(self, name: str) -> Job:
+        return self.folder.inputs.job(name, self.entries[name].experiment)
 
     def stack_folder(self, stack: StackRow) -> Path:
         return self.folder.path / STACKS / str(stack.id)
@@ -177,7 +182,7 @@ class Execution:
         elif isinstance(report, Noted):
             self.note(assignment, report.text)
         elif isinstance(report, Sampled):
-            self.retry(lambda: self.artifacts.save(report.texts))
+            self.retry(lambda: self.artifacts.save(report.samples))
         elif isinstance(report, Done):
             del self.assignments[worker]
             if assignment.stack and not self.stop():
@@ -216,13 +221,13 @@ class Execution:
         recorder = assignment.recorders[name]
         self.retry(lambda: recorder.record(event))
         if self.tracked:
-            self.tracked.hear(event, recorder.folder, recorder.experiment.as_dict(), recorder.identity)
+            self.tracked.hear(event, recorder)
         if isinstance(event, Started):
             assert assignment.machine
             machine = assignment.machine.as_dict()
             self.store.started(name, event.step, event.evaluated_at, event.members, assignment.stack.id, machine)
             self.retry(lambda: adopt_evaluations(self.folder, name))
-            self.progress.set_status(name, "running")
+            self.progress.set_status(name, Status.RUNNING)
         elif isinstance(event, Progress):
             assignment.steps[name] = event.step
             assignment.seconds_left, assignment.estimated_at = event.seconds_left, time.monotonic()
@@ -237,8 +242,8 @@ class Execution:
             self.record_finished(assignment, event)
 
     def open_recorder(self, name: str, assignment: Assignment) -> Recorder:
-        job = self.folder.texts.job(self.entries[name])
-        folder, corpus = self.folder.run(name), self.folder.texts.corpus(job.experiment)
+        job = self.job(name)
+        folder, corpus = self.folder.run(name), self.folder.inputs.corpus(job.experiment)
         folder.mkdir(exist_ok=True)
         assert assignment.machine
         recorder = Recorder(folder, job.experiment, job.identity, corpus, assignment.machine)
@@ -247,27 +252,19 @@ class Execution:
 
     def record_finished(self, assignment: Assignment, event: Finished) -> None:
         name = event.name
-        self.store.finished(
-            name,
-            updates=event.updates,
-            skipped=event.skipped,
-            tokens=event.tokens,
-            seconds=event.seconds,
-            diverged=event.diverged,
-            best_step=event.best_step,
-            context_losses=event.context_losses,
-        )
+        result = event.result
+        self.store.finished(result)
         self.commit()
-        self.progress.set_status(name, "diverged" if event.diverged else "finished", assignment.stack)
+        self.progress.set_status(name, result.status, assignment.stack)
         for values in (assignment.steps, assignment.rates, assignment.recorders):
             values.pop(name, None)
         count = f"[{self.progress.ended()}/{len(self.progress.chosen)}]"
-        if event.diverged:
-            self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
+        if result.reason:
+            self.listener.say(f"{count} {name} diverged: {result.reason}", "red")
         else:
             row = self.retry(lambda: self.store.row(name))
             self.best = self.retry(lambda: self.store.best(1))[0]
-            took = duration(event.seconds)
+            took = duration(result.seconds)
             self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
 
     def finish_stack(self, stack: StackRow) -> None:
@@ -279,7 +276,7 @@ class Execution:
         self.queue_samples(stack)
 
     def queue_samples(self, stack: StackRow) -> None:
-        self.artifacts.queue(name for name in stack.members if self.progress.status[name] in RESULTS)
+        self.artifacts.queue(name for name in stack.members if self.progress.status[name].has_result)
 
     def close_stack(self, stack: StackRow) -> None:
         self.store.close_stack(stack.id)
@@ -350,7 +347,7 @@ class Execution:
     def record_failed(self, name: str, reason: str) -> None:
         self.store.failed(name, reason)
         self.store.note("failed", reason, experiment=name)
-        self.progress.set_status(name, "failed")
+        self.progress.set_status(name, Status.FAILED)
         self.listener.say(f"{name} failed: {reason}", "red")
 
     # --- progress

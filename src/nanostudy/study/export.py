@@ -21,7 +21,8 @@ from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
-from nanostudy.study.store import FILE, Row, Store
+from nanostudy.result import Result, Status
+from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
@@ -49,7 +50,7 @@ def export_published(path: Path, to: Path) -> list[str]:
     return lines + incomplete + _left_out(rows)
 
 
-def results_csv(rows: Sequence[Row]) -> str:
+def results_csv(rows: Sequence[Result]) -> str:
     """The published table of finished experiments. The gap is that of the rounded losses, which stand beside it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -64,7 +65,7 @@ def results_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def total_params(row: Row) -> float:
+def total_params(row: Result) -> float:
     """What nanoGPT prints: without the position embeddings, in millions with two decimals."""
     positions = row.experiment.block_size * row.experiment.n_embd
     return float(f"{(row.parameters - positions) / 1e6:.2f}e6")
@@ -78,21 +79,21 @@ def safe(name: str) -> str:
 # --- the configuration
 
 
-def config_py(row: Row) -> str:
+def config_py(row: Result) -> str:
     """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
     title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
     return config_text(title, differences(e), train_settings(e, _out_dir(row)))
 
 
-def _out_dir(row: Row) -> str:
+def _out_dir(row: Result) -> str:
     return f"nanoGPT_results_{row.part}/{safe(row.name)}"
 
 
 # --- files
 
 
-def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
+def _export_run(run: Path, folder: Path, row: Result) -> list[str]:
     """One experiment's files; tells what of it could not be exported."""
     name = safe(row.name)
     target = folder / name
@@ -106,7 +107,7 @@ def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
     return told + _export_checkpoint(run, target, row)
 
 
-def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
+def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
     """The last weights, as nanoGPT would have saved them; the best where those are not kept. A study keeps no optimizer's state,
     so AdamW starts afresh where nanoGPT goes on. Tells why there is none though weights are kept.
     """
@@ -115,7 +116,7 @@ def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
         return []
     try:
         trained = read_trained(run, kept[0])
-        check_tied(trained.weights.shape)
+        check_tied(trained.weights.config)
     except NanostudyError as problem:
         return [f"no {CKPT}: {problem}"]
     write_ckpt(trained, target / CKPT, _out_dir(row))
@@ -164,11 +165,11 @@ def _make(folder: Path) -> None:
 # --- what is told
 
 
-def _has_result(row: Row) -> bool:
-    return row.status == "finished" and row.train_loss is not None and row.val_loss is not None
+def _has_result(row: Result) -> bool:
+    return row.status is Status.FINISHED and row.train_loss is not None and row.val_loss is not None
 
 
-def _left_out(rows: Sequence[Row]) -> list[str]:
+def _left_out(rows: Sequence[Result]) -> list[str]:
     out = [row for row in rows if not _has_result(row)]
     lines = [
         f"{row.status}, so not in the tables: {row.name} ({row.reason or 'no loss'})" for row in out if _ended(row)
@@ -179,5 +180,5 @@ def _left_out(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _ended(row: Row) -> bool:
-    return row.status in ("finished", "diverged", "failed")
+def _ended(row: Result) -> bool:
+    return not row.status.is_undone

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanostudy.atomic import write_atomically
-from nanostudy.data.corpus import Corpus, load_corpus
+from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.model.gpt import count_parameters
-from nanostudy.settings import Experiment
+from nanostudy.model.config import count_parameters
+from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
-from nanostudy.study.plan import corpus_key, shape_of
+from nanostudy.study.plan import shape_of
 from nanostudy.study.store import FILE, Store
 from nanostudy.training import run_folder
-from nanostudy.training.train import Job
-from nanostudy.training.weights import Weights, fitted, load_weights
+from nanostudy.training.inputs import Inputs
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments a commit
@@ -47,38 +46,6 @@ def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
 
 
 @dataclass
-class Texts:
-    """The corpora and first weights of a study's experiments, each read once."""
-
-    corpora: dict[Hashable, Corpus] = field(default_factory=dict)
-    first_weights: dict[str, Weights] = field(default_factory=dict)
-
-    def corpus(self, experiment: Experiment) -> Corpus:
-        key = corpus_key(experiment)
-        if key not in self.corpora:
-            first = self._first(experiment)
-            self.corpora[key] = load_corpus(experiment.corpus, first.tokenizer if first else experiment.tokenizer)
-        self.corpora[key].check_window(experiment.block_size)
-        return self.corpora[key]
-
-    def identity(self, experiment: Experiment) -> str:
-        corpus, first = self.corpus(experiment), self._first(experiment)
-        return experiment.identity(corpus.sha256, corpus.tokenizer.kind, first.sha256 if first else None)
-
-    def job(self, entry: Entry) -> Job:
-        first = self._first(entry.experiment)
-        initial = fitted(first, entry.experiment) if first else None
-        return Job(entry.name, entry.experiment, self.identity(entry.experiment), initial)
-
-    def _first(self, experiment: Experiment) -> Weights | None:
-        if experiment.init_from is None:
-            return None
-        if experiment.init_from not in self.first_weights:
-            self.first_weights[experiment.init_from] = load_weights(Path(experiment.init_from))
-        return self.first_weights[experiment.init_from]
-
-
-@dataclass
 class StudyFolder:
     """An open study: the one process that writes has it."""
 
@@ -86,13 +53,13 @@ class StudyFolder:
     study: Study  # as asked last
     entries: list[Entry]
     skipped: list[str]
-    texts: Texts
+    inputs: Inputs
     store: Store
     lease: Lease
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -110,11 +77,11 @@ class Design:
     study: Study
     entries: list[Entry]
     skipped: list[str]
-    texts: Texts
+    inputs: Inputs
 
     @property
     def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
@@ -133,12 +100,12 @@ def design(path: Path, study: Study | None = None) -> Design:
             f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
             "or make an axis of the setting; nothing was changed."
         )
-    texts = Texts()
-    draft = Design(path, before, now, [], [], texts)
+    inputs = Inputs()
+    draft = Design(path, before, now, [], [], inputs)
     entries, skipped = entries_of(draft.studies)
     for entry in entries:
-        texts.corpus(entry.experiment)  # raises where a window does not fit
-    _check_prompts(now, texts)
+        inputs.corpus(entry.experiment)  # raises where a window does not fit
+    inputs.check_prompts("prompts", now.prompts)
     return replace(draft, entries=entries, skipped=skipped)
 
 
@@ -152,7 +119,7 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.texts, store, lease)
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease)
         identities = _identities(folder)
         if len(plan.studies) > len(plan.before):
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -168,18 +135,9 @@ def settled(study: Study, before: Sequence[Study] = ()) -> Study:
     return replace(study, settings={**study.settings, "corpus": known or load_corpus("auto").name})
 
 
-def _check_prompts(study: Study, texts: Texts) -> None:
-    for corpus in texts.corpora.values():
-        for prompt in study.prompts:
-            try:
-                corpus.tokenizer.encode(prompt or "")
-            except UsageError as problem:
-                raise UsageError(f"prompts: {problem}") from None
-
-
 def _identities(folder: StudyFolder) -> dict[str, str]:
     """By name. Refuses a folder whose experiments are no longer what they were."""
-    identities = {entry.name: folder.texts.identity(entry.experiment) for entry in folder.entries}
+    identities = {entry.name: folder.inputs.identity(entry.experiment) for entry in folder.entries}
     first: dict[str, str] = {}
     for name, identity in identities.items():
         if first.setdefault(identity, name) != name:
@@ -201,7 +159,7 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
     new = [entry for entry in folder.entries if entry.name not in known]
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
         some = new[start : start + AT_ONCE]
-        shapes = (shape_of(entry.experiment, folder.texts.corpus(entry.experiment)) for entry in some)
+        shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in some)
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(some, [identities[entry.name] for entry in some], counts)
         folder.store.commit()
@@ -215,28 +173,16 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
 
 def adopt(folder: StudyFolder, name: str) -> bool:
     """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
-    metadata = run_folder.read_metadata(folder.run(name))
-    if metadata is None or metadata["status"] == "unfinished":
+    result, store = run_folder.read_result(folder.run(name)), folder.store
+    if result is None or not result.status.has_result:
         return False
-    row, store = folder.store.row(name), folder.store
-    if metadata["identity"] != row.identity:
+    if result.identity != store.row(name).identity:
         raise NanostudyError(
             f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
         )
-    sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
-    machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
-    store.started(name, 0, -1, sitting["members"], None, machine)
+    store.started(name, 0, -1, result.members or 1, None, result.machine)
     adopt_evaluations(folder, name)
-    store.finished(
-        name,
-        updates=metadata["updates"],
-        skipped=metadata["skipped_updates"],
-        tokens=metadata["tokens"],
-        seconds=metadata["seconds"],
-        diverged=metadata["diverged"],
-        best_step=metadata["best"]["step"] if metadata["best"] else -1,
-        context_losses={int(context): loss for context, loss in metadata["context_losses"].items()},
-    )
+    store.finished(replace(result, name=name))
     if (folder.run(name) / "sample.txt").is_file():
         store.sampled([name])
     store.commit()
@@ -263,4 +209,4 @@ def rebuild(path: Path) -> tuple[int, int]:
                 (path / name).replace(path / f"{name}.old")
     with open_study(path) as folder:
         counts = folder.store.counts()
-        return sum(counts.values()), counts["finished"] + counts["diverged"]
+        return sum(counts.values()), sum(counts[status] for status in Status if status.has_result)

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from nanostudy import version
-from nanostudy.atomic import explain_writing, write_atomically
+from nanostudy.atomic import explain_writing, remove_leftovers, whole_folder, write_atomically
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import DEFINITION, StudyFolder, Texts, adopt, definitions, entries_of, open_study
+from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
-from nanostudy.study.store import RESULTS
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
+from nanostudy.training.inputs import Inputs
 from nanostudy.training.weights import load_weights
 
-COMING, GOING = ".merging", ".replaced"  # ends of the names of folders that are being copied or replaced
 MOST_NAMED = 3
 PATHS = ("corpus", "init_from")  # settings that may name a file, which lies elsewhere on another machine
 
@@ -60,14 +59,14 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     for results in results_of.values():
         kept = {**results, **kept}
     with hold(into):
-        _remove_leftovers(into)
+        remove_leftovers(into)
         if studies != definitions(into):
             write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
     with open_study(into) as folder:
         for row in folder.store.rows():
             if row.name in kept and row.name not in before:
                 _copy(kept[row.name].path, folder.run(row.name))
-            if row.name in kept and row.status not in RESULTS:
+            if row.name in kept and not row.status.has_result:
                 adopt(folder, row.name)
         folder.write_results()
         if before:
@@ -118,7 +117,7 @@ def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[s
                 raise
             problems.append(f"not taken: {problem}")
             continue
-        if metadata and metadata["status"] in RESULTS:
+        if metadata and metadata["status"] != "unfinished":
             results[entry.name] = FinishedRun(path / entry.name, metadata)
     return results, problems
 
@@ -126,41 +125,23 @@ def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[s
 # --- copying
 
 
-def _remove_leftovers(into: Path) -> None:
-    """Of a merge that was killed."""
-    for leftover in (*into.glob(f".*{COMING}"), *into.glob(f".*{GOING}")):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _copy(source: Path, target: Path) -> None:
     """The whole run folder or nothing; it replaces one without a result. Raises NanostudyError."""
-    coming, going = (target.with_name(f".{target.name}{end}") for end in (COMING, GOING))
-    try:
-        if target.is_dir() and run_folder.read_metadata(target) is None:
-            others = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
-            if others:
-                raise NanostudyError(
-                    f"{target} holds other files ({listed(others, MOST_NAMED)}) and no run. "
-                    "Move it away and merge again; what was copied before is kept."
-                )
-        shutil.copytree(source, coming, ignore=shutil.ignore_patterns(".*"), copy_function=_copy_file)
-        if target.exists():
-            target.replace(going)
-        coming.replace(target)
-    except OSError as problem:
-        if going.exists() and not target.exists():
-            going.replace(target)
-        raise NanostudyError(explain_writing(target, problem)) from problem
-    finally:
-        for leftover in (coming, going):
-            shutil.rmtree(leftover, ignore_errors=True)
+    if target.is_dir() and run_folder.read_metadata(target) is None:
+        others = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
+        if others:
+            raise NanostudyError(
+                f"{target} holds other files ({listed(others, MOST_NAMED)}) and no run. "
+                "Move it away and merge again; what was copied before is kept."
+            )
+    with whole_folder(target, replace=True) as folder:
+        hidden = shutil.ignore_patterns(".*")
+        shutil.copytree(source, folder, ignore=hidden, copy_function=_copy_file, dirs_exist_ok=True)
 
 
 def _copy_file(source: str, target: str) -> None:
     try:
         shutil.copyfile(source, target)
-        with open(target, "r+b") as file:
-            os.fsync(file.fileno())
     except OSError as problem:
         if isinstance(problem, FileNotFoundError) and not os.path.exists(source):
             return  # the study runs, and just deleted weights that it does not keep
@@ -214,10 +195,10 @@ def _summary(folder: StudyFolder) -> list[str]:
     rows, lines = folder.store.rows(), []
     for part in dict.fromkeys(row.part for row in rows):
         own = [row for row in rows if row.part == part]
-        missing = [row.name for row in own if row.status not in RESULTS]
+        missing = [row.name for row in own if not row.status.has_result]
         names = f"; missing {listed(missing, MOST_NAMED)}" if missing else ""
         lines.append(f"part {part}: {len(own) - len(missing)} of {len(own)}{names}")
-    waiting = sum(row.status not in RESULTS for row in rows)
+    waiting = sum(not row.status.has_result for row in rows)
     state = f"{counted(waiting, 'experiment')} still waiting" if waiting else "complete"
     return [*lines, f"{folder.path}: {len(rows) - waiting} of {counted(len(rows), 'experiment')}, {state}"]
 
@@ -302,7 +283,7 @@ def _value(value: Any) -> str:
 
 def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: Iterable[Entry]) -> None:
     """Raises NanostudyError where two results of one name, or one and the experiment here, are not the same experiment."""
-    texts = Texts()
+    inputs = Inputs()
     for entry in entries:
         runs = [results[entry.name] for results in results_of if entry.name in results]
         if not runs:
@@ -314,8 +295,8 @@ def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: I
                 raise NanostudyError(
                     f"{first.path} and {other.path} are not the same experiment: {what}. Nothing was copied."
                 )
-        if texts.identity(entry.experiment) != first.metadata["identity"]:
-            text = texts.corpus(entry.experiment).as_dict()
+        if inputs.identity(entry.experiment) != first.metadata["identity"]:
+            text = inputs.corpus(entry.experiment).as_dict()
             here = {"settings": entry.experiment.as_dict(), "corpus": text, "numerics_version": version.NUMERICS}
             raise NanostudyError(
                 f"{first.path} is not what {entry.name} is here: {_unlike(first.metadata, here)}. Nothing was copied."

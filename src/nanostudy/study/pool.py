@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanostudy.device import available_cores, available_memory
-from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import Resources
-from nanostudy.study.folder import Texts
+from nanostudy.errors import NanostudyError
+from nanostudy.settings import Resources, Where
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
 from nanostudy.text import counted
+from nanostudy.training.inputs import Inputs
 from nanostudy.training.machine import resolve
 from nanostudy.training.train import Job
 
@@ -33,31 +33,17 @@ class Pool:
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
 
-def make_pool(
-    executor: str,
-    workers: int | None,
-    resources: Resources,
-    experiments: int,
-    address: str | None = None,
-    checkpoints: str | None = None,
-) -> Pool:
+def make_pool(where: Where, experiments: int) -> Pool:
     """Starts no worker yet. By default there are no more workers than experiments, which then share the cores."""
-    if executor not in ("workers", "inline", "ray"):
-        raise UsageError(f"executor={executor!r} is not known: workers, inline or ray.")
-    if executor != "ray" and (address or checkpoints):
-        raise UsageError(f"{'--address' if address else '--checkpoints'} is for a cluster: add --executor ray.")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers={workers} must be at least 1.")
-    if executor == "inline" and workers not in (None, 1):
-        raise UsageError("inline is one worker; --executor workers takes several.")
-    if executor == "ray":
+    resources, workers = where.resources, where.workers
+    if where.executor == "ray":
         from nanostudy.study.cluster.backend import connect
 
-        cluster, capacity, notes = connect(address, checkpoints, workers, resources, experiments)
+        cluster, capacity, notes = connect(where.address, where.checkpoints, workers, resources, experiments)
         return Pool(cluster, capacity, resources, cluster.each, notes)
     machine = resolve(resources)
     kind, cores = machine.device.type, available_cores()
-    if executor == "inline":
+    if where.executor == "inline":
         alone = replace(resources, threads=machine.threads)
         capacity = Capacity(kind, machine.precision, 1, _memory(machine.device, 1))
         return Pool(Inline(alone), capacity, resources, alone, machine.notes)
@@ -86,10 +72,10 @@ def stack_memory(free: float) -> int:
 # --- calibration
 
 
-def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, capacity: Capacity) -> tuple[Pace, str]:
+def calibrate(backend: Backend, stacks: Sequence[PlannedStack], inputs: Inputs, capacity: Capacity) -> tuple[Pace, str]:
     """Tries stacks of a few sizes, on all workers at once as the study would. Returns the pace, and in words what was tried."""
     longest_last = reversed(stacks)
-    by_size = {update_flops(s.members[0].experiment, texts.corpus(s.members[0].experiment)): s for s in longest_last}
+    by_size = {update_flops(s.members[0].experiment, inputs.corpus(s.members[0].experiment)): s for s in longest_last}
     sizes = sorted(by_size)
     steps = [i * (len(sizes) - 1) / (CALIBRATED_SIZES - 1) for i in range(CALIBRATED_SIZES)] if sizes else []
     tried = sorted({sizes[round(step)] for step in steps})
@@ -97,10 +83,10 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], texts: Texts, ca
     for size in tried:
         stack = by_size[size]
         first = stack.members[0].experiment
-        jobs = [_one_micro_batch(texts.job(entry)) for entry in stack.members[: stack.width]]
+        jobs = [_one_micro_batch(inputs.job(entry.name, entry.experiment)) for entry in stack.members[: stack.width]]
         ready = _ready(backend, capacity.workers)
         for worker in ready:
-            backend.start(worker, Measure(tuple(jobs), texts.corpus(first), CALIBRATION_SECONDS))
+            backend.start(worker, Measure(tuple(jobs), inputs.corpus(first), CALIBRATION_SECONDS))
         measured = list(_results(backend, len(ready)))
         update = sum(m.update for m in measured) / len(measured) * first.gradient_accumulation_steps
         token = sum(m.evaluated_token for m in measured) / len(measured)

@@ -1,4 +1,4 @@
-"""What a training tells as it goes. The trainer yields these; it knows nothing of who listens."""
+"""The events of a training. The trainer yields them and knows nothing about its listeners."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+from nanostudy.result import Result
+
 
 @dataclass(frozen=True)
 class Event:
@@ -16,11 +18,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The experiment took a slot. After a resume, `step` updates and the evaluation at `evaluated_at` stand."""
+    """The experiment took a slot. After a resume it has `step` updates, and its last evaluation was at `evaluated_at`."""
 
     step: int
     evaluated_at: int  # -1: none yet
-    members: int  # that train in this stack, this one included
+    members: int  # members of the stack, this one included
     notes: tuple[str, ...] = ()
 
 
@@ -34,28 +36,28 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Logged(Event):
-    """One update: the loss of its batches (dropout on) before it, the rate it used, the norm before clipping."""
+    """One update: the loss of its batches before it (with dropout), its learning rate, the gradient norm before clipping."""
 
-    step: int  # updates done, this one included
+    step: int  # updates so far, this one included
     loss: float
     learning_rate: float
     grad_norm: float
-    tokens_per_second: float  # of this experiment, since the last such event, evaluations left out
+    tokens_per_second: float  # of this experiment since the last Logged event, without evaluations
 
 
 @dataclass(frozen=True)
 class Evaluated(Event):
     step: int
-    tokens: int  # seen in training so far
-    seconds: float  # of this sitting and those before, evaluations included
-    train_loss: float  # nats per token, over fixed windows
-    val_loss: float
+    tokens: int  # trained on so far
+    seconds: float  # over all sessions, evaluations included
+    train_loss: float  # nats per token, over fixed windows of the training split
+    val_loss: float  # nats per token, over the validation split
 
 
 @dataclass(frozen=True)
 class Saving(Event):
-    """The stack's checkpoint is about to be written. What was told before will not be told again once it is: whoever
-    listens has it on disk before asking for the next event.
+    """The stack's checkpoint is about to be written, after which no earlier event is repeated. A listener writes those events to
+    disk before it asks for the next one.
     """
 
     step: int
@@ -63,22 +65,16 @@ class Saving(Event):
 
 @dataclass(frozen=True)
 class Stopped(Event):
-    """Asked to stop; saved."""
+    """The training stopped on request; everything is saved."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The experiment left its slot: all updates done, or diverged. Weights are fp32 (1, P), on the CPU."""
+    """The experiment left its slot: it made all updates, or diverged. Weights are fp32 (1, P), on the CPU."""
 
-    updates: int
-    skipped: int  # batches whose gradient overflowed in fp16
-    tokens: int
-    seconds: float
-    diverged: str | None  # the reason
-    best_step: int
-    context_losses: dict[int, float]  # validation loss of the last weights at fixed contexts
+    result: Result
     last_weights: Tensor
     best_weights: Tensor
-    moments: Tensor | None = None  # AdamW's averages of gradients and of their squares, fp32 (2, P); where asked for
+    moments: Tensor | None = None  # AdamW's exp_avg and exp_avg_sq, fp32 (2, P); on request

@@ -1,4 +1,4 @@
-"""Which device, precision, threads and kernels a run gets, and why. Nothing is downgraded without a note."""
+"""Turns requested resources into a machine: device, precision, threads and kernels. Every fallback gets a note."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), st
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run gets: the resources, resolved."""
+    """The resources that a run gets."""
 
     device: torch.device
     device_name: str
     precision: str
     threads: int
-    notes: tuple[str, ...]  # each choice or fallback that a person may want to know of
-    compiled: bool = False  # whether the ops between matrix products are kernels built here
-    ranks: int = 1  # processes like this one that train together
-    tiles: bool = False  # whether they use a CPU's matrix unit, which its system grants or not
-    # of where this was resolved: it may be told of elsewhere
+    notes: tuple[str, ...]  # fallbacks and choices that a person may want to know about
+    compiled: bool = False  # the operations between matrix products are compiled kernels
+    ranks: int = 1  # processes that train together
+    tiles: bool = False  # the kernels use the CPU's matrix unit
+    # of the process that resolved it: a cluster's driver may be another
     host: str = field(default_factory=platform.node)
     system: str = field(default_factory=platform.platform)
 
@@ -44,14 +44,14 @@ class Machine:
 
     @property
     def conditions(self) -> dict[str, object]:
-        """With these alike, and not which of several equal GPUs, the same computation gives the same bits."""
-        known = self.as_dict()
+        """Where these are equal, the same computation gives the same bits."""
+        facts = self.as_dict()
         return {
-            key: known[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "tiles", "torch")
+            key: facts[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "tiles", "torch")
         }
 
     def as_dict(self) -> dict[str, object]:
-        """What run folders record."""
+        """The machine as run.json records it."""
         return {
             "device": str(self.device),
             "device_name": self.device_name,
@@ -69,9 +69,9 @@ class Machine:
 
 
 def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
-    """Chooses the device, precision and kernels, sets the number of threads, and says why. Raises UsageError.
+    """Chooses the device, precision and kernels, with notes that say why, and sets the number of threads. Raises UsageError.
 
-    Of the cores and GPUs of a machine each of its ranks gets its share.
+    The ranks of one machine share its cores and GPUs.
     """
     device, notes = (
         _choose_device(resources.device) if ranks.count == 1 else _choose_device_of_rank(resources.device, ranks)
@@ -83,14 +83,14 @@ def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
     if device.type == "cpu":
         keep_freed_memory()
     compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
-    found = Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
-    return replace(found, tiles=found.ops.attention is not None)
+    machine = Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
+    return replace(machine, tiles=machine.ops.attention is not None)
 
 
-def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
-    if asked == "cpu":
+def _choose_device(requested: str) -> tuple[torch.device, tuple[str, ...]]:
+    if requested == "cpu":
         return torch.device("cpu"), ()
-    if asked == "auto":
+    if requested == "auto":
         if torch.cuda.is_available():
             problem = cuda_problem(torch.device("cuda", 0))
             if problem is None:
@@ -99,38 +99,42 @@ def _choose_device(asked: str) -> tuple[torch.device, tuple[str, ...]]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), ()
         return torch.device("cpu"), ()
-    device = torch.device(asked)
+    device = torch.device(requested)
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
         return device, ()
     if not torch.cuda.is_available():
         raise UsageError(
-            f"device={asked}: this PyTorch (torch {torch.__version__}) sees no CUDA GPU. Use device=auto or device=cpu, "
+            f"device={requested}: this PyTorch (torch {torch.__version__}) sees no CUDA GPU. Use device=auto or device=cpu, "
             "or install a PyTorch with CUDA and a driver that fits it."
         )
     device = torch.device("cuda", device.index or 0)
     if (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={asked}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0.")
+        raise UsageError(
+            f"device={requested}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0."
+        )
     problem = cuda_problem(device)
     if problem:
-        raise UsageError(f"device={asked}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it.")
+        raise UsageError(
+            f"device={requested}: {problem}. Use device=cpu, or install a PyTorch that has kernels for it."
+        )
     return device, ()
 
 
-def _choose_device_of_rank(asked: str, ranks: Ranks) -> tuple[torch.device, tuple[str, ...]]:
-    """A GPU a rank, or the CPU."""
-    if asked == "mps" or ":" in asked:
+def _choose_device_of_rank(requested: str, ranks: Ranks) -> tuple[torch.device, tuple[str, ...]]:
+    """One GPU per rank, or the CPU."""
+    if requested == "mps" or ":" in requested:
         raise UsageError(
-            f"device={asked} is one device, and there are {ranks.count} ranks. Use device=cuda or device=cpu."
+            f"device={requested} is one device, and there are {ranks.count} ranks. Use device=cuda or device=cpu."
         )
-    if asked == "auto":
-        found, notes = _choose_device("auto")
-        if found.type == "mps":
+    if requested == "auto":
+        device, notes = _choose_device("auto")
+        if device.type == "mps":
             notes = ("training on the CPU: several ranks cannot share an Apple GPU",)
-        if found.type != "cuda":
+        if device.type != "cuda":
             return torch.device("cpu"), notes
-    if asked == "cpu":
+    if requested == "cpu":
         return torch.device("cpu"), ()
     if ranks.local_count > torch.cuda.device_count() > 0:
         raise UsageError(
@@ -138,34 +142,34 @@ def _choose_device_of_rank(asked: str, ranks: Ranks) -> tuple[torch.device, tupl
             "with --nproc-per-node, or use device=cpu."
         )
     device, notes = _choose_device(f"cuda:{ranks.local_rank}")
-    torch.cuda.set_device(device)  # which NCCL goes by
+    torch.cuda.set_device(device)  # the one that NCCL uses
     return device, notes
 
 
-def _choose_precision(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+def _choose_precision(requested: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
     native = has_native_bf16(device)
-    if asked == "auto":
+    if requested == "auto":
         if native:
             return "bf16", ()
         if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
             return "fp16", ("precision fp16 with loss scaling: this GPU has no native bf16",)
         return "fp32", ("precision fp32: this device has no native bf16",)
-    if asked == "bf16" and not native:
-        return asked, ("bf16 is emulated on this device: expect it to be slower than fp32",)
-    if asked == "fp16" and device.type == "cpu":
-        return asked, ("fp16 on a CPU is for testing: expect it to be slow",)
-    return asked, ()
+    if requested == "bf16" and not native:
+        return requested, ("bf16 is emulated on this device: expect it to be slower than fp32",)
+    if requested == "fp16" and device.type == "cpu":
+        return requested, ("fp16 on a CPU is for testing: expect it to be slow",)
+    return requested, ()
 
 
-def _choose_kernels(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, tuple[str, ...]]:
-    if asked == "no":
+def _choose_kernels(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, tuple[str, ...]]:
+    if requested == "no":
         return False, ()
     try:
         kernels.compiled_ops(device, dtype)
     except KernelsUnavailable as problem:
-        if asked == "yes":
+        if requested == "yes":
             raise UsageError(f"compile=yes: {problem}. With compile=auto it trains without, more slowly.") from None
         return False, (f"kernels are not compiled, so this is slower than it could be: {problem}",)
     if device.type == "cpu" and torch.get_num_threads() > 1 and not threaded():
-        return True, ("compiled kernels use one thread: no OpenMP runtime of PyTorch's was found",)
+        return True, ("compiled kernels use one thread: PyTorch brought no OpenMP runtime",)
     return True, ()

@@ -1,4 +1,4 @@
-"""A stack between two updates: its slots, its state, and both as one atomic file."""
+"""A stack between two updates: its slots and its state, and the checkpoint file that holds both."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from nanostudy.training.tensors import load_tensors, save_tensors
 
 @dataclass
 class Slot:
-    """Where one member stands."""
+    """One member's progress."""
 
     name: str
-    step: int = 0  # batches done; all were updates, unless the state says that the member diverged
+    step: int = 0  # batches so far; each was an update, unless the member diverged
     evaluated_at: int = -1
-    val_loss: float = math.nan  # there
+    val_loss: float = math.nan  # at that step
     best_step: int = -1
     best_val_loss: float = math.inf
-    seconds: float = 0.0  # over all sittings, evaluations included
-    diverged: bool = False  # as far as the host has looked
+    seconds: float = 0.0  # over all sessions, evaluations included
+    diverged: bool = False  # as of the host's last look at the state
 
 
 @dataclass
 class Stack:
-    """Members side by side: slot m is row m of the state. `waiting` experiments take slots that come free."""
+    """Members side by side: slot m is row m of the state. `waiting` experiments take the slots of finished ones."""
 
     slots: list[Slot]
     waiting: list[str]
@@ -46,7 +46,7 @@ class Stack:
         return Stack(self.slots, self.waiting, State(**moved), self.best.to(device))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all other members."""
+        """Keeps only these members."""
         self.slots = [self.slots[m] for m in rows]
         self.state = self.state.rows(rows)
         self.best = self.best[list(rows)]
@@ -66,7 +66,7 @@ def exists(path: Path) -> bool:
 
 
 def newest(path: Path) -> Path | None:
-    """The file that it lies in: not at `path` where a save was killed between its two renames."""
+    """The newest checkpoint file: `path`, or the one before if a save was killed between its two renames."""
     return next((file for file in (path, _before(path)) if file.exists()), None)
 
 
@@ -76,19 +76,19 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Damaged files, out of the way of a training that begins again."""
+    """Renames damaged files, so that a training can start from the beginning."""
     for file in (path, _before(path)):
         if file.exists():
             file.replace(file.with_suffix(".damaged"))
 
 
 def _before(path: Path) -> Path:
-    """Where the checkpoint before the newest lies: what is left should the newest be damaged."""
+    """The path of the previous checkpoint, the fallback for a damaged newest one."""
     return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mapping[str, Any]) -> None:
-    """The checkpoint that was there is kept as the one before."""
+    """Writes the checkpoint and keeps the previous one beside it."""
     metadata = {
         "kind": "stack",
         "slots": [dataclasses.asdict(slot) for slot in stack.slots],
@@ -100,13 +100,13 @@ def save(stack: Stack, path: Path, identities: Mapping[str, str], machine: Mappi
 
 
 def load(path: Path, identities: Mapping[str, str]) -> tuple[Stack, dict[str, Any], str | None]:
-    """The stack, on the CPU, the machine that it was saved on, and what was wrong with the newest file where the one before served.
+    """The stack, on the CPU; the machine that saved it; and what was wrong with the newest file if the previous one was loaded.
 
-    Raises DamagedCheckpoint where no file is whole, NanostudyError where it is not of these experiments.
+    Raises DamagedCheckpoint where no file is whole, NanostudyError where it belongs to other experiments.
     """
     tensors, metadata, problem = _newest_whole(path)
     if metadata.get("kind") != "stack":
-        raise NanostudyError(f"{path} holds no training to go on with.")
+        raise NanostudyError(f"{path} holds no training to resume.")
     if metadata["identities"] != dict(identities):
         raise NanostudyError(
             f"{path} belongs to other experiments, or to another version of this one. Choose another folder."
@@ -122,7 +122,7 @@ def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
     try:
         return *load_tensors(path), None
     except NanostudyError as problem:
-        if isinstance(problem.__cause__, OSError):  # it may be whole, and its drive out of reach
+        if isinstance(problem.__cause__, OSError):  # the file may be whole, on a drive that is out of reach
             raise
         with contextlib.suppress(NanostudyError):
             return *load_tensors(_before(path)), str(problem)
@@ -132,15 +132,15 @@ def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
 
 
 def members(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Who has a slot in it, and the identities of all that the stack was made of, by name."""
+    """The names that have a slot in it, and the identities of all the stack's experiments, by name."""
     _, metadata, _ = _newest_whole(path)
     return [slot["name"] for slot in metadata["slots"]], metadata["identities"]
 
 
 def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
-    """Takes a stack apart: each target path gets those of its members (name -> identity) that the stack holds.
+    """Splits a stack: each target path gets those of its members (name -> identity) that the stack holds.
 
-    A target none of whose members has begun gets no file: they start afresh. Raises as `load` does.
+    A target whose members have not started gets no file. Raises as `load` does.
     """
     tensors, metadata, _ = _newest_whole(path)
     best = tensors.pop("best")

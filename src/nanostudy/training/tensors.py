@@ -20,22 +20,22 @@ from nanostudy.errors import NanostudyError
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
 ) -> None:
-    """A safetensors file whose header holds the metadata, the format's version and a checksum of all of it."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Writes a safetensors file whose header holds the metadata, the format version and a checksum of everything."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**metadata, "format_version": version.FORMAT}
-    header["sha256"] = _checksum(whole, header)
-    write_safetensors(path, whole, {"nanostudy": json.dumps(header)}, before)
+    header["sha256"] = _checksum(contiguous, header)
+    write_safetensors(path, contiguous, {"nanostudy": json.dumps(header)}, before)
 
 
 def write_safetensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], before: Path | None = None
 ) -> None:
-    """Whole, or not at all and NanostudyError. A file that was there is kept as `before`, where that is named."""
+    """Writes atomically. The previous file is kept as `before`, if that is given. Raises NanostudyError."""
 
     def write(temporary: Path) -> None:
         try:
             save_file(tensors, temporary, metadata)
-        except SafetensorError as problem:  # its text holds the operating system's error
+        except SafetensorError as problem:  # its text is the operating system's error
             raise OSError(str(problem)) from problem
 
     replace_atomically(path, write, before)
@@ -46,7 +46,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise NanostudyError(f"There is no file {path}.")
     try:
-        data = path.read_bytes()  # not mapped: what is mapped cannot be replaced on Windows
+        data = path.read_bytes()  # not memory-mapped: Windows cannot replace a mapped file
         tensors = load(data)
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         header = json.loads(described.get("nanostudy", "null"))
@@ -55,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (SafetensorError, ValueError) as problem:
         raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
     if not isinstance(header, dict):
-        raise NanostudyError(f"{path} was not written by nanostudy: it carries no description of itself.")
+        raise NanostudyError(f"{path} was not written by nanostudy: its header has no nanostudy metadata.")
     if header.get("format_version") != version.FORMAT:
         raise NanostudyError(
             f"{path} has format version {header.get('format_version')}, and this nanostudy reads {version.FORMAT}. "

@@ -1,7 +1,8 @@
-"""The training loop of a stack: resume, evaluate, retire, step, log, save. Yields events."""
+"""The training loop of a stack: resume, evaluate, retire, step, log, save. It yields events."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +16,27 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, evaluation_windows
 from nanostudy.errors import RankLost
+from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
-from nanostudy.model.gpt import Dropout, GPTConfig, initial_parameters
+from nanostudy.model.gpt import Dropout, initial_parameters
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, offsets
 from nanostudy.model.ranks import ALONE, Ranks
+from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
-from nanostudy.training.stopwatch import Stopwatch
 
-EVALUATION_TOKENS = 8192  # tokens of a stack that an evaluation reads at once: a bound on memory, not on the result
+EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
 SMALLEST_CONTEXT = 32
-SAVING_SHARE = 20  # saving takes at most one part in so many of the time, however large the stack
+SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
 
 
 @dataclass(frozen=True)
 class Job:
-    """An experiment to train. `initial` is the row (P,) to start from, or None for fresh weights of its seed."""
+    """An experiment to train. `initial` is the row (P,) to start from; None: fresh weights from its seed."""
 
     name: str
     experiment: Experiment
@@ -54,13 +56,13 @@ def train(
     moments: bool = False,
     ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
-    """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields what happens.
+    """Trains experiments of one shape on one corpus, at most `width` at a time (default: all), and yields events.
 
-    Goes on from the checkpoint at `path` if there is one; writes it every `save_every` seconds (0: after every update),
-    and when `stop` asks to stop, each time after Saving events. An experiment that finished after the last checkpoint
-    finishes again after a resume, with the same result. The file stays; whoever listens removes it. `moments` has Finished
-    events carry AdamW's state. `ranks` share the work and yield the same; the first reads and writes the file, and what it
-    stands for. A rank that is lost ends the others with RankLost, saved as after a stop.
+    Resumes from the checkpoint at `path` if it exists. Saves it every `save_every` seconds (0: after every update) and when
+    `stop` returns true, each time after Saving events. An experiment that finished after the last checkpoint finishes again
+    after a resume, with the same result. The listener removes the file. With `moments`, Finished events carry AdamW's state.
+    `ranks` share the work and yield the same events; rank 0 reads and writes the file. If a rank is lost, the others save as
+    after a stop and raise RankLost.
     """
     run = _Training(jobs, corpus, machine, stop, moments, ranks)
     stack, notes = run.begin(path, width or len(jobs))
@@ -79,34 +81,34 @@ def train(
                 yield from run.save(stack, path)
                 saved = time.monotonic()
                 took = saved - start
-    except _StopAsked:
+    except _StopRequested:
         yield from run.save(stack, path)
-        ranks.meet()  # so that none has ended before it is saved
+        ranks.meet()  # no rank ends before the file is saved
         yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
-    except RankLost:  # nothing is half done: what changes the stack comes after the last word of the others
+    except RankLost:  # the stack changes only after the last exchange of an update, so it is consistent
         yield from run.save(stack, path)
         raise
 
 
 def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: float) -> tuple[float, float]:
-    """Seconds that an update of the stack takes, and a token of its evaluation, for all members together.
+    """Seconds per update of the stack, and per token of its evaluation, for all members together.
 
-    Each is tried for about `seconds`, after two updates that warm the machine up.
+    Each is measured for about `seconds`, after two warm-up updates.
     """
     run = _Training(jobs, corpus, machine, lambda: False)
     stack = run.fresh(len(jobs)).to(machine.device)
 
-    def spent(steps: int) -> float:
+    def seconds_of(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
             metrics = run.step(stack)
         metrics.loss.tolist()  # waits for the device
         return time.perf_counter() - start
 
-    spent(2)
-    count = max(2, min(50, int(seconds / spent(1))))
-    update = spent(count) / count
-    context = run.shape.block_size
+    seconds_of(2)
+    count = max(2, min(50, int(seconds / seconds_of(1))))
+    update = seconds_of(count) / count
+    context = run.config.block_size
     run.losses(stack.state.params, "val", context, batches=1)
     tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
@@ -116,12 +118,12 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     return update, (time.perf_counter() - start) / batches / tokens
 
 
-class _StopAsked(Exception):
-    """Between two updates or micro-batches, or two batches of an evaluation: what was begun is made again."""
+class _StopRequested(Exception):
+    """Raised between updates, micro-batches or batches of an evaluation. A resume repeats the unfinished part."""
 
 
 class _Training:
-    """What does not change while a stack trains, and the clock."""
+    """The constants of a stack's training, and its clock."""
 
     def __init__(
         self,
@@ -139,15 +141,15 @@ class _Training:
         self.corpus, self.machine, self.stop, self.stopping = corpus, machine, stop, False
         first = jobs[0].experiment
         corpus.check_window(first.block_size)
-        self.shape = GPTConfig.of(first, corpus.tokenizer.vocab_size)
+        self.config = GPTConfig.of(first, corpus.tokenizer.vocab_size)
         self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
-        self.stopwatch = Stopwatch()
+        self.speed = _Speed()
         self.clock = time.monotonic()
 
     # --- starting
 
     def begin(self, path: Path, width: int) -> tuple[Stack, tuple[str, ...]]:
-        """From the checkpoint at the first rank, if there is one, or afresh."""
+        """From rank 0's checkpoint if it exists, else from the start."""
         stack, notes = self.ranks.of_first(
             lambda: self.resume(path) if checkpoint.exists(path) else (self.fresh(width), ())
         )
@@ -160,17 +162,17 @@ class _Training:
 
     def resume(self, path: Path) -> tuple[Stack, tuple[str, ...]]:
         stack, before, problem = checkpoint.load(path, self.identities)
-        before = {"ranks": 1, **before}  # older ones know of no others
+        before = {"ranks": 1, **before}  # older checkpoints do not record ranks
         now = self.machine.conditions
         changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
-        notes = [f"{problem} Going on from the checkpoint before it."] if problem else []
+        notes = [f"{problem} Resuming from the checkpoint before it."] if problem else []
         if changed:
             notes.append(f"resumed under other conditions, so not bit for bit: {', '.join(changed)}")
         return stack, tuple(notes)
 
     def first_weights(self, name: str) -> Tensor:
         job = self.jobs[name]
-        return initial_parameters(self.shape, [job.experiment.seed])[0] if job.initial is None else job.initial
+        return initial_parameters(self.config, [job.experiment.seed])[0] if job.initial is None else job.initial
 
     def experiments(self, stack: Stack) -> list[Experiment]:
         return [self.jobs[slot.name].experiment for slot in stack.slots]
@@ -187,9 +189,9 @@ class _Training:
         start = time.monotonic()
         self.elapse(stack)
         params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
-        train_losses, val_losses = (self.losses(params, split, self.shape.block_size) for split in ("train", "val"))
+        train_losses, val_losses = (self.losses(params, split, self.config.block_size) for split in ("train", "val"))
         self.elapse(stack)
-        self.stopwatch.evaluated(time.monotonic() - start)
+        self.speed.evaluated(time.monotonic() - start)
         for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
             slot = stack.slots[m]
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
@@ -200,7 +202,7 @@ class _Training:
             yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
-        """Slots at a multiple of their interval, at their end, or never evaluated, that were not served there yet."""
+        """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
         return [
             m
             for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
@@ -209,31 +211,31 @@ class _Training:
         ]
 
     def look_for_divergence(self, stack: Stack) -> None:
-        """Waits for the device, so it is asked only where results are read anyway."""
+        """Waits for the device, so it is called only where results are read anyway."""
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
-            slot.diverged |= diverged  # an evaluation may have found it out before
+            slot.diverged |= diverged  # an evaluation may have set it before
 
     def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
-        """Over all windows, or the first batches of them. Ranks divide them and get the same numbers."""
+        """Mean losses over all windows, or over the first batches. Ranks share the windows and get the same numbers."""
         windows = islice(self.windows(split, context, len(params)), batches)
-        sums = evaluate(params, windows, self.shape, self.machine.dtype, self.machine.ops)
-        told = torch.cat([sums, sums.new_tensor([self.stopping])])
-        self.ranks.add(told)
-        *losses, targets, stopping = told.tolist()
+        sums = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
+        totals = torch.cat([sums, sums.new_tensor([self.stopping])])
+        self.ranks.add(totals)
+        *losses, targets, stopping = totals.tolist()
         if stopping:
-            raise _StopAsked
+            raise _StopRequested
         return [loss / targets for loss in losses]
 
     def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's batches of them; none after a request to stop."""
+        """This rank's batches of windows; none after a request to stop."""
         batches = evaluation_windows(self.corpus, split, context, windows_at_once(context, members))
         for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
-            if self.asked_to_stop():
+            if self.stop_requested():
                 return
             yield torch.from_numpy(inputs).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
 
-    def asked_to_stop(self) -> bool:
-        """What is begun is then brought to no end, and the ranks meet at once: there all of them learn of it."""
+    def stop_requested(self) -> bool:
+        """Once true, the unfinished update or evaluation is given up, and the next exchange tells the other ranks."""
         self.stopping = self.stopping or self.stop()
         return self.stopping
 
@@ -245,7 +247,7 @@ class _Training:
         ]
 
     def retire(self, stack: Stack) -> Iterator[Event]:
-        """A member that is done leaves; a waiting experiment takes its slot, and when none waits the others close up."""
+        """One finished member leaves. A waiting experiment takes its slot; if none waits, the stack shrinks."""
         m = self.done(stack)[0]
         yield self.finished(stack, m)
         if stack.waiting:
@@ -257,23 +259,43 @@ class _Training:
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
-        reason, contexts = None, {}
+        status, reason, contexts = Status.FINISHED, None, {}
         self.elapse(stack)
         if slot.diverged:
-            reason = f"the loss or its gradient was not finite after update {updates}"
+            status, reason = Status.DIVERGED, f"the loss or its gradient was not finite after update {updates}"
             slot.step = slot.step if self.machine.precision == "fp16" else updates
         else:
-            contexts = {c: self.score(slot, params, c) for c in contexts_within(self.shape.block_size)}
+            contexts = {c: self.score(slot, params, c) for c in contexts_within(self.config.block_size)}
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
-        tokens, skipped = self.tokens_seen(slot), slot.step - updates
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
-        ended = (slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts)
-        return Finished(*ended, last, best, moments)
+        job = self.jobs[slot.name]
+        result = Result(
+            slot.name,
+            job.identity,
+            json.dumps(job.experiment.as_dict()),
+            status,
+            self.final_measures(stack, m),
+            reason=reason,
+            step=slot.step,
+            skipped=slot.step - updates,
+            context_losses=contexts,
+        )
+        return Finished(slot.name, result, last, best, moments)
+
+    def final_measures(self, stack: Stack, m: int) -> dict[str, float | None]:
+        """The measures (see measures.py) of a member at its end, besides those of its evaluations and its size."""
+        slot = stack.slots[m]
+        return {
+            "updates": int(stack.state.updates[m]),
+            "tokens": self.tokens_seen(slot),
+            "seconds": slot.seconds,
+            "best_step": slot.best_step if slot.best_step >= 0 else None,
+        }
 
     def score(self, slot: Slot, params: Tensor, context: int) -> float:
-        """Its validation loss at a fixed context; its own was found by the last evaluation."""
-        known = context == self.shape.block_size and not math.isnan(slot.val_loss)
-        return slot.val_loss if known else self.losses(params, "val", context)[0]
+        """The validation loss at a fixed context. For its own context length the last evaluation has it."""
+        evaluated = context == self.config.block_size and not math.isnan(slot.val_loss)
+        return slot.val_loss if evaluated else self.losses(params, "val", context)[0]
 
     # --- stepping
 
@@ -284,31 +306,31 @@ class _Training:
             self.micro_batches(experiments, steps),
             experiments[0].sequences_per_update,
             StepSettings.at(experiments, steps, self.machine.device),
-            self.shape,
+            self.config,
             self.machine.dtype,
             self.machine.ops,
             self.ranks,
         )
         if metrics is None:
-            raise _StopAsked
+            raise _StopRequested
         for slot in stack.slots:
             slot.step += 1
-        self.stopwatch.stepped()
+        self.speed.stepped()
         return metrics
 
     def micro_batches(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Iterator[Batch]:
-        """This rank's share of the update, in equal parts as far as that goes; no more of them after a request to stop."""
+        """This rank's share of the update in nearly equal parts; no more of them after a request to stop."""
         share = self.ranks.share(experiments[0].sequences_per_update)
         parts = -(-len(share) // experiments[0].batch_size)
         for i in range(parts):
-            if self.asked_to_stop():
+            if self.stop_requested():
                 return
             places = share[i * len(share) // parts : (i + 1) * len(share) // parts]
             yield self.batch(experiments, steps, places)
 
     def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
-        """The micro-batch of these places in the global batch, for every member."""
-        device, T = self.machine.device, self.shape.block_size
+        """The micro-batch at these places of the global batch, for every member."""
+        device, T = self.machine.device, self.config.block_size
         seeds, per_update = [e.seed for e in experiments], experiments[0].sequences_per_update
         choices = len(self.tokens) - T
         drawn = [offsets(seed, step, sequences, per_update, choices) for seed, step in zip(seeds, steps, strict=True)]
@@ -317,24 +339,24 @@ class _Training:
         dropout = None
         if any(e.dropout for e in experiments):
             keys = dropout_keys(seeds, steps, sequences, per_update).to(device)
-            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device), self.shape)
+            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device), self.config)
         return Batch(window[..., :-1], window[..., 1:], dropout)
 
     def log_due(self, stack: Stack, metrics: Metrics) -> Iterator[Event]:
         due = self.due(stack, lambda e: e.log_interval, lambda slot: -1)
         if due:
             self.look_for_divergence(stack)
-            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.stopwatch.measured()
+            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.speed.steps_per_second()
         for m in due:
             slot = stack.slots[m]
             e = self.jobs[slot.name].experiment
             lr = learning_rate(e, slot.step - 1)
             yield Logged(slot.name, slot.step, losses[m], lr, norms[m], rate * e.tokens_per_update)
-        if self.stopwatch.tick():
+        if self.speed.progress_due():
             left = self.seconds_left(stack)
             yield from (Progress(slot.name, slot.step, left) for slot in stack.slots)
 
-    # --- accounts
+    # --- saving and timing
 
     def save(self, stack: Stack, path: Path) -> Iterator[Event]:
         yield from (Saving(slot.name, slot.step) for slot in stack.slots)
@@ -343,7 +365,7 @@ class _Training:
             checkpoint.save(stack, path, self.identities, self.machine.as_dict())
 
     def elapse(self, stack: Stack) -> None:
-        """Charges the time since the last call to every member: they trained side by side."""
+        """Adds the time since the last call to every member: they trained side by side."""
         now = time.monotonic()
         for slot in stack.slots:
             slot.seconds += now - self.clock
@@ -353,16 +375,55 @@ class _Training:
         return slot.step * self.jobs[slot.name].experiment.tokens_per_update
 
     def seconds_left(self, stack: Stack) -> float | None:
-        """Steps, evaluations and final scores still to come, at the pace measured."""
+        """For the remaining steps, evaluations and final scores, at the measured speed."""
         ahead = [(self.jobs[slot.name].experiment, slot.step) for slot in stack.slots]
         ahead += [(self.jobs[name].experiment, 0) for name in stack.waiting]
         updates = [max(0, e.max_iters - step) for e, step in ahead]
         evaluations = sum(-(-n // e.eval_interval) for n, (e, _) in zip(updates, ahead, strict=True))
-        scores = len(ahead) * len(contexts_within(self.shape.block_size)) / 2
+        scores = len(ahead) * len(contexts_within(self.config.block_size)) / 2
         share = sum(updates) / len(stack.slots)
-        if self.machine.device.type != "cpu":  # there a stack that narrows gets no faster
+        if self.machine.device.type != "cpu":  # on a GPU a narrower stack is no faster
             share = max(share, *updates)
-        return self.stopwatch.estimate(share, (evaluations + scores) / len(stack.slots))
+        return self.speed.estimate(share, (evaluations + scores) / len(stack.slots))
+
+
+class _Speed:
+    """Seconds per step and evaluation in this session, for people. Measured when the host has caught up with the device."""
+
+    def __init__(self) -> None:
+        self.evaluation_seconds = 0.0
+        self.step_seconds: float | None = None
+        self.progress_at = self.since = time.monotonic()
+        self.steps = 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+    def evaluated(self, seconds: float) -> None:
+        self.evaluation_seconds = seconds
+        self.since, self.steps = time.monotonic(), 0
+
+    def steps_per_second(self) -> float:
+        """Since the last call or evaluation."""
+        if self.steps:
+            self.step_seconds = (time.monotonic() - self.since) / self.steps
+            self.since, self.steps = time.monotonic(), 0
+        return 1 / self.step_seconds if self.step_seconds else 0.0
+
+    def progress_due(self) -> bool:
+        """True at most twice a second."""
+        now = time.monotonic()
+        if now - self.progress_at < 0.5:
+            return False
+        self.progress_at = now
+        return True
+
+    def estimate(self, steps: float, evaluations: float) -> float | None:
+        """Seconds, or None before anything was measured."""
+        each = self.step_seconds
+        if each is None and self.steps >= 3:
+            each = (time.monotonic() - self.since) / self.steps
+        return None if each is None else steps * each + evaluations * self.evaluation_seconds
 
 
 def windows_at_once(context: int, members: int) -> int:
@@ -370,7 +431,7 @@ def windows_at_once(context: int, members: int) -> int:
 
 
 def contexts_within(block_size: int) -> list[int]:
-    """The fixed contexts at which any two experiments compare: 32, 64, 128, ... that fit."""
+    """The fixed context lengths at which experiments are compared: 32, 64, 128, ... up to block_size."""
     contexts, c = [], SMALLEST_CONTEXT
     while c <= block_size:
         contexts.append(c)

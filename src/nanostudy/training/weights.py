@@ -1,4 +1,4 @@
-"""One trained model as a file that needs no other: weights, settings and tokenizer."""
+"""A trained model as one self-contained file: weights, settings and tokenizer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.model.gpt import GPTConfig, named_views, parameter_table
+from nanostudy.model.config import GPTConfig, parameter_table
+from nanostudy.model.gpt import named_views
 from nanostudy.settings import Experiment, from_settings
 from nanostudy.training.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One trained model, as its file holds it."""
+    """A trained model with all that sampling needs."""
 
     params: Tensor  # fp32 (1, P)
     experiment: Experiment
-    shape: GPTConfig
+    config: GPTConfig
     tokenizer: Tokenizer
-    step: int = 0  # updates that made them
-    goes_on: str | None = None  # of a training begun elsewhere: the checksum of what it goes on from
+    step: int = 0  # updates so far
+    goes_on: str | None = None  # the checksum of the checkpoint that an imported training continues from
 
     @property
     def sha256(self) -> str:
@@ -37,14 +38,14 @@ class Weights:
 
 
 def save_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
-    """`about` is kept beside what loading needs; the step is part of it."""
-    tensors = {name: view[0] for name, view in named_views(weights.params, weights.shape).items()}
+    """`about` is further metadata; it includes the step."""
+    tensors = {name: view[0] for name, view in named_views(weights.params, weights.config).items()}
     settings, tokenizer = weights.experiment.as_dict(), weights.tokenizer.as_dict()
     save_tensors(path, tensors, {"kind": "weights", "settings": settings, "tokenizer": tokenizer, **about})
 
 
 def load_weights(run: Path, which: str = "best") -> Weights:
-    """From a run folder ("best" or "last"), or a weights file. Raises NanostudyError."""
+    """The best or last weights of a run folder, or a weights file. Raises UsageError, NanostudyError."""
     path = run if run.is_file() else run / f"{which}.safetensors"
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
@@ -58,23 +59,23 @@ def load_weights(run: Path, which: str = "best") -> Weights:
     if metadata.get("kind") != "weights":
         raise NanostudyError(f"{path} holds no weights of one model.")
     experiment, tokenizer = from_settings(metadata["settings"]), Tokenizer(**metadata["tokenizer"])
-    shape = GPTConfig.of(experiment, tokenizer.vocab_size)
-    table = parameter_table(shape)
+    config = GPTConfig.of(experiment, tokenizer.vocab_size)
+    table = parameter_table(config)
     if {p.name: p.size for p in table} != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
     row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
-    return Weights(row[None], experiment, shape, tokenizer, metadata.get("step", 0), metadata.get("goes_on"))
+    return Weights(row[None], experiment, config, tokenizer, metadata.get("step", 0), metadata.get("goes_on"))
 
 
 def fitted(weights: Weights, experiment: Experiment) -> Tensor:
-    """The row (P,) to start another experiment from. A shorter context keeps the first positions, as nanoGPT crops.
+    """The row (P,) that another experiment starts from. A shorter context keeps the first positions, as nanoGPT crops them.
 
-    Raises UsageError where the shapes differ otherwise.
+    Raises UsageError where other sizes differ.
     """
     if weights.goes_on:
         raise UsageError(
-            f"init_from={experiment.init_from}: these weights go on being trained, in their own folder. Name that folder, not "
-            "the file, to start a new training from them."
+            f"init_from={experiment.init_from}: the training of these weights continues in their own folder. Name that folder, "
+            "not the file, to start a new training from them."
         )
     theirs = weights.experiment
     for name in ("tokenizer", "n_layer", "n_head", "n_embd", "bias", "tie_embeddings"):
@@ -85,9 +86,9 @@ def fitted(weights: Weights, experiment: Experiment) -> Tensor:
             )
     if experiment.block_size > theirs.block_size:
         raise UsageError(
-            f"init_from={experiment.init_from}: that run knows {theirs.block_size} positions, and block_size="
+            f"init_from={experiment.init_from}: that run has {theirs.block_size} positions, and block_size="
             f"{experiment.block_size} needs more."
         )
-    views = named_views(weights.params, weights.shape)
+    views = named_views(weights.params, weights.config)
     views["position_embedding"] = views["position_embedding"][:, : experiment.block_size]
     return torch.cat([view.flatten() for view in views.values()])

@@ -445,12 +445,12 @@ void squares(const Real *rows, float *sums, int64_t M, int64_t columns, int64_t 
 
 // Rows of `columns` elements are `row` elements apart, those of the gradient `grad_row`. The settings are arrays of M.
 template <typename Real>
-void adamw_kernel(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, const float *decay, const bool *moved,
+void adamw_kernel(float *params, const Real *grads, float *exp_avg, float *exp_avg_sq, const float *decay, const bool *active,
           const float *clip, const float *one_minus_beta1, const float *one_minus_beta2, const float *root_correction2,
           const float *step_size, int64_t M, int64_t columns, int64_t row, int64_t grad_row, float epsilon,
           int threads) {
     for (int64_t m = 0; m < M; m++) {
-        if (!moved[m]) continue;
+        if (!active[m]) continue;
         float *p = params + m * row, *first = exp_avg + m * row, *second = exp_avg_sq + m * row;
         const Real *grad = grads + m * grad_row;
         const float keep = 1 - decay[m], step = step_size[m], root = root_correction2[m];

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands take; those of settings.py are generated from its declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from nanostudy.settings import SETTINGS, Setting, takes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Form(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+Source = Annotated[
+    str, typer.Argument(help="A study (nanostudy study list), a study file (YAML), or a study's folder.")
+]
+Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
+Folder = Annotated[str, typer.Argument(help="A study's folder, or the name of a study in its default folder.")]
+Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
+Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
+Only = Annotated[
+    str | None,
+    typer.Option(help="Only experiments like this: 'n_embd=256,dropout=0.1'. The same setting twice: either."),
+]
+Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
+Corpus = Annotated[str, typer.Argument(help="A corpus, or a path.")]
+Tokenizer = Annotated[str, typer.Option(help=SETTINGS["tokenizer"].meaning)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
+
+
+def options(names: Iterable[str]) -> Callable[[F], F]:
+    """Gives a command that takes **options these settings as options."""
+    return takes([SETTINGS[name] for name in names], _option)
+
+
+def _option(setting: Setting) -> Any:
+    flag = f"--{setting.name.replace('_', '-')}"
+    return Annotated[setting.hint, typer.Option(flag, help=f"{setting.meaning}.")]
