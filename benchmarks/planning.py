@@ -163,7 +163,7 @@ def recording(size: int) -> dict[str, object]:
             again = time.perf_counter() - start
             capacity = Capacity("cpu", "bf16", 8, None)
             execution = Execution(
-                folder, asked.asked, backend, capacity, Resources(), Silent(), backend.enough, save_every=60.0
+                folder, asked.requested, backend, capacity, Resources(), Silent(), backend.enough, save_every=60.0
             )
             with contextlib.suppress(Interrupted):
                 execution.run()

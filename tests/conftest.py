@@ -76,9 +76,13 @@ def write_text(path: Path, characters: int = 1500) -> Path:
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
     """Drawing takes longer than a small training: here a training leaves a report.md that says so, and draws nothing."""
+
+    def write_report(folder: Path) -> tuple[Path, ...]:
+        (folder / "report.md").write_text("left out")
+        return (folder / "report.md",)
+
     with pytest.MonkeyPatch.context() as patch:
-        place = "nanostudy.reporting.training_report.write_report"
-        patch.setattr(place, lambda folder: (folder / "report.md").write_text("left out"))
+        patch.setattr("nanostudy.reporting.training_report.write_report", write_report)
         yield
 
 

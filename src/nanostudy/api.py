@@ -186,7 +186,7 @@ def _drafted(
         return draft, select(draft.entries, parts, only)
     study = with_assignments(existing[-1], settings or {}) if existing else read_study(str(source), settings or {})
     draft = design(path, study)
-    return draft, select(draft.asked, parts, only)
+    return draft, select(draft.requested, parts, only)
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)

@@ -262,7 +262,7 @@ def test_a_lost_run_folder_is_told(study, tmp_path):
     lost = rows(study)[0]
     shutil.rmtree(study / lost.name)
     lines = export_published(study, tmp_path / "out")
-    assert f"{lost.name}: run.json and training.csv and evaluations.csv not there, not exported" in lines
+    assert f"{lost.name}: run.json, training.csv and evaluations.csv not there, not exported" in lines
     assert table(tmp_path / "out", "slow")[0]["Experiment"] == lost.name
 
 

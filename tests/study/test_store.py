@@ -165,7 +165,7 @@ def test_failures_retries_and_sittings(store):
     finish(store, "e3")
     store.failed("e2", "out of memory")
     assert (store.row("e2").status, store.row("e2").reason) == ("failed", "out of memory")
-    store.end_sitting()
+    store.end_session()
     assert [(row.status, row.step) for row in store.rows()][:1] == [("waiting", 7)]
     store.requeue(["e1", "e2", "e3"])
     assert [(row.status, row.reason) for row in store.rows()] == [
@@ -775,8 +775,8 @@ class Model(RuleBasedStateMachine):
         self.status.update({name: "waiting" for name in names if self.status[name] == "failed"})
 
     @rule()
-    def end_sitting(self):
-        self.store.end_sitting()
+    def end_session(self):
+        self.store.end_session()
         self.status = {name: "waiting" if status == "running" else status for name, status in self.status.items()}
 
     @rule()

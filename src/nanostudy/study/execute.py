@@ -87,7 +87,7 @@ class Execution:
                 self.folder.lease.check()
         finally:
             self.backend.close()
-            self.store.end_sitting()
+            self.store.end_session()
             self.store.set_progress(None, [])
             with contextlib.suppress(NanostudyError):  # the next session makes up for what could not be written
                 self.store.commit()

@@ -1,8 +1,8 @@
-"""A study's folder: what was asked, what is known, and the run folders.
+"""A study's folder: its definition, its store and its run folders.
 
 study.yaml       the study as it began and each extension, one YAML document each: the ids and names follow from it
 study.sqlite     what happened (store.py); can be rebuilt from the rest
-results.csv      a row an experiment
+results.csv      one row per experiment
 NAME/            the run folder of an experiment
 stacks/ID/       checkpoints of what is training
 """
@@ -50,16 +50,12 @@ class StudyFolder:
     """An open study: the one process that writes has it."""
 
     path: Path
-    study: Study  # as asked last
+    study: Study  # its last definition
     entries: list[Entry]
     skipped: list[str]
     inputs: Inputs
     store: Store
     lease: Lease
-
-    @property
-    def asked(self) -> list[Entry]:
-        return requested(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -80,7 +76,7 @@ class Design:
     inputs: Inputs
 
     @property
-    def asked(self) -> list[Entry]:
+    def requested(self) -> list[Entry]:
         return requested(self.entries, self.study)
 
     @property
@@ -163,7 +159,7 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(some, [identities[entry.name] for entry in some], counts)
         folder.store.commit()
-    folder.store.end_sitting()
+    folder.store.end_session()
     folder.store.commit()
     there = set(os.listdir(folder.path))  # one look: of many experiments most have no folder yet
     for name, status in folder.store.statuses().items():

@@ -169,7 +169,7 @@ class Store:
         for name in names:
             self._db.write(again, self._id(name))
 
-    def end_sitting(self) -> None:
+    def end_session(self) -> None:
         """Nobody trains now: what ran, waits."""
         self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
 

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from nanostudy.atomic import sole_owner
 from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
 from nanostudy.settings import Resources, SamplingParams
 from nanostudy.training.events import Event
+from nanostudy.training.run_folder import CHECKPOINT
 from nanostudy.training.samples import Sample
 
 if TYPE_CHECKING:
@@ -35,8 +39,6 @@ class TrainStack:
 
     @property
     def path(self) -> Path:
-        from nanostudy.training.run_folder import CHECKPOINT
-
         return self.folder / CHECKPOINT
 
 
@@ -127,7 +129,6 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
     Asking for the next report promises that those before it are safe (see events.Saving).
     """
     import torch
-    from safetensors import SafetensorError
 
     from nanostudy.device import memory_errors
     from nanostudy.training.machine import resolve
@@ -162,12 +163,11 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
 
 
 def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iterator[Report]:
-    from nanostudy.atomic import sole_owner
     from nanostudy.training import stack as checkpoint
     from nanostudy.training.train import train
 
-    # The lock ends with its process. It holds off the worker of the next session while the worker of a study that
-    # was killed has yet to notice.
+    # The lock ends with its process. It keeps the next session's worker waiting while the worker of a study that was
+    # killed has yet to notice.
     with sole_owner(task.folder, patience=30.0, make=False):
         for leftover in task.folder.glob(".*.tmp"):  # a process was killed while it wrote
             leftover.unlink(missing_ok=True)
