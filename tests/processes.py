@@ -10,6 +10,21 @@ if os.name == "posix":
     CONTEXT.set_forkserver_preload(["__main__", "nanostudy.api", "nanostudy.cli.main", "altair", "pandas"])
 
 
+WITHOUT_REPORT = """
+from nanostudy.reporting import training_report
+training_report.write_report = lambda folder: (folder / "report.md").write_text("left out")
+"""
+
+
+def run_training(settings, out: str, resources, save_every: float) -> None:
+    """`train` in Python, without the report, whose drawing takes longer than a small training."""
+    from nanostudy import api
+    from nanostudy.settings import Experiment, Resources
+
+    exec(WITHOUT_REPORT, {})
+    api.train(Experiment(**settings), out, resources=Resources(**resources), save_every=save_every)
+
+
 def run_command(*arguments: str, before: str = "") -> None:
     """The command line, after the Python code `before`."""
     from nanostudy.cli import main as cli

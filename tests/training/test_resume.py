@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from processes import Child, run_command
+from processes import WITHOUT_REPORT, Child, run_command, run_training
 
 from nanostudy import api
 from nanostudy.cli import main as cli
@@ -64,17 +64,13 @@ def text_in(folder: Path) -> Path:
     return folder
 
 
-def train_in_child(settings, out: str, save_every: float) -> None:
-    api.train(Experiment(**settings), out, resources=Resources(**RESOURCES), save_every=save_every)
-
-
 def start(folder: Path, out: str, save_every: float = 0.05, **settings) -> Child:
     """A training in a process of its own, started."""
-    return Child(folder, train_in_child, {**SETTINGS, **settings}, out, save_every, environment=WAITING)
+    return Child(folder, run_training, {**SETTINGS, **settings}, out, RESOURCES, save_every, environment=WAITING)
 
 
 def nanostudy(folder: Path, *args: str) -> Child:
-    return Child(folder, run_command, *args, environment=WAITING)
+    return Child(folder, run_command, *args, before=WITHOUT_REPORT, environment=WAITING)
 
 
 def command(out: str, **settings) -> list[str]:
