@@ -101,7 +101,7 @@ def read_dataset(folder: Path) -> Dataset:
         raise UsageError(f"The folder {folder} is no corpus: it has no {' and no '.join(missing)}.")
     if not (folder / META).is_file():
         raise UsageError(
-            f"{folder} has no {META}, so the meaning of its tokens is unknown (most likely they are GPT-2's). nanostudy's "
+            f"{folder} has no {META}, so the meaning of its ids is unknown (most likely they are GPT-2's tokens). nanostudy's "
             "tokens are characters or bytes: train on the text itself, with corpus=path/to/text.txt and tokenizer=byte."
         )
     table = read_meta(folder / META)
