@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,25 +294,22 @@ def analyze(*paths: str | Path) -> NotebookAnalysis:
 
 
 def report(*paths: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the page of these results, with its figures and tables beside it, and returns where it lies.
+    """Writes the report of these results (page, Markdown, table, figures) and returns the page's path.
 
     In the folder `out`; by default `report` in the study or run that alone is named, and `report` here for several. A
-    run that alone is named gets its training report (report.md, curve.png) again, too. Raises UsageError, NanostudyError.
+    run's report.md and curve.png lie in the run's folder itself. Raises UsageError, NanostudyError.
     """
     return published(*paths, out=out).page
 
 
 def published(*paths: str | Path, out: str | Path | None = None) -> Published:
     """As `report`, and returns all that it wrote, and the answer."""
-    from nanostudy.reporting.training_report import write_report
     from nanostudy.reporting.write import publish
 
-    results = analyze(*paths)
     alone = _folder(Path(paths[0])) if len(paths) == 1 else None
-    written = publish(results, Path(out) if out is not None else (alone or Path()) / "report")
-    if alone and out is None and not has_study(alone):
-        return replace(written, beside=(*write_report(alone), *written.beside))
-    return written
+    folder = Path(out) if out is not None else (alone or Path()) / "report"
+    is_run = alone is not None and out is None and not has_study(alone)
+    return publish(analyze(*paths), folder, alone if is_run else None)
 
 
 def _folder(path: Path) -> Path | None:

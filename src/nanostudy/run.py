@@ -81,9 +81,9 @@ class Run:
 
         return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
 
-    def curve(self) -> alt.VConcatChart:
+    def curve(self) -> alt.ConcatChart:
         """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.reporting.training_report import training_chart
+        from nanostudy.reporting.notebook import training_chart
 
         return training_chart(self.folder)
 
@@ -169,7 +169,7 @@ def resume_command(folder: Path) -> str:
 
 def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, deleting the checkpoint."""
-    from nanostudy.reporting.training_report import write_report
+    from nanostudy.reporting.write import publish_run
 
     run = load_on(folder, "best", machine)
     e = run.experiment
@@ -179,6 +179,6 @@ def complete(folder: Path, machine: Machine) -> Run:
         sample = Sample(e.sample_prompt, text, e.sample_tokens, e.seed, how.temperature, how.top_k, how.top_p)
         write_samples(folder, [sample], headings=False)
     if not (folder / "report.md").exists():
-        write_report(folder)
+        publish_run(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run

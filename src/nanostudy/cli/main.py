@@ -192,6 +192,8 @@ def report(
     written = api.published(*paths, out=out)
     for note in written.notes:
         print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+    if not written.answer:
+        print(f"{textwrap.fill(written.summary, REPORT_WIDTH)}\n")
     for number, sentence in enumerate(written.answer, start=1):
         print(f"{number}  {sentence.about}")
         print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")

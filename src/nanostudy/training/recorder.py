@@ -83,7 +83,7 @@ class Recorder:
                 rows.clear()
             keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
             keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
-            for stale in ("sample.txt", "samples.json", "report.md", "curve.png"):
+            for stale in ("sample.txt", "samples.json", "report.md", "curve.png", "curve.svg"):
                 (self.folder / stale).unlink(missing_ok=True)
             before = read_metadata(self.folder) or {}
             kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]
