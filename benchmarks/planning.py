@@ -25,6 +25,7 @@ import torch
 from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
 from nanostudy.model.config import count_parameters
+from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study.definition import Study, read_study, study_yaml
 from nanostudy.study.execute import Execution
@@ -37,6 +38,7 @@ from nanostudy.study.tasks import Done, Prepared, Report, Sampled, Task, TrainSt
 from nanostudy.text import duration, table
 from nanostudy.training.events import Evaluated, Finished, Started
 from nanostudy.training.machine import resolve
+from nanostudy.training.samples import Sample
 
 HERE = Path(__file__).parent
 SIZES = (128, 10_000, 100_000, 1_000_000)
@@ -105,12 +107,17 @@ class Instant:
                 yield Started(name, 0, -1, task.width)
                 for step in (0, e.max_iters):
                     yield Evaluated(name, step, step * e.tokens_per_update, 1.0, 2.0, 2.0 + e.seed / 1e6)
-                updates = e.max_iters
-                yield Finished(name, updates, 0, 1, 1.0, None, updates, {32: 2.0}, weights, weights)
+                measures = {"updates": e.max_iters, "tokens": 1, "seconds": 1.0, "best_step": e.max_iters}
+                settings, done = (
+                    json.dumps(e.as_dict()),
+                    {"step": e.max_iters, "skipped": 0, "context_losses": {32: 2.0}},
+                )
+                result = Result(name, job.identity, settings, Status.FINISHED, measures, **done)
+                yield Finished(name, result, weights, weights)
                 self.finished += 1
                 self.times.append(time.perf_counter())
         else:
-            yield Sampled(dict.fromkeys(task.names, "text"))
+            yield Sampled({name: [Sample(None, "text")] for name in task.names})
         yield Done()
 
 
@@ -156,7 +163,7 @@ def recording(size: int) -> dict[str, object]:
             again = time.perf_counter() - start
             capacity = Capacity("cpu", "bf16", 8, None)
             execution = Execution(
-                folder, asked.asked, backend, capacity, Resources(), Silent(), backend.enough, save_every=60.0
+                folder, asked.requested, backend, capacity, Resources(), Silent(), backend.enough, save_every=60.0
             )
             with contextlib.suppress(Interrupted):
                 execution.run()

@@ -53,8 +53,11 @@ def cpu(precision: str = "fp32") -> Machine:
 
 
 def cache_in(folder: Path) -> Path:
-    """A cache in a folder of a test's own, with the kernels that this machine has built already: a build takes seconds."""
+    """A cache of a test's own, with the kernels and the page's scripts that this machine has built already, which takes seconds."""
     cpu()
+    (folder / "cache").mkdir(exist_ok=True)
+    for scripts in KERNELS.parent.glob("vega-*.js"):
+        shutil.copy(scripts, folder / "cache")
     if KERNELS.is_dir():
         shutil.copytree(KERNELS, folder / "cache" / "kernels", ignore=shutil.ignore_patterns("tmp*", "traced"))
     return folder / "cache"
@@ -76,9 +79,12 @@ def write_text(path: Path, characters: int = 1500) -> Path:
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
     """Drawing takes longer than a small training: here a training leaves a report.md that says so, and draws nothing."""
+
+    def publish_run(folder: Path) -> None:
+        (folder / "report.md").write_text("left out")
+
     with pytest.MonkeyPatch.context() as patch:
-        place = "nanostudy.reporting.training_report.write_report"
-        patch.setattr(place, lambda folder: (folder / "report.md").write_text("left out"))
+        patch.setattr("nanostudy.reporting.write.publish_run", publish_run)
         yield
 
 
@@ -121,3 +127,20 @@ def corpus(tmp_path_factory) -> Corpus:
 @pytest.fixture
 def machine() -> Machine:
     return cpu()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """The report of a hostile study, drawn once for all the tests that read it."""
+    from hostile import hostile
+
+    from nanostudy.analysis.analysis import Analysis
+    from nanostudy.reporting.write import publish
+
+    return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Reports without pictures, for tests of their words."""
+    monkeypatch.setattr("nanostudy.reporting.write.draw", lambda figures, tables: ({}, ""))

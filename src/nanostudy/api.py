@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from nanostudy.model.config import GPTConfig
 from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import joined
 from nanostudy.reporting.notebook import NotebookAnalysis
+from nanostudy.result import Result
 from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
@@ -50,7 +51,6 @@ from nanostudy.study.hardware import parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.pool import Pool, make_pool
 from nanostudy.study.progress import Listener
-from nanostudy.study.store import Row
 from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training.events import Evaluated, Event, Stopped
@@ -186,7 +186,7 @@ def _drafted(
         return draft, select(draft.entries, parts, only)
     study = with_assignments(existing[-1], settings or {}) if existing else read_study(str(source), settings or {})
     draft = design(path, study)
-    return draft, select(draft.asked, parts, only)
+    return draft, select(draft.requested, parts, only)
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
@@ -200,7 +200,7 @@ def run_study(
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Row]:
+) -> list[Result]:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
@@ -223,7 +223,7 @@ def retry_study(
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Row]:
+) -> list[Result]:
     """Runs the failed experiments of a study's folder again, or those of them that are named. Options as for run_study."""
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
@@ -242,7 +242,7 @@ def retry_study(
 
 def _execute(
     folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
-) -> list[Row]:
+) -> list[Result]:
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
         stop = stack.enter_context(stop_requests())
@@ -294,25 +294,22 @@ def analyze(*paths: str | Path) -> NotebookAnalysis:
 
 
 def report(*paths: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the page of these results, with its figures and tables beside it, and returns where it lies.
+    """Writes the report of these results (page, Markdown, table, figures) and returns the page's path.
 
     In the folder `out`; by default `report` in the study or run that alone is named, and `report` here for several. A
-    run that alone is named gets its training report (report.md, curve.png) again, too. Raises UsageError, NanostudyError.
+    run's report.md and curve.png lie in the run's folder itself. Raises UsageError, NanostudyError.
     """
     return published(*paths, out=out).page
 
 
 def published(*paths: str | Path, out: str | Path | None = None) -> Published:
     """As `report`, and returns all that it wrote, and the answer."""
-    from nanostudy.reporting.training_report import write_report
     from nanostudy.reporting.write import publish
 
-    results = analyze(*paths)
     alone = _folder(Path(paths[0])) if len(paths) == 1 else None
-    written = publish(results, Path(out) if out is not None else (alone or Path()) / "report")
-    if alone and out is None and not has_study(alone):
-        return replace(written, beside=(*write_report(alone), *written.beside))
-    return written
+    folder = Path(out) if out is not None else (alone or Path()) / "report"
+    is_run = alone is not None and out is None and not has_study(alone)
+    return publish(analyze(*paths), folder, alone if is_run else None)
 
 
 def _folder(path: Path) -> Path | None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.interop import runs
+from nanostudy.measures import MEASURES
 from nanostudy.model.sample import generate
 from nanostudy.settings import Experiment, Resources, SamplingParams, settings_of, takes
 from nanostudy.settings_files import preset_names
@@ -23,6 +23,7 @@ from nanostudy.text import duration
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine, resolve
+from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -50,22 +51,20 @@ class Run:
         return replace(self, weights=replace(self.weights, params=self.weights.params.to(device)))
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, str]:
         """A few figures, in words."""
-        m = self.metadata
-        final, best, seconds = m.get("final") or {}, m.get("best") or {}, m.get("seconds")
+        result = run_folder.read_result(self.folder) if self.folder.is_dir() else None
+        if result is None:
+            return {}
+        best, step, updates = (MEASURES[name].text(result[name]) for name in ("best_val_loss", "best_step", "updates"))
         figures = {
-            "status": m.get("status"),
-            "parameters": f"{m['parameters']['total']:,}" if m else None,
-            "updates": f"{m['updates']:,}" if m.get("updates") is not None else None,
-            "training loss": f"{final['train_loss']:.4f}" if final.get("train_loss") is not None else None,
-            "validation loss": f"{final['val_loss']:.4f}" if final.get("val_loss") is not None else None,
-            "lowest": f"{best['val_loss']:.4f} at update {best['step']:,}"
-            if best.get("val_loss") is not None
-            else None,
-            "time": duration(seconds) if seconds is not None else None,
+            "status": str(result.status),
+            **{measure.title: measure.text(result[measure.name]) for measure in MEASURES.values() if measure.brief},
+            "updates": updates,
+            "lowest": best and f"{best} at update {step}",
+            "time": "" if result.seconds is None else duration(result.seconds),
         }
-        return {name: value for name, value in figures.items() if value is not None}
+        return {name: value for name, value in figures.items() if value}
 
     @property
     def evaluations(self) -> pd.DataFrame:
@@ -82,9 +81,9 @@ class Run:
 
         return pd.DataFrame(run_folder.read_rows(self.folder / name), columns=list(run_folder.COLUMNS[name]))
 
-    def curve(self) -> alt.VConcatChart:
+    def curve(self) -> alt.ConcatChart:
         """Losses, learning rate and gradient norm against updates, as an Altair chart."""
-        from nanostudy.reporting.training_report import training_chart
+        from nanostudy.reporting.notebook import training_chart
 
         return training_chart(self.folder)
 
@@ -170,14 +169,16 @@ def resume_command(folder: Path) -> str:
 
 def complete(folder: Path, machine: Machine) -> Run:
     """The last steps of a finished training, each only if it is still to be done: sample, report, deleting the checkpoint."""
-    from nanostudy.reporting.training_report import write_report
+    from nanostudy.reporting.write import publish_run
 
     run = load_on(folder, "best", machine)
     e = run.experiment
     if not (folder / "sample.txt").exists():
-        sample = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
-        write_atomically(folder / "sample.txt", sample + "\n")
+        how = SamplingParams()
+        text = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
+        sample = Sample(e.sample_prompt, text, e.sample_tokens, e.seed, how.temperature, how.top_k, how.top_p)
+        write_samples(folder, [sample], headings=False)
     if not (folder / "report.md").exists():
-        write_report(folder)
+        publish_run(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination as something that a loop can ask for."""
+"""Turns Ctrl-C and termination signals into a request that a loop can check."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or a termination signal came. The second Ctrl-C is not waited for."""
-    asked = threading.Event()
+    """Yields a function that returns whether Ctrl-C or a termination signal came. A second Ctrl-C interrupts at once."""
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield requested.is_set
         return
 
     def note(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

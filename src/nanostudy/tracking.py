@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.result import Status
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started, Stopped
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import read_metadata
@@ -33,7 +34,6 @@ from nanostudy.training.run_folder import read_metadata
 PROJECT = "nanostudy"  # where the tracker knows projects and the person names none
 PATIENCE = 60.0  # seconds without a sign of life after which a tracker is left behind at the end
 BATCH = ("loss", "learning_rate", "grad_norm", "tokens_per_second")  # of Logged
-COUNTS = ("updates", "tokens", "seconds", "best_step")  # of Finished
 ENDS = {"finished": "FINISHED", "diverged": "FAILED", "stopped": "KILLED"}  # a training's, and MLflow's words
 
 
@@ -190,10 +190,11 @@ class Tracking:
             values = {"tokens": event.tokens, "seconds": event.seconds, **self.losses[name]}
             self._tell(name, "log", event.step, _named("exact", values))
         elif isinstance(event, Finished):
-            counts = {column: getattr(event, column) for column in COUNTS}
-            scored = {f"val_loss_at_{context}": loss for context, loss in event.context_losses.items()}
-            figures = {**counts, **({} if event.diverged else self.losses.get(name, {})), **scored}
-            self._tell(name, "end", "diverged" if event.diverged else "finished", _named("final", figures))
+            result = event.result
+            losses = self.losses.get(name, {}) if result.status is Status.FINISHED else {}
+            scored = {f"val_loss_at_{context}": loss for context, loss in result.context_losses.items()}
+            figures = {**result.measures, **losses, **scored}
+            self._tell(name, "end", str(result.status), _named("final", figures))
             self.subjects.pop(name, None)
         elif isinstance(event, Stopped):
             self._tell(name, "end", "stopped", {})
@@ -266,8 +267,8 @@ def tracking(track: str | None, say: Callable[[str], None]) -> Iterator[Tracking
         made.close()
 
 
-def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{name}": float(value) for name, value in values.items()}
+def _named(group: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    return {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
 
 
 def _id(subject: Subject) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from nanostudy.data.corpus import Corpus
 from nanostudy.model.config import count_parameters
+from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.pool import Pool
@@ -144,11 +145,12 @@ class TrainingView(View):
             )
         elif isinstance(event, Finished):
             self.live.stop()
-            if event.diverged:
-                self.say(f"diverged: {event.diverged}", "bold red")
+            result = event.result
+            if result.reason:
+                self.say(f"diverged: {result.reason}", "bold red")
             else:
                 self.say(
-                    f"trained {event.updates:,} updates in {duration(event.seconds)}; best at update {event.best_step:,}"
+                    f"trained {result.updates:,} updates in {duration(result.seconds)}; best at update {result.best_step:,}"
                 )
 
 
@@ -218,9 +220,13 @@ def _shortened(text: str, width: int) -> str:
 def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
     """On one line of this width; the name of the best is cut, or left out."""
     counts = snapshot.counts
-    done = counts.get("finished", 0) + counts.get("diverged", 0) + counts.get("failed", 0)
+    done = sum(count for status, count in counts.items() if not status.is_undone)
     texts = [f"{done}/{total} done"]
-    texts += [f"{counts[status]} {status}" for status in ("running", "diverged", "failed") if counts.get(status)]
+    texts += [
+        f"{counts[status]} {status}"
+        for status in (Status.RUNNING, Status.DIVERGED, Status.FAILED)
+        if counts.get(status)
+    ]
     if snapshot.seconds_left:
         texts.append(f"about {duration(snapshot.seconds_left)} left")
     if snapshot.best:

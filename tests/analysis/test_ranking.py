@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import synthetic
+from synthetic import synthetic, with_losses
 
 from nanostudy.analysis.effects import effects
 from nanostudy.analysis.frames import joined
@@ -94,12 +94,17 @@ def test_critical_value_is_the_multivariate_t():
 
 
 def test_the_best_settings_are_among_the_tied_at_their_rate():
-    """Whichever is truly best stays in at least 95% of the time; with all others level with it, in exactly that."""
-    kept, repetitions = 0, 400
-    factors = {"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128]}
-    for draw in range(repetitions):
-        results = synthetic(factors, seeds=(1, 2, 3), noise=0.02, block_noise=0.2, draw=draw)
-        found = ranking(results).set_index("name")
+    """All settings are equally good, so that the first is tied with the best in 95%: of 250 simulations, 90.0 to 98.8%."""
+    results, draw, repetitions = (
+        synthetic({name: TWO[name] for name in list(TWO)[:3]}, seeds=(1, 2, 3)),
+        np.random.default_rng(1),
+        250,
+    )
+    seeds = results.experiments["seed"].astype(int)
+    kept = 0
+    for _ in range(repetitions):
+        losses = 2 + 0.02 * draw.standard_normal(len(seeds)) + 0.2 * draw.standard_normal(4)[seeds]
+        found = ranking(with_losses(results, losses)).set_index("name")
         kept += bool(found.loc[results.experiments.index[0], "tied"])
     low, high = stats.binom.ppf([0.0005, 0.9995], repetitions, 0.95)
     assert low <= kept <= high

@@ -11,16 +11,18 @@ from conftest import SMALL, cpu, jobs_of, small, write_text
 from synthetic import synthetic
 
 import nanostudy
-from nanostudy.analysis.frames import COLUMNS, NUMBERS, Results, experiments_frame, joined, levels, shown
-from nanostudy.analysis.results import _parted, read_results
+from nanostudy.analysis.frames import Results, columns, experiments_frame, joined, levels, shown
+from nanostudy.analysis.results import read_results
 from nanostudy.atomic import sole_owner
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.measures import MEASURES
 from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import FIELDS, Resources
 from nanostudy.study.definition import Study
 from nanostudy.study.folder import open_study
 from nanostudy.study.store import Store
+from nanostudy.training.samples import Sample, read_samples, write_samples
 
 CPU = Resources(device="cpu", precision="fp32", threads=1)
 
@@ -59,7 +61,7 @@ def test_study_is_read(study, text):
     found = read_results([study])
     table, corpus = found.experiments, load_corpus(str(text))
     assert (found.title, found.factors, found.notes) == ("study", ("dropout",), ())
-    assert set(COLUMNS) <= set(table)
+    assert set(columns()) <= set(table)
     assert list(table["id"]) == [1, 2, 3, 4]
     assert list(table["dropout"]) == [0.0, 0.0, 0.2, 0.2]
     assert list(table["seed"]) == [1, 2, 1, 2]
@@ -77,7 +79,7 @@ def test_study_is_read(study, text):
     assert set(table["corpus_sha256"]) == {corpus.sha256}
     assert (set(table["device"]), set(table["precision"]), set(table["threads"])) == ({"cpu"}, {"fp32"}, {1})
     assert list(found.cells()) == ["dropout=0"] * 2 + ["dropout=0.2"] * 2
-    assert all(table[name].dtype == float for name in NUMBERS)
+    assert all(table[name].dtype == float for name in MEASURES)
 
 
 def test_curves_and_samples_of_a_study(study):
@@ -260,15 +262,28 @@ def test_different_texts_are_told(study, run, tmp_path):
 # --- samples
 
 
-def test_samples_are_parted_at_the_prompts_asked_for():
+def test_samples_of_an_older_version_are_split_at_the_prompts(tmp_path):
     """A model may write a line that looks like a heading."""
-    text = "--- no prompt\n\nfirst\n--- no prompt\nstill first\n\n--- ROMEO:\nROMEO:second\n"
-    assert _parted("a", text, [(None, "ROMEO:")]) == [
-        ("a", "", "\nfirst\n--- no prompt\nstill first"),
-        ("a", "ROMEO:", "ROMEO:second"),
+    (tmp_path / "sample.txt").write_text(
+        "--- no prompt\n\nfirst\n--- no prompt\nstill first\n\n--- ROMEO:\nROMEO:second\n"
+    )
+    assert read_samples(tmp_path, prompts=[(None, "ROMEO:")]) == [
+        Sample(None, "\nfirst\n--- no prompt\nstill first"),
+        Sample("ROMEO:", "ROMEO:second"),
     ]
-    assert [prompt for _, prompt, _ in _parted("a", text, [("JULIET:",)])] == ["", "", "ROMEO:"]
-    assert _parted("a", "just text", [(None,)]) == []
+    assert [one.prompt for one in read_samples(tmp_path, prompts=[("JULIET:",)])] == [None, None, "ROMEO:"]
+    (tmp_path / "sample.txt").write_text("just text\n")
+    assert read_samples(tmp_path, "just", [(None,)]) == [Sample("just", "just text")]
+    assert read_samples(tmp_path / "elsewhere") == []
+
+
+def test_samples_are_read_as_they_were_written(tmp_path):
+    samples = [Sample(None, "\n--- ROMEO:\nno heading\n", 3, 7, 0.8, 200, None), Sample("ROMEO:", "ROMEO:\x00")]
+    write_samples(tmp_path, samples, headings=True)
+    assert read_samples(tmp_path) == samples
+    (tmp_path / "samples.json").write_text("[{")
+    with pytest.raises(NanostudyError, match=r"samples\.json is damaged"):
+        read_samples(tmp_path)
 
 
 # --- frames
@@ -276,7 +291,7 @@ def test_samples_are_parted_at_the_prompts_asked_for():
 
 def test_frame_of_a_little_knowledge():
     table = experiments_frame([{"name": "a", "val_loss": "2.5", "train_loss": 2.0}, {"name": "b", "n_layer": 4}])
-    assert set(COLUMNS) <= set(table)
+    assert set(columns()) <= set(table)
     assert table.loc["a", "gap"] == 0.5
     assert math.isnan(table.loc["b", "val_loss"])
     assert list(table["n_layer"]) == [None, 4]

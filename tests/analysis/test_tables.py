@@ -37,7 +37,7 @@ def only(results):
     return row
 
 
-def told(results):
+def notes(results):
     return " ".join(results.notes)
 
 
@@ -118,7 +118,7 @@ def test_of_a_name_that_was_cut_the_last_setting_is_not_known(write):
     results = read_table(write("name,Val Loss", f"{name},2"))
     assert only(results)["learning_rate"] == 0.004
     assert only(results)["corpus"] is None
-    assert "cut short" in told(results)
+    assert "cut short" in notes(results)
 
 
 def test_this_projects_own_table(write):
@@ -138,7 +138,7 @@ def test_this_projects_own_table(write):
     assert (second["status"], second["reason"]) == ("diverged", "loss became NaN")
     assert third["status"] == "running"
     assert list(results.finished.index) == [NAME]
-    assert "2 experiments of 3 without a result" in told(results)
+    assert "2 experiments of 3 without a result" in notes(results)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_without_a_loss_there_is_no_result(write, text, status):
     assert results.experiments.loc[NAME, "status"] == status
     assert math.isnan(results.experiments.loc[NAME, "val_loss"])
     assert len(results.finished) == 1
-    assert f"1 experiment of 2 without a result (diverged, or not finished): {NAME}" in told(results)
+    assert f"1 experiment of 2 without a result (diverged, or not finished): {NAME}" in notes(results)
 
 
 # --- what is noted
@@ -158,7 +158,7 @@ def test_without_a_loss_there_is_no_result(write, text, status):
 
 def test_missing_columns_are_named(write):
     results = read_table(write("Experiment,Val Loss", f"{NAME},2.5"))
-    assert "no column Train Loss and no Loss Gap and no Total Params" in told(results)
+    assert "no column Train Loss and no Loss Gap and no Total Params" in notes(results)
     assert math.isnan(only(results)["train_loss"])
     assert math.isnan(only(results)["gap"])
 
@@ -170,21 +170,21 @@ def test_a_gap_alone_is_taken_as_it_is(write):
 def test_more_columns_are_no_matter(write):
     results = read_table(write("Experiment,Val Loss,Mood", f"{NAME},2.5,<script>alert(1)</script>"))
     assert only(results)["val_loss"] == 2.5
-    assert "not read: 'Mood'" in told(results)
-    assert "alert" not in f"{told(results)} {results.experiments.to_csv()}"
+    assert "not read: 'Mood'" in notes(results)
+    assert "alert" not in f"{notes(results)} {results.experiments.to_csv()}"
 
 
 def test_an_empty_table_is_a_table(write):
     results = read_table(write(HEADER))
     assert len(results.experiments) == 0
-    assert "holds no experiments" in told(results)
+    assert "holds no experiments" in notes(results)
 
 
 def test_a_gap_within_rounding_and_one_beyond(write):
     # 2.23 - 2.20 may be anything from 0.02 to 0.04
-    assert "contradicts" not in told(read_table(write(HEADER, f"{NAME}, 2.20, 2.23, 0.0395, 8e5, x")))
+    assert "contradicts" not in notes(read_table(write(HEADER, f"{NAME}, 2.20, 2.23, 0.0395, 8e5, x")))
     results = read_table(write(HEADER, f"{NAME}, 2.20, 2.23, 0.0405, 8e5, x"))
-    assert "line 2: Loss Gap 0.0405 contradicts its own losses, 2.23 - 2.20 = 0.0300" in told(results)
+    assert "line 2: Loss Gap 0.0405 contradicts its own losses, 2.23 - 2.20 = 0.0300" in notes(results)
     assert only(results)["gap"] == pytest.approx(0.03)
 
 
@@ -199,7 +199,7 @@ def test_what_two_tables_agree_on_counts_once_with_all_digits(write):
         assert sorted(results.experiments.index) == [NAME, OTHER]
         assert results.experiments.loc[NAME, "val_loss"] == 2.37591249
         assert results.experiments.loc[NAME, "parameters"] == 800_000
-        assert "1 row told again" in told(results)
+        assert "Rows that repeat another one: 1." in notes(results)
 
 
 def test_what_they_contradict_each_other_on_does_not_count(write):
@@ -211,7 +211,7 @@ def test_what_they_contradict_each_other_on_does_not_count(write):
     assert math.isnan(row["val_loss"])
     assert row["n_embd"] == 128
     assert list(results.finished.index) == [OTHER]
-    for note in (told(results), row["reason"]):
+    for note in (notes(results), row["reason"]):
         assert "2.3759 (a.csv, line 2)" in note
         assert "2.376 (b.csv, line 2)" in note
 
@@ -229,7 +229,7 @@ def test_ids_that_two_tables_share_are_given_anew(write):
     other = write("id,name,val_loss", f"1,{OTHER},2.5", name="b.csv")
     results = read_tables([one, other])
     assert list(results.experiments["id"]) == [1, 2]
-    assert "ids are not unique" in told(results)
+    assert "ids are not unique" in notes(results)
 
 
 # --- what is refused
@@ -248,7 +248,7 @@ def test_ids_that_two_tables_share_are_given_anew(write):
         (["Experiment,Val Loss", f"{NAME},low"], "line 2: 'low' is no number"),
         (["Experiment,Val Loss", f"{NAME},2 231"], "line 2: '2 231' is no number"),
         (["Experiment,Val Loss", f"{NAME},٣"], "line 2: '٣' is no number"),
-        (["Experiment,Total Params,Val Loss", f"{NAME},800,000,2"], "line 2 has 4 cells under 3 column names"),
+        (["Experiment,Total Params,Val Loss", f"{NAME},800,000,2"], "line 2: it has 4 cells under 3 column names"),
         (["Experiment,Val Loss,val_loss", f"{NAME},2,2"], "both hold val_loss"),
         (["name,n_embd,val_loss", f"{NAME},256,2"], "line 2: its name says n_embd=128, the column n_embd 256"),
         (["Experiment;Val Loss", f"{NAME};2,5", f"{OTHER};2.5"], "line 3: '2.5' is no number"),
@@ -275,12 +275,12 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, header, r
     path = tmp_path_factory.getbasetemp() / "any.csv"
     lines = "\n".join(separator.join(row) for row in [header, *rows])
     path.write_bytes(lines.encode("utf-8", "replace") + raw)
-    told, names = "any.csv", set()
+    message, names = "any.csv", set()
     try:
         names = set(read_table(path).experiments.index)
     except UsageError as refusal:
-        told = str(refusal)
-    assert "any.csv" in told
+        message = str(refusal)
+    assert "any.csv" in message
     assert names <= {NAME, OTHER}
 
 

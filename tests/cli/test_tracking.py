@@ -20,7 +20,7 @@ import nanostudy
 from nanostudy import tracking
 from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
-from nanostudy.reporting import training_report as report
+from nanostudy.reporting import write
 from nanostudy.settings import Resources, Where
 from nanostudy.training.events import Event, Logged
 from nanostudy.training.run_folder import read_rows
@@ -36,7 +36,7 @@ class Ended(Exception):
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take most of the time of so short trainings."""
-    monkeypatch.setattr(report, "write_report", lambda folder: [])
+    monkeypatch.setattr(write, "publish_run", lambda folder: None)
 
 
 @pytest.fixture

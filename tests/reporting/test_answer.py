@@ -8,15 +8,15 @@ from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, experiments_frame
-from nanostudy.reporting.answer import (
-    answer,
+from nanostudy.reporting.phrases import amount, interval, short, signed
+from nanostudy.reporting.sections import document
+from nanostudy.reporting.sections.answer import (
     claims_hold,
     how_it_generalises,
     what_does_not,
     what_matters,
     which_model,
 )
-from nanostudy.reporting.phrases import interval, level_text, listed, short, signed
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
 
@@ -38,15 +38,15 @@ def test_an_effect_that_is_there_is_stated_with_its_interval():
 def test_an_effect_that_is_not_there_is_not_stated():
     found = analysis({})
     text = what_matters(found)
-    assert text.startswith("No setting's effect can be told from zero at 95%: the largest estimate, ")
+    assert text.startswith("No setting's effect differs from zero at 95%: the largest estimate, ")
     assert "matters most" not in text
-    assert "cannot be told from no effect at all" in what_does_not(found)
+    assert "indistinguishable from no effect (95%)" in what_does_not(found)
 
 
 def test_a_setting_that_does_nothing_is_named_as_such():
     text = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.05}))
     assert text.startswith("n_head 4 → 8 by ")
-    assert "cannot be told from no effect at all" in text
+    assert "is indistinguishable from no effect (95%)" in text
     assert "n_embd 128" not in text
 
 
@@ -61,14 +61,14 @@ def test_settings_that_act_together_are_named_only_where_they_do():
     assert "no two settings can be said to act together" in apart
 
 
-def test_the_model_to_use_comes_with_what_cannot_be_told_from_it():
+def test_the_model_to_use_comes_with_what_is_indistinguishable():
     same = which_model(analysis({"n_embd": -0.5}))
     assert "n_embd 256" in same
     assert "lowest mean validation loss" in same
     assert "over 3 seeds" in same
-    assert "3 of the 7 other settings cannot be told from it at 95%" in same
+    assert "3 of the 7 other settings are indistinguishable from it (95%)" in same
     apart = which_model(analysis({"n_embd": -0.5, "n_head": -0.2, "dropout": 0.2}))
-    assert "it can be told from all 7 other settings at 95%" in apart
+    assert "it differs from all 7 other settings at 95%" in apart
 
 
 def test_the_smallest_of_the_tied_is_offered():
@@ -84,23 +84,31 @@ def test_without_noise_nothing_is_said_to_be_sure():
 
 
 @pytest.mark.parametrize(
-    ("results", "said"),
+    ("results", "note"),
     [
-        (Results("none", experiments_frame([])), "There are no experiments yet"),
-        (synthetic({"n_embd": [128]}), "One finished experiment alone says nothing"),
-        (
-            synthetic(FACTORS, diverged=range(1, 9)),
-            "None of 8 experiments has finished with a finite loss (8 diverged), so no effect",
-        ),
-        (synthetic(FACTORS, waiting=range(1, 9)), "None of 8 experiments has finished with a finite loss (8 waiting)"),
+        (Results("none", experiments_frame([])), "No experiment is here yet."),
+        (synthetic({"n_embd": [128]}), "One experiment."),
+        (synthetic(FACTORS, diverged=range(1, 9)), "8 experiments, with"),
+        (synthetic(FACTORS, waiting=range(1, 9)), "8 experiments, with"),
     ],
+    ids=["empty", "one", "diverged", "waiting"],
 )
-def test_what_cannot_be_said_is_said_so(results, said):
-    sentences = answer(Analysis(results))
-    assert len(sentences) == 5
-    assert sentences[0].text.startswith(said)
-    assert all(one.text.endswith(".") for one in sentences)
-    assert not any("nan" in one.text.split() for one in sentences)
+def test_nothing_to_compare_has_no_answer(results, note):
+    made = document(Analysis(results))
+    assert made.answer == ()
+    assert made.lede.startswith(note)
+    assert not {"answer", "ranking", "effects", "gap", "fair"} & {section.id for section in made.sections}
+
+
+def test_an_answer_leaves_out_what_it_cannot_say():
+    made = document(Analysis(synthetic(FACTORS, {"n_embd": -0.1})))
+    assert [one.about for one in made.answer][:3] == [
+        "What matters",
+        "What does not, and what acts together",
+        "Which model to use",
+    ]
+    assert all(one.text.endswith(".") for one in made.answer)
+    assert not any("nan" in one.text.split() for one in made.answer)
 
 
 def test_overfitting_is_counted():
@@ -120,14 +128,15 @@ def verdicts(*rows):
     return claims_hold(found)
 
 
-def test_claims_that_experiments_test_are_told_from_arithmetic():
-    assert verdicts(("reproduced", 4), ("reproduced", 1), ("not reproduced", 2), ("better", 3), ("reproduced", 0)) == (
-        "Of 5 published claims these experiments test 4: 2 are reproduced, 1 is bettered and 1 is not reproduced; "
-        "by arithmetic alone 1 of 1 holds."
+def test_claims_that_experiments_test_are_counted_and_arithmetic_is_not():
+    assert verdicts(("reproduced", 4), ("reproduced", 1), ("not reproduced", 2), ("better", 3), ("arithmetic", 0)) == (
+        "Of 4 published claims about these settings, the experiments test 4: 2 are reproduced, 1 is bettered and 1 is not reproduced."
     )
     assert verdicts(("contradicts itself", 0), ("not run", 0), ("not testable here", 0)) == (
-        "Of 3 published claims these experiments test none; 1 contradicts itself and 2 were not run or cannot be tested here."
+        "Of 3 published claims about these settings, the experiments test none; 1 contradicts itself and 2 were not run or "
+        "cannot be tested here."
     )
+    assert verdicts(("arithmetic", 0)) == ""
 
 
 def test_numbers_in_words():
@@ -142,7 +151,8 @@ def test_numbers_in_words():
         "460 T",
         "12",
     ]
-    assert [level_text(value) for value in (2000, 0.0003, True, None, "char", 128.0)] == [
-        *("2,000", "0.0003", "yes", "none", "char", "128"),
+    assert [
+        amount(*pair) for pair in ((2.3, "val_loss"), (804_096.0, "parameters"), (4.6e14, "flops"), (754.0, "seconds"))
+    ] == [
+        *("2.3000", "804 k", "460 TFLOP", "12 min 34 s"),
     ]
-    assert listed(["a", "b", "c"]) == "a, b and c"

@@ -5,19 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hostile import hostile
-
-from nanostudy.analysis.analysis import Analysis
-from nanostudy.reporting.write import publish
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 
-@pytest.fixture(scope="module")
-def page_file(tmp_path_factory) -> Path:
-    return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report").page
+@pytest.fixture
+def page_file(written) -> Path:
+    return written.page
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +110,13 @@ def test_a_heading_sorts_by_mouse_and_keyboard(opened):
     heading = opened.locator('th[data-column="val_loss"]')
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
-    known = [float(text) for text in column(opened, "validation") if text]
+    known = [float(text) for text in column(opened, "val") if text]
     assert known == sorted(known)
     heading.locator("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
-    known = [float(text) for text in column(opened, "validation") if text]
+    known = [float(text) for text in column(opened, "val") if text]
     assert known == sorted(known, reverse=True)
-    assert column(opened, "validation")[-1] == ""  # what is not known comes last, either way
+    assert column(opened, "val")[-1] == ""  # what is not known comes last, either way
 
 
 def test_filters_narrow_the_table_and_say_so(opened):
@@ -196,7 +192,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(opened):
 
 def test_a_keyboard_reaches_what_can_be_used(opened):
     opened.keyboard.press("Tab")
-    assert opened.evaluate("document.activeElement.textContent") == "Skip to the answer"
+    assert opened.evaluate("document.activeElement.textContent") == "Skip to the report"
     reached = set()
     for _ in range(120):
         opened.keyboard.press("Tab")

@@ -24,7 +24,8 @@ from nanostudy.atomic import write_atomically
 from nanostudy.cli.main import app
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting import write as publishing
-from nanostudy.reporting.training_curve import DrawingFailed
+from nanostudy.reporting.charts.figure import DrawingFailed
+from nanostudy.reporting.sections import SECTIONS
 from nanostudy.reporting.write import publish
 
 FACTORS = {"n_embd": [128, 256], "n_head": [4, 8], "dropout": [0.1, 0.2]}
@@ -50,11 +51,6 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if self.inside:
             self.scripts[-1] += data
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +97,12 @@ def test_names_reasons_and_samples_are_escaped(page, text):
 def test_sections_come_in_reading_order(page):
     order = [a["id"] for tag, a in page.tags if tag == "section"]
     expected = ["answer", "experiments", "ranking", "effects", "interactions", "parallel", "curves", "gap", "costs"]
-    expected += ["parts", "fair", "machines", "scaling", "writing", "samples", "claims", "method", "reproduce"]
-    assert order == expected
+    assert order[:9] == expected
+    assert order == [name for name in SECTIONS if name in order]
     identities = [a["id"] for tag, a in page.tags if "id" in a]
     assert len(identities) == len(set(identities))
     linked = {a["href"][1:] for tag, a in page.tags if tag == "a"}
-    assert linked == set(order)
+    assert linked == {*order, "main"}
 
 
 def test_every_figure_has_its_words_and_every_control_a_label(page):
@@ -117,6 +113,9 @@ def test_every_figure_has_its_words_and_every_control_a_label(page):
 
 def test_what_lies_beside_it(written):
     names = {path.name for path in written.folder.iterdir()}
+    assert all(png.read_bytes().startswith(b"\x89PNG") for png in written.folder.glob("*.png"))
+    assert all(svg.read_text(encoding="utf-8").startswith("<svg") for svg in written.folder.glob("*.svg"))
+    assert "n_embd 128 → 256" in (written.folder / "effects.svg").read_text(encoding="utf-8")
     assert {"index.html", "report.md", "results.csv", "effects.png", "effects.svg", "curves.png"} <= names
     rows = list(csv.DictReader(io.StringIO((written.folder / "results.csv").read_text(encoding="utf-8"))))
     assert len(rows) == 16
@@ -135,21 +134,21 @@ def test_the_markdown_says_the_same(written):
     assert all((written.folder / name).exists() for name in pictures)
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
     assert headings[0] == "The answer"
-    assert headings[-1] == "How to reproduce it"
+    page = (written.folder / "index.html").read_text(encoding="utf-8")
+    assert headings == re.findall(r'<h2 id="[^"]*-title">([^<]*)</h2>', page)
 
 
 @pytest.mark.parametrize(
     ("results", "said"),
     [
-        (Results("none", experiments_frame([])), "There are no experiments."),
-        (synthetic({"n_embd": [128]}, curves=True), "One finished experiment alone says nothing"),
-        (synthetic(FACTORS, diverged=range(1, 9), curves=True), "(8 diverged)"),
-        (synthetic(FACTORS, waiting=range(1, 9)), "(8 waiting)"),
+        (Results("none", experiments_frame([])), "No experiment is here yet."),
+        (synthetic({"n_embd": [128]}, curves=True), "One experiment."),
+        (synthetic(FACTORS, diverged=range(1, 9), curves=True), "0 of 8"),
+        (synthetic(FACTORS, waiting=range(1, 9)), "0 of 8"),
     ],
     ids=["empty", "one", "diverged", "waiting"],
 )
-def test_little_or_nothing_still_makes_a_page(tmp_path, results, said, monkeypatch):
-    monkeypatch.setattr(publishing, "draw", lambda figures, tables: ({}, ""))
+def test_little_or_nothing_still_makes_a_page(tmp_path, results, said, undrawn):
     text = publish(Analysis(results), tmp_path / "report").page.read_text(encoding="utf-8")
     assert said in text
     assert "nan " not in text.lower()
@@ -177,8 +176,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         publish(Analysis(synthetic({"n_embd": [128]})), tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing, "draw", lambda figures, tables: ({}, ""))
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, undrawn, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(NanostudyError, match="--out"):
@@ -192,30 +190,28 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         publish(Analysis(synthetic({"n_embd": [128]})), tmp_path / "other")
 
 
-def test_a_page_is_written_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing, "draw", lambda figures, tables: ({}, ""))
+def test_a_page_is_written_over(tmp_path, undrawn):
     for title in ("first", "second"):
         publish(Analysis(replace(synthetic({"n_embd": [128]}), title=title)), tmp_path / "report")
     assert "<h1>second</h1>" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_two_thousand_experiments_stay_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing, "draw", lambda figures, tables: ({}, ""))
-    factors = {"n_embd": [64, 128, 192, 256], "n_head": [1, 2, 4, 8], "dropout": [0.0, 0.1, 0.2, 0.3]}
-    factors |= {"batch_size": [8, 16, 24, 32], "max_iters": [600, 800, 1000, 1200], "learning_rate": [1e-3, 2e-3]}
-    results = synthetic(factors, lambda s: 2 - s["n_embd"] / 1000, noise=0.02, curves=True)
-    few = results.experiments.index[:2000]
-    curves = results.evaluations[results.evaluations["name"].isin(few)]
-    kept = {"experiments": results.experiments.loc[few], "evaluations": curves, "training": results.training.iloc[:0]}
-    texts = pd.DataFrame([(name, "", "a sample " * 300) for name in few], columns=["name", "prompt", "text"])
-    written = publish(Analysis(replace(results, **kept, samples=texts)), tmp_path / "report")
+def test_two_thousand_experiments_stay_small(tmp_path, undrawn):
+    factors = {"n_embd": [64, 128, 192, 256], "n_head": [1, 2, 4, 8], "dropout": [0.0, 0.1, 0.2, 0.3, 0.4]}
+    seeds, late = range(1, 26), range(321, 2001)  # most still have no result: the analysis of all is not tested here
+    results = synthetic(factors, lambda s: 2 - s["n_embd"] / 1000, seeds=seeds, noise=0.02, curves=True, diverged=late)
+    samples = [(name, "", "a sample " * 300) for name in results.experiments.index]
+    texts = pd.DataFrame(samples, columns=["name", "prompt", "text"])
+    written = publish(
+        Analysis(replace(results, training=results.training.iloc[:0], samples=texts)), tmp_path / "report"
+    )
     text = written.page.read_text(encoding="utf-8")
     assert len(text) < 3_000_000
     assert "Curves are drawn for 256 of 2,000 experiments" in text
     assert "Samples of the best 128 of 2,000 experiments" in text
 
 
-def test_the_command_says_what_it_found_and_where(tmp_path, monkeypatch):
+def test_the_command_says_what_it_found_and_where(tmp_path, monkeypatch, undrawn):
     table = tmp_path / "results.csv"
     rows = [
         f"b64_L4_H4_E{e}_BS8_MI1000_D{d}_s{s},{2.2 - e / 1000},{2.3 - e / 1000 + s / 500},{0.1 + s / 500},800000.0,x"

@@ -1,4 +1,4 @@
-"""The training report, on folders of every kind."""
+"""The report of one run, on folders of every kind, and its figure."""
 
 import json
 import math
@@ -13,8 +13,11 @@ from markdown_it import MarkdownIt
 from synthetic import evaluations, log
 
 from nanostudy.errors import NanostudyError
-from nanostudy.reporting import training_curve as figures
-from nanostudy.reporting.training_report import write_report
+from nanostudy.reporting import write
+from nanostudy.reporting.charts import figure as figure_module
+from nanostudy.reporting.charts import training as figures
+from nanostudy.reporting.charts.figure import draw, look
+from nanostudy.reporting.write import publish_run
 from nanostudy.text import duration
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
@@ -53,8 +56,9 @@ def folder(finished, tmp_path):
 
 @pytest.fixture
 def words(folder, monkeypatch):
-    """The same, for tests of the report's words alone: the chart is built, and its picture left out."""
-    monkeypatch.setattr(figures, "png", lambda chart: b"a picture")
+    """The same, for tests of the report's words alone: the figure is built, and its picture left out."""
+    pictures = lambda figures, tables: ({figure.id: (b"a picture", "<svg/>") for figure in figures}, "")  # noqa: E731
+    monkeypatch.setattr(write, "draw", pictures)
     return folder
 
 
@@ -70,9 +74,9 @@ def table(folder, name, columns, rows):
 
 
 def report_of(folder) -> str:
-    paths = write_report(folder)
-    assert paths[-1] == folder / "report.md"
-    assert all(path.is_file() for path in paths)
+    written = publish_run(folder)
+    assert written.page == folder / "report" / "index.html"
+    assert all(path.is_file() for path in (written.page, *written.beside))
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -84,25 +88,27 @@ def cells(report) -> dict[str, str]:
 def test_a_finished_run(words):
     report, run = report_of(words), json.loads((words / "run.json").read_text())
     sections = [
+        "Observations",
+        "Curves",
+        "Metrics",
+        "Evaluations",
+        "Model",
+        "Corpus",
+        "Settings",
         "Environment",
         "Hardware",
-        "Corpus",
-        "Model",
-        "Settings",
-        "Metrics",
-        "Curve",
-        "Evaluations",
-        "Observations",
     ]
-    assert re.findall("^## (.+)$", report, re.M) == [*sections, "How to repeat it"]
+    headings = [one for one in re.findall("^## (.+)$", report, re.M) if "claims" not in one]
+    assert headings == [*sections, "Method and caveats", "How to reproduce it"]
+    page = (words / "report" / "index.html").read_text(encoding="utf-8")
+    assert re.findall("<h2[^>]*>(.+)</h2>", page) == re.findall("^## (.+)$", report, re.M)
     first, final, best = run["initial"], run["final"], run["best"]
-    summary = report.split("\n\n")[1]
-    assert f"The validation loss went from {first['val_loss']:.4f} to {final['val_loss']:.4f}" in summary
-    assert f"The lowest validation loss, {best['val_loss']:.4f}, was at update {best['step']}" in summary
+    assert f"The validation loss went from {first['val_loss']:.4f} to {final['val_loss']:.4f}" in report
     found = cells(report)
     assert f"validation {final['val_loss']:.4f}, training {final['train_loss']:.4f}" in found["final losses, update 60"]
-    assert found["updates made"] == "60 of 60"
-    assert found["tokens trained on"].startswith("1,920, or 1.42 epochs")  # 60 updates of 4 x 8; 1,350 in the split
+    assert f"validation {best['val_loss']:.4f}" in found[f"best losses, update {best['step']}"]
+    assert found["updates"] == "60 of 60"
+    assert (found["tokens"], found["epochs"]) == ("1,920", "1.42")  # 60 updates of 4 x 8; 1,350 in the split
     assert found["text"].startswith("small.txt")
     assert found["SHA-256"] == run["corpus"]["sha256"]
     assert found["lr_decay_iters"] == "none: 60 (max_iters)"
@@ -112,15 +118,15 @@ def test_a_finished_run(words):
     assert f"costs ln {vocabulary} = {math.log(vocabulary):.4f} nats" in report
     assert len(re.findall(r"^\| \d+( \(best\))? \| [\d,]+ \| ", report, re.M)) == 7
     assert "](curve.png)" in report
-    assert "## Sample" not in report
 
 
 def test_a_report_is_the_same_when_written_again(folder):
     first = report_of(folder), (folder / "curve.png").read_bytes()
     assert (report_of(folder), (folder / "curve.png").read_bytes()) == first
     assert sorted(path.name for path in folder.iterdir()) == [
-        "curve.png", "evaluations.csv", "report.md", "run.json", "training.csv",
+        "curve.png", "curve.svg", "evaluations.csv", "report", "report.md", "run.json", "training.csv",
     ]  # fmt: skip
+    assert sorted(path.name for path in (folder / "report").iterdir()) == ["index.html", "results.csv"]
 
 
 def test_diverged_at_once(folder):
@@ -130,9 +136,9 @@ def test_diverged_at_once(folder):
     table(folder, "evaluations.csv", EVALUATION_COLUMNS, [])
     table(folder, "training.csv", TRAINING_COLUMNS, [{**log(math.nan)[0], "step": 1, "loss": math.nan}])
     report = report_of(folder)
-    assert report.split("\n\n")[1].startswith("**The training diverged: the loss was not finite.**")
+    assert report.split("\n\n")[1].startswith("> The training diverged: the loss was not finite.")
     assert "It was never evaluated." in report
-    assert "No loss was recorded that could be drawn." in report
+    assert "## Curves" not in report
     assert "No finite gradient norm was logged." in report
     assert not (folder / "curve.png").exists()
     assert "curve.png" not in report
@@ -175,7 +181,7 @@ def test_one_evaluation_of_an_unfinished_run(folder):
     table(folder, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0))
     table(folder, "training.csv", TRAINING_COLUMNS, [])
     report = report_of(folder)
-    assert "**The training has not finished:** 0 of 60 updates." in report
+    assert "> The training has not finished: 0 of 60 updates." in report
     assert "The only evaluation, at update 0, measured validation 4.0000, training 4.0000 nats per token" in report
     assert "One evaluation is no curve" in report
     assert "speed" not in report
@@ -208,7 +214,7 @@ def test_entropy_of_a_byte_tokenizer_is_told_per_character(words):
     change(words, corpus=corpus, context_losses={"8": 0.9})
     table(words, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0, 1.0, 0.8))
     report = report_of(words)
-    assert "That is 0.1000 nats per character above the entropy of the validation text, 1.5000." in report
+    assert "is 0.1000 nats per character above the entropy of the validation text, 1.5000." in report
     assert "ln 256 = 5.5452" in report
     assert "| 8 | 0.9000 | 2.5969 |" in report  # 0.9 nats per token are 1.8 a character, and 1.8 / ln 2 bits
     assert "| tokenizer | byte: 256 different tokens |" in report
@@ -222,9 +228,9 @@ def test_a_note_on_the_text_comes_first(words):
     assert [token.type for token in tokens[:7]] == [
         "heading_open", "inline", "heading_close", "blockquote_open", "paragraph_open", "inline", "paragraph_close",
     ]  # fmt: skip
-    assert {child.type for child in tokens[5].children} <= {"text", "text_special", "strong_open", "strong_close"}
+    assert {child.type for child in tokens[5].children} <= {"text", "text_special"}
     assert "".join(c.content for c in tokens[5].children) == "About the text: Another *text* stands in: <b>look</b>."
-    assert "asked for: auto" in report
+    assert "requested: auto" in report
 
 
 HOSTILE = (
@@ -237,8 +243,8 @@ def test_a_sample_cannot_leave_its_block(words):
     (words / "sample.txt").write_bytes(HOSTILE.encode() + b"\xff\n")
     tokens = MarkdownIt().enable("table").parse(report_of(words))
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert headings[-2:] == ["Sample", "How to repeat it"]
-    fence = tokens[[token.content for token in tokens].index("Sample") + 5]
+    assert "Samples" in headings
+    fence = tokens[[token.content for token in tokens].index("Samples") + 5]
     assert fence.type == "fence"
     shown = HOSTILE.replace("\x1b", "\ufffd").replace("\x00", "\ufffd").replace("\r\n", "\n")
     assert fence.content == shown + "\ufffd\n"
@@ -252,7 +258,7 @@ def test_names_and_settings_cannot_break_a_table(words):
     change(words, corpus=corpus, settings={**metadata["settings"], "corpus": name})
     tokens = MarkdownIt().enable("table").parse(report_of(words))
     shown = ["".join(child.content for child in token.children) for token in tokens if token.type == "inline"]
-    assert shown.count(name) == 2
+    assert shown.count(name) == 3  # corpus, setting, checksum
     assert not any(child.type == "html_inline" for token in tokens for child in token.children or ())
 
 
@@ -266,7 +272,7 @@ def test_a_long_table_is_shortened_and_says_so(words):
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(NanostudyError, match=r"run\.json"):
-        write_report(tmp_path)
+        publish_run(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -301,49 +307,41 @@ def share_of(pixels: np.ndarray, colour: str) -> float:
     return float(((part > 0.5) & (np.abs(ink - part[..., None] * full).max(-1) < 6)).mean())
 
 
-def test_the_picture_shows_every_line():
+def test_the_picture_shows_every_line(monkeypatch):
+    monkeypatch.setattr(figure_module, "PRINT_SCALE", 0.5)
     rows = evaluations(4.0, 3.0, 2.5, 2.4, train_losses=[4.0, 2.8, 2.2, 1.9])
     training = [{**row, "loss": 3.9 - 0.05 * i} for i, row in enumerate(log(*[1.0, 2.0] * 15))]
-    chart = figures.training_curve(rows, training, "a run", ["of a test"], entropy=1.1, grad_clip=1.5)
-    pixels = decode(figures.png(chart, scale=0.5))
-    assert abs(pixels.shape[1] - 455) < 10
-    assert abs(pixels.shape[0] - 325) < 10
+    figure = figures.training_figure(rows, training, "of a test", entropy=1.1, grad_clip=1.5)
+    pictures, _ = draw([figure], {})
+    pixels = decode(pictures["curve"][0])
+    assert 425 < pixels.shape[1] < 475
+    assert 325 < pixels.shape[0] < 475
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 100
-    for colour in (*(colour for _, colour, *_ in figures.LINES.values()), figures.RATES, figures.INK):
+    for colour in (*(colour for _, colour, *_ in figures.LINES.values()), look("light", "")["axis"]["labelColor"]):
         assert share_of(pixels, colour) > 0.0005, colour
 
 
-def test_the_picture_of_a_run_is_large_enough(folder):
-    write_report(folder)
-    picture = (folder / "curve.png").read_bytes()
-    width, height = struct.unpack(">II", picture[16:24])
-    assert picture.startswith(b"\x89PNG")
-    assert 1750 < width < 1900
-    assert 1250 < height < 1400
-
-
-def words_of(chart) -> str:
-    return json.dumps(chart.to_dict())
+def words_of(figure) -> str:
+    return json.dumps(figure.for_print({}))
 
 
 def test_the_picture_says_what_it_shows():
     rows = evaluations(4.0, 3.0, 2.5, 2.6, train_losses=[4.0, 2.8, 2.2, 1.9])
-    words = words_of(figures.training_curve(rows, log(1.0, 2.0), "a run", ["of a test"], entropy=1.1, grad_clip=0.5))
+    words = words_of(figures.training_figure(rows, log(1.0, 2.0), "of a test", entropy=1.1, grad_clip=0.5))
     for expected in (
-        "a run", "of a test", "updates", "cross entropy, nats per token", "lowest: 2.5000 at update 200",
+        "of a test", "updates", "loss, nats per token", "lowest: 2.5000 at update 200", "loss gap: validation less training",
         "entropy of the validation text: 1.1000", "dashed: clipped to 0.5",
     ):  # fmt: skip
         assert expected in words
     assert words.count('"type": "point"') == 3  # two of losses and the ring
-    plain = words_of(figures.training_curve(rows, [], "a run"))
+    plain = words_of(figures.training_figure(rows, []))
     assert "entropy of" not in plain
     assert "gradient" not in plain
 
 
 @pytest.mark.parametrize(("clip", "drawn"), [(0.5, True), (3.0, True), (0.0, False), (1e9, False), (1e-9, False)])
 def test_the_bound_of_the_gradient_is_drawn_where_it_leaves_the_norms_readable(clip, drawn):
-    chart = figures.training_curve([], log(1.0, 2.0), "a run", grad_clip=clip).to_dict()
-    panel = chart["vconcat"][-1]
+    panel = figures.training_figure([], log(1.0, 2.0), grad_clip=clip).for_print({})["concat"][-1]
     low, high = panel["layer"][-1]["encoding"]["y"]["scale"]["domain"]
     assert len(panel["layer"]) == 1 + drawn
     assert low < 1.0
@@ -354,14 +352,13 @@ def test_the_bound_of_the_gradient_is_drawn_where_it_leaves_the_norms_readable(c
 
 def test_a_long_log_is_drawn_as_means_and_says_so():
     training = log(*[1.0] * (figures.MOST_POINTS * 2 + 1))
-    words = words_of(figures.training_curve([], training, "a run"))
+    words = words_of(figures.training_figure([], training))
     assert "training batches, means of 3 rows" in words
     assert words.count('"what": "training batches') == math.ceil(len(training) / 3)
 
 
 def test_nothing_to_draw():
-    with pytest.raises(figures.NothingToDraw):
-        figures.training_curve(evaluations(math.nan, math.inf), [{**log(1.0)[0], "loss": math.inf}], "a run")
+    assert figures.training_figure(evaluations(math.nan, math.inf), [{**log(1.0)[0], "loss": math.inf}]) is None
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment, Resources
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
-from nanostudy.study.store import FILE, Row, Store
+from nanostudy.study.store import FILE, Store
 from nanostudy.training.tensors import load_tensors
 
 STUDY = """
@@ -65,7 +66,7 @@ def study(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "study"))
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[Result]:
     with Store.read(folder / FILE) as store:
         return store.rows()
 
@@ -86,14 +87,10 @@ def executed(text: str) -> dict[str, object]:
     return names
 
 
-def row_of(experiment: Experiment, **values) -> Row:
-    unknown = dict.fromkeys(("reason", "stack", "tokens", "seconds", "updates", "skipped", "environment", "members"))
-    row = Row(
-        **{"id": 1, "name": experiment.name, "part": "all", "identity": "", "status": "finished", "step": 0, **unknown},
-        **{"settings": json.dumps(experiment.as_dict()), "parameters": 0, "train_loss": 1.0, "val_loss": 1.0},
-        **{"best_step": 0, "best_val_loss": 1.0, "context_losses": {}, "sampled": True, "finished_at": None},
-    )
-    return replace(row, **values)
+def row_of(experiment: Experiment, **values) -> Result:
+    measures = {"parameters": 0, "train_loss": 1.0, "val_loss": 1.0, **values}
+    settings = json.dumps(experiment.as_dict())
+    return Result(experiment.name, "", settings, Status.FINISHED, measures, part="all")
 
 
 # --- the table
@@ -241,9 +238,9 @@ def test_what_is_not_finished_is_told(study, tmp_path):
     rebuild(study)  # the last alone has a result now
     with Store.open(study / FILE) as store:
         store.failed(first.name, "no luck")
-        ended = {"updates": 2, "skipped": 0, "tokens": 9, "seconds": 1.0, "best_step": 0, "context_losses": {}}
+        measures = {"updates": 2, "tokens": 9, "seconds": 1.0}
         store.evaluated(second.name, 2, 9, 1.0, 2.0, 3.0)
-        store.finished(second.name, **ended, diverged="the loss is nan")
+        store.finished(replace(second, status=Status.DIVERGED, reason="the loss is nan", measures=measures))
         store.progressed(third.name, 1)
         store.started(third.name, 0, -1, 1, None, {})
     lines = export_published(study, tmp_path / "out")
@@ -265,12 +262,12 @@ def test_a_lost_run_folder_is_told(study, tmp_path):
     lost = rows(study)[0]
     shutil.rmtree(study / lost.name)
     lines = export_published(study, tmp_path / "out")
-    assert f"{lost.name}: run.json and training.csv and evaluations.csv not there, not exported" in lines
+    assert f"{lost.name}: run.json, training.csv and evaluations.csv not there, not exported" in lines
     assert table(tmp_path / "out", "slow")[0]["Experiment"] == lost.name
 
 
 def test_checkpoints_are_where_weights_are_and_fit(study, tmp_path):
-    """Of weights that were not kept there is none, of damaged ones none either, and the latter is told."""
+    """There is none for weights that were not kept, and none for damaged ones, which is reported."""
     first, second, third, fourth = (study / row.name for row in rows(study))
     for which in ("best", "last"):
         (first / f"{which}.safetensors").unlink()

@@ -19,7 +19,7 @@ from nanostudy.study.definition import (
     study_text,
     study_yaml,
 )
-from nanostudy.study.grid import asked, changed_settings, extend, select
+from nanostudy.study.grid import changed_settings, extend, requested, select
 
 
 def study(grid=None, *, parts=None, seeds=(1,), fixed=None, **more) -> Study:
@@ -86,19 +86,19 @@ def test_the_published_grid_at_spots_read_off_the_source():
 
 
 def test_both_readings_hold_what_was_published_and_differ_where_they_should():
-    said, done = read_study("shakespeare-grid"), read_study("shakespeare-grid-as-published")
+    described, done = read_study("shakespeare-grid"), read_study("shakespeare-grid-as-published")
     common = {
         "corpus": "shakespeare", "learning_rate": 3e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1,
         "grad_clip": 1.0, "bias": False, "eval_interval": 200, "log_interval": 10, "decay_lr": True, "lr_decay_iters": None,
     }  # fmt: skip
     for definition, own in [
-        (said, {"gradient_accumulation_steps": 1, "warmup_iters": 100, "min_lr": None}),
+        (described, {"gradient_accumulation_steps": 1, "warmup_iters": 100, "min_lr": None}),
         (done, {"gradient_accumulation_steps": 40, "warmup_iters": 2000, "min_lr": 6e-5}),
     ]:
         for entry in entries_of(definition):
             assert {key: getattr(entry.experiment, key) for key in {**common, **own}} == {**common, **own}
         assert (definition.prompts, definition.sample_tokens, definition.seeds) == ((None, "ROMEO:"), 300, None)
-    assert (said.grid, said.parts) == (done.grid, done.parts)
+    assert (described.grid, described.parts) == (done.grid, done.parts)
 
 
 def test_the_studies_are_those_promised_and_explain_themselves():
@@ -228,7 +228,7 @@ def test_a_fixed_setting_that_becomes_an_axis_keeps_its_experiments():
     assert [(e.experiment.n_layer, e.experiment.dropout, e.experiment.seed) for e in after] == [
         (2, 0.1, 1), (2, 0.2, 2), (3, 0.1, 3), (3, 0.2, 4),
     ]  # fmt: skip
-    assert [entry.id for entry in asked(after, first)] == [1, 2]
+    assert [entry.id for entry in requested(after, first)] == [1, 2]
 
 
 def test_one_per_experiment_goes_on_from_the_largest_seed():
@@ -262,8 +262,8 @@ def test_asked_leaves_out_what_this_definition_does_not_contain():
     assert [(e.id, e.experiment.dropout, e.experiment.seed) for e in entries] == [
         (1, 0.1, 1), (2, 0.2, 2), (3, 0.2, 5), (4, 0.3, 2), (5, 0.3, 5),
     ]  # fmt: skip
-    assert [e.id for e in asked(entries[::-1], first)] == [1, 2], "one per experiment: the first of each cell"
-    assert [e.id for e in asked(entries, study({"dropout": (0.2, 0.3)}, seeds=(5,)))] == [3, 5]
+    assert [e.id for e in requested(entries[::-1], first)] == [1, 2], "one per experiment: the first of each cell"
+    assert [e.id for e in requested(entries, study({"dropout": (0.2, 0.3)}, seeds=(5,)))] == [3, 5]
 
 
 def test_changed_settings():
@@ -273,9 +273,9 @@ def test_changed_settings():
     assert changed_settings([first], same) is None
     assert changed_settings([], first) is None
     faster = replace(first, settings={"learning_rate": 1e-3, "corpus": "playhouse", "bias": True, "log_interval": 1})
-    said = "corpus shakespeare there, playhouse asked, bias false there, true asked, learning_rate 0.0003 there, 0.001 asked"
-    assert changed_settings([first], faster) == said
-    assert changed_settings([first], study(fixed={})) == "learning_rate 0.0003 there, 0.001 asked", "a default, too"
+    message = "corpus shakespeare there, playhouse requested, bias false there, true requested, learning_rate 0.0003 there, 0.001 requested"
+    assert changed_settings([first], faster) == message
+    assert changed_settings([first], study(fixed={})) == "learning_rate 0.0003 there, 0.001 requested", "a default, too"
     axis = replace(first, settings={"corpus": "shakespeare"}, grid={"learning_rate": (1e-3, 2e-3)})
     assert changed_settings([first], axis) is None
     assert changed_settings([first, axis], replace(first, settings={"learning_rate": 1e-3})) is None
@@ -366,7 +366,7 @@ BAD_FILES = {
     "keep: best 0": r"keep='best 0'.*best N",
     "keep: no": r"keep=False.*best N",
     "skip_impossible: often": r"skip_impossible='often' must be true or false",
-    "description: 5": r"description must be text",
+    "description: 5": r"description=5 must be text .in quotes",
     "- a": r"must hold lines",
     "grid: {dropout: [0.1]": r"is not YAML",
     "keep: all\n---\nkeep: none": r"one document",
@@ -390,8 +390,8 @@ def test_what_is_no_study_lists_the_studies(tmp_path):
 
 def test_duplicate_experiments_are_named():
     parts = {"p": {"n_layer": (2, 3)}, "q": {"n_layer": (3,)}}
-    said = r"duplicate experiments: n_layer=3, bias=true \(part p\) and n_layer=3, bias=true \(part q\)"
-    with pytest.raises(UsageError, match=said):
+    message = r"duplicate experiments: n_layer=3, bias=true \(part p\) and n_layer=3, bias=true \(part q\)"
+    with pytest.raises(UsageError, match=message):
         extend([], study({"bias": (True,)}, parts=parts, seeds=None))
 
 
@@ -454,7 +454,7 @@ def test_selection(parts, only, ids):
         ((), "dropout", r"--only: 'dropout' is not of the form setting=value"),
         ((), "", r"--only: '' is not of the form"),
         ((), "dropout=high", r"dropout='high' must be a number"),
-        ((), "dropout=0.3,dropout=0", r"No experiment has dropout=0\.3 or dropout=0\.0\. dropout is 0\.1, 0\.2\."),
+        ((), "dropout=0.3,dropout=0", r"No experiment has dropout=0\.3 or dropout=0\. dropout is 0\.1 or 0\.2\."),
         (("deep_small",), "n_layer=4", r"has part=deep_small and n_layer=4\. n_layer is 6 there\."),
         ((), "n_layer=4,id=40", r"n_layer=4 and id=40\. id is 1, 2, 3, \.\.\., 96 \(64 values\) there\."),
         ((), "id=x", r"id=x\. id is 1, 2, 3, \.\.\., 128 \(128 values\)\."),
@@ -519,7 +519,7 @@ def test_every_experiment_once_whatever_the_definitions(definitions):
         before = entries
         entries, _ = extend(before, definition)
         assert entries[: len(before)] == before
-        assert len(asked(entries, definition)) == contents(definition)
+        assert len(requested(entries, definition)) == contents(definition)
         assert extend(entries, definition)[0] == entries, "the same again adds nothing"
     assert [entry.id for entry in entries] == [*range(1, len(entries) + 1)]
     assert len({entry.experiment for entry in entries}) == len(entries)

@@ -30,10 +30,11 @@ from hypothesis.stateful import (
 )
 
 from nanostudy.errors import NanostudyError
+from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.study import database, schema
 from nanostudy.study.grid import Entry
-from nanostudy.study.store import STATUSES, Row, StackRow, Store
+from nanostudy.study.store import StackRow, Store
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 MACHINE = {"device": "cpu", "threads": 1}
@@ -51,17 +52,12 @@ def start(store: Store, name: str, step: int = 0, evaluated_at: int = -1) -> Non
     store.started(name, step, evaluated_at, members=3, stack=2, machine=MACHINE)
 
 
-def finish(store: Store, name: str, diverged: str | None = None, best_step: int = 10) -> None:
-    store.finished(
-        name,
-        updates=19,
-        skipped=1,
-        tokens=640,
-        seconds=2.5,
-        diverged=diverged,
-        best_step=best_step,
-        context_losses={32: 2.25, 64: math.nan},
-    )
+def finish(store: Store, name: str, diverged: str | None = None, best_step: int | None = 10) -> None:
+    status = Status.FINISHED if diverged is None else Status.DIVERGED
+    measures = {"updates": 19, "tokens": 640, "seconds": 2.5, "best_step": best_step}
+    losses = {32: 2.25, 64: math.nan}
+    result = Result(name, "", "{}", status, measures, reason=diverged, step=20, skipped=1, context_losses=losses)
+    store.finished(result)
 
 
 def asked(path: Path, sql: str, *values: object) -> list[tuple]:
@@ -95,15 +91,12 @@ def hurry(monkeypatch):
 
 
 def test_an_experiment_from_waiting_to_finished(store, path):
-    assert store.row("e2") == Row(
-        **{"id": 2, "name": "e2", "part": "all", "identity": "identity 2", "parameters": 1002, "status": "waiting"},
-        **{"settings": json.dumps(Experiment(seed=2, dropout=0.1).as_dict()), "step": 0, "context_losses": {}},
-        **{"sampled": False},
-        **dict.fromkeys(("reason", "stack", "tokens", "seconds", "updates", "skipped", "train_loss", "val_loss")),
-        **dict.fromkeys(("best_step", "best_val_loss", "environment", "members", "finished_at")),
-    )
+    settings = json.dumps(Experiment(seed=2, dropout=0.1).as_dict())
+    measures = dict.fromkeys(("train_loss", "val_loss", "best_step", "best_val_loss", "updates", "tokens", "seconds"))
+    measures["parameters"] = 1002
+    assert store.row("e2") == Result("e2", "identity 2", settings, Status.WAITING, measures, id=2, part="all")
     assert store.row("e2").experiment == Experiment(seed=2, dropout=0.1)
-    assert store.row("e2").loss_gap is None
+    assert store.row("e2").gap is None
 
     start(store, "e2")
     store.note("note", "bf16 is slow here", experiment="e2", stack=2)
@@ -111,8 +104,8 @@ def test_an_experiment_from_waiting_to_finished(store, path):
         store.evaluated("e2", step, 32 * step, step / 10, train_loss, val_loss)
     row = store.row("e2")
     assert (row.status, row.stack, row.members, row.step, row.tokens, row.seconds) == ("running", 2, 3, 20, 640, 2.0)
-    assert (row.train_loss, row.val_loss, row.best_step, row.best_val_loss, row.loss_gap) == (1.5, 2.75, 10, 2.5, 1.25)
-    assert store.environments() == {row.environment: MACHINE}
+    assert (row.train_loss, row.val_loss, row.best_step, row.best_val_loss, row.gap) == (1.5, 2.75, 10, 2.5, 1.25)
+    assert row.machine == MACHINE
 
     finish(store, "e2")
     store.sampled(["e2"])
@@ -161,7 +154,7 @@ def test_losses_that_are_not_finite_are_null(store, path):
     row = store.row("e1")
     assert (row.status, row.reason, row.best_step, row.best_val_loss) == ("diverged", "loss is NaN at update 7", 0, 4.0)
     start(store, "e2")
-    finish(store, "e2", diverged="at once", best_step=-1)
+    finish(store, "e2", diverged="at once", best_step=None)
     assert store.row("e2").best_step is None
 
 
@@ -172,7 +165,7 @@ def test_failures_retries_and_sittings(store):
     finish(store, "e3")
     store.failed("e2", "out of memory")
     assert (store.row("e2").status, store.row("e2").reason) == ("failed", "out of memory")
-    store.end_sitting()
+    store.end_session()
     assert [(row.status, row.step) for row in store.rows()][:1] == [("waiting", 7)]
     store.requeue(["e1", "e2", "e3"])
     assert [(row.status, row.reason) for row in store.rows()] == [
@@ -630,6 +623,7 @@ def test_kills_leave_whole_transactions(store, path):
 
 READER = """
 import json, pathlib, sys, threading
+from nanostudy.result import Result, Status
 from nanostudy.study import database
 from nanostudy.study.store import Store
 database.GLANCE = float(sys.argv[2])
@@ -781,8 +775,8 @@ class Model(RuleBasedStateMachine):
         self.status.update({name: "waiting" for name in names if self.status[name] == "failed"})
 
     @rule()
-    def end_sitting(self):
-        self.store.end_sitting()
+    def end_session(self):
+        self.store.end_session()
         self.status = {name: "waiting" if status == "running" else status for name, status in self.status.items()}
 
     @rule()
@@ -814,7 +808,7 @@ class Model(RuleBasedStateMachine):
                 if self.unfinished(name):
                     assert (row.best_step, row.best_val_loss) == self.best(name)
             statuses = list(self.status.values())
-            assert reader.counts() == {status: statuses.count(status) for status in STATUSES}
+            assert reader.counts() == {status: statuses.count(status) for status in Status}
 
     @invariant()
     def names_stay(self):

@@ -58,6 +58,9 @@ def told(events):
     for event in events:
         if isinstance(event, Logged | Evaluated | Finished):
             facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+            if isinstance(event, Finished):
+                measures = {name: value for name, value in event.result.measures.items() if name != "seconds"}
+                facts["result"] = dataclasses.replace(event.result, measures=measures)
             for name, fact in facts.items():
                 if isinstance(fact, torch.Tensor):
                     facts[name] = hashlib.sha256(fact.numpy().tobytes()).hexdigest()
@@ -166,7 +169,7 @@ def test_an_experiment_is_itself_in_company(run, drawn, precision, bound, width)
         )
         if precision == "fp32":
             best, best_alone = last(together, job.name), last(alone, job.name)
-            assert best.best_step == best_alone.best_step
+            assert best.result.best_step == best_alone.result.best_step
             torch.testing.assert_close(best.best_weights, best_alone.best_weights, rtol=0, atol=1e-4)
     assert drawn.keys() == in_company.keys()
     for key, tensors in drawn.items():
@@ -216,8 +219,8 @@ def test_every_experiment_finishes_once_and_does_its_updates(run):
             assert event.name in running
     for job, n in zip(jobs, lengths, strict=True):
         finished = last(events, job.name)
-        assert (finished.updates, finished.skipped, finished.diverged) == (n, 0, None)
-        assert finished.tokens == n * 4 * 8
+        assert (finished.result.updates, finished.result.skipped, finished.result.reason) == (n, 0, None)
+        assert finished.result.tokens == n * 4 * 8
         assert len(of(events, Started, job.name)) == 1
         assert [e.step for e in of(events, Logged, job.name)] == list(range(1, n + 1))
         evaluations = of(events, Evaluated, job.name)
@@ -251,7 +254,7 @@ def test_best_weights_are_those_of_the_best_evaluation(run):
     jobs = jobs_of(small(**settings, max_iters=25, eval_interval=1), small(seed=2, max_iters=25))
     events = run(jobs)
     by_loss = {e.val_loss: e.step for e in reversed(of(events, Evaluated))}
-    best = last(events).best_step
+    best = last(events).result.best_step
     assert best == by_loss[min(by_loss)]
     assert 0 < best < 25
     until_best = last(run(jobs_of(small(**settings, max_iters=best), small(seed=2, max_iters=best))))
@@ -337,11 +340,11 @@ def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypa
         assert end.val_loss == pytest.approx(mean_by_hand(weights, config, val, 64), rel=1e-5)
         assert end.train_loss == pytest.approx(mean_by_hand(weights, config, text, 64, spread), rel=1e-5)
         by_hand = {context: mean_by_hand(weights, config, val, context) for context in (32, 64)}
-        assert last(events, name).context_losses == pytest.approx(by_hand, rel=1e-5)
+        assert last(events, name).result.context_losses == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_contexts_that_fit(run):
-    assert last(run(jobs_of(small(max_iters=0)))).context_losses == {}
+    assert last(run(jobs_of(small(max_iters=0)))).result.context_losses == {}
     assert trainer.contexts_within(31) == []
     assert trainer.contexts_within(32) == [32]
     assert trainer.contexts_within(300) == [32, 64, 128, 256]
@@ -382,21 +385,21 @@ def test_a_sick_member_harms_nobody(run, kind, precision):
         assert losses(harmed, name) == losses(unharmed, name)
         assert torch.equal(last(harmed, name).last_weights, last(unharmed, name).last_weights)
         assert torch.equal(last(harmed, name).best_weights, last(unharmed, name).best_weights)
-        assert last(harmed, name).diverged is None
+        assert last(harmed, name).result.reason is None
     assert losses(harmed, waiting.name) == pytest.approx(losses(run([waiting], machine), waiting.name), rel=1e-5)
     end = last(harmed, "sick")
-    assert "not finite" in end.diverged
-    assert last(unharmed, "sick").diverged is None
+    assert "not finite" in end.result.reason
+    assert last(unharmed, "sick").result.reason is None
     if kind == "rate":  # the weights after the last update that could be made
-        assert 1 <= end.updates < 5
-        cut = dataclasses.replace(ill, experiment=dataclasses.replace(ill.experiment, max_iters=end.updates))
+        assert 1 <= end.result.updates < 5
+        cut = dataclasses.replace(ill, experiment=dataclasses.replace(ill.experiment, max_iters=end.result.updates))
         assert torch.equal(end.last_weights, last(run([cut], machine), "sick").last_weights)
         assert end.last_weights.isfinite().all()
-        assert end.best_step == 0
+        assert end.result.best_step == 0
     else:
-        assert end.updates == 0
+        assert end.result.updates == 0
         assert torch.equal(end.last_weights.nan_to_num(7.0, 8.0), ill.initial[None].nan_to_num(7.0, 8.0))
-        assert end.best_step == -1
+        assert end.result.best_step is None
 
 
 def test_a_sick_member_that_nobody_replaces(run):
@@ -405,7 +408,7 @@ def test_a_sick_member_that_nobody_replaces(run):
     events, without = run([*neighbours, sick("rate")]), run(neighbours)
     for job in neighbours:
         assert losses(events, job.name) == pytest.approx(losses(without, job.name), rel=1e-5)
-    assert last(events, "sick").diverged
+    assert last(events, "sick").result.reason
 
 
 @pytest.mark.parametrize("updates", [0, 1])
@@ -415,7 +418,7 @@ def test_whoever_ends_with_a_loss_that_is_not_finite_has_diverged(run, updates):
     job = dataclasses.replace(job, experiment=dataclasses.replace(job.experiment, max_iters=updates))
     events = run([job])
     assert not math.isfinite(of(events, Evaluated, "sick")[-1].val_loss)
-    assert last(events, "sick").diverged
+    assert last(events, "sick").result.reason
 
 
 # --- fp16
@@ -493,7 +496,7 @@ def test_fp16_is_near_fp32(run):
     same = [*overflows, True].index(True)
     assert same >= 5
     assert losses(in_fp16)[:same] == pytest.approx(losses(run([job]))[:same], rel=5e-4)
-    assert (last(in_fp16).updates, last(in_fp16).skipped) == (20 - sum(overflows), sum(overflows))
+    assert (last(in_fp16).result.updates, last(in_fp16).result.skipped) == (20 - sum(overflows), sum(overflows))
 
 
 # --- resuming
@@ -533,8 +536,8 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
         assert path.exists()
     assert sittings > 8
     assert told(events) == told(uninterrupted)
-    assert [last(events, job.name).diverged is None for job in jobs] == [True] * 5 + [False]
-    assert any(last(events, job.name).best_step < job.experiment.max_iters - 3 for job in jobs[:5])
+    assert [last(events, job.name).result.reason is None for job in jobs] == [True] * 5 + [False]
+    assert any(last(events, job.name).result.best_step < job.experiment.max_iters - 3 for job in jobs[:5])
 
 
 @pytest.fixture(scope="module")
@@ -606,9 +609,9 @@ def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_
     jobs = jobs_of(small(max_iters=0), small(max_iters=0, seed=2), small(seed=3))
     jobs = [dataclasses.replace(job, initial=ill) if i < 2 else job for i, job in enumerate(jobs)]
     ends = {e.name: e for e in train(jobs, corpus, machine, tmp_path / "stack", width=2) if isinstance(e, Finished)}
-    assert ends["job0"].diverged
-    assert ends["job1"].diverged
-    assert ends["job2"].diverged is None
+    assert ends["job0"].result.reason
+    assert ends["job1"].result.reason
+    assert ends["job2"].result.reason is None
 
 
 def test_a_stop_is_heard_between_the_micro_batches_of_an_update(corpus, machine, tmp_path):

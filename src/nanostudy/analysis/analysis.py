@@ -16,7 +16,7 @@ from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.analysis.results import Results
-from nanostudy.analysis.scaling import Fit, Refusal, power_law
+from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
 from nanostudy.text import counted
 
 
@@ -66,7 +66,7 @@ class Analysis:
         return curves.convergence(self.results)
 
     @cached_property
-    def scaling(self) -> Mapping[str, Fit | Refusal]:
+    def scaling(self) -> Mapping[str, PowerLaw | Refusal]:
         """Against "parameters" and "tokens"."""
         return {
             "parameters": power_law(self.results, "parameters"),

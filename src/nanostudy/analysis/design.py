@@ -1,4 +1,4 @@
-"""What a study compared: factors with their levels, cells, blocks, and what stands in the way of telling them apart."""
+"""What a study compared: its factors with their levels, its cells and blocks, and which effects it cannot separate."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.analysis.frames import Results, known, levels, shown
-from nanostudy.text import counted
+from nanostudy.analysis.frames import Results, known, levels
+from nanostudy.text import counted, listed, value_text
 
-MOST_LEVELS = 20  # of a factor that has more levels than half the experiments: above, it is no factor but a search
-MOST_NAMES = 8  # that a sentence lists
-TIMES = " × "  # between the factors of an interaction
-TOGETHER = "/"  # between the settings of one factor, and between their values
+MOST_LEVELS = 20  # a setting with more levels, and more than half as many as experiments, is a search and no factor
+MOST_NAMES = 8  # in a sentence
+TIMES = " × "  # joins the factors of an interaction
+TOGETHER = "/"  # joins the settings of one factor, and their values
+DEVICE = ("device", "device_name", "precision")  # results are alike on two GPUs of one name, cuda:0 and cuda:1
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,8 +28,8 @@ class Factor:
     """A setting, or several that always vary together."""
 
     settings: tuple[str, ...]
-    levels: tuple[Any, ...]  # ascending; of several settings their values as one text
-    codes: Array  # of each experiment, the place of its level
+    levels: tuple[Any, ...]  # ascending; several settings' values are one text
+    codes: Array  # (experiments,): the index of each experiment's level
 
     @property
     def name(self) -> str:
@@ -40,19 +41,19 @@ class Design:
     """The experiments that have the measure, and how they are laid out."""
 
     measure: str
-    table: pd.DataFrame  # those experiments
-    repeats: Mapping[str, str]  # others with the settings and the seed of one of them, and of which
-    y: Array  # their measure
+    table: pd.DataFrame  # a row per experiment
+    repeats: Mapping[str, str]  # left out, with an experiment's settings and seed: its name, and that experiment's
+    y: Array  # (experiments,): the measure
     factors: tuple[Factor, ...]
-    cells: Array  # of each experiment, the number of its cell: equal levels of all factors
+    cells: Array  # (experiments,): the number of the cell, which is a combination of levels
     blocks: (
         Array | None
-    )  # of each experiment, the number of its block; None: nothing is shared, or it cannot be separated
-    block_words: str  # what the blocks are
-    shared: Array | None  # seeds that several cells share and that vary together with factors: not separable from them
+    )  # (experiments,): the number of the block; None where nothing is shared or blocks are confounded
+    block_words: str  # what the blocks are, in words
+    shared: Array | None  # (experiments,): seeds that cells share but that are confounded with factors
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
-    missing: tuple[str, ...]  # sentences
+    missing: tuple[str, ...]  # sentences: what is left out or confounded
 
     @property
     def n(self) -> int:
@@ -68,18 +69,18 @@ class Design:
 
 
 def design_of(results: Results, measure: str = "val_loss") -> Design:
-    """Pure. What cannot be compared is named in `missing`, never dropped in silence."""
-    asked = results.factors
-    table, told = _measured(results, measure, asked)
-    table, repeats = _without_repeats(table, asked)
+    """The layout of the finished experiments. What cannot be compared is named in `missing`, never dropped in silence."""
+    varied = results.factors
+    table, missing = _measured(results, measure, varied)
+    table, repeats = _without_repeats(table, varied)
     if repeats:
-        told.append(
+        missing.append(
             f"Counted once: {counted(len(repeats), 'experiment')} with another's settings and seed, such as "
-            f"{next(iter(repeats))}; that is no independent replicate."
+            f"{next(iter(repeats))}, which is no independent replicate."
         )
-    factors, told = _factors(table, asked, told)
+    factors = _factors(table, varied, missing)
     cells = _numbered([factor.codes for factor in factors], len(table))
-    blocks, words, shared, told = _blocks(table, factors, cells, told)
+    blocks, block_words, shared = _blocks(table, factors, cells, missing)
     combinations = math.prod(len(factor.levels) for factor in factors)
     counts = np.unique(cells, return_counts=True)[1]
     complete = len(counts) == combinations and len(table) > 0
@@ -88,127 +89,125 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         crossed = np.unique(np.stack([cells, blocks]), axis=1).shape[1]
         even = crossed == len(table) == len(counts) * len(np.unique(blocks))
     if not complete and len(table) and combinations <= 10 * len(table):
-        told.append(
+        missing.append(
             f"Without a finished experiment: {combinations - len(counts):,} of the {combinations:,} combinations of levels."
         )
     elif complete and not even and min(counts) < max(counts):
-        told.append(f"The combinations were tried unequally often: {min(counts)} to {max(counts)} experiments each.")
+        missing.append(f"Some combinations have more experiments than others: {min(counts)} to {max(counts)} each.")
     elif complete and not even:
-        told.append(f"The combinations were not all run with the same {words}.")
-    told += _where(table, factors)
+        missing.append(f"The combinations were not all run with the same {block_words}.")
+    missing += _devices(table, factors)
     y = table[measure].to_numpy(dtype=float)
-    return Design(measure, table, repeats, y, factors, cells, blocks, words, shared, complete, even, tuple(told))
+    return Design(
+        measure, table, repeats, y, factors, cells, blocks, block_words, shared, complete, even, tuple(missing)
+    )
 
 
-def _measured(results: Results, measure: str, asked: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The experiments to compare, and sentences about the others."""
     everything = results.experiments
     finished = everything[(everything["status"] == "finished").to_numpy()]
     table = finished[np.isfinite(finished[measure].to_numpy(dtype=float))]
-    told = []
+    missing = []
     others = Counter(str(status) for status in everything["status"] if status != "finished")
     if others:
-        why = ", ".join(f"{count:,} {status}" for status, count in others.most_common())
-        told.append(f"Left out: {sum(others.values()):,} of {counted(len(everything), 'experiment')} ({why}).")
+        statuses = ", ".join(f"{count:,} {status}" for status, count in others.most_common())
+        missing.append(f"Left out: {sum(others.values()):,} of {counted(len(everything), 'experiment')} ({statuses}).")
     if len(finished) > len(table):
-        told.append(f"Left out: {counted(len(finished) - len(table), 'finished experiment')} without {measure}.")
-    unknown = [name for name in asked if not all(known(value) for value in table[name])]
+        missing.append(f"Left out: {counted(len(finished) - len(table), 'finished experiment')} without {measure}.")
+    unknown = [name for name in varied if not all(known(value) for value in table[name])]
     if unknown:
         whole = table[[all(known(value) for value in row) for row in table[unknown].itertuples(index=False)]]
-        if len(levels_in(whole, asked)) >= 1:
-            told.append(
-                f"Left out: {counted(len(table) - len(whole), 'experiment')} whose {_listed(unknown)} is not known."
+        if _varying(whole, varied):
+            missing.append(
+                f"Left out: {counted(len(table) - len(whole), 'experiment')} whose {listed(unknown, MOST_NAMES)} is unknown."
             )
             table = whole
-    return table, told
+    return table, missing
 
 
-def _without_repeats(table: pd.DataFrame, asked: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The same settings and seed give the same result, up to rounding: the first counts. And the others, each with its first."""
+def _without_repeats(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The first of the experiments with equal settings and seed, whose results are equal up to rounding; each other with its first."""
     first: dict[tuple[Any, ...], str] = {}
     repeats: dict[str, str] = {}
-    keys = table[[*asked, "seed", "source"]].itertuples(index=False, name=None)
+    keys = table[[*varied, "seed", "source"]].itertuples(index=False, name=None)
     for name, seed, key in zip(map(str, table.index), table["seed"], keys, strict=True):
         if known(seed) and first.setdefault(key, name) != name:
             repeats[name] = first[key]
     return table.drop(index=list(repeats)), repeats
 
 
-def levels_in(table: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Of those settings that vary there, the values."""
-    found = {name: levels(table[name]) for name in names}
-    return {name: values for name, values in found.items() if len(values) > 1}
+def _varying(table: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The levels of the settings that have several."""
+    by_name = {name: levels(table[name]) for name in names}
+    return {name: values for name, values in by_name.items() if len(values) > 1}
 
 
-def _factors(table: pd.DataFrame, asked: Sequence[str], told: list[str]) -> tuple[tuple[Factor, ...], list[str]]:
-    """Settings that vary, aliases together; without those that others decide."""
-    varying = levels_in(table, asked)
-    told = list(told)
-    for name in asked:
+def _factors(table: pd.DataFrame, varied: Sequence[str], missing: list[str]) -> tuple[Factor, ...]:
+    """The settings that vary, aliases as one, without those that others determine. Adds sentences to `missing`."""
+    varying = _varying(table, varied)
+    for name in varied:
         if name not in varying and len(table):
-            only = [shown(value) for value in levels(table[name])]
-            told.append(f"{name} cannot be judged: of its values only {_listed(only) or 'unknown ones'} have results.")
-    factors = []
+            only = [value_text(value) for value in levels(table[name])]
+            missing.append(f"{name} cannot be judged: its only value with results is {listed(only) or 'unknown'}.")
+    factors: list[Factor] = []
     for name, values in varying.items():
-        place = {value: i for i, value in enumerate(values)}
         if len(values) > max(MOST_LEVELS, len(table) / 2):
-            told.append(
+            missing.append(
                 f"{name} is left out: it has {len(values)} values in {len(table)} experiments, too many to compare."
             )
-            continue
-        if not all(known(value) for value in table[name]):
-            told.append(f"{name} is left out: it is not known of every experiment.")
-            continue
-        factors.append(Factor((name,), tuple(values), np.array([place[value] for value in table[name]])))
-    merged: list[Factor] = []
-    for factor in factors:
-        twin = next((i for i, other in enumerate(merged) if _decides(other, factor) and _decides(factor, other)), None)
-        if twin is None:
-            merged.append(factor)
+        elif not all(known(value) for value in table[name]):
+            missing.append(f"{name} is left out: some experiments' values are unknown.")
         else:
-            merged[twin] = _together(merged[twin], factor)
-    for factor in merged:
+            index = {value: i for i, value in enumerate(values)}
+            factor = Factor((name,), tuple(values), np.array([index[value] for value in table[name]]))
+            twin = next((i for i, f in enumerate(factors) if _determines(f, factor) and _determines(factor, f)), None)
+            if twin is None:
+                factors.append(factor)
+            else:
+                factors[twin] = _together(factors[twin], factor)
+    for factor in factors:
         if len(factor.settings) > 1:
             names = " and ".join(factor.settings)
-            told.append(f"{names} always vary together: their effects cannot be told apart, and stand as one.")
+            missing.append(f"{names} always vary together: their effects cannot be separated, and count as one.")
     kept = []
-    for factor in merged:
-        finer = [other.name for other in merged if other is not factor and _decides(other, factor)]
+    for factor in factors:
+        finer = [other.name for other in factors if other is not factor and _determines(other, factor)]
         if finer:
-            told.append(f"{factor.name} follows from {finer[0]}: its effect cannot be told from that of {finer[0]}.")
+            missing.append(
+                f"{factor.name} follows from {finer[0]}: its effect cannot be separated from that of {finer[0]}."
+            )
         else:
             kept.append(factor)
-    return tuple(kept), told
+    return tuple(kept)
 
 
-def _decides(a: Factor, b: Factor) -> bool:
-    """Whether the level of `a` says that of `b`."""
+def _determines(a: Factor, b: Factor) -> bool:
+    """Whether the level of `a` determines that of `b`."""
     return len(np.unique(np.stack([a.codes, b.codes]), axis=1).T) == len(a.levels)
 
 
 def _together(a: Factor, b: Factor) -> Factor:
-    said = {int(code): b.levels[b.codes[row]] for row, code in enumerate(a.codes)}
-    both = tuple(f"{shown(level)}{TOGETHER}{shown(said[i])}" for i, level in enumerate(a.levels))
+    of_b = {int(code): b.levels[b.codes[row]] for row, code in enumerate(a.codes)}
+    both = tuple(f"{value_text(level)}{TOGETHER}{value_text(of_b[i])}" for i, level in enumerate(a.levels))
     return Factor((*a.settings, *b.settings), both, a.codes)
 
 
 def _numbered(codes: Sequence[Array], n: int) -> Array:
-    """Each row of codes as one number."""
+    """The combinations of the codes as numbers from 0, (n,)."""
     if not codes:
         return np.zeros(n, dtype=int)
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].reshape(-1)
 
 
-# --- where it ran
-
-KIND = ("device", "device_name", "precision")  # of two GPUs of one name, cuda:0 and cuda:1, results are alike
+# --- devices
 
 
-def _where(table: pd.DataFrame, factors: Sequence[Factor]) -> list[str]:
-    """A sentence where the experiments ran on different kinds of device: what a kind does may look like a setting's doing."""
+def _devices(table: pd.DataFrame, factors: Sequence[Factor]) -> list[str]:
+    """A sentence where the experiments ran on different kinds of device, whose effect may look like a setting's."""
     kinds = [
         ", ".join(str(value).split(":")[0] for value in row if known(value))
-        for row in table[[name for name in KIND if name in table]].to_numpy()
+        for row in table[[name for name in DEVICE if name in table]].to_numpy()
     ]
     names = sorted(set(kinds))
     if len(names) < 2 or "" in names:
@@ -218,10 +217,11 @@ def _where(table: pd.DataFrame, factors: Sequence[Factor]) -> list[str]:
     uneven = [factor.name for factor in factors if factor.name not in bound and not _evenly(codes, factor)]
     ran = f"The experiments ran on different kinds of device ({'; '.join(names)})"
     if bound:
-        return [f"{ran}, and {_listed(bound)} only together with them: what the device does cannot be told from that."]
+        which = f"{listed(bound, MOST_NAMES)} {'varies' if len(bound) == 1 else 'vary'}"
+        return [f"{ran}, and {which} only with the device: their effects cannot be separated."]
     if uneven:
         return [
-            f"{ran}, on which {_listed(uneven)} was spread unevenly: a part of that effect may be the device's doing."
+            f"{ran}, and {listed(uneven, MOST_NAMES)} was spread unevenly over them: part of that effect may be the device's."
         ]
     return [f"{ran}; every setting was tried equally often on each."]
 
@@ -238,37 +238,36 @@ def _evenly(codes: Array, factor: Factor) -> bool:
 
 
 def _blocks(
-    table: pd.DataFrame, factors: Sequence[Factor], cells: Array, told: list[str]
-) -> tuple[Array | None, str, Array | None, list[str]]:
-    """(blocks, what they are, seeds that cannot be separated from factors, sentences).
+    table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]
+) -> tuple[Array | None, str, Array | None]:
+    """(blocks, what they are, seeds that are confounded with factors). Adds sentences to `missing`.
 
-    Experiments of one seed share random numbers, those of one source a machine and a program: what that does to all of
-    them alike is no effect of a setting. It is taken out where the factors can still be told apart within blocks.
+    Experiments of one seed share random numbers, those of one source a machine and a program: what affects all of them alike is no
+    effect of a setting. Blocks take it out, where the factors' effects can still be estimated within them.
     """
-    told = list(told)
     sources = pd.factorize(table["source"])[0]
     seeds = pd.factorize(table["seed"])[0] if all(known(seed) for seed in table["seed"]) else None
     if seeds is not None and not _shares(seeds, cells):
         seeds = None
-    tries = []
+    candidates = []
     if len(set(sources)) > 1:
-        tries += [(_numbered([sources, seeds], len(table)), "seeds of each source")] if seeds is not None else []
-        tries.append((sources, "sources"))
+        candidates += [(_numbered([sources, seeds], len(table)), "seeds of each source")] if seeds is not None else []
+        candidates.append((sources, "sources"))
     elif seeds is not None:
-        tries.append((seeds, "seeds"))
-    for blocks, words in tries:
+        candidates.append((seeds, "seeds"))
+    for blocks, words in candidates:
         if _separable(blocks, factors):
-            return blocks, words, None, told
+            return blocks, words, None
     if len(set(sources)) > 1:
-        told.append("The sources of the numbers differ in settings, too: what differs may be the source's doing.")
+        missing.append("The sources of the numbers differ in settings, too: a difference may be the source's.")
     if seeds is None or not factors:
-        return None, "", None, told
+        return None, "", None
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
-    told.append(
-        f"{_listed(bound) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with the seed: "
-        "what a seed does cannot be told from what they do, and counts as noise."
+    missing.append(
+        f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
+        "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
     )
-    return None, "", seeds, told
+    return None, "", seeds
 
 
 def _shares(seeds: Array, cells: Array) -> bool:
@@ -286,7 +285,7 @@ def _separable(blocks: Array, factors: Sequence[Factor]) -> bool:
 
 
 def group_means(columns: Array, groups: Array) -> Array:
-    """The mean of each column in each group; groups are numbers from 0."""
+    """(groups, columns): the mean of each column in each group; groups are numbers from 0."""
     sums = np.zeros((int(groups.max()) + 1, columns.shape[1]))
     np.add.at(sums, groups, columns)
     return sums / np.bincount(groups)[:, None]
@@ -296,16 +295,10 @@ def group_means(columns: Array, groups: Array) -> Array:
 
 
 def coding(count: int) -> Array:
-    """Sum coding (count, count - 1): the first level is -1 throughout, so that coefficients add up to nothing over levels."""
+    """(count, count - 1): sum coding, in which a factor's effects add up to 0; the first level is -1 throughout."""
     return np.vstack([-np.ones((1, count - 1)), np.eye(count - 1)])
 
 
 def coded(factor: Factor) -> Array:
+    """(experiments, levels - 1)."""
     return coding(len(factor.levels))[factor.codes]
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown_ = list(names[:MOST_NAMES])
-    if len(names) > MOST_NAMES:
-        shown_.append(f"{len(names) - MOST_NAMES} more")
-    return " and ".join([", ".join(shown_[:-1]), shown_[-1]]) if len(shown_) > 1 else "".join(shown_)

@@ -1,39 +1,38 @@
-"""Main effects and two-way interactions by least squares, as far as a design lets them be told apart."""
+"""Main effects and two-way interactions by least squares, as far as the design can separate them."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from statsmodels.regression.linear_model import OLS
-from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
 from nanostudy.analysis.design import TIMES, Array, Design, coded, coding
 
-TOLERANCE = 1e-8  # of a column's length: what is left of it beside others, and counts as nothing
-NEGLIGIBLE = 1e-12  # of the largest value: smaller differences are rounding
+TOLERANCE = 1e-8  # relative to a column's length: what is left of it beside others, and counts as nothing
+NEGLIGIBLE = 1e-12  # relative to the largest value: smaller differences are rounding
 
 
 @dataclass(frozen=True)
 class Term:
     """A main effect or an interaction, and its columns."""
 
-    factors: tuple[int, ...]  # their places in the design
+    factors: tuple[int, ...]  # their indices in the design
     name: str
     columns: slice
 
 
 @dataclass(frozen=True)
 class Fit:
+    """A least-squares fit of the design's measure."""
+
     design: Design
     order: int  # 1: main effects alone; 2: two-way interactions, too
     terms: tuple[Term, ...]
     dropped: tuple[str, ...]  # in words, interactions that cannot be estimated
-    columns: Array  # mean, blocks, terms
+    columns: Array  # (experiments, parameters): mean, blocks, terms
     offset: int  # columns before the terms
     params: Array
     covariance: Array  # of the parameters, for noise of variance 1
@@ -45,25 +44,25 @@ class Fit:
     def residual_df(self) -> int:
         return self.design.n - self.rank
 
-    def estimable(self, weights: Array) -> bool:
-        """Whether the experiments tell this function of the parameters from others (Searle, 1971, Linear models, section 5.4)."""
-        if self.row_space is None:
-            return True
-        return bool(np.linalg.norm(weights - self.row_space @ weights) <= TOLERANCE * np.linalg.norm(weights))
-
     @property
     def residual_variance(self) -> float:
         return float(self.residuals @ self.residuals) / self.residual_df if self.residual_df > 0 else math.nan
+
+    def estimable(self, weights: Array) -> bool:
+        """Whether the experiments determine this function of the parameters (Searle, 1971, Linear models, section 5.4)."""
+        if self.row_space is None:
+            return True
+        return bool(np.linalg.norm(weights - self.row_space @ weights) <= TOLERANCE * np.linalg.norm(weights))
 
     def estimate(self, weights: Array) -> tuple[float, float]:
         """(a linear function of the parameters, its standard error for noise of variance 1)."""
         return float(weights @ self.params), math.sqrt(max(0.0, float(weights @ self.covariance @ weights)))
 
     def shares(self) -> dict[str, float]:
-        """Of the variance of the measure, what each term explains: eta squared of type II (Langsrud, 2003).
+        """The share of the measure's variance that each term explains: eta squared of type II (Langsrud, 2003).
 
         A term's sum of squares is what it explains beside all terms that do not contain it. On a balanced design this is its
-        part of the total, and all parts and the rest add up to 1. Blocks are under what they are called.
+        part of the total, and all parts and the rest add up to 1. The blocks' share has the design's `block_words` as its name.
         """
         if not self.design.n:
             return {}
@@ -91,10 +90,10 @@ class Fit:
         return {name: max(0.0, share) for name, share in shares.items()}
 
 
-def fitted(design: Design, order: int) -> Fit:
-    """Blocks and main effects first, then those interactions that are independent of all before; the others are named.
+def fit_design(design: Design, order: int) -> Fit:
+    """Blocks and main effects first, then the interactions that are independent of all before; the others are named in `dropped`.
 
-    Main effects may depend on each other: `estimable` says what of them can be told apart.
+    Main effects may depend on each other: `estimable` says which functions of them the experiments determine.
     """
     basis = _Basis(design.n)
     basis.add(np.ones((design.n, 1)))
@@ -102,28 +101,26 @@ def fitted(design: Design, order: int) -> Fit:
         for block in range(1, int(design.blocks.max()) + 1):
             basis.add((design.blocks == block).astype(float)[:, None])
     offset, terms, dropped = basis.count, [], []
-    places = range(len(design.factors))
-    groups = itertools.chain.from_iterable(itertools.combinations(places, size) for size in range(1, order + 1))
+    indices = range(len(design.factors))
+    groups = itertools.chain.from_iterable(itertools.combinations(indices, size) for size in range(1, order + 1))
     for group in groups:
         factors = [design.factors[i] for i in group]
         name = TIMES.join(factor.name for factor in factors)
-        columns = _product([coded(factor) for factor in factors])
         start = basis.count
-        if len(group) == 1:
-            basis.add(columns, partly=True)
-            terms.append(Term(group, name, slice(start, basis.count)))
-        elif basis.add(columns):
+        if basis.add(_product([coded(factor) for factor in factors]), partly=len(group) == 1):
             terms.append(Term(group, name, slice(start, basis.count)))
         else:
             there = len(np.unique(np.stack([factor.codes for factor in factors]), axis=1).T)
-            wanted = math.prod(len(factor.levels) for factor in factors)
-            why = f"{there} of its {wanted} combinations have results" if there < wanted else "confounded with others"
+            combinations = math.prod(len(factor.levels) for factor in factors)
+            why = (
+                f"{there} of its {combinations} combinations have results"
+                if there < combinations
+                else "confounded with others"
+            )
             dropped.append(f"{name} ({why})")
     columns = basis.columns
-    whole = basis.rank == columns.shape[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SingularMatrixWarning)  # what can be told of such a fit is asked of `estimable`
-        model = OLS(design.y, columns).fit() if design.n else None
+    inverse = np.linalg.pinv(columns)
+    params = inverse @ design.y
     return Fit(
         design,
         order,
@@ -131,11 +128,11 @@ def fitted(design: Design, order: int) -> Fit:
         tuple(dropped),
         columns,
         offset,
-        np.asarray(model.params) if model else np.zeros(0),
-        np.asarray(model.normalized_cov_params) if model else np.zeros((0, 0)),
-        np.asarray(model.resid) if model else np.zeros(0),
+        params,
+        inverse @ inverse.T,
+        design.y - columns @ params,
         basis.rank,
-        None if whole else np.linalg.pinv(columns) @ columns,
+        None if basis.rank == columns.shape[1] else inverse @ columns,
     )
 
 
@@ -154,7 +151,7 @@ class _Basis:
         return self._span.shape[1]
 
     def add(self, columns: Array, partly: bool = False) -> bool:
-        """Adds them all, or none where they are not independent of each other and of those before, unless `partly` so will do."""
+        """Adds all columns; without `partly`, none and False where they depend on each other or on those before."""
         if not partly and self.rank + columns.shape[1] > len(columns):
             return False
         rest = columns - self._span @ (self._span.T @ columns)
@@ -168,18 +165,18 @@ class _Basis:
 
 
 def _product(columns: Sequence[Array]) -> Array:
-    """All products of a column of each."""
+    """All products of one column of each."""
     product = columns[0]
     for other in columns[1:]:
         product = (product[:, :, None] * other[:, None, :]).reshape(len(product), -1)
     return product
 
 
-# --- what the parameters say
+# --- functions of the parameters
 
 
 def level_effect(fit: Fit, term: Term, levels: Sequence[int], reference: int = 0) -> Array:
-    """The weights of an effect: a level against the reference; of two factors half the difference of such differences."""
+    """The weights of an effect: a level against the reference; of two factors, half the difference of such differences."""
     counts = [len(fit.design.factors[i].levels) for i in term.factors]
     steps = [coding(count)[level] - coding(count)[reference] for count, level in zip(counts, levels, strict=True)]
     weights = np.zeros(fit.columns.shape[1])
@@ -188,20 +185,19 @@ def level_effect(fit: Fit, term: Term, levels: Sequence[int], reference: int = 0
 
 
 def level_mean(fit: Fit, levels: dict[int, int]) -> Array | None:
-    """The weights of the mean at these levels (place of the factor: its level), all others and blocks counting alike.
+    """The weights of the mean at these levels ({index of the factor: level}), all others and blocks weighted equally.
 
-    None where a term that it takes is not in the fit, or the experiments do not say it.
+    None where the fit lacks a term that it takes, or the experiments do not determine it.
     """
     weights = np.zeros(fit.columns.shape[1])
     weights[0] = 1.0
-    blocks = fit.offset - 1
-    weights[1 : fit.offset] = 1 / (blocks + 1)
-    named = {term.factors: term for term in fit.terms}
-    groups = [(place,) for place in levels] + ([tuple(sorted(levels))] if len(levels) > 1 else [])
+    weights[1 : fit.offset] = 1 / fit.offset
+    by_factors = {term.factors: term for term in fit.terms}
+    groups = [(index,) for index in levels] + ([tuple(sorted(levels))] if len(levels) > 1 else [])
     for group in groups:
-        term = named.get(group)
+        term = by_factors.get(group)
         if term is None:
             return None
-        rows = [coding(len(fit.design.factors[place].levels))[levels[place]][None, :] for place in group]
+        rows = [coding(len(fit.design.factors[index].levels))[levels[index]][None, :] for index in group]
         weights[term.columns] = _product(rows)[0]
     return weights if fit.estimable(weights) else None

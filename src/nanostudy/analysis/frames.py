@@ -12,29 +12,25 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
+from nanostudy.measures import MEASURES
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
 WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
-MEASURES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
-AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
 SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
 # `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there
-COLUMNS = (
-    *("id", "part", "status", "reason", "source", "identity"),
-    *SETTINGS,
-    *MEASURES,
-    *AMOUNTS,
-    *SURROUNDINGS,
-    "folder",
-)
-NUMBERS = (*MEASURES, *AMOUNTS)  # float64, NaN where not known
+ABOUT = ("id", "part", "status", "reason", "source", "identity")
 EVALUATIONS = ("name", "step", "tokens", "seconds", "train_loss", "val_loss")
 TRAINING = ("name", "step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 SAMPLES = ("name", "prompt", "text")
 AT_CONTEXT = "val_loss_at_"  # and the context: the validation loss scored in windows of that length
+
+
+def columns() -> tuple[str, ...]:
+    """Those of the table of experiments."""
+    return (*ABOUT, *SETTINGS, *MEASURES, *SURROUNDINGS, "folder")
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def _empty(columns: Sequence[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Results:
-    """What is analysed. `experiments` has an index `name` and COLUMNS; what is not known is NaN or None there."""
+    """What is analysed. `experiments` has an index `name` and columns(): measures as float64, NaN where unknown; else None."""
 
     title: str
     experiments: pd.DataFrame
@@ -139,9 +135,9 @@ def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     contexts = {key for record in records for key in record if key.startswith(AT_CONTEXT)}
     scored = sorted(contexts, key=lambda key: int(key.removeprefix(AT_CONTEXT)))
-    columns = {name: [record.get(name) for record in records] for name in (*COLUMNS, *scored)}
-    table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    for name in (*NUMBERS, *scored):
+    values = {name: [record.get(name) for record in records] for name in (*columns(), *scored)}
+    table = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in values.items()})
+    for name in (*MEASURES, *scored):
         table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
     table["gap"] = table["gap"].fillna(table["val_loss"] - table["train_loss"])
     table["source"] = table["source"].map(lambda value: value or "table")

@@ -10,14 +10,14 @@ import numpy as np
 from scipy import stats
 
 from nanostudy.analysis.design import TIMES, Array, Design, coded, group_means
-from nanostudy.analysis.fit import Fit, Term, fitted
-from nanostudy.analysis.frames import known, shown
-from nanostudy.text import counted
+from nanostudy.analysis.fit import Fit, Term, fit_design
+from nanostudy.analysis.frames import known
+from nanostudy.text import counted, value_text
 
 Method = Literal["replicates", "higher-order", "lenth", "least-squares", "none"]
 
-ENOUGH = 5  # degrees of freedom that noise from interactions takes
-ENOUGH_WITHOUT_INTERACTIONS = 3  # the same, where two-way interactions, too, must count as noise
+ENOUGH = 5  # degrees of freedom, to estimate the noise from interactions of three and more factors
+ENOUGH_WITHOUT_INTERACTIONS = 3  # the same, where two-way interactions, too, count as noise
 LENTH_CONTRASTS = 7  # at least
 CONFIDENCE = 0.95
 
@@ -26,21 +26,21 @@ CONFIDENCE = 0.95
 class Between:
     """The noise between seeds, for the terms that vary with them."""
 
-    variance: float  # of an experiment, as large as it would be if all the noise were of this kind
+    variance: float  # of one experiment, if all of its noise were of this kind
     df: float
     terms: frozenset[str]
-    size: float  # experiments a seed
+    size: float  # experiments per seed
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one experiment, beside what its block shares."""
+    """The noise of one experiment, without what its block shares."""
 
     method: Method
-    variance: float  # NaN where there is no estimate
+    variance: float  # NaN without an estimate
     df: float
     explanation: str
-    between: Between | None = None  # where seeds are bound to factors: `variance` is then that within seeds
+    between: Between | None = None  # where seeds are confounded with factors; `variance` is then that within seeds
 
     @property
     def of_one(self) -> tuple[float, float]:
@@ -62,29 +62,32 @@ class Noise:
 
 def judged(design: Design) -> tuple[Fit, Noise]:
     """The model that the design supports, and its noise."""
-    fit = fitted(design, 2)
+    fit = fit_design(design, 2)
     if design.n < 2:
-        return fit, _none("There is no experiment to compare." if design.n == 0 else "One experiment shows no noise.")
+        return fit, _no_estimate(
+            "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
+        )
     pure = _replicate_df(design)
     if design.balanced and pure > 0:
         return fit, _replicates(design, pure)
     if fit.residual_df >= ENOUGH or (pure > 0 and fit.residual_df > 0):
-        return fit, _rest(fit, pure)
+        return fit, _unexplained(fit, pure)
     if design.balanced and design.two_level and design.n > LENTH_CONTRASTS:
         return fit, _lenth(design)
-    fewer = fitted(design, 1)
+    fewer = fit_design(design, 1)
     if fewer.residual_df >= ENOUGH_WITHOUT_INTERACTIONS:
-        return fewer, _rest(fewer, pure)
-    why = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')} leave nothing to estimate the noise from"
-    return fit, _none(f"{why}: there are no intervals. Run each cell with more seeds.")
+        return fewer, _unexplained(fewer, pure)
+    size = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')}"
+    why = f"{size} are too few to estimate the noise: there are no intervals. Run each cell with more seeds."
+    return fit, _no_estimate(why)
 
 
-def _none(why: str) -> Noise:
+def _no_estimate(why: str) -> Noise:
     return Noise("none", math.nan, math.nan, why)
 
 
 def _replicate_df(design: Design) -> int:
-    """Degrees of freedom of the disagreement of experiments of one cell, beside what blocks share."""
+    """Degrees of freedom of the differences between experiments of one cell, without what blocks share."""
     if design.blocks is None:
         return design.n - design.cell_count
     indicator = (design.blocks[:, None] == np.arange(1, design.blocks.max() + 1)).astype(float)
@@ -96,76 +99,75 @@ def _replicates(design: Design, df: int) -> Noise:
     """Of a balanced design: the interaction of seeds (blocks) and cells, or the spread within cells."""
     y = design.y[:, None]
     rest = y - group_means(y, design.cells)[design.cells]
-    each = design.n // design.cell_count
+    each, cells = design.n // design.cell_count, counted(design.cell_count, "cell")
+    size = f"n = {design.n}, {df} degrees of freedom"
     if design.blocks is not None:
         rest = rest - group_means(y, design.blocks)[design.blocks] + y.mean()
-        told = (
-            f"The noise is how the {each} {design.block_words} disagree about the {counted(design.cell_count, 'cell')} "
-            f"(n = {design.n}, {df} degrees of freedom). {design.block_words.capitalize()} are blocks: comparisons are paired, "
-            "and what one does to all cells alike cancels. This assumes that the noise is about as large in every cell."
+        explanation = (
+            f"The noise is how much the {each} {design.block_words} disagree about the {cells} ({size}). "
+            f"{design.block_words.capitalize()} are blocks: comparisons are paired, and what one does to all cells alike "
+            "cancels. This assumes that the noise is about as large in every cell."
         )
     else:
-        told = (
-            f"The noise is the spread of the {each} seeds of each of {counted(design.cell_count, 'cell')} "
-            f"(n = {design.n}, {df} degrees of freedom). This assumes that it is about as large in every cell."
+        explanation = (
+            f"The noise is the spread of the {each} seeds in each of {cells} ({size}). "
+            "This assumes that it is about as large in every cell."
         )
-    return Noise("replicates", float(rest[:, 0] @ rest[:, 0]) / df, df, told)
+    return Noise("replicates", float(rest[:, 0] @ rest[:, 0]) / df, df, explanation)
 
 
-def _rest(fit: Fit, pure: int) -> Noise:
+def _unexplained(fit: Fit, pure: int) -> Noise:
     """What the fit leaves unexplained."""
     design, df = fit.design, fit.residual_df
-    counts = f"n = {design.n}, {df} degrees of freedom"
+    size = f"n = {design.n}, {df} degrees of freedom"
     smallest = "three" if fit.order == 2 else "two"
     if design.balanced:
-        told = (
-            f"There is one experiment a cell, so the noise is taken from the interactions of {smallest} and more factors "
-            f"({counts}). This assumes that those are nil; where they are not, the intervals are too wide."
+        explanation = (
+            f"There is one experiment per cell, so the noise is estimated from the interactions of {smallest} and more factors "
+            f"({size}). This assumes that those are nil; where they are not, the intervals are too wide."
         )
     else:
-        what = "Main effects and two-way interactions" if fit.order == 2 else "Main effects"
+        terms = "Main effects and two-way interactions" if fit.order == 2 else "Main effects"
         also = " and the replicates" if pure > 0 else ""
-        told = (
-            f"The study is not balanced. {what} are fitted by least squares, and the noise is what they leave unexplained "
-            f"({counts}): interactions of {smallest} and more factors{also}. This assumes that those interactions are nil or small."
+        explanation = (
+            f"The study is not balanced. {terms} are fitted by least squares, and the noise is what they leave unexplained "
+            f"({size}): interactions of {smallest} and more factors{also}. This assumes that those interactions are nil or small."
         )
         if design.blocks is not None:
-            told += f" {design.block_words.capitalize()} are blocks: comparisons are within them."
-    noise = Noise(
-        "higher-order" if design.balanced else "least-squares", fit.residual_variance, df, told + _one_seed(design)
-    )
-    return _with_strata(noise, fit)
+            explanation += f" {design.block_words.capitalize()} are blocks: comparisons are within them."
+    method: Method = "higher-order" if design.balanced else "least-squares"
+    return _with_strata(Noise(method, fit.residual_variance, df, explanation + _one_seed(design)), fit)
 
 
 def _one_seed(design: Design) -> str:
     seeds = {seed for seed in design.table["seed"] if known(seed)}
     if len(seeds) != 1 or not all(known(seed) for seed in design.table["seed"]):
         return ""
-    return f" All have seed {shown(seeds.pop())}: what it does to all of them alike is in no interval."
+    return f" All have seed {value_text(seeds.pop())}: its effect on all of them alike is in no interval."
 
 
 def _with_strata(noise: Noise, fit: Fit) -> Noise:
-    """Where cells share seeds that are bound to factors: two sizes of noise, between seeds and within them, as in split plots.
+    """Noise of two sizes, between seeds and within them, as in split plots, where seeds are confounded with factors.
 
     Only of a balanced design in which every term varies either with the seeds alone or within them alone.
     """
     design = fit.design
     if design.shared is None or not design.balanced:
         return noise
-    sides = {term.name: _side(fit, term, design.shared) for term in fit.terms}
-    if None in sides.values():
+    strata = {term.name: _stratum(fit, term, design.shared) for term in fit.terms}
+    if None in strata.values():
         return noise
     seeds = len(np.unique(design.shared))
-    bound = frozenset(name for name, side in sides.items() if side == "between")
-    taken = sum(term.columns.stop - term.columns.start for term in fit.terms if term.name in bound)
-    df_between = seeds - 1 - taken
+    bound = frozenset(name for name, stratum in strata.items() if stratum == "between")
+    df_terms = sum(term.columns.stop - term.columns.start for term in fit.terms if term.name in bound)
+    df_between = seeds - 1 - df_terms
     df_within = fit.residual_df - df_between
     if min(df_between, df_within) < ENOUGH:
         return noise
     means = group_means(fit.residuals[:, None], design.shared)[design.shared][:, 0]
     within = fit.residuals - means
     between = float(means @ means) / df_between
-    told = (
+    explanation = (
         f" Seeds are shared by several cells: what varies with the seed is judged between the {seeds} seeds "
         f"({df_between} degrees of freedom), the rest within them ({df_within})."
     )
@@ -174,11 +176,11 @@ def _with_strata(noise: Noise, fit: Fit) -> Noise:
         variance=float(within @ within) / df_within,
         df=df_within,
         between=Between(between, df_between, bound, design.n / seeds),
-        explanation=noise.explanation + told,
+        explanation=noise.explanation + explanation,
     )
 
 
-def _side(fit: Fit, term: Term, seeds: Array) -> str | None:
+def _stratum(fit: Fit, term: Term, seeds: Array) -> Literal["between", "within"] | None:
     columns = fit.columns[:, term.columns]
     means = group_means(columns, seeds)[seeds]
     if np.allclose(columns, means):
@@ -192,13 +194,13 @@ def _side(fit: Fit, term: Term, seeds: Array) -> str | None:
 def _lenth(design: Design) -> Noise:
     effects = contrasts(design)
     error, df = pseudo_standard_error(list(effects.values())), len(effects) / 3
-    told = (
-        f"There is one experiment a cell, and too few interactions of higher order: the noise is Lenth's pseudo standard error "
+    explanation = (
+        "There is one experiment per cell, and too few interactions of higher order: the noise is Lenth's pseudo standard error "
         f"of the {len(effects)} contrasts (n = {design.n}; t with {len(effects)}/3 degrees of freedom). This assumes that most "
         "of them are nil; with few contrasts the intervals are wide."
     )
     # a contrast is the difference of two means of n / 2 experiments: its variance is 4 / n of an experiment's
-    return Noise("lenth", error**2 * design.n / 4, df, told + _one_seed(design))
+    return Noise("lenth", error**2 * design.n / 4, df, explanation + _one_seed(design))
 
 
 def pseudo_standard_error(effects: list[float]) -> float:
@@ -211,15 +213,15 @@ def pseudo_standard_error(effects: list[float]) -> float:
 
 def contrasts(design: Design) -> dict[str, float]:
     """Every contrast of a balanced two-level design: the mean where the product of the signs is 1, less that where it is -1."""
-    found: dict[str, Array] = {"": np.ones(design.n)}
-    names: dict[str, int] = {"": 0}
+    columns: dict[str, Array] = {"": np.ones(design.n)}
+    orders: dict[str, int] = {"": 0}
     for factor in design.factors:
         signs = coded(factor)[:, 0]
-        for name, column in list(found.items()):
+        for name, column in list(columns.items()):
             joint = f"{name}{TIMES}{factor.name}" if name else factor.name
-            found[joint], names[joint] = column * signs, names[name] + 1
-    ordered = sorted((name for name in found if name), key=lambda name: names[name])
-    return {name: float(found[name] @ design.y) / (design.n / 2) for name in ordered}
+            columns[joint], orders[joint] = column * signs, orders[name] + 1
+    ordered = sorted((name for name in columns if name), key=lambda name: orders[name])
+    return {name: float(columns[name] @ design.y) / (design.n / 2) for name in ordered}
 
 
 def margins(error: float, df: float, count: int) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import pandas as pd
 from nanostudy.analysis.frames import (
     AT_CONTEXT,
     EVALUATIONS,
+    SAMPLES,
     TRAINING,
     CorpusFacts,
     experiments_frame,
@@ -25,7 +25,8 @@ from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
-from nanostudy.settings import Experiment, from_settings
+from nanostudy.result import Result, Status
+from nanostudy.settings import Experiment
 from nanostudy.study.definition import (
     Study,
     definitions,
@@ -35,14 +36,13 @@ from nanostudy.study.definition import (
     study_names,
     study_yaml,
 )
-from nanostudy.study.store import FILE, Row, Store
+from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
-from nanostudy.training.run_folder import read_metadata, read_rows
+from nanostudy.training.run_folder import read_metadata, read_result, read_rows
+from nanostudy.training.samples import read_samples
 
-MACHINE = ("device", "device_name", "precision", "threads", "platform", "python", "torch")  # of what provenance lists
-STATUSES = {"unfinished": "running"}  # a run folder's word, and the study's for the same
-DONE = ("finished", "diverged")
-OPENING = "--- "  # of the line above each sample, which names its prompt
+MACHINE = ("device", "device_name", "precision", "threads")
+SOFTWARE = ("platform", "python", "torch")
 
 
 def read_results(paths: Sequence[Path | str]) -> Results:
@@ -74,45 +74,45 @@ def _there(path: Path) -> Path:
 
 
 def read_study_folder(path: Path) -> Results:
-    """Everything that the store and the run folders know, while it runs too."""
+    """Everything that the store and the run folders hold, while the study runs, too."""
     studies = definitions(path)
     with Store.read(path / FILE) as store:
-        rows, machines = store.rows(), store.environments()
-        curves = {row.name: store.evaluations(row.name) for row in rows if row.step or row.val_loss is not None}
-    texts = _texts(path, rows)
-    records = [_record(row, path, machines, texts.get(_text_key(row.experiment))) for row in rows]
+        results = store.rows()
+        curves = {one.name: store.evaluations(one.name) for one in results if one.step or one.val_loss is not None}
+    texts = _texts(path, results)
+    records = [_record(one, path / one.name, texts.get(_text_key(one.experiment))) for one in results]
     evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
-    begun = [(row.name, path / row.name) for row in rows if row.name in curves]
+    prompts = [study.prompts for study in reversed(studies)]
     title = studies[-1].name or path.name
     return Results(
         title,
         experiments_frame(records),
         _frame(evaluations, EVALUATIONS),
-        _training(begun),
-        _samples([row.name for row in rows if row.sampled], path, studies),
+        _training([(name, path / name) for name in curves]),
+        _samples([(one, path / one.name) for one in results if one.sampled], prompts),
         corpora={facts.sha256: facts for facts, _ in texts.values()},
-        provenance=_provenance(path, title, studies, rows, machines, texts),
-        notes=tuple(_unfinished(Counter(row.status for row in rows), title)),
+        provenance=_provenance(path, title, studies, results, texts),
+        notes=tuple(_unfinished(Counter(one.status for one in results), title)),
     )
 
 
-Found = tuple[CorpusFacts, dict[str, Any]]  # a text, and the run.json that tells of it
+CorpusRecord = tuple[CorpusFacts, dict[str, Any]]  # a text, and a run.json that describes it
 
 
 def _text_key(experiment: Experiment) -> tuple[str, str, str | None]:
     return experiment.corpus, experiment.tokenizer, experiment.init_from
 
 
-def _texts(path: Path, rows: Sequence[Row]) -> dict[tuple[str, str, str | None], Found]:
-    """Of each text that experiments name, what the first run folder tells."""
-    found: dict[tuple[str, str, str | None], Found] = {}
-    for row in rows:
-        key = _text_key(row.experiment)
-        if key not in found and (row.step or row.status in DONE):
-            metadata = read_metadata(path / row.name)
+def _texts(path: Path, results: Sequence[Result]) -> dict[tuple[str, str, str | None], CorpusRecord]:
+    """Each text that the experiments read, from the first run folder of one that did."""
+    texts: dict[tuple[str, str, str | None], CorpusRecord] = {}
+    for one in results:
+        key = _text_key(one.experiment)
+        if key not in texts and (one.step or one.status.has_result):
+            metadata = read_metadata(path / one.name)
             if metadata is not None:
-                found[key] = _facts(metadata["corpus"]), metadata
-    return found
+                texts[key] = _facts(metadata["corpus"]), metadata
+    return texts
 
 
 def _facts(corpus: Mapping[str, Any]) -> CorpusFacts:
@@ -128,45 +128,33 @@ def _vocabulary(corpus: Mapping[str, Any]) -> int:
     return len(corpus["tokenizer"]["characters"]) if corpus["tokenizer"]["kind"] == "char" else 256
 
 
-def _record(row: Row, path: Path, machines: Mapping[int, Mapping[str, Any]], text: Found | None) -> dict[str, Any]:
-    machine = machines.get(row.environment or -1, {})
-    folder = path / row.name
+def _record(result: Result, folder: Path, text: CorpusRecord | None) -> dict[str, Any]:
+    """A row of the data frame: a setting that is none, which is a value, as a word; the text that was read by its name."""
+    settings = {name: "none" if value is None else value for name, value in result.experiment.as_dict().items()}
+    measures = dict(result.measures)
+    if measures["updates"] is None:
+        measures["updates"] = result.step
+    if text:
+        facts, metadata = text
+        settings |= {"corpus": facts.name, "tokenizer": facts.tokenizer, "corpus_sha256": facts.sha256}
+        if result.tokens is not None:
+            per_token = flops_per_token(GPTConfig.of(result.experiment, _vocabulary(metadata["corpus"])))
+            measures |= {"epochs": result.tokens / facts.train_tokens, "flops": per_token * result.tokens}
     return {
-        "id": row.id,
-        "name": row.name,
-        "part": row.part,
-        "status": row.status,
-        "reason": row.reason,
-        "identity": row.identity,
-        **_settings(row.experiment, text),
-        "train_loss": row.train_loss,
-        "val_loss": row.val_loss,
-        "best_step": row.best_step,
-        "best_val_loss": row.best_val_loss,
-        "parameters": row.parameters,
-        "updates": row.updates if row.updates is not None else row.step,
-        **_spent(row.experiment, row.tokens, text),
-        "seconds": row.seconds,
-        **{key: machine.get(key) for key in ("device", "device_name", "precision", "threads")},
-        "members": row.members,
-        **{f"{AT_CONTEXT}{context}": loss for context, loss in row.context_losses.items()},
+        "id": result.id,
+        "name": result.name,
+        "part": result.part,
+        "status": str(result.status),
+        "reason": result.reason,
+        "source": "nanostudy",
+        "identity": result.identity,
+        **settings,
+        **measures,
+        **{key: result.machine.get(key) for key in MACHINE},
+        "members": result.members,
+        **{f"{AT_CONTEXT}{context}": loss for context, loss in result.context_losses.items()},
         "folder": str(folder) if folder.is_dir() else None,
     }
-
-
-def _settings(experiment: Experiment, text: Found | None) -> dict[str, Any]:
-    """As they count: the text that was read instead of what was asked for; none, which is a value, as a word."""
-    told = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
-    if text:
-        told |= {"corpus": text[0].name, "tokenizer": text[0].tokenizer, "corpus_sha256": text[0].sha256}
-    return {"source": "nanostudy", **told}
-
-
-def _spent(experiment: Experiment, tokens: float | None, text: Found | None) -> dict[str, Any]:
-    if text is None or tokens is None:
-        return {"tokens": tokens}
-    per_token = flops_per_token(GPTConfig.of(experiment, _vocabulary(text[1]["corpus"])))
-    return {"tokens": tokens, "epochs": tokens / text[0].train_tokens, "flops": per_token * tokens}
 
 
 def _unfinished(counts: Mapping[str, int], title: str) -> list[str]:
@@ -180,32 +168,27 @@ def _unfinished(counts: Mapping[str, int], title: str) -> list[str]:
 
 
 def _provenance(
-    path: Path,
-    title: str,
-    studies: Sequence[Study],
-    rows: Sequence[Row],
-    machines: Mapping[int, Mapping[str, Any]],
-    texts: Mapping[Any, Found],
+    path: Path, title: str, studies: Sequence[Study], results: Sequence[Result], texts: Mapping[Any, CorpusRecord]
 ) -> dict[str, Any]:
     definition = "".join(study_yaml(study) for study in studies)
     shipped = title in study_names() and study_yaml(read_study(title)) == definition
-    run = [row for row in rows if row.status in DONE]
-    parts = dict.fromkeys(row.part for row in run)
-    some = "".join(f" --part {part}" for part in parts) if len(parts) < len({row.part for row in rows}) else ""
+    done = [one for one in results if one.status.has_result]
+    parts = dict.fromkeys(str(one.part) for one in done)
+    some = "".join(f" --part {part}" for part in parts) if len(parts) < len({one.part for one in results}) else ""
     return {
         "command": f"nanostudy study run {shlex.quote(title if shipped else f'{title}.yaml')}{some}",
         "definition": definition,
-        "machines": _machines([machines[row.environment or -1] for row in run if row.environment in machines]),
+        "machines": _machines(done),
         "versions": _versions([metadata for _, metadata in texts.values()]),
         "checksums": {facts.name: facts.sha256 for facts, _ in texts.values()},
         "paths": [str(path)],
     }
 
 
-def _machines(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Each kind once, with how many experiments ran on it."""
-    counts = Counter(json.dumps({key: machine.get(key) for key in MACHINE}) for machine in machines)
-    return [{**json.loads(kind), "experiments": count} for kind, count in counts.items()]
+    kinds = (json.dumps({key: one.machine.get(key) for key in (*MACHINE, *SOFTWARE)}) for one in results if one.machine)
+    return [{**json.loads(kind), "experiments": count} for kind, count in Counter(kinds).items()]
 
 
 def _versions(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -218,51 +201,26 @@ def _versions(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def read_run_folder(path: Path) -> Results:
     """One training as a Results of one experiment, by the name of its folder."""
-    metadata = read_metadata(path)
-    if metadata is None:
+    metadata, result = read_metadata(path), read_result(path)
+    if metadata is None or result is None:
         raise NanostudyError(f"{path} holds no run.json. Name a folder that `nanostudy train` wrote.")
-    name, experiment = path.resolve().name, from_settings(metadata["settings"])
-    curve, text = read_rows(path / "evaluations.csv"), (_facts(metadata["corpus"]), metadata)
-    last = curve[-1] if curve else {}
-    best = metadata.get("best") or min(curve, key=lambda row: row["val_loss"], default={})
-    sittings = metadata.get("sittings") or [{}]
-    status = STATUSES.get(metadata["status"], metadata["status"])
-    record = {
-        "id": 1,
-        "name": name,
-        "status": status,
-        "reason": metadata.get("diverged"),
-        "identity": metadata["identity"],
-        **_settings(experiment, text),
-        **{measure: last.get(measure) for measure in ("train_loss", "val_loss")},
-        "best_step": best.get("step"),
-        "best_val_loss": best.get("val_loss"),
-        "parameters": metadata["parameters"]["total"],
-        "updates": metadata.get("updates", last.get("step")),
-        **_spent(experiment, metadata.get("tokens", last.get("tokens")), text),
-        "seconds": metadata.get("seconds", last.get("seconds")),
-        **{key: metadata["machine"].get(key) for key in ("device", "device_name", "precision", "threads")},
-        "members": sittings[-1].get("members", 1),
-        **{f"{AT_CONTEXT}{context}": loss for context, loss in (metadata.get("context_losses") or {}).items()},
-        "folder": str(path),
-    }
-    sample = _text_of(path / "sample.txt")
-    sampled = [] if sample is None else _parted(name, sample, []) or [(name, experiment.sample_prompt or "", sample)]
+    name, facts = result.name, _facts(metadata["corpus"])
+    unfinished = f"{name} has not finished ({result.status}): it is left out of comparisons."
     return Results(
         name,
-        experiments_frame([record]),
-        _frame([{"name": name, **row} for row in curve], EVALUATIONS),
+        experiments_frame([_record(result, path, (facts, metadata))]),
+        _frame([{"name": name, **row} for row in read_rows(path / "evaluations.csv")], EVALUATIONS),
         _training([(name, path)]),
-        pd.DataFrame(sampled, columns=["name", "prompt", "text"], dtype=object),
-        corpora={text[0].sha256: text[0]},
+        _samples([(result, path)], []),
+        corpora={facts.sha256: facts},
         provenance={
             "command": f"nanostudy train {shlex.quote(str(path / 'settings.yaml'))}",
-            "machines": _machines([metadata["machine"]]),
+            "machines": _machines([result]),
             "versions": _versions([metadata]),
-            "checksums": {text[0].name: text[0].sha256},
+            "checksums": {facts.name: facts.sha256},
             "paths": [str(path)],
         },
-        notes=() if status == "finished" else (f"{name} has not finished ({status}): it is left out of comparisons.",),
+        notes=() if result.status is Status.FINISHED else (unfinished,),
     )
 
 
@@ -280,33 +238,13 @@ def _training(folders: Sequence[tuple[str, Path]]) -> pd.DataFrame:
     return _frame(rows, TRAINING)
 
 
-def _samples(names: Sequence[str], path: Path, studies: Sequence[Study]) -> pd.DataFrame:
-    rows: list[tuple[str, str, str]] = []
-    for name in names:
-        text = _text_of(path / name / "sample.txt")
-        if text is not None:
-            rows += _parted(name, text, [study.prompts for study in reversed(studies)])
-    return pd.DataFrame(rows, columns=["name", "prompt", "text"], dtype=object)
-
-
-def _parted(name: str, text: str, asked: Sequence[Sequence[str | None]]) -> list[tuple[str, str, str]]:
-    """A study's file, taken apart at the lines that name the prompts; the models may write such lines themselves."""
-    for prompts in asked:
-        pattern = "\n\n".join(
-            f"{re.escape(OPENING + (prompt or 'no prompt'))}\n({re.escape(prompt or '')}.*?)" for prompt in prompts
-        )
-        found = re.fullmatch(f"{pattern}\n?", text, re.DOTALL)
-        if found:
-            return [(name, prompt or "", piece) for prompt, piece in zip(prompts, found.groups(), strict=True)]
-    pieces = re.split(rf"^{re.escape(OPENING)}(.*)\n", text, flags=re.MULTILINE)
-    if pieces[0].strip():
-        return []
-    named = zip(pieces[1::2], pieces[2::2], strict=True)
-    return [(name, "" if prompt == "no prompt" else prompt, piece.rstrip("\n")) for prompt, piece in named]
-
-
-def _text_of(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+def _samples(folders: Sequence[tuple[Result, Path]], prompts: Sequence[Sequence[str | None]]) -> pd.DataFrame:
+    rows = [
+        (result.name, sample.prompt or "", sample.text)
+        for result, folder in folders
+        for sample in read_samples(folder, result.experiment.sample_prompt, prompts)
+    ]
+    return pd.DataFrame(rows, columns=list(SAMPLES), dtype=object)
 
 
 def _incomparable(experiments: pd.DataFrame) -> list[str]:

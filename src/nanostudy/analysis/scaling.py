@@ -1,10 +1,10 @@
-"""How the loss falls with size or with tokens: a power law where the points support one, or why they do not."""
+"""How the loss falls with parameters or tokens: a power law where the points support one, or the reason why they do not."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import optimize, stats
 
 from nanostudy.analysis.design import Array
-from nanostudy.analysis.frames import Results, known, shown
-from nanostudy.text import counted, digits
+from nanostudy.analysis.frames import Results, known
+from nanostudy.text import counted, digits, value_text
 
 Against = Literal["parameters", "tokens"]
 
@@ -22,28 +22,28 @@ DECIDED_BY = {  # the settings that may change x; all others must be alike at ev
     "parameters": ("n_layer", "n_embd", "bias", "tie_embeddings"),
     "tokens": ("max_iters", "batch_size", "gradient_accumulation_steps"),
 }
-LEAST_VALUES, LEAST_DECADES = 4, 0.5  # of x
-FLOOR_VALUES, FLOOR_DECADES = 5, 1.0  # of x, for a floor to be tried
-SAME = 0.01  # values of x that differ by less are one
+LEAST_VALUES, LEAST_DECADES = 4, 0.5  # of x, for a power law
+FLOOR_VALUES, FLOOR_DECADES = 5, 1.0  # of x, for one with a floor
+SAME = 0.01  # values of x that differ by less, relatively, count as one
 BEND = 0.01  # p value below which the points do not lie on the line
 RESAMPLES, SEED, CONFIDENCE = 2000, 1, 0.95
-SETTLED = 0.9  # of the resamples must have a floor, too
+SETTLED = 0.9  # share of the resamples that must have a floor, too
 
 
 @dataclass(frozen=True)
-class Fit:
-    """loss = coefficient * x ** -exponent, and the floor where there is one. Intervals are 95%, by bootstrap."""
+class PowerLaw:
+    """loss = coefficient * x ** -exponent + floor. Intervals are 95%, by bootstrap."""
 
     against: Against
     exponent: float
     low: float
     high: float
     coefficient: float
-    floor: float | None
+    floor: float | None  # None: 0
     n: int  # cells
     formula: str
     curve: pd.DataFrame  # x, y, low, high, over the range of the points
-    points: pd.DataFrame  # x, y: the geometric mean loss of the cells of one size
+    points: pd.DataFrame  # x, y: the geometric mean loss of the cells of each size
     explanation: str
 
 
@@ -55,7 +55,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class _Points:
-    """Of each size its x, and of each size and each combination of the other settings the logarithm of the loss."""
+    """The sizes x, and the logarithm of the loss of each combination of the other settings at each size."""
 
     x: Array  # (sizes,)
     losses: Array  # (combinations, sizes)
@@ -63,21 +63,20 @@ class _Points:
 
     @property
     def adjusted(self) -> Array:
-        """With the combinations' differences taken out: comparisons of sizes are within combinations."""
+        """The losses without the combinations' differences: sizes are compared within combinations."""
         return self.losses - self.losses.mean(axis=1, keepdims=True) + self.losses.mean()
 
 
-def power_law(results: Results, against: Against = "parameters") -> Fit | Refusal:
-    """Fitted to logarithms over the finished experiments, averaged over seeds; other settings are held alike at every x.
+def power_law(results: Results, against: Against = "parameters") -> PowerLaw | Refusal:
+    """A fit to logarithms over the finished experiments, averaged over seeds, with all other settings alike at every x.
 
-    The noise is taken to be in proportion to the loss. Residuals are resampled (seeded), inflated for the parameters fitted, and the percentile interval is expanded by Student's t
-    over the normal quantile for few points (Hesterberg, 2015, What teachers should know about the bootstrap).
+    The noise is assumed proportional to the loss. Residuals are resampled (seeded), inflated for the parameters fitted, and the
+    percentile interval is expanded by Student's t over the normal quantile for few points (Hesterberg, 2015, What teachers should
+    know about the bootstrap).
     """
-    found = _points(results, against)
-    if isinstance(found, str):
-        return Refusal(against, found)
-    order = np.argsort(found.x)
-    points = _Points(found.x[order], found.losses[:, order], found.others)
+    points = _points(results, against)
+    if isinstance(points, str):
+        return Refusal(against, points)
     values = 1 + int((np.diff(np.log(points.x)) > SAME).sum())
     decades = math.log10(points.x[-1] / points.x[0])
     span = f"{against} from {digits(points.x[0])} to {digits(points.x[-1])}"
@@ -94,7 +93,7 @@ def power_law(results: Results, against: Against = "parameters") -> Fit | Refusa
     p = _lack_of_fit(points, params)
     if p < BEND:
         return Refusal(against, f"The points do not lie on one power law over {span} (lack of fit: p = {p:.2g}).")
-    return _fit(points, against, params, span)
+    return _bootstrapped(points, against, params, span)
 
 
 def _points(results: Results, against: Against) -> _Points | str:
@@ -103,7 +102,7 @@ def _points(results: Results, against: Against) -> _Points | str:
     table = table[np.isfinite(table[against].to_numpy(dtype=float)) & (table["val_loss"] > 0).to_numpy()]
     table = table[(table[against] > 0).to_numpy()]
     if not len(table):
-        return "No experiment has finished." if not len(results.finished) else f"The {against} are not known."
+        return "No experiment has finished." if not len(results.finished) else f"The {against} are unknown."
     for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers"), ("source", "sources")):
         if len({value for value in table[column] if known(value)}) > 1:
             return f"The experiments have different {what}, whose losses do not compare."
@@ -112,7 +111,7 @@ def _points(results: Results, against: Against) -> _Points | str:
     others = tuple(name for name in factors if name not in sizes)
     cells: dict[Hashable, dict[Hashable, list[float]]] = defaultdict(lambda: defaultdict(list))
     x: dict[Hashable, list[float]] = defaultdict(list)
-    keys = table[[*sizes, *others]].map(lambda value: shown(value) if known(value) else "?")
+    keys = table[[*sizes, *others]].map(lambda value: value_text(value) if known(value) else "?")
     rows = zip(keys.itertuples(index=False, name=None), table[against], table["val_loss"], strict=True)
     for key, amount, loss in rows:
         cells[key[len(sizes) :]][key[: len(sizes)]].append(math.log(loss))
@@ -121,28 +120,28 @@ def _points(results: Results, against: Against) -> _Points | str:
     there = list(fullest)
     whole = {combination: by_size for combination, by_size in cells.items() if all(size in by_size for size in there)}
     if len(x) >= LEAST_VALUES > len(there):
-        bound = _bound(list(cells), list(cells.values()), others)
-        return f"{against} vary together with other settings ({bound}): what falls with which cannot be told apart."
+        bound = ", ".join(_bound(cells, others))
+        return f"{against} vary together with other settings ({bound}): their effects cannot be separated."
     losses = np.array([[float(np.mean(by_size[size])) for size in there] for by_size in whole.values()])
-    return _Points(np.exp([float(np.mean(x[size])) for size in there]), losses, others)
+    sizes_x = np.exp([float(np.mean(x[size])) for size in there])
+    order = np.argsort(sizes_x)
+    return _Points(sizes_x[order], losses[:, order], others)
 
 
-def _bound(
-    combinations: Sequence[Hashable], sizes: Sequence[dict[Hashable, list[float]]], others: Sequence[str]
-) -> str:
-    """The other settings whose values no four sizes share; all, where none alone is to blame."""
-    blamed = []
-    for place, name in enumerate(others):
-        by_value: dict[str, set[Hashable]] = defaultdict(set)
-        for combination, by_size in zip(combinations, sizes, strict=True):
+def _bound(cells: Mapping[Hashable, Mapping[Hashable, list[float]]], others: Sequence[str]) -> list[str]:
+    """The other settings of which no value has four sizes; all of them, where there is none."""
+    bound = []
+    for index, name in enumerate(others):
+        sizes: dict[str, set[Hashable]] = defaultdict(set)
+        for combination, by_size in cells.items():
             assert isinstance(combination, tuple)
-            by_value[combination[place]] |= set(by_size)
-        if max(map(len, by_value.values())) < LEAST_VALUES:
-            blamed.append(name)
-    return ", ".join(blamed or others)
+            sizes[combination[index]] |= set(by_size)
+        if max(map(len, sizes.values())) < LEAST_VALUES:
+            bound.append(name)
+    return bound or list(others)
 
 
-# --- fits: (logarithm of the coefficient, exponent) and a floor, where there are three
+# --- parameters: (logarithm of the coefficient, exponent), and a floor where there are three
 
 
 def _predicted(params: Array, x: Array) -> Array:
@@ -152,13 +151,13 @@ def _predicted(params: Array, x: Array) -> Array:
 
 
 def _lines(points: _Points, losses: Array) -> Array:
-    """The straight line through each row of logarithms of losses."""
+    """(rows, 2): the straight line through each row of logarithms of losses."""
     slopes, starts = np.polyfit(np.log(points.x), losses.T, 1)
     return np.column_stack([starts, -slopes])
 
 
 def _bent(points: _Points, losses: Array | None = None, start: Array | None = None) -> Array | None:
-    """With a floor; None where the fit does not settle on one between 0 and the lowest point."""
+    """The fit with a floor; None where it does not settle on one between 0 and the lowest point."""
     y = points.adjusted.mean(axis=0) if losses is None else losses
     lowest = float(np.exp(y.min()))
     starts = [start] if start is not None else []
@@ -166,22 +165,22 @@ def _bent(points: _Points, losses: Array | None = None, start: Array | None = No
         slope, intercept = np.polyfit(np.log(points.x), np.log(np.exp(y) - share * lowest), 1)
         starts.append(np.array([intercept, -slope, share * lowest]))
 
-    def apart(params: Array) -> Array:
+    def residuals(params: Array) -> Array:
         return _predicted(params, points.x) - y
 
     best = None
     for guess in starts:
         try:
-            found = optimize.least_squares(
-                apart,
+            fit = optimize.least_squares(
+                residuals,
                 guess,
                 bounds=([-np.inf, 1e-6, 0.0], [np.inf, np.inf, lowest]),
                 x_scale=np.maximum(np.abs(guess), 1e-3),
             )
-        except ValueError:  # a guess outside the bounds
+        except ValueError:  # the guess is outside the bounds
             continue
-        if best is None or found.cost < best.cost:
-            best = found
+        if best is None or fit.cost < best.cost:
+            best = fit
     inside = best is not None and 1e-3 * lowest < best.x[2] < 0.9999 * lowest
     return best.x if best is not None and inside else None
 
@@ -203,7 +202,7 @@ def _better(points: _Points, line: Array, bent: Array) -> bool:
 
 
 def _lack_of_fit(points: _Points, params: Array) -> float:
-    """The p value of the sizes' mean residuals against how the combinations disagree; 1 where that is not known."""
+    """The p value of the sizes' mean residuals against the combinations' disagreement; 1 where that cannot be computed."""
     combinations, sizes = points.adjusted.shape
     df, within = sizes - len(params), (combinations - 1) * (sizes - 1)
     if df < 1 or within < 1:
@@ -216,7 +215,7 @@ def _lack_of_fit(points: _Points, params: Array) -> float:
     return float(stats.f.sf(lack / noise, df, within)) if noise > 0 else 0.0
 
 
-def _fit(points: _Points, against: Against, params: Array, span: str) -> Fit | Refusal:
+def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -> PowerLaw | Refusal:
     df = _squares(points, params)[1]
     fitted = _predicted(params, points.x)
     residuals = (points.adjusted - fitted).ravel() * math.sqrt(points.adjusted.size / max(df, 1))
@@ -227,9 +226,9 @@ def _fit(points: _Points, against: Against, params: Array, span: str) -> Fit | R
         drawn = list(_lines(points, again))
     else:
         bent = (_bent(points, losses, params) for losses in again)
-        drawn = [found for found in bent if found is not None]
+        drawn = [each for each in bent if each is not None]
     if len(drawn) < SETTLED * tries:
-        return Refusal(against, f"The points over {span} bend, and do not say towards which floor.")
+        return Refusal(against, f"The points over {span} bend, but do not determine a floor.")
     expansion = float(stats.t.ppf((1 + CONFIDENCE) / 2, df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def interval(values: Array, middle: Array | float) -> tuple[Array, Array]:
@@ -242,13 +241,13 @@ def _fit(points: _Points, against: Against, params: Array, span: str) -> Fit | R
     if high <= 0:
         return Refusal(against, f"The loss does not fall with {against} over {span}: it rises.")
     if low <= 0:
-        return Refusal(against, f"The exponent cannot be told from 0 over {span}: the fit gives {law}.")
+        return Refusal(against, f"The exponent is indistinguishable from 0 over {span} (95%): the fit gives {law}.")
     x = np.geomspace(points.x[0], points.x[-1], 50)
     middle = _predicted(params, x)
     below, above = interval(np.array([_predicted(each, x) for each in drawn]), middle)
     floor = float(params[2]) if len(params) == 3 else None
     formula = f"loss = {np.exp(params[0]):.4g} × {against}^-{params[1]:.3g}"
-    return Fit(
+    return PowerLaw(
         against,
         float(params[1]),
         low,
@@ -259,13 +258,13 @@ def _fit(points: _Points, against: Against, params: Array, span: str) -> Fit | R
         formula if floor is None else f"{formula} + {floor:.4g}",
         pd.DataFrame({"x": x, "y": np.exp(middle), "low": np.exp(below), "high": np.exp(above)}),
         pd.DataFrame({"x": points.x, "y": np.exp(points.losses.mean(axis=0))}),
-        _explained(points, against, span, df),
+        _explanation(points, against, span, df),
     )
 
 
-def _explained(points: _Points, against: Against, span: str, df: int) -> str:
+def _explanation(points: _Points, against: Against, span: str, df: int) -> str:
     combinations, sizes = points.losses.shape
-    told = f"Fitted to {counted(sizes, 'point')} over {span}, on logarithms ({df} degrees of freedom)"
+    text = f"Fitted to the logarithms of {counted(sizes, 'point')} over {span} ({df} degrees of freedom)"
     if combinations > 1:
-        told += f"; each is the geometric mean of the same {combinations} combinations of {', '.join(points.others)}"
-    return f"{told}. It holds for this range and these settings; nothing is said of what lies beyond."
+        text += f"; each is the geometric mean of the same {combinations} combinations of {', '.join(points.others)}"
+    return f"{text}. It holds for this range and these settings alone."

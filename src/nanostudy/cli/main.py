@@ -48,7 +48,7 @@ def check_ranks(context: typer.Context) -> None:
 
     ranks = started()
     if not ranks.first:
-        raise ReportedElsewhere("Rank 0 says what is wrong.")
+        raise ReportedElsewhere("Rank 0 reports what is wrong.")
     if ranks.count > 1:
         raise UsageError(
             f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
@@ -186,12 +186,14 @@ def report(
         Path | None, typer.Option(help="Where to write. Default: report in the study or run, or here for several.")
     ] = None,
 ) -> None:
-    """Say what a study, or several runs or tables, found: a page to open, Markdown, a table, figures. Also while it runs."""
+    """Report on a study, or on several runs or tables: a page to open, Markdown, a table, figures. Also while it runs."""
     from nanostudy import api
 
     written = api.published(*paths, out=out)
     for note in written.notes:
         print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+    if not written.answer:
+        print(f"{textwrap.fill(written.summary, REPORT_WIDTH)}\n")
     for number, sentence in enumerate(written.answer, start=1):
         print(f"{number}  {sentence.about}")
         print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")

@@ -1,4 +1,4 @@
-"""What a page is made of: sections of blocks, which the page and the Markdown each render in their own way."""
+"""A document: sections made of blocks, which html, markdown and notebook each render in their own way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanostudy.reporting.charts.figure import Figure
+from nanostudy.reporting.data import Data
 
 
 @dataclass(frozen=True)
@@ -15,22 +16,21 @@ class Prose:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Why something is not there, in a sentence."""
-
-    reason: str
+class Bullets:
+    items: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Note:
-    """Something to know before reading on."""
-
+class Sentence:
+    about: str
     text: str
 
 
 @dataclass(frozen=True)
-class Bullets:
-    items: Sequence[str]
+class Answer:
+    """Numbered sentences, each with what it is about."""
+
+    sentences: Sequence[Sentence]
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,11 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class Shown:
-    figure: Figure
-    colours: bool = False  # with the choice of what colours it
-    whole: tuple[float, float] | None = None  # with the choice of the axis's top: after the first fall, and all of it
-
-
-@dataclass(frozen=True)
 class Experiments:
     """The table of all experiments: on the page sortable, with filters."""
 
-    factors: Sequence[str]
-    columns: Sequence[tuple[str, str]]  # a column of the page's experiments, its heading
+    columns: Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
+    filters: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class Source:
     text: str
 
 
-Block = Prose | Missing | Note | Bullets | Facts | Grid | Shown | Experiments | Samples | Source | Claims
+Block = Prose | Bullets | Answer | Facts | Grid | Figure | Experiments | Samples | Source | Claims
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,21 @@ class Section:
     blocks: Sequence[Block]
 
 
-def figure_or_reason(figure: Figure | str | None, *, colours: bool = False) -> list[Block]:
-    if figure is None:
-        return []
-    return [Missing(figure)] if isinstance(figure, str) else [Shown(figure, colours)]
+@dataclass(frozen=True)
+class Document:
+    title: str
+    lede: str  # what was run and on what, in a sentence or two
+    facts: Sequence[tuple[str, str]]
+    notes: Sequence[str]  # that a reader must know first
+    sections: Sequence[Section]
+    data: Data
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+
+    @property
+    def answer(self) -> Sequence[Sentence]:
+        """Empty where nothing is compared."""
+        blocks = (block for section in self.sections for block in section.blocks)
+        return next((block.sentences for block in blocks if isinstance(block, Answer)), ())

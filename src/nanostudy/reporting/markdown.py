@@ -1,105 +1,104 @@
-"""The page's content as Markdown, with its figures as pictures beside it."""
+"""A document as Markdown, with its figures as pictures."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from nanostudy.measures import MEASURES
+from nanostudy.reporting.charts.figure import Figure
+from nanostudy.reporting.data import Data
 from nanostudy.reporting.document import (
+    Answer,
     Block,
     Bullets,
     Claims,
+    Document,
     Experiments,
+    Facts,
     Grid,
-    Missing,
-    Note,
     Prose,
     Samples,
-    Shown,
     Source,
 )
-from nanostudy.reporting.html import Page
-from nanostudy.text import plain, table
+from nanostudy.text import plain, table, value_text
+
+Columns = Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
 
 MOST_ROWS = 25  # of the table of experiments; results.csv has all
 
 
-def markdown(page: Page, drawn: Collection[str]) -> str:
-    """`drawn`: the ids of the figures that have a picture."""
-    lines = [f"# {plain(page.title)}", "", plain(page.lede), ""]
-    lines += [line for note in page.notes for line in (f"> {plain(note)}", "")]
-    lines += [*table(("", ""), page.facts), "", "## The answer", ""]
-    for number, sentence in enumerate(page.answer, start=1):
-        lines += [f"{number}. **{plain(sentence.about)}.** {plain(sentence.text)}"]
-    for section in page.sections:
+def markdown(document: Document, pictures: Collection[str]) -> str:
+    """`pictures`: the ids of the figures that have one, a file beside the Markdown."""
+    lines = [f"# {plain(document.title)}", ""]
+    lines += [line for note in document.notes for line in (f"> {plain(note)}", "")]
+    lines += [plain(document.lede), "", *table(("", ""), document.facts)]
+    for section in document.sections:
         lines += ["", f"## {plain(section.title)}"]
         for block in section.blocks:
-            found = _block(block, page, drawn)
-            lines += ["", *found] if found else []
+            lines += ["", *_block(block, document.data, pictures)]
     return "\n".join(lines) + "\n"
 
 
-def _block(block: Block, page: Page, drawn: Collection[str]) -> list[str]:
-    if isinstance(block, Prose | Note):
-        return [plain(block.text)]
-    if isinstance(block, Missing):
-        return [f"*{plain(block.reason)}*"]
-    if isinstance(block, Bullets):
-        return [f"- {plain(item)}" for item in block.items]
-    if isinstance(block, Grid):
-        return [f"{plain(block.caption)}:", "", *table(block.header, block.rows)]
-    if isinstance(block, Shown):
-        figure = block.figure
-        picture = (
-            [f"![{plain(figure.alternative)}]({figure.id}.png)", ""]
-            if figure.id in drawn
-            else [plain(figure.alternative), ""]
-        )
-        return [f"**{plain(figure.title)}.** {plain(figure.caption)}", "", *picture]
-    if isinstance(block, Experiments):
-        return _experiments(block, page)
-    if isinstance(block, Samples):
-        return _samples(block, page)
-    if isinstance(block, Claims):
-        header = ("verdict", "claim", "published", "ours", "why")
-        rows = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in block.claims]
-        return [f"{plain(block.caption)}", "", *table(header, rows)]
-    if isinstance(block, Source):
-        return fenced(block.text)
-    return table(("", ""), block.pairs)
+def _block(block: Block, data: Data, pictures: Collection[str]) -> list[str]:
+    match block:
+        case Prose(text):
+            return [plain(text)]
+        case Bullets(items):
+            return [f"- {plain(item)}" for item in items]
+        case Answer(sentences):
+            return [f"{k}. **{plain(one.about)}.** {plain(one.text)}" for k, one in enumerate(sentences, start=1)]
+        case Facts(pairs):
+            return table(("what", "value"), pairs)
+        case Grid(caption, header, rows):
+            return [f"{plain(caption)}:", "", *table(header, rows)]
+        case Figure():
+            alternative = plain(block.alternative)
+            picture = f"![{alternative}]({block.id}.png)" if block.id in pictures else alternative
+            return [f"**{plain(block.title)}.** {plain(block.caption)}", "", picture]
+        case Experiments(columns):
+            return _experiments(columns, data)
+        case Samples(first):
+            return _samples(first, data)
+        case Claims(caption, claims):
+            header = ("verdict", "claim", "published", "ours", "why")
+            rows = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in claims]
+            return [plain(caption), "", *table(header, rows)]
+        case Source(text):
+            return _fenced(text)
 
 
-def _experiments(block: Experiments, page: Page) -> list[str]:
-    rows = sorted(page.data.experiments, key=lambda row: (row["place"] is None, row["place"] or 0.0, row["i"]))
-    keys = ["place", "name", *block.factors, "train_loss", "val_loss", "gap", "parameters", "status"]
-    cells = [[_value(row[key]) for key in keys] for row in rows[:MOST_ROWS]]
-    left = len(rows) - len(cells)
-    more = ["", f"These are {len(cells)} of {len(rows):,}; results.csv has all."] if left else []
-    return [*table(keys, cells), *more]
+def _experiments(columns: Columns, data: Data) -> list[str]:
+    rows = sorted(data.experiments, key=lambda row: (row["place"] is None, row["place"] or 0.0, row["i"]))[:MOST_ROWS]
+    lines = table(*brief_table(columns, rows))
+    left = len(data.experiments) - len(rows)
+    return [*lines, "", f"These are {len(rows)} of {len(data.experiments):,}; results.csv has all."] if left else lines
 
 
-def _value(value: Any) -> Any:
+def brief_table(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the data's experiments, without the measures that short tables leave out."""
+    columns = [(key, heading) for key, heading in columns if key not in MEASURES or MEASURES[key].brief]
+    return [heading for _, heading in columns], [[_cell(row[key], key) for key, _ in columns] for row in rows]
+
+
+def _cell(value: Any, column: str) -> str:
     if value is None:
         return ""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) > 99 else f"{value:.4f}".rstrip("0").rstrip(".")
-    return value
+    return MEASURES[column].text(value) if column in MEASURES else value_text(value)
 
 
-def _samples(block: Samples, page: Page) -> list[str]:
+def _samples(first: Sequence[int], data: Data) -> list[str]:
     lines: list[str] = []
-    for i in block.first:
-        row = page.data.experiments[i]
-        lines += [f"**{plain(row['name'])}**", ""]
-        for sample in page.data.samples:
-            if sample["i"] == i:
-                lines += [*fenced(sample["text"].strip("\n")), ""]
-    return lines
+    for i in first:
+        lines += [f"**{plain(data.experiments[i]['name'])}**", ""] if len(first) > 1 else []
+        texts = [sample["text"].strip("\n") for sample in data.samples if sample["i"] == i]
+        lines += [line for text in texts for line in (*_fenced(text), "")]
+    return lines[:-1]
 
 
-def fenced(text: str) -> list[str]:
+def _fenced(text: str) -> list[str]:
     """The text as it is, in a fence that it cannot close; control characters become replacement characters."""
     clean = "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", clean)), default=0))

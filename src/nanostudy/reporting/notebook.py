@@ -5,15 +5,19 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.errors import UsageError
-from nanostudy.reporting.charts.figure import Figure, vega_lite_version
-from nanostudy.reporting.document import Experiments, Missing, Prose, Samples, Section, Shown
-from nanostudy.reporting.html import Page, answer_as_html, block_as_html
+from nanostudy.analysis.results import read_run_folder
+from nanostudy.errors import NanostudyError, UsageError
+
+if TYPE_CHECKING:
+    from nanostudy.reporting.charts.figure import Figure
+    from nanostudy.reporting.data import Data
+    from nanostudy.reporting.document import Document, Experiments, Samples, Section
 
 MOST_ROWS = 10  # of the table of all experiments
 MOST_SAMPLES = 4
@@ -26,90 +30,114 @@ class NotebookAnalysis(Analysis):
     """
 
     def _repr_html_(self) -> str:
-        return answer_as_html(self.page)
+        from nanostudy.reporting.html import block_as_html
+
+        document = self.document
+        notes = "".join(f"<p><em>{html.escape(note)}</em></p>" for note in document.notes)
+        first = document.sections[0] if document.sections else None
+        blocks = "".join(block_as_html(block, document.data, "") for block in first.blocks) if first else ""
+        return f"<h3>{html.escape(document.title)}</h3><p>{html.escape(document.lede)}</p>{notes}{blocks}"
 
     @cached_property
-    def page(self) -> Page:
-        """What the report shows, before it is drawn."""
-        from nanostudy.reporting.write import page_of  # which imports Altair
+    def document(self) -> Document:
+        """The report, before it is drawn."""
+        from nanostudy.reporting.sections import document  # which imports Altair
 
-        return page_of(self)
+        return document(self)
 
-    def section(self, name: str) -> Inline:
+    def section(self, name: str) -> NotebookSection:
         """A section of the report: "ranking", "effects", "curves", ... Raises UsageError where there is none of this name."""
-        sections = {section.id: section for section in self.page.sections}
-        if name not in sections:
-            raise UsageError(f"There is no section {name!r}: {', '.join(sections)}.")
-        return Inline(sections[name], self.page)
+        from nanostudy.reporting.document import Prose, Section
+        from nanostudy.reporting.sections import SECTIONS
+
+        if name not in SECTIONS:
+            raise UsageError(f"There is no section {name!r}: {', '.join(SECTIONS)}.")
+        made = {section.id: section for section in self.document.sections}
+        nothing = Section(name, name.capitalize(), [Prose("These results have nothing to say here.")])
+        return NotebookSection(made.get(name, nothing), self.document.data)
 
     def charts(self, name: str) -> list[Any]:
-        """A section's figures as Altair charts."""
+        """A section's figures as Altair charts; none where the report leaves it out."""
         return self.section(name).charts
 
 
+def training_chart(folder: Path) -> Any:
+    """A run's curve as an Altair chart. Raises NanostudyError, also where there is nothing to draw."""
+    charts = NotebookAnalysis(read_run_folder(folder)).charts("curves")
+    if not charts:
+        raise NanostudyError(f"No loss was recorded in {folder} that could be drawn.")
+    return charts[0]
+
+
 @dataclass(frozen=True, repr=False)
-class Inline:
+class NotebookSection:
     """One section. A notebook displays it; `charts` are its figures, to be changed or saved."""
 
     section: Section
-    page: Page
+    data: Data
 
     @property
     def charts(self) -> list[Any]:
-        return [as_chart(block.figure, self.page) for block in self.section.blocks if isinstance(block, Shown)]
+        from nanostudy.reporting.charts.figure import Figure
+
+        return [as_chart(block, self.data) for block in self.section.blocks if isinstance(block, Figure)]
 
     def __repr__(self) -> str:
-        said = [
-            block.text if isinstance(block, Prose) else block.reason
-            for block in self.section.blocks
-            if isinstance(block, Prose | Missing)
-        ]
-        return "\n".join([self.section.title, *said])
+        texts = [block.text for block in self.section.blocks if hasattr(block, "text")]
+        return "\n".join([self.section.title, *texts])
 
     def _ipython_display_(self) -> None:
+        """HTML, and charts between."""
         from IPython.display import HTML, display
+
+        from nanostudy.reporting.charts.figure import Figure
+        from nanostudy.reporting.document import Experiments, Samples
+        from nanostudy.reporting.html import block_as_html
 
         show: Any = display
         words = f"<h3>{html.escape(self.section.title)}</h3>"
         for block in self.section.blocks:
-            if isinstance(block, Shown):
-                if words:
-                    show(HTML(words))
-                words = ""
-                show(as_chart(block.figure, self.page))
-            elif isinstance(block, Samples):
-                words += "".join(_sample(row, self.page) for row in self._samples(block))
-            elif isinstance(block, Experiments):
-                words += _experiments(block, self.page)
-            else:
-                words += block_as_html(block, self.page, self.section.title)
+            match block:
+                case Figure():
+                    if words:
+                        show(HTML(words))
+                    words = ""
+                    show(as_chart(block, self.data))
+                case Samples():
+                    words += _samples(block, self.data)
+                case Experiments():
+                    words += _experiments(block, self.data)
+                case _:
+                    words += block_as_html(block, self.data, self.section.title)
         if words:
             show(HTML(words))
 
-    def _samples(self, block: Samples) -> list[dict[str, Any]]:
-        first = list(block.first)[:MOST_SAMPLES]
-        found = {row["i"]: row for row in reversed(self.page.data.samples) if row["i"] in first}
-        return [found[i] for i in first if i in found]
 
-
-def as_chart(figure: Figure, page: Page) -> Any:
+def as_chart(figure: Figure, data: Data) -> Any:
     """The figure as print has it, with all its data."""
     import altair
 
-    spec = figure.for_print(page.data.tables)
+    from nanostudy.reporting.charts.figure import vega_lite_version
+
     schema = f"https://vega.github.io/schema/vega-lite/v{vega_lite_version().split('.')[0]}.json"
-    return altair.ConcatChart.from_dict({"$schema": schema, **spec}, validate=False)
+    return altair.ConcatChart.from_dict({"$schema": schema, **figure.for_print(data.tables)}, validate=False)
 
 
-def _sample(row: dict[str, Any], page: Page) -> str:
-    name = html.escape(str(page.data.experiments[row["i"]]["name"]))
-    return f"<p><code>{name}</code></p><pre>{html.escape(str(row['text']))}</pre>"
+def _samples(block: Samples, data: Data) -> str:
+    """The first text of each."""
+    texts = {sample["i"]: sample["text"] for sample in reversed(data.samples)}
+    return "".join(
+        f"<p><code>{html.escape(str(data.experiments[i]['name']))}</code></p><pre>{html.escape(str(texts[i]))}</pre>"
+        for i in list(block.first)[:MOST_SAMPLES]
+        if i in texts
+    )
 
 
-def _experiments(block: Experiments, page: Page) -> str:
+def _experiments(block: Experiments, data: Data) -> str:
     """The best of them."""
-    columns = {"name": "experiment", "val_loss": "validation", "train_loss": "training", "gap": "gap"}
-    columns |= {**dict(zip(block.factors, block.factors, strict=True)), **dict(block.columns), "status": "status"}
-    table = pd.DataFrame(page.data.experiments).sort_values("val_loss", na_position="last", kind="stable")
-    shown: str = table.head(MOST_ROWS)[list(columns)].rename(columns=columns).to_html(index=False, na_rep="")
+    from nanostudy.reporting.markdown import brief_table
+
+    rows = sorted(data.experiments, key=lambda row: (row["val_loss"] is None, row["val_loss"]))[:MOST_ROWS]
+    header, cells = brief_table(block.columns, rows)
+    shown: str = pd.DataFrame(cells, columns=header).to_html(index=False)
     return shown

@@ -1,4 +1,4 @@
-"""Settings, levels, effects and amounts as the page words them. Minus signs are minus signs."""
+"""Numbers, effects and amounts as a report words them. Minus signs are minus signs."""
 
 from __future__ import annotations
 
@@ -7,55 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.text import digits, duration
+from nanostudy.measures import MEASURES, NATS
+from nanostudy.text import digits, duration, value_text
 
-QUANTITIES = {  # measure: what it is called, its unit
-    "val_loss": ("validation loss", "nats per token"),
-    "train_loss": ("training loss", "nats per token"),
-    "best_val_loss": ("lowest validation loss", "nats per token"),
-    "gap": ("loss gap", "nats per token"),
-    "seconds": ("time", "seconds"),
-    "parameters": ("parameters", "parameters"),
-    "flops": ("arithmetic", "floating-point operations"),
-    "tokens": ("tokens", "tokens"),
-}
 MAGNITUDES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def quantity(measure: str) -> tuple[str, str]:
-    return QUANTITIES.get(measure, (measure.replace("_", " "), ""))
-
-
-def setting_text(name: str) -> str:
-    """Settings keep their names: that is how they are typed."""
-    return name
-
-
-def level_text(level: Any) -> str:
-    """2,000, 0.1, 3e-4, yes."""
-    if level is None or (isinstance(level, float) and math.isnan(level)) or level is pd.NA:
-        return "none"
-    if isinstance(level, bool) or type(level).__name__ == "bool":
-        return "yes" if level else "no"
-    if isinstance(level, str):
-        return level
-    value = float(level)
-    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
-
-
-def term_text(row: Any, several: bool = False) -> str:
-    """n_embd 128 → 256, or a pair of settings; where a pair has `several` effects, with the levels that it is of."""
-    if row.order == 1 and not _missing(row.reference):
-        return f"{setting_text(row.factor_a)} {level_text(row.reference)} → {level_text(row.level)}"
-    return f"{row.term}, {row.level}" if several and not _missing(row.level) else str(row.term)
-
-
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def nats(value: float, decimals: int = 4) -> str:
-    """A loss or a difference without its sign."""
+def number(value: float, decimals: int = 4) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
@@ -66,20 +28,13 @@ def signed(value: float, decimals: int = 3) -> str:
 
 def interval(value: float, low: float, high: float, decimals: int = 3) -> str:
     """−0.210 (−0.231 to −0.190)."""
-    if _missing(low) or _missing(high):
+    if missing(low) or missing(high):
         return f"{signed(value, decimals)} (no interval)"
     return f"{signed(value, decimals)} ({signed(low, decimals)} to {signed(high, decimals)})"
 
 
-def amount(value: Any, measure: str) -> str:
-    """With its unit, short: 3.18 M parameters, 12 min 34 s."""
-    if _missing(value):
-        return "unknown"
-    if measure == "seconds":
-        return duration(float(value))
-    if measure.endswith("loss") or measure == "gap":
-        return f"{nats(float(value))} nats per token"
-    return f"{short(float(value))} {quantity(measure)[1]}".strip()
+def ends(low: float, high: float) -> str:
+    return "not known" if missing(low) or missing(high) else f"{number(low)} to {number(high)}"
 
 
 def short(value: float) -> str:
@@ -90,6 +45,20 @@ def short(value: float) -> str:
     return digits(value)
 
 
-def listed(words: list[str]) -> str:
-    """a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+def amount(value: Any, name: str) -> str:
+    """A measured value with its decimals or three digits; a loss without its unit: 2.3130, 3.18 M, 460 TFLOP, 12 min 34 s."""
+    measure = MEASURES[name]
+    if missing(value):
+        return "not known"
+    if measure.unit == "seconds":
+        return duration(float(value))
+    if measure.unit == NATS or measure.decimals is not None:
+        return number(float(value), 4 if measure.decimals is None else measure.decimals)
+    return f"{short(float(value))}{'FLOP' if name == 'flops' else ''}"
+
+
+def term_text(row: Any, several: bool = False) -> str:
+    """n_embd 128 → 256, or a pair of settings; where a pair has `several` effects, with the levels that it is of."""
+    if row.order == 1 and not missing(row.reference):
+        return f"{row.factor_a} {value_text(row.reference)} → {value_text(row.level)}"
+    return f"{row.term}, {row.level}" if several and not missing(row.level) else str(row.term)

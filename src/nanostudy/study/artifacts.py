@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.study.definition import kept_best
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.retry import Retry
 from nanostudy.study.tasks import WriteSamples
+from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import load_weights
 
 BYTES_AT_ONCE = 2**28  # of weights that travel to a worker together
@@ -47,12 +47,12 @@ class Artifacts:
             return None
         return WriteSamples(names, weights, self.folder.study.prompts, self.folder.study.sample_tokens)
 
-    def save(self, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            write_atomically(self.folder.run(name) / "sample.txt", text)
-        self.store.sampled(texts)
+    def save(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        for name, written in samples.items():
+            write_samples(self.folder.run(name), written, headings=True)
+        self.store.sampled(samples)
         self.store.commit()
-        self.with_weights.update(texts)
+        self.with_weights.update(samples)
         self.delete_weights()
 
     def delete_weights(self) -> None:

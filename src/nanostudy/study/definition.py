@@ -1,4 +1,4 @@
-"""A study's definition: a few lines of YAML, checked, with the command line's changes."""
+"""A study's definition: reads and writes a few lines of YAML, checks them, and applies the command line's changes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import FIELDS, check_names, check_value, names_of
+from nanostudy.settings import FIELDS, check, check_names, check_value, names_of, setting
 from nanostudy.settings_files import parse_documents, parse_yaml
+from nanostudy.text import value_text
 
 Axes = dict[str, tuple[Any, ...]]
 
 DEFINITION = "study.yaml"  # in a study's folder
+BEST = r"best ([1-9]\d{0,8})"  # N weights that stay, of all
 ONE_PER_EXPERIMENT = "one per experiment"
-GIVEN_ELSEWHERE = {  # settings of an experiment that a study gives for all of its experiments
+GIVEN_ELSEWHERE = {  # settings that a study gives once for all of its experiments
     "seed": "use `seeds: [1, 2, 3]` or `seeds: one per experiment`, outside settings, grid and parts",
     "sample_prompt": "use `prompts: [...]`, outside settings, grid and parts",
     "sample_tokens": "it stands outside settings, grid and parts",
@@ -30,18 +32,20 @@ GIVEN_ELSEWHERE = {  # settings of an experiment that a study gives for all of i
 
 @dataclass(frozen=True)
 class Study:
-    """A study's definition. Checked when made, and its values are then of the settings' types. Raises UsageError."""
+    """A study's definition. Making one checks it and converts its values to the settings' types. Raises UsageError."""
 
     name: str
     settings: dict[str, Any]  # fixed; never the seed
     grid: Axes  # the last axis varies fastest
-    parts: dict[str, Axes]  # a part's own axes, which stand before the grid's and replace those of the same names
+    parts: dict[str, Axes]  # a part's own axes come before the grid's, and replace those of the same names
     seeds: tuple[int, ...] | None  # None: one per experiment, its number within its part
     prompts: tuple[str | None, ...] = (None,)  # None: a new line
-    sample_tokens: int = 300
-    keep: str = "all"
-    skip_impossible: bool = False
-    description: str = ""
+    sample_tokens: int = setting(300, "option", "length of each sample, in tokens", low=0)
+    keep: str = setting(
+        "all", "option", "all, final, best N (for example best 5) or none", pattern=rf"all|final|none|{BEST}"
+    )
+    skip_impossible: bool = setting(False, "option", "leave out combinations of values that are no experiment")
+    description: str = setting("", "option", "in quotes where YAML would read a number")
 
     def __post_init__(self) -> None:
         _check_settings(self.settings, "settings")
@@ -52,26 +56,21 @@ class Study:
             "parts": {part: _axes(axes, f"part {part}") for part, axes in self.parts.items()},
             "seeds": None if self.seeds is None else _values("seed", self.seeds, "seeds"),
             "prompts": _values("sample_prompt", self.prompts, "prompts"),
-            "sample_tokens": check_value("sample_tokens", self.sample_tokens),
             "keep": " ".join(self.keep.split()) if isinstance(self.keep, str) else self.keep,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        kept_best(self.keep)
-        if not isinstance(self.skip_impossible, bool):
-            raise UsageError(f"skip_impossible={self.skip_impossible!r} must be true or false.")
-        if not isinstance(self.name, str) or not isinstance(self.description, str):
-            raise UsageError("name and description must be text: put it in quotes.")
+        check(self)
+        if not isinstance(self.name, str):
+            raise UsageError(f"name={self.name!r} must be text (in quotes where YAML would read a number).")
         for name in self.grid:
             if name in self.settings:
                 raise UsageError(f"{name} is both fixed (settings) and an axis (grid): keep one of the two.")
 
 
 def kept_best(keep: str) -> int | None:
-    """N of `best N`; None for all, final and none. Raises UsageError at anything else."""
-    best = re.fullmatch(r"best ([1-9]\d{0,8})", str(keep))
-    if not best and keep not in ("all", "final", "none"):
-        raise UsageError(f"keep={keep!r} is not known: all, final, best N (for example best 5) or none.")
+    """N of `best N`; None for all, final and none."""
+    best = re.fullmatch(BEST, keep)
     return int(best[1]) if best else None
 
 
@@ -112,7 +111,7 @@ def _values(name: str, values: Any, where: str) -> tuple[Any, ...]:
     values = tuple(check_value(name, value) for value in values)
     value, times = Counter(values).most_common(1)[0]
     if times > 1:
-        raise UsageError(f"{where}: {name} lists {word(value)} {'twice' if times == 2 else f'{times} times'}.")
+        raise UsageError(f"{where}: {name} lists {value_text(value)} {'twice' if times == 2 else f'{times} times'}.")
     return values
 
 
@@ -128,20 +127,20 @@ def _axes(axes: Any, where: str) -> Axes:
 
 
 def folder_of(source: str) -> Path:
-    """A study's folder: itself, or the default one of a study by this name, which need not be there. Raises NanostudyError."""
+    """`source` itself where it is a study's folder, else the default folder of a study by this name. Raises NanostudyError."""
     path = Path(source)
     name = path.name.removesuffix(".yaml").removesuffix(".yml")
     return path if has_study(path) or not name.strip(".") else Path("studies") / name
 
 
 def existing_folder(name: str) -> Path:
-    """As folder_of, and UsageError where there is no study."""
+    """As folder_of. Raises UsageError where there is no study."""
     path = folder_of(name)
     if not has_study(path):
         there = sorted(file.parent.as_posix() for file in Path("studies").glob(f"*/{DEFINITION}"))
-        known = f"There are {', '.join(there)}." if there else "`nanostudy study run` begins one."
+        others = f"There are {', '.join(there)}." if there else "`nanostudy study run` begins one."
         default = "" if path == Path(name) else f", and none in {path.as_posix()}"
-        raise UsageError(f"There is no study in {name}{default}. {known}")
+        raise UsageError(f"There is no study in {name}{default}. {others}")
     return path
 
 
@@ -172,7 +171,7 @@ def definitions(path: Path) -> list[Study]:
 
 
 def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
-    """A shipped study by name, or a YAML file by path, with the command line's key=value texts. Raises UsageError."""
+    """A study that comes with nanostudy, by name, or a YAML file, by path; with key=value texts applied. Raises UsageError."""
     if source in study_names():
         return with_assignments(_study(parse_yaml(study_text(source), source), source), assignments)
     try:
@@ -190,7 +189,7 @@ def parse_studies(text: str, source: str) -> list[Study]:
 
 
 def study_yaml(study: Study) -> str:
-    """One document, which parse_studies reads as the same study. What is empty is left out."""
+    """One document, without what is empty; parse_studies reads it as the same study."""
     document: dict[str, Any] = {"name": study.name, "description": study.description}
     document |= {field.name: getattr(study, field.name) for field in dataclasses.fields(Study)}
     parts = {part: {n: v[0] if len(v) == 1 else list(v) for n, v in axes.items()} for part, axes in study.parts.items()}
@@ -202,11 +201,11 @@ def study_yaml(study: Study) -> str:
 
 
 def _yaml(key: str, value: Any) -> str:
-    # None: a list or a mapping of nothing but scalars stands in one line
+    # None: a list or a mapping that holds only scalars stands on one line
     flow = None if isinstance(value, (list, dict)) and key != "settings" else False
     form: dict[str, Any] = {"default_flow_style": flow, "sort_keys": False, "width": 10**9}
     text = yaml.safe_dump({key: value}, allow_unicode=True, **form)
-    # PyYAML does not read back every character that it leaves as it is, U+0085 for one.
+    # PyYAML does not read back some characters that it writes unescaped, U+0085 for one.
     return text if text.replace("\n", "").isprintable() else yaml.safe_dump({key: value}, **form)
 
 
@@ -230,7 +229,7 @@ def _study(document: Mapping[str, Any], source: str) -> Study:
 
 
 def _seeds(seeds: Any) -> Any:
-    """None for the text `one per experiment`; the rest is Study's to check."""
+    """None for the text `one per experiment`. Study checks other values."""
     if seeds is None or (isinstance(seeds, str) and not re.fullmatch(r"\s*\d+\s*", seeds)):
         if seeds is None or " ".join(seeds.split()) != ONE_PER_EXPERIMENT:
             raise UsageError(f"seeds={seeds!r} must be whole numbers, [1, 2, 3], or the text `{ONE_PER_EXPERIMENT}`.")
@@ -239,7 +238,7 @@ def _seeds(seeds: Any) -> Any:
 
 
 def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
-    """The study with the command line's key=value texts: a, b, c is an axis, one value is fixed."""
+    """The study with key=value texts applied: several values, a,b,c, make an axis, and one value is fixed."""
     own = [field.name for field in dataclasses.fields(Study)]
     check_names(assignments, (*FIELDS, *own))
     settings, grid = dict(study.settings), dict(study.grid)
@@ -248,10 +247,8 @@ def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
         values = [value.strip() for value in text.split(",")]
         if key in ("seed", "seeds"):
             changes["seeds"] = _seeds(text) if len(values) == 1 else values
-        elif key == "skip_impossible":
-            changes[key] = {"true": True, "false": False}.get(text.strip().lower(), text)
-        elif key in ("keep", "sample_tokens"):
-            changes[key] = text
+        elif key in ("keep", "sample_tokens", "skip_impossible"):
+            changes[key] = text.strip()
         elif key in own or key in GIVEN_ELSEWHERE:
             raise UsageError(f"{key} cannot be given on the command line; copy the study file and edit it there.")
         elif any(key in axes for axes in study.parts.values()):
@@ -262,8 +259,3 @@ def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
         else:
             settings[key] = values[0]
     return dataclasses.replace(study, settings=settings, grid=grid, **changes)
-
-
-def word(value: Any) -> str:
-    """As YAML writes it."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

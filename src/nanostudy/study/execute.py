@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
+from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
@@ -22,7 +23,7 @@ from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgress
 from nanostudy.study.retry import Retry
-from nanostudy.study.store import RESULTS, StackRow
+from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.study.workers import Backend
 from nanostudy.text import duration
@@ -86,7 +87,7 @@ class Execution:
                 self.folder.lease.check()
         finally:
             self.backend.close()
-            self.store.end_sitting()
+            self.store.end_session()
             self.store.set_progress(None, [])
             with contextlib.suppress(NanostudyError):  # the next session makes up for what could not be written
                 self.store.commit()
@@ -181,7 +182,7 @@ class Execution:
         elif isinstance(report, Noted):
             self.note(assignment, report.text)
         elif isinstance(report, Sampled):
-            self.retry(lambda: self.artifacts.save(report.texts))
+            self.retry(lambda: self.artifacts.save(report.samples))
         elif isinstance(report, Done):
             del self.assignments[worker]
             if assignment.stack and not self.stop():
@@ -226,7 +227,7 @@ class Execution:
             machine = assignment.machine.as_dict()
             self.store.started(name, event.step, event.evaluated_at, event.members, assignment.stack.id, machine)
             self.retry(lambda: adopt_evaluations(self.folder, name))
-            self.progress.set_status(name, "running")
+            self.progress.set_status(name, Status.RUNNING)
         elif isinstance(event, Progress):
             assignment.steps[name] = event.step
             assignment.seconds_left, assignment.estimated_at = event.seconds_left, time.monotonic()
@@ -251,27 +252,19 @@ class Execution:
 
     def record_finished(self, assignment: Assignment, event: Finished) -> None:
         name = event.name
-        self.store.finished(
-            name,
-            updates=event.updates,
-            skipped=event.skipped,
-            tokens=event.tokens,
-            seconds=event.seconds,
-            diverged=event.diverged,
-            best_step=event.best_step,
-            context_losses=event.context_losses,
-        )
+        result = event.result
+        self.store.finished(result)
         self.commit()
-        self.progress.set_status(name, "diverged" if event.diverged else "finished", assignment.stack)
+        self.progress.set_status(name, result.status, assignment.stack)
         for values in (assignment.steps, assignment.rates, assignment.recorders):
             values.pop(name, None)
         count = f"[{self.progress.ended()}/{len(self.progress.chosen)}]"
-        if event.diverged:
-            self.listener.say(f"{count} {name} diverged: {event.diverged}", "red")
+        if result.reason:
+            self.listener.say(f"{count} {name} diverged: {result.reason}", "red")
         else:
             row = self.retry(lambda: self.store.row(name))
             self.best = self.retry(lambda: self.store.best(1))[0]
-            took = duration(event.seconds)
+            took = duration(result.seconds)
             self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
 
     def finish_stack(self, stack: StackRow) -> None:
@@ -283,7 +276,7 @@ class Execution:
         self.queue_samples(stack)
 
     def queue_samples(self, stack: StackRow) -> None:
-        self.artifacts.queue(name for name in stack.members if self.progress.status[name] in RESULTS)
+        self.artifacts.queue(name for name in stack.members if self.progress.status[name].has_result)
 
     def close_stack(self, stack: StackRow) -> None:
         self.store.close_stack(stack.id)
@@ -354,7 +347,7 @@ class Execution:
     def record_failed(self, name: str, reason: str) -> None:
         self.store.failed(name, reason)
         self.store.note("failed", reason, experiment=name)
-        self.progress.set_status(name, "failed")
+        self.progress.set_status(name, Status.FAILED)
         self.listener.say(f"{name} failed: {reason}", "red")
 
     # --- progress

@@ -1,8 +1,8 @@
-"""The results in the layout of the published, assignment-run study: tables, nanoGPT configurations, run folders, samples.
+"""Exports results in the layout of the published study, which was run by hand with nanoGPT.
 
-nanoGPT_results_PART/results.csv          a row a finished experiment
-nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it what the run folder keeps
-nanoGPT_results_PART/NAME/ckpt.pt         the weights for nanoGPT, where they are kept
+nanoGPT_results_PART/results.csv          one row per finished experiment
+nanoGPT_results_PART/NAME/NAME.py         trains that configuration with nanoGPT; beside it lie files of the run folder
+nanoGPT_results_PART/NAME/ckpt.pt         the weights for nanoGPT, if the study kept them
 nanoGPT_results_PART/samples/NAME.txt
 """
 
@@ -21,8 +21,9 @@ from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
-from nanostudy.study.store import FILE, Row, Store
-from nanostudy.text import counted
+from nanostudy.result import Result, Status
+from nanostudy.study.store import FILE, Store
+from nanostudy.text import counted, listed
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 COPIED = ("run.json", "training.csv", "evaluations.csv")
@@ -30,9 +31,9 @@ WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
 def export_published(path: Path, to: Path) -> list[str]:
-    """Writes the study's finished experiments under `to` and tells in lines what went where. The study may run meanwhile.
+    """Writes the study's finished experiments under `to`. Returns lines that say what went where. The study may run meanwhile.
 
-    Files of an earlier export are replaced one by one; nothing is deleted. Raises NanostudyError.
+    Replaces files of an earlier export one by one, and deletes nothing. Raises NanostudyError.
     """
     with Store.read(path / FILE) as store:
         rows = store.rows()
@@ -49,8 +50,8 @@ def export_published(path: Path, to: Path) -> list[str]:
     return lines + incomplete + _left_out(rows)
 
 
-def results_csv(rows: Sequence[Row]) -> str:
-    """The published table of finished experiments. The gap is that of the rounded losses, which stand beside it."""
+def results_csv(rows: Sequence[Result]) -> str:
+    """The published table of finished experiments. The gap is that of the rounded losses beside it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -64,36 +65,36 @@ def results_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def total_params(row: Row) -> float:
+def total_params(row: Result) -> float:
     """What nanoGPT prints: without the position embeddings, in millions with two decimals."""
     positions = row.experiment.block_size * row.experiment.n_embd
     return float(f"{(row.parameters - positions) / 1e6:.2f}e6")
 
 
 def safe(name: str) -> str:
-    """The name of files and folders: nanoGPT takes an argument with = in it for a setting, not for a file."""
+    """For files and folders: nanoGPT reads an argument with = as a setting, not as a file."""
     return name.replace("=", "-")
 
 
 # --- the configuration
 
 
-def config_py(row: Row) -> str:
-    """A configuration for nanoGPT's train.py, which runs it as Python. ASCII, since it is read in the system's encoding."""
+def config_py(row: Result) -> str:
+    """A configuration that nanoGPT's train.py runs as Python. ASCII, since it is read in the system's encoding."""
     e, name = row.experiment, safe(row.name)
     title = f"{row.name}: in nanoGPT's folder, python train.py {name}.py"
     return config_text(title, differences(e), train_settings(e, _out_dir(row)))
 
 
-def _out_dir(row: Row) -> str:
+def _out_dir(row: Result) -> str:
     return f"nanoGPT_results_{row.part}/{safe(row.name)}"
 
 
 # --- files
 
 
-def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
-    """One experiment's files; tells what of it could not be exported."""
+def _export_run(run: Path, folder: Path, row: Result) -> list[str]:
+    """Exports one experiment's files. Returns, in words, what could not be exported."""
     name = safe(row.name)
     target = folder / name
     _make(target)
@@ -102,13 +103,14 @@ def _export_run(run: Path, folder: Path, row: Row) -> list[str]:
     for file in WEIGHTS:
         _copy(run / file, target / file, link=True)
     _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
-    told = [f"{' and '.join(missing)} not there, not exported"] if missing else []
-    return told + _export_checkpoint(run, target, row)
+    notes = [f"{listed(missing)} not there, not exported"] if missing else []
+    return notes + _export_checkpoint(run, target, row)
 
 
-def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
-    """The last weights, as nanoGPT would have saved them; the best where those are not kept. A study keeps no optimizer's state,
-    so AdamW starts afresh where nanoGPT goes on. Tells why there is none though weights are kept.
+def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
+    """Exports the last weights, or else the best, as nanoGPT would have saved them. Returns, in words, why kept weights were not.
+
+    A study keeps no optimizer's state, so AdamW starts afresh where nanoGPT goes on.
     """
     kept = [which for which in ("last", "best") if (run / f"{which}.safetensors").is_file()]
     if not kept:
@@ -123,7 +125,7 @@ def _export_checkpoint(run: Path, target: Path, row: Row) -> list[str]:
 
 
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
-    """Atomically; a link where that is asked and works. False where there is no source."""
+    """Atomically; by a link if `link` is true and that works. False where there is no source."""
 
     def copy(temporary: Path) -> None:
         shutil.copyfile(source, temporary)
@@ -140,7 +142,7 @@ def _copy(source: Path, target: Path, link: bool = False) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether both are now one file, which costs no space. Weights are never written in place, so neither changes the other."""
+    """Makes both one file, which costs no space: weights are never written in place, so neither changes the other. False where it fails."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
     try:
         if target.exists() and os.path.samefile(source, target):
@@ -161,23 +163,17 @@ def _make(folder: Path) -> None:
         raise NanostudyError(explain_writing(folder, problem)) from None
 
 
-# --- what is told
+# --- what is left out
 
 
-def _has_result(row: Row) -> bool:
-    return row.status == "finished" and row.train_loss is not None and row.val_loss is not None
+def _has_result(row: Result) -> bool:
+    return row.status is Status.FINISHED and row.train_loss is not None and row.val_loss is not None
 
 
-def _left_out(rows: Sequence[Row]) -> list[str]:
-    out = [row for row in rows if not _has_result(row)]
-    lines = [
-        f"{row.status}, so not in the tables: {row.name} ({row.reason or 'no loss'})" for row in out if _ended(row)
-    ]
-    unfinished = sum(not _ended(row) for row in out)
+def _left_out(rows: Sequence[Result]) -> list[str]:
+    ended = [row for row in rows if not row.status.is_undone and not _has_result(row)]
+    lines = [f"{row.status}, so not in the tables: {row.name} ({row.reason or 'no loss'})" for row in ended]
+    unfinished = sum(row.status.is_undone for row in rows)
     if unfinished:
         lines.append(f"{counted(unfinished, 'experiment')} unfinished, so not in the tables")
     return lines
-
-
-def _ended(row: Row) -> bool:
-    return row.status in ("finished", "diverged", "failed")

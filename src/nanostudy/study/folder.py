@@ -1,8 +1,8 @@
-"""A study's folder: what was asked, what is known, and the run folders.
+"""A study's folder: its definition, its store and its run folders.
 
 study.yaml       the study as it began and each extension, one YAML document each: the ids and names follow from it
 study.sqlite     what happened (store.py); can be rebuilt from the rest
-results.csv      a row an experiment
+results.csv      one row per experiment
 NAME/            the run folder of an experiment
 stacks/ID/       checkpoints of what is training
 """
@@ -19,10 +19,11 @@ from nanostudy.atomic import write_atomically
 from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
+from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, asked, changed_settings, extend
+from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
@@ -49,16 +50,12 @@ class StudyFolder:
     """An open study: the one process that writes has it."""
 
     path: Path
-    study: Study  # as asked last
+    study: Study  # its last definition
     entries: list[Entry]
     skipped: list[str]
     inputs: Inputs
     store: Store
     lease: Lease
-
-    @property
-    def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -79,8 +76,8 @@ class Design:
     inputs: Inputs
 
     @property
-    def asked(self) -> list[Entry]:
-        return asked(self.entries, self.study)
+    def requested(self) -> list[Entry]:
+        return requested(self.entries, self.study)
 
     @property
     def studies(self) -> list[Study]:
@@ -162,7 +159,7 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(some, [identities[entry.name] for entry in some], counts)
         folder.store.commit()
-    folder.store.end_sitting()
+    folder.store.end_session()
     folder.store.commit()
     there = set(os.listdir(folder.path))  # one look: of many experiments most have no folder yet
     for name, status in folder.store.statuses().items():
@@ -172,28 +169,16 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
 
 def adopt(folder: StudyFolder, name: str) -> bool:
     """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
-    metadata = run_folder.read_metadata(folder.run(name))
-    if metadata is None or metadata["status"] == "unfinished":
+    result, store = run_folder.read_result(folder.run(name)), folder.store
+    if result is None or not result.status.has_result:
         return False
-    row, store = folder.store.row(name), folder.store
-    if metadata["identity"] != row.identity:
+    if result.identity != store.row(name).identity:
         raise NanostudyError(
             f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
         )
-    sitting = metadata["sittings"][-1] if metadata.get("sittings") else {"members": 1}
-    machine = {key: value for key, value in sitting.items() if key not in ("after_update", "members")}
-    store.started(name, 0, -1, sitting["members"], None, machine)
+    store.started(name, 0, -1, result.members or 1, None, result.machine)
     adopt_evaluations(folder, name)
-    store.finished(
-        name,
-        updates=metadata["updates"],
-        skipped=metadata["skipped_updates"],
-        tokens=metadata["tokens"],
-        seconds=metadata["seconds"],
-        diverged=metadata["diverged"],
-        best_step=metadata["best"]["step"] if metadata["best"] else -1,
-        context_losses={int(context): loss for context, loss in metadata["context_losses"].items()},
-    )
+    store.finished(replace(result, name=name))
     if (folder.run(name) / "sample.txt").is_file():
         store.sampled([name])
     store.commit()
@@ -220,4 +205,4 @@ def rebuild(path: Path) -> tuple[int, int]:
                 (path / name).replace(path / f"{name}.old")
     with open_study(path) as folder:
         counts = folder.store.counts()
-        return sum(counts.values()), counts["finished"] + counts["diverged"]
+        return sum(counts.values()), sum(counts[status] for status in Status if status.has_result)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
@@ -14,7 +15,7 @@ from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machin
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.simulate import Prediction, Speed, predict
-from nanostudy.study.store import FILE, UNDONE, Store
+from nanostudy.study.store import FILE, Store
 from nanostudy.training.machine import resolve
 
 
@@ -37,11 +38,11 @@ class Plan:
 
 def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Machines | None = None) -> Plan:
     """The plan for what is left of the chosen experiments. Writes nothing. Raises UsageError."""
-    status: dict[str, str] = {}
+    status: dict[str, Status] = {}
     if (design.path / FILE).is_file():
         with Store.read(design.path / FILE) as store:
             status = store.statuses()
-    undone = [entry for entry in chosen if status.get(entry.name, "waiting") in UNDONE]
+    undone = [entry for entry in chosen if status.get(entry.name, Status.WAITING).is_undone]
     failed = sum(status.get(entry.name) == "failed" for entry in chosen)
     if machines is None:
         made = _here(design, undone, where, len(chosen))

@@ -1,4 +1,4 @@
-"""A study's experiments: order, ids, parts, seeds and names as in the published grid; extension and selection."""
+"""A study's experiments: their order, ids, parts, seeds and names, as in the published grid; extending and selecting them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from typing import Any
 
 from nanostudy.errors import UsageError
 from nanostudy.settings import FIELDS, Experiment, check_names, check_value, names_of
-from nanostudy.study.definition import Study, word
+from nanostudy.study.definition import Study
+from nanostudy.text import listed, value_text
 
-Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result but the seed
+Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result, except the seed
 
 CELL_SETTINGS = tuple(name for name in FIELDS if name not in names_of("record") and name != "seed")
 _cell = operator.attrgetter(*CELL_SETTINGS)  # of an experiment
 DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 IN_PUBLISHED_NAME = ("block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "dropout")
-LONGEST_NAME = 200  # bytes; file systems take 255, and what is written beside a run folder adds to it
+LONGEST_NAME = 200  # bytes; file systems take 255, and names of files beside a run folder are longer
+MOST_NAMED = 8  # values in a message
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,22 @@ class Entry:
     experiment: Experiment
 
 
-def extend(known: Sequence[Entry], study: Study) -> tuple[list[Entry], list[str]]:
-    """The known entries as they are, then the study's new ones; and, in words, the combinations it skips.
+def extend(existing: Sequence[Entry], study: Study) -> tuple[list[Entry], list[str]]:
+    """The existing entries, then the study's new ones; and, in words, the combinations that it skips.
 
-    An entry's seed is kept while the study grows: with one seed per experiment, a new cell gets its part's next number.
+    Seeds stay as they are while a study grows: with one seed per experiment, a new cell gets its part's next number.
     Raises UsageError at duplicates, and at an impossible combination unless the study skips those.
     """
-    entries, skipped, cells = list(known), [], _cells(study)
+    entries, skipped, cells = list(existing), [], _cells(study)
     seeds: defaultdict[Cell, set[int]] = defaultdict(set)
     last_seed: Counter[str] = Counter()
-    for entry in known:
+    for entry in existing:
         seeds[_cell(entry.experiment)].add(entry.experiment.seed)
         last_seed[entry.part] = max(last_seed[entry.part], entry.experiment.seed)
     columns = zip(CELL_SETTINGS, zip(*{**seeds, **cells}, strict=True), strict=True)
     varying = [n for n, values in columns if n not in IN_PUBLISHED_NAME and len(set(values)) > 1]
-    taken = {entry.name.casefold() for entry in known}
-    next_id = max((entry.id for entry in known), default=0) + 1
+    taken = {entry.name.casefold() for entry in existing}
+    next_id = max((entry.id for entry in existing), default=0) + 1
     for cell, (part, axes) in cells.items():
         there = seeds.get(cell, set())
         one = () if there else (last_seed[part] + 1,)
@@ -74,8 +76,8 @@ def extend(known: Sequence[Entry], study: Study) -> tuple[list[Entry], list[str]
     return entries, skipped
 
 
-def asked(entries: Iterable[Entry], study: Study) -> list[Entry]:
-    """Those of the entries that the study contains, in order of ids."""
+def requested(entries: Iterable[Entry], study: Study) -> list[Entry]:
+    """The entries that the study contains, in order of ids."""
     cells, met, chosen, seeds = _cells(study), set(), [], set(study.seeds or ())
     for entry in sorted(entries, key=lambda entry: entry.id):
         cell = _cell(entry.experiment)
@@ -87,7 +89,7 @@ def asked(entries: Iterable[Entry], study: Study) -> list[Entry]:
 
 
 def changed_settings(before: Sequence[Study], now: Study) -> str | None:
-    """In words, the settings that every earlier definition and this one fix, by default too, at different values."""
+    """In words, the settings that the earlier definitions and this one all fix, if only by default, at different values."""
     changes = []
     for name in CELL_SETTINGS:
         if any(name in axes for study in (*before, now) for axes in (study.grid, *study.parts.values())):
@@ -95,15 +97,15 @@ def changed_settings(before: Sequence[Study], now: Study) -> str | None:
         there = [study.settings.get(name, DEFAULTS[name]) for study in before]
         value = now.settings.get(name, DEFAULTS[name])
         if there and value not in there:
-            changes.append(f"{name} {word(there[-1])} there, {word(value)} asked")
+            changes.append(f"{name} {value_text(there[-1])} there, {value_text(value)} requested")
     return ", ".join(changes) or None
 
 
 def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None = None) -> list[Entry]:
-    """The entries of the parts, and of them those that `only` ('n_embd=256,dropout=0.1') describes.
+    """The entries of these parts that `only` ('n_embd=256,dropout=0.1') describes.
 
-    It takes every setting, and id, name and part; a key given twice means either value. Raises UsageError where nothing
-    is left, with the values that there are.
+    Its keys are settings, id, name and part; a key given twice means either value. Raises UsageError where nothing
+    is left, and names the values that exist.
     """
     wanted: dict[str, list[Any]] = {}
     for piece in only.split(",") if only is not None else ():
@@ -117,27 +119,29 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         there = list(dict.fromkeys(_of(entry, key) for entry in chosen))
         for value in values if key == "part" else ():
             check_part(value, dict.fromkeys(entry.part for entry in entries))
-        described = " or ".join(f"{key}={word(value)}" for value in values)
+        described = " or ".join(f"{key}={value_text(value)}" for value in values)
         chosen = [entry for entry in chosen if _of(entry, key) in values]
         if not chosen:
-            raise UsageError(
-                f"No experiment has {passed}{described}. {key} is {_listed(there)}{' there' if passed else ''}."
-            )
+            texts = [value_text(value) for value in there]
+            if len(texts) > MOST_NAMED:
+                texts = [f"{', '.join(texts[:3])}, ..., {texts[-1]} ({len(texts)} values)"]
+            existing = f"{listed(texts, conjunction='or')}{' there' if passed else ''}"
+            raise UsageError(f"No experiment has {passed}{described}. {key} is {existing}.")
         passed += f"{described} and "
     return chosen
 
 
-def check_part(part: str, known: Iterable[str]) -> None:
-    known = list(known)
-    if part not in known:
-        near = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
+def check_part(part: str, parts: Iterable[str]) -> None:
+    parts = list(parts)
+    if part not in parts:
+        near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
         raise UsageError(
-            f"There is no part {part!r}. {f'Did you mean {near[0]}? ' if near else ''}Parts: {', '.join(known)}."
+            f"There is no part {part!r}. {f'Did you mean {near[0]}? ' if near else ''}Parts: {', '.join(parts)}."
         )
 
 
 def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
-    """Every combination in order, with its part and its values on the axes. Raises UsageError at one met twice."""
+    """Every combination in order, with its part and its values on the axes. Raises UsageError at duplicates."""
     cells: dict[Cell, tuple[str, dict[str, Any]]] = {}
     fixed = {**DEFAULTS, **study.settings}
     for part, own in study.parts.items():
@@ -154,7 +158,7 @@ def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
 
 
 def _name(experiment: Experiment, varying: Iterable[str], taken: set[str]) -> str:
-    """The published pattern, then the varying settings. Safe as a file's name, and unlike every taken (casefolded) one."""
+    """The published pattern, then the varying settings. Safe as a file's name, and not one of the `taken` (casefolded)."""
     others = (f"_{name}={_safe(getattr(experiment, name))}" for name in varying)
     whole = experiment.name + "".join(others)
     name = whole if len(whole) <= LONGEST_NAME else _cut(whole, whole)
@@ -170,22 +174,15 @@ def _cut(name: str, hashed: str) -> str:
 
 
 def _safe(value: Any) -> str:
-    if isinstance(value, str):  # of a path, its stem, on every system
+    if isinstance(value, str):  # a path's stem, on every system
         value = PurePosixPath(re.split(r"[\\/]", value.rstrip("\\/"))[-1]).stem
         return re.sub(r"[^A-Za-z0-9._-]", "", value).strip(".")
-    return word(value).removesuffix(".0")
+    return str(value).lower().removesuffix(".0")
 
 
 def _words(axes: Mapping[str, Any], part: str) -> str:
-    return (
-        f"{', '.join(f'{name}={word(value)}' for name, value in axes.items()) or 'the only experiment'} (part {part})"
-    )
+    return f"{', '.join(f'{name}={value_text(value)}' for name, value in axes.items()) or 'the only experiment'} (part {part})"
 
 
 def _of(entry: Entry, key: str) -> Any:
     return str(getattr(entry, key)) if key in ("id", "name", "part") else getattr(entry.experiment, key)
-
-
-def _listed(values: Sequence[Any]) -> str:
-    words = [word(value) for value in values]
-    return ", ".join(words if len(words) <= 8 else [*words[:3], "...", f"{words[-1]} ({len(words)} values)"])

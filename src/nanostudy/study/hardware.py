@@ -1,7 +1,7 @@
-"""Machines that a study could run on, from a description, and how fast they would be: measured here, or assumed.
+"""Machines that a study could run on, parsed from a description, and their speed: measured here, or assumed.
 
-What is assumed of a GPU is in this file alone: its published peak and memory, and one model of how much of that a study
-gets. No part of it was measured, so a time that stands on it says so.
+Every assumption about GPUs is in this file: published peaks and memories, and one model of how much of them a study
+gets. None of it was measured, and every time that depends on it says so.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from nanostudy.training.train import EVALUATION_TOKENS
 
 @dataclass(frozen=True)
 class Gpu:
-    """As its maker publishes it: dense products in `precision` with sums in fp32, and memory."""
+    """The maker's figures: dense products in `precision` with sums in fp32, and memory."""
 
     name: str
     peak: float  # floating-point operations per second
     memory: int  # bytes
-    precision: str  # what a study would take there
+    precision: str  # that a study would use there
 
     def is_called(self, device_name: str) -> bool:
-        """Whether a driver's name of a device, such as NVIDIA A100-SXM4-80GB, is of this kind."""
+        """Whether a driver's name for a device, such as NVIDIA A100-SXM4-80GB, means this GPU."""
         return re.search(rf"\b{self.name}\b(?!.*Laptop)", device_name) is not None
 
 
@@ -46,11 +46,11 @@ GPUS = {
         ("B200", 2250, 180, "bf16"),
     )
 }
-# The model of how much a study gets. A step starts kernels one after another, however many members there are; the arithmetic of
-# narrow models keeps a GPU's product units waiting for memory.
+# The model of how much a study gets: a step starts kernels one after another, however many members there are, and narrow
+# models keep a GPU's product units waiting for memory.
 SHARE = 0.1  # of the published peak
-KERNELS = 60  # that a step starts for each layer, and as many apart from the layers; an evaluation or a token: a third
-LAUNCH = 8e-6  # seconds each
+KERNELS = 60  # of a step, for each layer and once more for the rest; an evaluation or a token takes a third
+LAUNCH = 8e-6  # seconds per kernel
 GPU_START = 15.0  # seconds from a worker's start to its first step: its libraries, and kernels compiled or loaded
 CORE_START = 4.0  # likewise on a CPU
 
@@ -61,12 +61,12 @@ MOST = 1_000_000  # workers
 
 @dataclass(frozen=True)
 class Machines:
-    """What a description says."""
+    """A parsed description."""
 
     text: str
-    gpu: Gpu | None  # None: a worker a core
+    gpu: Gpu | None  # None: one worker per core
     workers: int
-    memory: float | None  # bytes of one worker; None: not said
+    memory: float | None  # bytes of one worker; None: not given
 
     @property
     def device(self) -> str:
@@ -74,7 +74,7 @@ class Machines:
 
 
 def parse_machines(text: str) -> Machines:
-    """`[COUNTx]GPU [MEMORY]` or `[MACHINESx]CORES cores [MEMORY]`, the memory of one GPU or one machine. Raises UsageError."""
+    """Parses `[COUNTx]GPU [MEMORY]` or `[MACHINESx]CORES cores [MEMORY]`, with the memory of one GPU or machine. Raises UsageError."""
     form = r"(?:(\d+)\s*[x×]\s*)?(\S.*?)(?:[\s,]+(\d+(?:\.\d+)?)\s*(gib|gb))?"
     read = re.fullmatch(form, text.strip(), re.IGNORECASE)
     if not read:
@@ -85,7 +85,7 @@ def parse_machines(text: str) -> Machines:
     gpu = next((gpu for name, gpu in GPUS.items() if _plain(name) == _plain(what)), None)
     if not cores and not gpu:
         raise UsageError(
-            f"--plan-for {text!r}: {what!r} is no GPU that is known here ({', '.join(GPUS)}) and no number of cores. "
+            f"--plan-for {text!r}: {what!r} is neither a known GPU ({', '.join(GPUS)}) nor a number of cores. "
             f"For example: {GRAMMAR}."
         )
     each = int(cores[1]) if cores else 1
@@ -102,7 +102,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """A worker like those that were calibrated, at the width that its stacks were calibrated with."""
+    """The speed of the workers that were calibrated, at the width of the calibrated stacks."""
 
     pace: Pace
     start: float
@@ -122,7 +122,7 @@ class MeasuredSpeed:
 
 @dataclass(frozen=True)
 class AssumedSpeed:
-    """A GPU that nobody measured."""
+    """The speed of a GPU that was not measured."""
 
     gpu: Gpu
     start: float = GPU_START
@@ -132,22 +132,22 @@ class AssumedSpeed:
         return fixed, update_flops(experiment, corpus) / (SHARE * self.gpu.peak)
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
-        flops, a_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
-        batches = flops / a_token / EVALUATION_TOKENS
+        flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
+        batches = flops / per_token / EVALUATION_TOKENS
         return batches * _launches(experiment) / 3 * LAUNCH + flops / (SHARE * self.gpu.peak)
 
     def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        a_token = flops_per_token(shape_of(experiment, corpus)) / 3
-        return _launches(experiment) / 3 * LAUNCH, a_token / (SHARE * self.gpu.peak)
+        per_token = flops_per_token(shape_of(experiment, corpus)) / 3
+        return _launches(experiment) / 3 * LAUNCH, per_token / (SHARE * self.gpu.peak)
 
     def __str__(self) -> str:
         return (
-            f"assumed, not measured: {SHARE:.0%} of the {self.gpu.peak / 1e12:,.0f} TFLOP/s in {self.gpu.precision} that are "
-            f"published for {self.gpu.name}, and {LAUNCH * 1e6:.0f} µs for each of a step's {KERNELS} kernels a layer; "
-            "it may well take half or twice as long"
+            f"assumed, not measured: {SHARE:.0%} of the {self.gpu.peak / 1e12:,.0f} TFLOP/s in {self.gpu.precision} "
+            f"published for {self.gpu.name}, and {LAUNCH * 1e6:.0f} µs for each of a step's {KERNELS} kernels per layer; "
+            "half or twice that time is well possible"
         )
 
 
 def _launches(experiment: Experiment) -> int:
-    """Kernels of a step forward, backward and of the optimizer."""
+    """Kernels of one step: forward, backward and optimizer."""
     return KERNELS * (1 + experiment.n_layer)

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nanostudy.measures import MEASURES
+from nanostudy.result import Result, Status
 from nanostudy.settings import FIELDS
-from nanostudy.study.store import STATUSES, Row, Store
+from nanostudy.study.store import Store
 from nanostudy.text import duration
 
 Record = Mapping[str, Any]
@@ -22,7 +24,7 @@ MOST_FAILED = 10
 QUIET = 120.0  # seconds after which a study that tells nothing may have ended
 
 
-def records(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def records(rows: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats per token)."""
     found: dict[str, set[str]] = {name: set() for name in FIELDS}
     for row in rows:  # read twice and not kept: there may be a million
@@ -32,24 +34,7 @@ def records(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 values.add(str(each.get(name)))
     varying = [name for name, values in found.items() if len(values) > 1]
     for row in rows:
-        each = json.loads(row.settings)
-        yield {
-            "id": row.id,
-            "name": row.name,
-            "part": row.part,
-            "status": row.status,
-            **{name: each.get(name) for name in varying},
-            "step": row.step,
-            "train_loss": row.train_loss,
-            "val_loss": row.val_loss,
-            "loss_gap": row.loss_gap,
-            "best_step": row.best_step,
-            "best_val_loss": row.best_val_loss,
-            "parameters": row.parameters,
-            "tokens": row.tokens,
-            "seconds": row.seconds,
-            "reason": row.reason,
-        }
+        yield row.to_record(varying)
 
 
 def as_csv(table: Iterable[Record]) -> str:
@@ -82,37 +67,31 @@ def as_lines(table: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(row).rstrip() for row in aligned]
 
 
-def of_results(rows: Sequence[Row], with_status: bool = False) -> list[dict[str, str]]:
+def of_results(rows: Sequence[Result], with_status: bool = False) -> list[dict[str, str]]:
     """Losses in nats per token."""
+    measures = [measure for measure in MEASURES.values() if measure.brief]
     return [
         {
             "": str(row.id),
             "experiment": row.name,
-            "train": _loss(row.train_loss),
-            "val": _loss(row.val_loss),
-            "gap": _loss(row.loss_gap),
-            "parameters": f"{row.parameters:,}",
+            **{measure.heading or measure.title: measure.text(row[measure.name]) for measure in measures},
             **({"status": row.status} if with_status else {}),
         }
         for row in rows
     ]
 
 
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def best_lines(rows: Sequence[Row]) -> list[str]:
+def best_lines(rows: Sequence[Result]) -> list[str]:
     """The finished ones of lowest validation loss."""
     finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
     best = [row for _, _, row in sorted(finished)[:BEST]]
     return ["", "best by validation loss (nats per token)", *as_lines(of_results(best))] if best else []
 
 
-def failure_lines(rows: Sequence[Row], path: Path, most: int | None = None) -> list[str]:
+def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -> list[str]:
     """Diverged and failed experiments with their reasons, and how to try again."""
     told = []
-    for status in ("diverged", "failed"):
+    for status in (Status.DIVERGED, Status.FAILED):
         those = [row for row in rows if row.status == status]
         told += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
         told += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
@@ -124,9 +103,10 @@ def failure_lines(rows: Sequence[Row], path: Path, most: int | None = None) -> l
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     """How far a study is; `every`: with all of its experiments."""
     counts = store.counts()
-    others = [f"{counts[status]:,} {status}" for status in STATUSES if counts[status] and status != "finished"]
+    others = [f"{counts[status]:,} {status}" for status in Status if counts[status] and status != "finished"]
     lines = [
-        f"{counts['finished']:,} of {sum(counts.values()):,} experiments finished" + "".join(f", {o}" for o in others)
+        f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
+        + "".join(f", {o}" for o in others)
     ]
     progress = store.progress()
     if progress and progress[2]:

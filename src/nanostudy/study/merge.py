@@ -21,7 +21,6 @@ from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
-from nanostudy.study.store import RESULTS
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
@@ -67,7 +66,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
         for row in folder.store.rows():
             if row.name in kept and row.name not in before:
                 _copy(kept[row.name].path, folder.run(row.name))
-            if row.name in kept and row.status not in RESULTS:
+            if row.name in kept and not row.status.has_result:
                 adopt(folder, row.name)
         folder.write_results()
         if before:
@@ -118,7 +117,7 @@ def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[s
                 raise
             problems.append(f"not taken: {problem}")
             continue
-        if metadata and metadata["status"] in RESULTS:
+        if metadata and metadata["status"] != "unfinished":
             results[entry.name] = FinishedRun(path / entry.name, metadata)
     return results, problems
 
@@ -196,10 +195,10 @@ def _summary(folder: StudyFolder) -> list[str]:
     rows, lines = folder.store.rows(), []
     for part in dict.fromkeys(row.part for row in rows):
         own = [row for row in rows if row.part == part]
-        missing = [row.name for row in own if row.status not in RESULTS]
+        missing = [row.name for row in own if not row.status.has_result]
         names = f"; missing {listed(missing, MOST_NAMED)}" if missing else ""
         lines.append(f"part {part}: {len(own) - len(missing)} of {len(own)}{names}")
-    waiting = sum(row.status not in RESULTS for row in rows)
+    waiting = sum(not row.status.has_result for row in rows)
     state = f"{counted(waiting, 'experiment')} still waiting" if waiting else "complete"
     return [*lines, f"{folder.path}: {len(rows) - waiting} of {counted(len(rows), 'experiment')}, {state}"]
 

@@ -1,7 +1,7 @@
-"""Experiments, memory and workers -> stacks. Pure: a plan is a function of its arguments, and no timing changes it.
+"""Plans stacks for experiments, memory and workers. Pure: a plan is a function of its arguments, and no timing changes it.
 
-What shares a stack depends on the experiments and on the capacity alone, so that where memory is no limit the same command
-makes the same plan again; a measured pace only tells how long it will take.
+Which experiments share a stack depends on them and on the capacity alone, so the same command makes the same plan again where
+memory is no limit. A measured pace only says how long it will take.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from nanostudy.training.inputs import corpus_key
 from nanostudy.training.machine import DTYPES
 from nanostudy.training.train import EVALUATION_TOKENS, contexts_within
 
-# Slots that a stack has at most. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
-# hardly less beyond. A GPU is filled by members; its figures are not measured yet.
+# The most slots of a stack. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
+# hardly less beyond. Members fill a GPU; its figures are not measured yet.
 WIDEST = {"cpu": 4, "cuda": 64, "mps": 16}
-# How much of a step does not grow with the members, in members: what makes narrow stacks dear.
+# The part of a step that does not grow with the members, in members: what makes narrow stacks slow.
 OVERHEAD = {"cpu": 0.4, "cuda": 16.0, "mps": 8.0}
-SLACK = 1.05  # how much longer the whole may take for the sake of fewer, fuller stacks
+SLACK = 1.05  # how much longer the study may take for fewer, fuller stacks
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the planner must know of where a study runs."""
+    """Where a study runs, as far as the planner must know."""
 
     device: str  # cpu, cuda or mps
     precision: str
     workers: int
-    memory: int | None  # bytes that one worker may use; None: not known
+    memory: int | None  # bytes that one worker may use; None: unknown
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PlannedStack:
 
 @dataclass(frozen=True)
 class Pace:
-    """StepSettings measured here, for the sizes measured: arithmetic of one update -> operations per second, ascending by size."""
+    """Measured speeds: (arithmetic of one update, operations per second), ascending by size."""
 
     training: tuple[tuple[float, float], ...]
     evaluation: tuple[tuple[float, float], ...]
@@ -83,7 +83,7 @@ class Pace:
 
 
 def stack_key(experiment: Experiment) -> Hashable:
-    """Experiments that agree in this may share a stack."""
+    """Experiments with the same key may share a stack."""
     return corpus_key(experiment), experiment.shape
 
 
@@ -104,11 +104,13 @@ def cost(experiment: Experiment, corpus: Corpus) -> Cost:
 
 
 def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str) -> int:
-    """Bytes that a stack of this width needs, about: a fit to measured peaks on a CPU (docs/log.md), and a tenth more."""
+    """Bytes that a stack of this width needs, estimated: a fit to peaks measured on a CPU (docs/log.md), and a tenth more."""
     e, shape = experiment, shape_of(experiment, corpus)
     element = DTYPES[precision].itemsize / 2
     parameters = 23 * count_parameters(shape).total * width
-    layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd  # bytes per token, two an element
+    layer = (
+        4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd
+    )  # bytes per token, at two per element
     training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
     evaluation = EVALUATION_TOKENS * (1.4 * layer + 14 * shape.vocab_size)
     return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))
@@ -117,7 +119,7 @@ def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str
 def plan(
     entries: Sequence[Entry], corpora: Mapping[Hashable, Corpus], capacity: Capacity, pace: Pace | None = None
 ) -> list[PlannedStack]:
-    """Every entry in one stack; the longest stack first. `corpora` by corpus_key.
+    """Puts every entry into a stack; the longest stack comes first. `corpora` by corpus_key.
 
     Stacks are as wide and as few as memory and balance among the workers allow. A stack of one member may exceed the
     capacity's memory: nothing smaller can be tried.
@@ -137,12 +139,12 @@ def plan(
 
 @dataclass(frozen=True)
 class _Kind:
-    """Experiments that may share stacks, in order, and what decides how they are cut: all ways together take linear time."""
+    """Experiments that may share stacks, in order, with running sums: trying every limit takes linear time in all."""
 
     members: Sequence[Entry]
-    flops: Sequence[int]  # of the first 0, 1, 2, ... members together; and their tokens
+    flops: Sequence[int]  # of the first 0, 1, 2, ... members together; so are the tokens
     tokens: Sequence[int]
-    memory: Sequence[int]  # bytes of a stack of width 1, 2, 3, ... for as long as it fits, and of width 1 in any case
+    memory: Sequence[int]  # bytes of a stack of width 1, 2, 3, ... while it fits; width 1 is always there
 
     @staticmethod
     def of(members: Sequence[Entry], corpus: Corpus, capacity: Capacity) -> _Kind:
@@ -155,7 +157,7 @@ class _Kind:
         return _Kind(members, flops, [0, *itertools.accumulate(c.tokens for c in costs)], fitting)
 
     def cuts(self, limit: int) -> Iterator[tuple[int, int]]:
-        """Ends of consecutive runs of nearly the same length, at most `limit`."""
+        """(start, end) of consecutive runs of nearly equal length, at most `limit`."""
         count = math.ceil(len(self.members) / limit)
         return itertools.pairwise(i * len(self.members) // count for i in range(count + 1))
 
@@ -183,7 +185,7 @@ def _weight(flops: int, width: int, capacity: Capacity) -> float:
 def makespan(times: Sequence[float], workers: int, begun: Sequence[float] = ()) -> float:
     """When the last worker ends if each takes the longest job left as it comes free (Graham, 1969).
 
-    `begun`: what is left of the jobs that workers have in hand.
+    `begun`: times that workers still need for what they have begun.
     """
     free_at = [*begun, *[0.0] * (workers - len(begun))]
     heapq.heapify(free_at)
@@ -193,7 +195,7 @@ def makespan(times: Sequence[float], workers: int, begun: Sequence[float] = ()) 
 
 
 def _rate(measured: Sequence[tuple[float, float]], size: float) -> float:
-    """Between two sizes measured, linear in the logarithm of the size; outside, the nearest."""
+    """Between two measured sizes, linear in the logarithm of the size; outside, that of the nearest."""
     below = [point for point in measured if point[0] <= size]
     above = [point for point in measured if point[0] > size]
     if not below or not above:

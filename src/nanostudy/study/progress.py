@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nanostudy.result import Result, Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.plan import cost, makespan
-from nanostudy.study.store import UNDONE, Row, StackRow
+from nanostudy.study.store import StackRow
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
 
@@ -42,9 +43,9 @@ class Assignment:
 class Snapshot:
     """The study at one moment."""
 
-    counts: dict[str, int]  # of the chosen experiments, by status
+    counts: dict[Status, int]  # of the chosen experiments, by status
     workers: dict[int, Assignment]
-    best: Row | None
+    best: Result | None
     seconds_left: float | None
     share: float  # of the arithmetic of the chosen experiments
 
@@ -71,24 +72,24 @@ class StudyProgress:
         self.stack_flops: dict[int, int] = {}  # what is left of a stack
 
     def is_undone(self, name: str) -> bool:
-        return self.status[name] in UNDONE
+        return self.status[name].is_undone
 
     def undone(self, stack: StackRow) -> list[str]:
         return [name for name in stack.members if self.is_undone(name)]
 
-    def set_status(self, name: str, status: str, stack: StackRow | None = None) -> None:
+    def set_status(self, name: str, status: Status, stack: StackRow | None = None) -> None:
         """`stack`: the one in which it was trained to its end."""
         if stack:
             self.stack_flops[stack.id] = self.left(stack) - self.flops[name]
         if name in self.chosen:
             self.counts[self.status[name]] -= 1
             self.counts[status] += 1
-            self.done += self.flops[name] * (self.is_undone(name) - (status in UNDONE))
+            self.done += self.flops[name] * (self.is_undone(name) - status.is_undone)
         self.status[name] = status
 
     def ended(self) -> int:
         """How many of the chosen experiments need no more training."""
-        return len(self.chosen) - sum(self.counts[status] for status in UNDONE)
+        return len(self.chosen) - sum(self.counts[status] for status in Status if status.is_undone)
 
     def left(self, stack: StackRow) -> int:
         """The arithmetic of its members that are not done."""
@@ -97,7 +98,7 @@ class StudyProgress:
         return self.stack_flops[stack.id]
 
     def snapshot(
-        self, assignments: Mapping[int, Assignment], queued: Iterable[StackRow], workers: int, best: Row | None
+        self, assignments: Mapping[int, Assignment], queued: Iterable[StackRow], workers: int, best: Result | None
     ) -> Snapshot:
         remaining, done = [], float(self.done)
         for assignment in assignments.values():

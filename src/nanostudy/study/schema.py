@@ -9,10 +9,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nanostudy.errors import NanostudyError
+from nanostudy.measures import stored
 
 TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);
@@ -44,6 +46,10 @@ CREATE TABLE progress (
 """
 
 
+FINISHED = "OLD.status IN ('finished', 'diverged')"
+HELD = "a finished experiment is never changed"
+
+
 def create(db: sqlite3.Connection) -> None:
     """The first tables, and triggers that keep what is finished whoever writes: this program or another."""
     for statement in TABLES.split(";"):
@@ -55,35 +61,35 @@ def create(db: sqlite3.Connection) -> None:
         "finished_at",
     )
     done = "SELECT 1 FROM experiments WHERE status IN ('finished', 'diverged') AND"
-    held = "a finished experiment is never changed"
-
-    def refuse(name: str, when: str, condition: str, message: str) -> None:
-        db.execute(f"CREATE TRIGGER {name} {when} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{message}'); END")
-
-    def changed(columns: Iterable[str]) -> str:
-        return " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in columns)
-
+    refuse = partial(_refuse, db)
     refuse(
         "experiments_are_themselves",
         "BEFORE UPDATE ON experiments",
-        changed(fixed),
+        _changed(fixed),
         "id, name, identity and settings of an experiment never change",
     )
-    finished = "OLD.status IN ('finished', 'diverged')"
-    refuse("results_stay", "BEFORE UPDATE ON experiments", f"{finished} AND ({changed(results)})", held)
-    refuse("results_are_kept", "BEFORE DELETE ON experiments", finished, held)
+    refuse("results_stay", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed(results)})", HELD)
+    refuse("results_are_kept", "BEFORE DELETE ON experiments", FINISHED, HELD)
     # INSERT OR REPLACE deletes what is in its way without firing the trigger on DELETE.
     same = "(id = NEW.id OR name = NEW.name OR identity = NEW.identity)"
-    refuse("results_are_not_replaced", "BEFORE INSERT ON experiments", f"EXISTS ({done} {same})", held)
+    refuse("results_are_not_replaced", "BEFORE INSERT ON experiments", f"EXISTS ({done} {same})", HELD)
     for when, rows in (("INSERT", "(NEW.experiment)"), ("DELETE", "(OLD.experiment)"), ("UPDATE", None)):
         condition = f"EXISTS ({done} id IN {rows or '(NEW.experiment, OLD.experiment)'})"
-        refuse(f"curves_stay_{when.lower()}", f"BEFORE {when} ON evaluations", condition, held)
+        refuse(f"curves_stay_{when.lower()}", f"BEFORE {when} ON evaluations", condition, HELD)
     refuse(
         "environments_stay",
         "BEFORE UPDATE ON environments",
-        changed(("id", "machine")),
+        _changed(("id", "machine")),
         "a recorded environment never changes",
     )
+
+
+def _refuse(db: sqlite3.Connection, name: str, when: str, condition: str, message: str) -> None:
+    db.execute(f"CREATE TRIGGER {name} {when} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{message}'); END")
+
+
+def _changed(columns: Iterable[str]) -> str:
+    return " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in columns)
 
 
 MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [create]
@@ -106,7 +112,17 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             migration(db)
             row = (migration.__name__, datetime.now(UTC).isoformat(timespec="seconds"))
             db.execute("INSERT INTO migrations VALUES (?, ?)", row)
+    add_measures(db)
     db.execute("COMMIT")
+
+
+def add_measures(db: sqlite3.Connection) -> None:
+    """A column for each measure that the file has none for, which no result changes either. Older versions can use the file."""
+    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")}
+    for name in stored():
+        if name not in columns:
+            db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
+            _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
 
 
 def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:

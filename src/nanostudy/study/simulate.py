@@ -1,8 +1,8 @@
-"""How a study would run: the policy of execute.py with times in place of trainings. Pure: the same arguments, the same run.
+"""Simulates a study's run: the policy of execute.py with times in place of trainings. Pure: the same arguments, the same run.
 
-A worker that comes free writes the samples that wait, or takes the longest stack left; within a stack a slot whose member is
-done takes the next one; a stack's models write when it has ended. Left out: failures, saving, and waiting for the study's own
-process, whose recording is only a bound on the whole.
+An idle worker writes samples that wait, or takes the longest stack left. In a stack, a slot whose member is done takes the
+next one; the models write when their stack has ended. Left out are failures, saving, and waiting for the study's own process,
+whose recording only bounds the whole.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from nanostudy.study.artifacts import models_at_once
 from nanostudy.study.plan import PlannedStack, makespan, shape_of
 from nanostudy.training.inputs import corpus_key
 
-RECORDING = 0.013  # seconds that the study's process takes for an experiment; measured (docs/log.md), mostly the disk's
+RECORDING = 0.013  # seconds of the study's process per experiment; measured (docs/log.md), mostly the disk's
 
 
 class Speed(Protocol):
-    """Seconds that things take a worker."""
+    """How many seconds a worker needs."""
 
     @property
     def start(self) -> float:
         """From the worker's start to its first step."""
 
     def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        """A stack's step: what it takes however many members there are, and what each adds."""
+        """One step of a stack: a fixed part, and what each member adds."""
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
         """All evaluations of one experiment, and its final scores."""
 
     def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        """A token that models of this shape write beside each other: likewise as for a step."""
+        """One token that models of this shape write together: a fixed part, and what each model adds."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds that a stack takes one worker."""
+    """Seconds that one worker needs for a stack."""
 
     training: float
-    writing: tuple[float, ...] = ()  # as many tasks, once it is trained
+    writing: tuple[float, ...] = ()  # one for each task that writes samples, once it is trained
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Run:
-    """What simulate() gives. Seconds."""
+    """A simulated run, in seconds."""
 
     turns: tuple[Turn, ...]  # of the stacks, in their order
     busy: tuple[float, ...]  # of each worker, without its start
-    ends: tuple[float, ...]  # when each worker had no more to do
+    ends: tuple[float, ...]  # when each worker's last task ended
 
     @property
     def seconds(self) -> float:
@@ -73,13 +73,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run, and what other numbers of workers would do."""
+    """A simulated run, and bounds for other numbers of workers."""
 
     run: Run
     recording: float  # seconds of the study's own process, beside the workers
-    even: float  # seconds, were its work divided evenly among the workers
-    longest: float  # seconds from start to end of the longest experiment on its own: no number of workers is faster
-    useful: int  # workers that could do it in about that time, were every experiment on its own
+    even: float  # seconds if the work were divided evenly among the workers
+    longest: float  # seconds of the longest experiment on its own, start included: no number of workers is faster
+    useful: int  # workers that need about that time if every experiment trains on its own
 
     @property
     def seconds(self) -> float:
@@ -87,20 +87,20 @@ class Prediction:
         return max(self.run.seconds, self.recording)
 
     def shares(self) -> tuple[float, float, float]:
-        """Of the time, that workers are busy: the least, the mean, and the greatest."""
+        """The share of the time that workers are busy: the least, the mean, and the greatest."""
         busy, whole = self.run.busy, self.seconds or 1.0
         return min(busy) / whole, sum(busy) / len(busy) / whole, max(busy) / whole
 
     @property
     def tail(self) -> float:
-        """Seconds before the last worker's end at which the first has no more to do."""
+        """Seconds from the first worker's end to the last one's."""
         return self.run.seconds - min(self.run.ends)
 
 
 def predict(
     stacks: Sequence[PlannedStack], corpora: Mapping[Hashable, Corpus], speed: Speed, workers: int, tokens: int
 ) -> Prediction:
-    """For planned stacks, each model of which writes so many tokens of samples. `corpora` by corpus_key."""
+    """For planned stacks; each model writes `tokens` tokens of samples. `corpora` by corpus_key."""
     works, alone = [], Counter[float]()
     for stack in stacks:
         corpus, kinds = corpora[corpus_key(stack.members[0].experiment)], _kinds(stack)
@@ -117,7 +117,7 @@ def predict(
 
 
 def _kinds(stack: PlannedStack) -> list[tuple[Experiment, int]]:
-    """One of each kind, and how many there are: what decides a member's time in its stack is how long it trains."""
+    """One experiment of each kind, and how many there are: in a stack, only how long a member trains decides its time."""
     kinds: dict[tuple[int, int], Experiment] = {}
     counted: Counter[tuple[int, int]] = Counter()
     for entry in stack.members:
@@ -128,7 +128,7 @@ def _kinds(stack: PlannedStack) -> list[tuple[Experiment, int]]:
 
 
 def work(kinds: Sequence[tuple[Experiment, int]], width: int, corpus: Corpus, speed: Speed, tokens: int) -> Work:
-    """Of a stack with so many of each kind."""
+    """The work of a stack with so many experiments of each kind."""
     shape = kinds[0][0]
     fixed, each = speed.update(shape, corpus)
     steps = makespan([e.max_iters for e, count in kinds for _ in range(count)], width)
@@ -141,7 +141,7 @@ def work(kinds: Sequence[tuple[Experiment, int]], width: int, corpus: Corpus, sp
 
 
 def simulate(stacks: Sequence[Work], workers: int, start: float = 0.0) -> Run:
-    """In time S log W for S stacks and W workers. `start`: seconds before a worker's first task."""
+    """Takes time S log W for S stacks and W workers. `start`: seconds before a worker's first task."""
     idle, begun, writing = list(range(workers)), [False] * workers, deque[float]()
     running: list[tuple[float, int, int | None]] = []  # end, worker, stack (None: samples)
     busy, ends, turns, clock = [0.0] * workers, [0.0] * workers, list[Turn](), 0.0

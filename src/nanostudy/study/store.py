@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import Experiment, from_settings
+from nanostudy.measures import final, stored
+from nanostudy.result import Result, Status, finite
 from nanostudy.study import schema
 from nanostudy.study.database import Database
 
@@ -27,51 +27,11 @@ if TYPE_CHECKING:
     from nanostudy.study.grid import Entry
 
 FILE = "study.sqlite"  # in the study's folder
-UNDONE, RESULTS = ("waiting", "running"), ("finished", "diverged")  # statuses
-STATUSES = (*UNDONE, *RESULTS, "failed")
 EVALUATION = ("step", "tokens", "seconds", "train_loss", "val_loss")
-
-
-@dataclass(frozen=True)
-class Row:
-    """An experiment as the store knows it. Fields are the table's columns; losses are None until measured, or not finite."""
-
-    id: int
-    name: str
-    part: str
-    identity: str
-    settings: str  # JSON; `experiment` is what it says
-    parameters: int
-    status: str
-    reason: str | None  # of a failure or divergence
-    stack: int | None  # the last that it trained in
-    step: int
-    tokens: int | None
-    seconds: float | None
-    updates: int | None
-    skipped: int | None
-    train_loss: float | None  # of the last evaluation
-    val_loss: float | None
-    best_step: int | None
-    best_val_loss: float | None
-    context_losses: dict[int, float]
-    environment: int | None  # a key of Store.environments()
-    members: int | None  # of the stack, this one included, when it last started
-    sampled: bool
-    finished_at: str | None
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        return from_settings(json.loads(self.settings))
-
-    @property
-    def loss_gap(self) -> float | None:
-        if self.val_loss is None or self.train_loss is None:
-            return None
-        return self.val_loss - self.train_loss
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = (  # of the table of experiments, besides the measures
+    *("id", "name", "part", "identity", "settings", "status", "reason", "stack", "step", "skipped", "context_losses"),
+    *("environment", "members", "sampled", "finished_at"),
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +125,7 @@ class Store:
         id = self._id(name)
         self._db.write(
             "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
-            *(id, step, tokens, seconds, _finite(train_loss), _finite(val_loss)),
+            *(id, step, tokens, seconds, finite(train_loss), finite(val_loss)),
         )
         self._summarise(id)
         self.progressed(name, step)
@@ -184,26 +144,16 @@ class Store:
     def progressed(self, name: str, step: int) -> None:
         self._db.write("UPDATE experiments SET step = ? WHERE id = ?", step, self._id(name))
 
-    def finished(
-        self,
-        name: str,
-        *,
-        updates: int,
-        skipped: int,
-        tokens: int,
-        seconds: float,
-        diverged: str | None,
-        best_step: int,
-        context_losses: Mapping[int, float],
-    ) -> None:
-        """Done, or diverged for that reason. From here on nothing of it changes."""
-        id, contexts = self._id(name), {str(k): _finite(v) for k, v in context_losses.items()}
+    def finished(self, result: Result) -> None:
+        """Done, or diverged. From here on nothing of it changes. Its evaluations are here already."""
+        id, contexts = self._id(result.name), {str(k): finite(v) for k, v in result.context_losses.items()}
+        values = {name: finite(result.measures[name]) for name in final() if name in result.measures}
         self._db.write(
-            "UPDATE experiments SET status = ?, reason = ?, updates = ?, skipped = ?, step = ?, tokens = ?, seconds = ?, "
-            "(best_step, best_val_loss) = (SELECT step, val_loss FROM evaluations WHERE experiment = ? AND step = ?), "
-            "context_losses = ?, finished_at = ? WHERE id = ?",
-            *("finished" if diverged is None else "diverged", diverged, updates, skipped, updates + skipped),
-            *(tokens, seconds, id, best_step, json.dumps(contexts), _now(), id),
+            "UPDATE experiments SET status = ?, reason = ?, skipped = ?, step = ?, context_losses = ?, finished_at = ?, "
+            "(best_step, best_val_loss) = (SELECT step, val_loss FROM evaluations WHERE experiment = ? AND step = ?)"
+            f"{''.join(f', {name} = ?' for name in values)} WHERE id = ?",
+            *(str(result.status), result.reason, result.skipped, result.step, json.dumps(contexts), _now()),
+            *(id, result.best_step, *values.values(), id),
         )
 
     def failed(self, name: str, reason: str) -> None:
@@ -219,7 +169,7 @@ class Store:
         for name in names:
             self._db.write(again, self._id(name))
 
-    def end_sitting(self) -> None:
+    def end_session(self) -> None:
         """Nobody trains now: what ran, waits."""
         self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
 
@@ -254,7 +204,7 @@ class Store:
 
     def rows(
         self, status: str | None = None, names: Sequence[str] | None = None, limit: int | None = None
-    ) -> list[Row]:
+    ) -> list[Result]:
         """By id. Names that are not there are left out."""
         conditions: dict[str, Any] = {}  # each says only what is asked, so that an index finds the rows
         if status is not None:
@@ -264,28 +214,42 @@ class Store:
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         return self._rows(f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> Result:
         """NanostudyError with the nearest names where there is none of this one."""
         found = self._rows("WHERE name = ?", name)
         if not found:
             raise _unknown(name, self.identities())
         return found[0]
 
-    def best(self, n: int) -> list[Row]:
+    def best(self, n: int) -> list[Result]:
         """The finished ones of lowest validation loss."""
         return self._rows("WHERE status = 'finished' AND val_loss IS NOT NULL ORDER BY val_loss, id LIMIT ?", n)
 
-    def _rows(self, which: str, *values: Any) -> list[Row]:
-        rows = []
-        for found in self._db.fetch(f"SELECT {', '.join(COLUMNS)} FROM experiments {which}", *values):
-            named: dict[str, Any] = dict(zip(COLUMNS, found, strict=True))
-            contexts = {int(context): loss for context, loss in json.loads(named["context_losses"]).items()}
-            rows.append(Row(**{**named, "context_losses": contexts, "sampled": bool(named["sampled"])}))
-        return rows
+    def _rows(self, which: str, *values: Any) -> list[Result]:
+        select = f"SELECT {', '.join((*COLUMNS, *self._measures))} FROM experiments {which}"
+        found = self._db.fetch(select, *values)
+        machines = self.environments() if found else {}
+        results = []
+        for row in found:
+            named: dict[str, Any] = dict(zip(COLUMNS, row, strict=False))
+            named["status"], named["sampled"] = Status(named["status"]), bool(named["sampled"])
+            named["machine"] = machines.get(named.pop("environment"), {})
+            contexts = json.loads(named["context_losses"])
+            named["context_losses"] = {int(context): loss for context, loss in contexts.items()}
+            measures = dict(zip(self._measures, row[len(COLUMNS) :], strict=True))
+            results.append(Result(**named, measures=measures))
+        return results
 
-    def statuses(self) -> dict[str, str]:
+    @cached_property
+    def _measures(self) -> list[str]:
+        """Those that the file has columns for: an older one may lack the newest."""
+        columns = {name for (name,) in self._db.fetch("SELECT name FROM pragma_table_info('experiments')")}
+        return [name for name in stored() if name in columns]
+
+    def statuses(self) -> dict[str, Status]:
         """By name, in order of ids."""
-        return dict(self._db.fetch("SELECT name, status FROM experiments ORDER BY id"))
+        found = self._db.fetch("SELECT name, status FROM experiments ORDER BY id")
+        return {name: Status(status) for name, status in found}
 
     def results(self, *, sampled: bool) -> dict[str, int | None]:
         """The stack in which each trained last that has a result, with a sample or without one, by name."""
@@ -294,10 +258,10 @@ class Store:
         )
         return dict(self._db.fetch(select, sampled))
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Status, int]:
         """How many there are of every status."""
         counted = dict(self._db.fetch("SELECT status, count(*) FROM experiments GROUP BY status"))
-        return {status: counted.get(status, 0) for status in STATUSES}
+        return {status: counted.get(status, 0) for status in Status}
 
     def identities(self) -> dict[str, str]:
         return dict(self._db.fetch("SELECT name, identity FROM experiments ORDER BY id"))
@@ -320,7 +284,7 @@ class Store:
         return [dict(zip(keys, row, strict=True)) for row in reversed(found)]
 
     def environments(self) -> dict[int, dict[str, Any]]:
-        """The machines that Row.environment names."""
+        """The machines, by the keys under which experiments name them."""
         return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def open_stacks(self) -> list[StackRow]:
@@ -334,11 +298,6 @@ class Store:
         ):
             return updated_at, seconds_left, json.loads(workers)
         return None
-
-
-def _finite(value: float) -> float | None:
-    """As a plain float; NaN and infinity are stored as NULL."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _now() -> str:

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from nanostudy.atomic import sole_owner
 from nanostudy.errors import DamagedCheckpoint, NanostudyError, OutOfMemory
 from nanostudy.settings import Resources, SamplingParams
 from nanostudy.training.events import Event
+from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.samples import Sample
 
 if TYPE_CHECKING:
     from nanostudy.data.corpus import Corpus
     from nanostudy.training.machine import Machine
     from nanostudy.training.train import Job
     from nanostudy.training.weights import Weights
-
-OPENING = "--- "  # begins the line above each sample, which names its prompt
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,6 @@ class TrainStack:
 
     @property
     def path(self) -> Path:
-        from nanostudy.training.run_folder import CHECKPOINT
-
         return self.folder / CHECKPOINT
 
 
@@ -79,9 +80,9 @@ class Noted:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Each experiment's samples, as one text."""
+    """Each experiment's samples, one per prompt."""
 
-    texts: dict[str, str]
+    samples: dict[str, list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,6 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
     Asking for the next report promises that those before it are safe (see events.Saving).
     """
     import torch
-    from safetensors import SafetensorError
 
     from nanostudy.device import memory_errors
     from nanostudy.training.machine import resolve
@@ -141,9 +141,9 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
             if isinstance(task, TrainStack):
                 yield from _train(task, machine, stop)
             elif isinstance(task, WriteSamples):
-                texts = _samples(task, machine, stop)
-                if texts is not None:
-                    yield Sampled(texts)
+                samples = _samples(task, machine, stop)
+                if samples is not None:
+                    yield Sampled(samples)
             else:
                 yield Measured(*measure(task.jobs, task.corpus, machine, task.seconds))
     except OutOfMemory as problem:
@@ -163,12 +163,11 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
 
 
 def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iterator[Report]:
-    from nanostudy.atomic import sole_owner
     from nanostudy.training import stack as checkpoint
     from nanostudy.training.train import train
 
-    # The lock ends with its process. It holds off the worker of the next session while the worker of a study that
-    # was killed has yet to notice.
+    # The lock ends with its process. It keeps the next session's worker waiting while the worker of a study that was
+    # killed has yet to notice.
     with sole_owner(task.folder, patience=30.0, make=False):
         for leftover in task.folder.glob(".*.tmp"):  # a process was killed while it wrote
             leftover.unlink(missing_ok=True)
@@ -191,7 +190,7 @@ def _errno(cause: BaseException | None) -> int | None:
     return getattr(cause, "errno", None) or (int(in_words[1]) if in_words else None)
 
 
-def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> dict[str, str] | None:
+def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> dict[str, list[Sample]] | None:
     """None where it was stopped."""
     import torch
 
@@ -200,15 +199,18 @@ def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> 
     first = task.weights[0]
     params_MP = torch.cat([weights.params for weights in task.weights]).to(machine.device)
     seeds = [weights.experiment.seed for weights in task.weights]
-    texts: dict[str, list[str]] = {name: [] for name in task.names}
+    sampling = SamplingParams()
+    samples: dict[str, list[Sample]] = {name: [] for name in task.names}
     for prompt in task.prompts:
         ids = first.tokenizer.encode(prompt or first.tokenizer.opening)
         steps = []
-        for step_MS in generate(params_MP, first.config, ids, seeds, 1, task.tokens, SamplingParams()):
+        for step_MS in generate(params_MP, first.config, ids, seeds, 1, task.tokens, sampling):
             if stop():
                 return None
             steps.append(step_MS[:, 0])
         written = torch.stack(steps).T.tolist() if steps else [[] for _ in task.names]
-        for name, tokens in zip(task.names, written, strict=True):
-            texts[name].append(f"{OPENING}{prompt or 'no prompt'}\n{prompt or ''}{first.tokenizer.decode(tokens)}\n")
-    return {name: "\n".join(pieces) for name, pieces in texts.items()}
+        for name, seed, tokens in zip(task.names, seeds, written, strict=True):
+            text = (prompt or "") + first.tokenizer.decode(tokens)
+            how = (task.tokens, seed, sampling.temperature, sampling.top_k, sampling.top_p)
+            samples[name].append(Sample(prompt, text, *how))
+    return samples

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+from nanostudy.result import Result
+
 
 @dataclass(frozen=True)
 class Event:
@@ -72,13 +74,7 @@ class Stopped(Event):
 class Finished(Event):
     """The experiment left its slot: it made all updates, or diverged. Weights are fp32 (1, P), on the CPU."""
 
-    updates: int
-    skipped: int  # batches whose gradient overflowed in fp16
-    tokens: int
-    seconds: float
-    diverged: str | None  # the reason
-    best_step: int
-    context_losses: dict[int, float]  # validation loss of the last weights at fixed contexts
+    result: Result
     last_weights: Tensor
     best_weights: Tensor
     moments: Tensor | None = None  # AdamW's exp_avg and exp_avg_sq, fp32 (2, P); on request

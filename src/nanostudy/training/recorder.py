@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError
 from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.result import Status, finite
 from nanostudy.settings import Experiment
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
@@ -83,7 +83,7 @@ class Recorder:
                 rows.clear()
             keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
             keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
-            for stale in ("sample.txt", "report.md", "curve.png"):
+            for stale in ("sample.txt", "samples.json", "report.md", "curve.png", "curve.svg"):
                 (self.folder / stale).unlink(missing_ok=True)
             before = read_metadata(self.folder) or {}
             kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]
@@ -117,31 +117,26 @@ class Recorder:
                 rows.clear()
 
     def _finish(self, event: Finished) -> None:
+        result = event.result
         evaluations = read_rows(self.folder / "evaluations.csv")
         for name, row, step in (
-            ("last", event.last_weights, event.updates + event.skipped),
-            ("best", event.best_weights, event.best_step),
+            ("last", event.last_weights, result.step),
+            ("best", event.best_weights, result.best_step or 0),
         ):
             weights = Weights(row, self.experiment, self.config, self.corpus.tokenizer)
             about = {"step": step, "identity": self.identity}
             about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
             save_weights(self.folder / f"{name}.safetensors", weights, about)
-        if event.moments is not None and not event.diverged:
+        if event.moments is not None and result.status is Status.FINISHED:
             exp_avg, exp_avg_sq = event.moments
-            about = {"kind": "optimizer", "identity": self.identity, "updates": event.updates}
+            about = {"kind": "optimizer", "identity": self.identity, "updates": result.updates}
             save_tensors(self.folder / OPTIMIZER, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, about)
-        best = next((row for row in evaluations if row["step"] == event.best_step), None)
+        best = next((row for row in evaluations if row["step"] == result.best_step), None)
         self._write_metadata(
-            status="diverged" if event.diverged else "finished",
-            diverged=event.diverged,
-            updates=event.updates,
-            skipped_updates=event.skipped,
-            tokens=event.tokens,
-            seconds=round(event.seconds, 2),
+            **result.to_run(),
             initial=_finite(evaluations[0]) if evaluations else None,
-            final=_finite(evaluations[-1]) if evaluations and not event.diverged else None,
+            final=_finite(evaluations[-1]) if evaluations and result.status is Status.FINISHED else None,
             best=best,
-            context_losses=event.context_losses,
         )
 
     def _write_metadata(self, **changes: Any) -> None:
@@ -163,7 +158,7 @@ class Recorder:
 
 def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
-    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+    return {key: finite(value) for key, value in row.items()}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

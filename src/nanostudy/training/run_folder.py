@@ -23,6 +23,7 @@ from typing import Any
 from nanostudy import version
 from nanostudy.atomic import explain_writing, write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.result import Result
 
 TRAINING_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 EVALUATION_COLUMNS = (
@@ -63,6 +64,14 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
             f"version {version.FORMAT}. Use that version, or choose another folder with --out."
         )
     return metadata
+
+
+def read_result(folder: Path) -> Result | None:
+    """The run's result so far, under the folder's name, or None where there is no run. Raises NanostudyError."""
+    metadata = read_metadata(folder)
+    if metadata is None:
+        return None
+    return Result.from_run(folder.resolve().name, metadata, read_rows(folder / "evaluations.csv"))
 
 
 # --- tables

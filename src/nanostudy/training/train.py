@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from nanostudy.model.gpt import Dropout, initial_parameters
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, offsets
 from nanostudy.model.ranks import ALONE, Ranks
+from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
@@ -257,18 +259,38 @@ class _Training:
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
-        reason, contexts = None, {}
+        status, reason, contexts = Status.FINISHED, None, {}
         self.elapse(stack)
         if slot.diverged:
-            reason = f"the loss or its gradient was not finite after update {updates}"
+            status, reason = Status.DIVERGED, f"the loss or its gradient was not finite after update {updates}"
             slot.step = slot.step if self.machine.precision == "fp16" else updates
         else:
             contexts = {c: self.score(slot, params, c) for c in contexts_within(self.config.block_size)}
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
-        tokens, skipped = self.tokens_seen(slot), slot.step - updates
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
-        ended = (slot.name, updates, skipped, tokens, slot.seconds, reason, slot.best_step, contexts)
-        return Finished(*ended, last, best, moments)
+        job = self.jobs[slot.name]
+        result = Result(
+            slot.name,
+            job.identity,
+            json.dumps(job.experiment.as_dict()),
+            status,
+            self.final_measures(stack, m),
+            reason=reason,
+            step=slot.step,
+            skipped=slot.step - updates,
+            context_losses=contexts,
+        )
+        return Finished(slot.name, result, last, best, moments)
+
+    def final_measures(self, stack: Stack, m: int) -> dict[str, float | None]:
+        """The measures (see measures.py) of a member at its end, besides those of its evaluations and its size."""
+        slot = stack.slots[m]
+        return {
+            "updates": int(stack.state.updates[m]),
+            "tokens": self.tokens_seen(slot),
+            "seconds": slot.seconds,
+            "best_step": slot.best_step if slot.best_step >= 0 else None,
+        }
 
     def score(self, slot: Slot, params: Tensor, context: int) -> float:
         """The validation loss at a fixed context. For its own context length the last evaluation has it."""

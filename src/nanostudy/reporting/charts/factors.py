@@ -11,61 +11,61 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
+from nanostudy.measures import MEASURES, NATS
+from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
-from nanostudy.reporting.phrases import interval, level_text, quantity, setting_text, term_text
+from nanostudy.reporting.phrases import interval, term_text
+from nanostudy.text import value_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
+MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
-LOWERS, RAISES, UNCLEAR = "lowers it", "raises it", "cannot be told from zero"
-DIRECTIONS = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=[BLUE, VERMILLION, GREY])
-DIRECTION_SHAPES = alt.Scale(domain=[LOWERS, RAISES, UNCLEAR], range=["circle", "circle", "diamond"])
+DIRECTIONS = ["lowers it", "raises it", "indistinguishable from zero (95%)"]
 
 
-def effects_figure(effects: Effects, measure: str = "val_loss") -> Figure | str:
-    """Every effect as a point with its 95% interval, the largest first."""
+# --- effects
+
+
+def effects_figure(effects: Effects, name: str = "val_loss") -> Figure | None:
+    """Every effect on a measure as a point with its 95% interval, the largest first."""
     table = effects.table
     if table.empty:
-        return effects.explanation or "There are too few results to estimate effects."
-    told, unit = quantity(measure)
-    rows = worded(drawn_terms(table))
-    rows["direction"] = [direction(row) for row in each(rows)]
-    rows["told"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
-    columns = ["what", "effect", "low", "high", "direction", "told"]
-    base = alt.Chart(alt.InlineData(values=records(rows[columns]))).encode(
-        y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
-        color=alt.Color("direction:N", scale=DIRECTIONS, legend=alt.Legend(title=f"the {told}")),
-        tooltip=[
-            alt.Tooltip("what:N", title="change"),
-            alt.Tooltip("told:N", title=f"{told}, {unit}"),
-        ],
-    )
-    title = f"change of {told}, {unit}"
-    point = base.mark_point(filled=True, size=85, opacity=1).encode(
-        x=alt.X("effect:Q", title=title),
-        shape=alt.Shape("direction:N", scale=DIRECTION_SHAPES, legend=alt.Legend(title=f"the {told}")),
-    )
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    layers = [zero("x"), *([rule] if rows["low"].notna().any() else []), point]
-    left = len(table) - len(rows)
-    more = f" The {left} smallest are in the table of effects only." if left else ""
-    bars = (
-        "Bars are 95% intervals; where one covers zero, the effect cannot be told from none."
-        if len(layers) == 3
-        else ""
-    )
-    caption = (
-        f"What changing a setting does to the {told}, averaged over all others; for a pair (×), by how much one setting's "
-        f"change depends on the other. {bars}{more}"
-    )
-    figure_id = "effects" if measure == "val_loss" else f"effects-on-{measure.replace('_', '-')}"
-    panel = Panel(alt.layer(*layers), 22 * len(rows))
-    return Figure(figure_id, f"Effects on the {told}", (panel,), caption, _effects_in_words(rows, told, unit))
-
-
-def drawn_terms(table: pd.DataFrame) -> pd.DataFrame:
-    """The largest effects, the largest first."""
+        return None
+    measure = MEASURES[name]
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    return table.loc[order].dropna(subset=["effect"]).head(MOST_TERMS).copy()
+    rows = worded(table.loc[order].dropna(subset=["effect"]).head(MOST_TERMS))
+    lowered = np.where(rows["effect"] < 0, *DIRECTIONS[:2])
+    rows["direction"] = np.where(rows["clear"].astype(bool), lowered, DIRECTIONS[2])
+    rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
+    legend = alt.Legend(title=f"the {measure.title}")
+    shapes = alt.Scale(domain=DIRECTIONS, range=["circle", "circle", "diamond"])
+    base = marks.inline(records(rows[["what", "effect", "low", "high", "direction", "text"]])).encode(
+        y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
+        color=alt.Color(
+            "direction:N", scale=alt.Scale(domain=DIRECTIONS, range=[BLUE, VERMILLION, GREY]), legend=legend
+        ),
+        tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
+    )
+    title = f"change of {measure.axis}"
+    with_intervals = bool(rows["low"].notna().any())
+    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    point = base.mark_point(filled=True, size=85, opacity=1).encode(
+        x=alt.X("effect:Q", title=title), shape=alt.Shape("direction:N", scale=shapes, legend=legend)
+    )
+    left = len(table) - len(rows)
+    caption = (
+        f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
+        "setting's change depends on the other."
+    )
+    caption += " Bars are 95% intervals." if with_intervals else ""
+    caption += f" The {left} smallest are in the table of effects only." if left else ""
+    return Figure(
+        "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
+        f"Effects on the {measure.title}",
+        (Panel(alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point), 22 * len(rows)),),
+        caption,
+        f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
+    )
 
 
 def worded(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,82 +74,69 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(what=[term_text(row, more) for row, more in zip(each(table), several, strict=True)])
 
 
-def direction(row: Any) -> str:
-    if not bool(row.clear):
-        return UNCLEAR
-    return LOWERS if row.effect < 0 else RAISES
-
-
-def _effects_in_words(rows: pd.DataFrame, told: str, unit: str) -> str:
-    clear = rows[rows["clear"].astype(bool)]
-    shown = "; ".join(f"{row.what}: {row.told}" for row in each(clear.head(6)))
-    known = f"Those whose interval excludes zero, largest first: {shown}." if shown else "No interval excludes zero."
-    return f"Dots with intervals, one for each of {len(rows)} effects on the {told}, in {unit}. {known}"
-
-
-def zero(channel: str) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(style="zero").encode(**{channel: "zero:Q"})
-
-
-def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figure | str:
-    """Means by two settings; `pairs` come with their cell means, the most important first."""
-    pairs = [(a, b, means) for a, b, means in pairs[:MOST_INTERACTIONS] if means["mean"].notna().sum() > 2]
-    if not pairs:
-        return "Interactions need at least two settings that vary together, with finished experiments."
-    ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna()
-    room = 0.05 * (np.ptp(ends.to_numpy(float)) or 1.0)
-    domain = [float(v) for v in (ends.to_numpy(float).min() - room, ends.to_numpy(float).max() + room)]
-    panels = tuple(_interaction(a, b, means, domain) for a, b, means in pairs)
-    caption = (
-        "Mean validation loss at each combination of two settings. Parallel lines: the two add up. Lines that are not: one "
-        "setting's effect depends on the other. Bars are 95% intervals of the means, where there are several experiments."
+def _clear_effects(rows: pd.DataFrame) -> str:
+    lines = [f"{row.what}: {row.text}" for row in each(rows[rows["clear"].astype(bool)].head(6))]
+    return (
+        f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
+        if lines
+        else "No interval excludes zero."
     )
+
+
+# --- interactions
+
+
+def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figure | None:
+    """Means by two settings; `pairs` come with their cell means, the most important first."""
+    pairs = [(a, b, means.dropna(subset=["mean"])) for a, b, means in pairs[:MOST_INTERACTIONS]]
+    pairs = [(a, b, means) for a, b, means in pairs if len(means) > 2]
+    if not pairs:
+        return None
+    ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
+    room = 0.05 * (np.ptp(ends) or 1.0)
+    domain = [float(ends.min() - room), float(ends.max() + room)]
     return Figure(
-        "interactions", "How settings act together", panels, caption, _interactions_in_words(pairs), columns=3
+        "interactions",
+        "How settings act together",
+        tuple(_interaction(a, b, means, domain) for a, b, means in pairs),
+        "Mean validation loss at each combination of two settings. Parallel lines: the two add up. Lines that are not: one "
+        "setting's effect depends on the other. Bars are 95% intervals of the means, where there are several experiments.",
+        f"Lines of mean validation loss in {len(pairs)} plots. {'; '.join(_lowest(*pair) for pair in pairs)}.",
+        columns=3,
     )
 
 
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
-    rows = means.dropna(subset=["mean"]).copy()
-    at, by = sorted(set(rows["level_a"]), key=_order), sorted(set(rows["level_b"]), key=_order)
-    rows["a"], rows["b"] = rows["level_a"].map(level_text), rows["level_b"].map(level_text)
-    legend = alt.Legend(
-        title=setting_text(b), titleOrient="top", symbolType="circle", symbolSize=70, columns=3, columnPadding=8
-    )
-    columns = ["a", "b", "mean", "low", "high", "n"]
-    base = alt.Chart(alt.InlineData(values=records(rows[columns]))).encode(
-        x=alt.X("a:O", sort=[level_text(v) for v in at], title=setting_text(a), axis=alt.Axis(labelAngle=0)),
-        color=alt.Color("b:N", sort=[level_text(v) for v in by], legend=legend),
+    at, by = ([value_text(v) for v in sorted(set(means[f"level_{k}"]), key=_order)] for k in "ab")
+    rows = means.assign(a=means["level_a"].map(value_text), b=means["level_b"].map(value_text))
+    legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=3, columnPadding=8)
+    base = marks.inline(records(rows[["a", "b", "mean", "low", "high", "n"]])).encode(
+        x=alt.X("a:O", sort=at, title=a, axis=alt.Axis(labelAngle=0)),
+        color=alt.Color("b:N", sort=by, legend=legend),
         tooltip=[
-            alt.Tooltip("a:N", title=setting_text(a)),
-            alt.Tooltip("b:N", title=setting_text(b)),
-            alt.Tooltip("mean:Q", title="mean, nats per token", format=".4f"),
+            alt.Tooltip("a:N", title=a),
+            alt.Tooltip("b:N", title=b),
+            alt.Tooltip("mean:Q", title=f"mean, {NATS}", format=".4f"),
             alt.Tooltip("n:Q", title="experiments"),
         ],
     )
-    y = alt.Y("mean:Q", title="validation loss, nats per token", scale=alt.Scale(zero=False, domain=domain, nice=False))
+    y = marks.y_of("val_loss", "mean", scale=alt.Scale(zero=False, domain=domain, nice=False))
     whisker = base.mark_rule(strokeWidth=1.2, opacity=0.6).encode(y=alt.Y("low:Q"), y2="high:Q")
-    known = [whisker] if rows["low"].notna().any() else []
-    chart = alt.layer(
-        *known, base.mark_line(strokeWidth=2.2).encode(y=y), base.mark_point(filled=True, size=60).encode(y=y)
-    )
-    return Panel(chart, 210, title=f"{setting_text(a)} × {setting_text(b)}")
+    lines = [base.mark_line(strokeWidth=2.2).encode(y=y), base.mark_point(filled=True, size=60).encode(y=y)]
+    return Panel(alt.layer(*([whisker] if rows["low"].notna().any() else []), *lines), 210, title=f"{a} × {b}")
 
 
 def _order(level: Any) -> tuple[int, float, str]:
-    if isinstance(level, str) or level is None:
-        return (1, 0.0, str(level))
-    return (0, float(level), "")
+    return (1, 0.0, str(level)) if isinstance(level, str) or level is None else (0, float(level), "")
 
 
-def _interactions_in_words(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> str:
-    told = []
-    for a, b, means in pairs:
-        known = means.dropna(subset=["mean"])
-        best = known.sort_values("mean", kind="stable").iloc[0]
-        where = f"{setting_text(a)} {level_text(best['level_a'])} with {setting_text(b)} {level_text(best['level_b'])}"
-        told.append(f"{setting_text(a)} and {setting_text(b)}: lowest, {best['mean']:.4f}, at {where}")
-    return f"Lines of mean validation loss in {len(pairs)} plots. {'; '.join(told)}."
+def _lowest(a: str, b: str, means: pd.DataFrame) -> str:
+    best = means.sort_values("mean", kind="stable").iloc[0]
+    where = f"{a} {value_text(best['level_a'])} with {b} {value_text(best['level_b'])}"
+    return f"{a} and {b}: lowest, {best['mean']:.4f}, at {where}"
+
+
+# --- the noise, and shares of variance
 
 
 def half_normal_figure(effects: Effects) -> Figure | None:
@@ -157,45 +144,36 @@ def half_normal_figure(effects: Effects) -> Figure | None:
     table = effects.half_normal
     if table is None or table.empty:
         return None
-    rows = table.copy()
-    rows["size"] = rows["effect"].abs()
-    margins = {"margin of error": "margin", "simultaneous margin": "simultaneous"}
-    found = [(told, float(table.attrs.get(key, math.nan))) for told, key in margins.items()]
-    known = [(told, value) for told, value in found if not math.isnan(value)]
-    outside = rows[rows["size"] > (min(value for _, value in known) if known else math.inf)]
-    rows["label"] = ["" for _ in rows.index]
+    rows = table.assign(size=table["effect"].abs(), label="")
+    margins = [float(table.attrs.get(key, math.nan)) for key in ("margin", "simultaneous")]
+    margins = [margin for margin in margins if not math.isnan(margin)]
+    outside = rows[rows["size"] > min(margins, default=math.inf)]
     for place in _apart(outside["size"], 0.06 * rows["size"].max()):
         rows.loc[place, "label"] = str(rows.loc[place, "term"])
-    base = alt.Chart(alt.InlineData(values=records(rows[["term", "size", "quantile", "label"]]))).encode(
+    base = marks.inline(records(rows[["term", "size", "quantile", "label"]])).encode(
         x=alt.X("quantile:Q", title="half-normal quantile, standard deviations"),
-        y=alt.Y("size:Q", title="size of the effect, nats per token"),
+        y=alt.Y("size:Q", title=f"size of the effect, {NATS}"),
     )
-    point = base.mark_point(filled=True, size=60, opacity=1).encode(
-        tooltip=[
-            alt.Tooltip("term:N", title="effect of"),
-            alt.Tooltip("size:Q", title="size, nats per token", format=".4f"),
-        ]
-    )
-    label = base.mark_text(align="right", dx=-8, dy=-2).encode(text="label:N")
-    lines = alt.Chart(alt.InlineData(values=[{"size": value, "told": told} for told, value in known])).encode(
-        y="size:Q"
-    )
-    highest = alt.Chart(
-        alt.InlineData(values=[{"size": max((v for _, v in known), default=0.0), "told": "margins of error"}])
-    )
-    names = highest.mark_text(style="quiet-words", align="right", baseline="bottom", dy=-4).encode(
-        x=alt.value("width"), y="size:Q", text="told:N"
-    )
-    layers = [*([lines.mark_rule(style="zero"), names] if known else []), point, label]
-    caption = (
-        "Were nothing but noise at work, the points would lie on a straight line through the origin. Above the lower dashed "
-        "line an effect is clear on its own, above the upper one among all of them."
-    )
-    named = [str(term) for term in outside["term"]][::-1]
-    told = f"Above the margin of error: {', '.join(named)}." if named else "None is above the margin of error."
-    alternative = f"{len(rows)} effects by size against half-normal quantiles. {told}"
+    tooltip = [alt.Tooltip("term:N", title="effect of"), alt.Tooltip("size:Q", title=f"size, {NATS}", format=".4f")]
+    layers: list[Any] = [
+        base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=tooltip),
+        base.mark_text(align="right", dx=-8, dy=-2).encode(text="label:N"),
+    ]
+    if margins:
+        name = marks.inline([{"size": max(margins), "label": "margins of error"}]).mark_text(
+            style="quiet-words", align="right", baseline="bottom", dy=-4
+        )
+        lines = marks.inline([{"size": margin} for margin in margins]).mark_rule(style="zero").encode(y="size:Q")
+        layers = [lines, name.encode(x=alt.value("width"), y="size:Q", text="label:N"), *layers]
+    names = [str(term) for term in outside["term"]][::-1]
+    above = f"Above the margin of error: {', '.join(names)}." if names else "None is above the margin of error."
     return Figure(
-        "half-normal", "Which effects stand out of the noise", (Panel(alt.layer(*layers), 340),), caption, alternative
+        "half-normal",
+        "Which effects stand out of the noise",
+        (Panel(alt.layer(*layers), 340),),
+        "Were nothing but noise at work, the points would lie on a straight line through the origin. Above the lower dashed "
+        "line an effect is clear on its own, above the upper one among all of them.",
+        f"{len(rows)} effects by size against half-normal quantiles. {above}",
     )
 
 
@@ -208,27 +186,24 @@ def _apart(sizes: pd.Series, distance: float) -> list[Any]:
     return chosen
 
 
-def variance_figure(effects: Effects) -> Figure | str:
+def variance_figure(effects: Effects) -> Figure | None:
     """Shares of the variance between experiments."""
-    table = effects.table
-    rows = table.dropna(subset=["share"]).drop_duplicates("term") if not table.empty else table
-    if rows.empty:
-        return "Shares of variance need effects, and there are none."
-    rows = rows.sort_values("share", ascending=False, kind="stable").head(12)
-    rows = rows.assign(percent=100 * rows["share"], told=[f"{100 * share:.1f}%" for share in rows["share"]])
-    terms = list(rows["term"])
-    base = alt.Chart(alt.InlineData(values=records(rows[["term", "percent", "told"]]))).encode(
-        y=alt.Y("term:N", sort=terms, title=None),
+    if effects.table.empty or effects.table["share"].isna().all():
+        return None
+    rows = effects.table.dropna(subset=["share"]).drop_duplicates("term")
+    rows = rows.sort_values("share", ascending=False, kind="stable").head(MOST_BARS)
+    rows = rows.assign(percent=100 * rows["share"], text=[f"{100 * share:.1f}%" for share in rows["share"]])
+    base = marks.inline(records(rows[["term", "percent", "text"]])).encode(
+        y=alt.Y("term:N", sort=list(rows["term"]), title=None),
         x=alt.X("percent:Q", title="share of the variance of validation loss, %", axis=alt.Axis(grid=True)),
-        tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("told:N", title="share of variance")],
+        tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )
-    words = base.mark_text(align="left", dx=5).encode(text="told:N")
+    words = base.mark_text(align="left", dx=5).encode(text="text:N")
     bars = base.mark_bar(cornerRadiusEnd=2, height={"band": 0.66})
-    shown = ", ".join(f"{row.term} {row.told}" for row in each(rows.head(6)))
     return Figure(
         "variance",
         "Share of the variance that each explains",
         (Panel(alt.layer(bars, words), 22 * len(rows)),),
         "How much of the differences in validation loss between experiments goes with each setting and pair of settings.",
-        f"Bars. {shown}.",
+        f"Bars. {', '.join(f'{row.term} {row.text}' for row in each(rows.head(6)))}.",
     )

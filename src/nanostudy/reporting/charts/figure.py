@@ -1,32 +1,38 @@
-"""A figure of the page: its panels as Vega-Lite, one look for light, dark and print, its words, and its drawing.
+"""A figure: panels in Vega-Lite, its words, one look for light, dark and print, and the one process that draws.
 
 Every figure is made once. The page shows its panels side by side as far as they fit; print joins them into one picture.
-Panels name the page's tables instead of carrying them: the data are in the page once.
+Panels refer to the document's tables by name: the data are in the page once.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nanostudy.reporting.training_curve import DrawingFailed
+from nanostudy.atomic import cache_folder, write_atomically
+from nanostudy.errors import NanostudyError
 
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
 PRINT_SCALE = 2.0
-LOSS = "validation loss, nats per token"
+LONGEST_DRAWING = 300  # seconds
+CAPTION_WIDTH = 120  # characters of a line in a picture
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart; on dark ground the lighter ones come first.
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DARK = ("#56B4E9", "#E69F00", "#2DB892", "#CC79A7", "#F0E442", "#E8743B", "#C9CDD2")
 BLUE, VERMILLION, GREY = "#2F86C1", "#D55E00", "#85888F"  # that stand out on either ground
+PALE = "#9CBFD8"  # blue that lies behind
 SCHEMES = {  # ink, faint ink, grid, ground, colours
     "light": ("#2A2B2E", "#6B6E76", "#E6E4DF", "#FFFFFF", LIGHT),
     "dark": ("#E4E2DD", "#A0A3AA", "#33363C", "#1B1D21", DARK),
@@ -34,16 +40,19 @@ SCHEMES = {  # ink, faint ink, grid, ground, colours
 
 DRAW = """
 import base64, json, sys, vl_convert
-asked = json.load(sys.stdin)
-version, drawn = asked["version"], {}
-for name, spec in asked["figures"].items():
-    spec = json.dumps(spec)
-    svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
-    png = vl_convert.svg_to_png(svg, scale=asked["scale"])
-    drawn[name] = [base64.b64encode(png).decode(), svg]
-bundle = vl_convert.javascript_bundle(vl_version=version) if asked["bundle"] else ""
-sys.stdout.buffer.write(json.dumps({"drawn": drawn, "bundle": bundle}).encode())
+request = json.load(sys.stdin)
+version, pictures = request["version"], {}
+for name, spec in request["figures"].items():
+    svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=version)
+    png = vl_convert.svg_to_png(svg, scale=request["scale"])
+    pictures[name] = [base64.b64encode(png).decode(), svg]
+bundle = vl_convert.javascript_bundle(vl_version=version) if request["bundle"] else ""
+sys.stdout.buffer.write(json.dumps({"pictures": pictures, "bundle": bundle}).encode())
 """
+
+
+class DrawingFailed(Exception):
+    """The figures could not be drawn on this machine; says why."""
 
 
 @dataclass(frozen=True)
@@ -61,49 +70,47 @@ class Figure:
     title: str
     panels: tuple[Panel, ...]
     caption: str  # how to read it
-    alternative: str  # what is to be seen, in words made from the numbers
+    alternative: str  # its content in words, made from the numbers
     columns: int = 1  # panels beside each other, where there is room
     parameters: Mapping[str, Any] = field(default_factory=dict)  # what the page can change: name and first value
-    tables: tuple[str, ...] = ()  # of the page's data that the panels name
+    tables: tuple[str, ...] = ()  # of the document's data that the panels name
+    whole: float | None = None  # what the page can set the parameter `top` to, to show all of a curve
 
     def for_page(self) -> list[dict[str, Any]]:
         """The panels' specifications, as wide as their place; the page's script gives them the tables."""
         place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-        return [{**self._panel(panel), **place, "params": self._parameters()} for panel in self.panels]
+        return [{**_spec(panel), **place, "params": self._parameters()} for panel in self.panels]
 
     def for_print(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """One specification with all that it needs."""
         width = (PRINT_WIDTH - 90 * (self.columns - 1)) / self.columns
-        panels = [{**self._panel(panel), "width": round(width)} for panel in self.panels]
+        panels = [{**_spec(panel), "width": round(width)} for panel in self.panels]
         datasets = {name: list(tables[name]) for name in self.tables}
         for panel in panels:
             datasets.update(panel.pop("datasets", {}))
         coloured = f" Coloured by {self.parameters['colour']}." if "colour" in self.parameters else ""
+        subtitle = textwrap.wrap(f"{self.caption}{coloured}", CAPTION_WIDTH)
         return {
             "concat": panels,
             "columns": self.columns,
             "spacing": 28,
             "datasets": datasets,
             "params": self._parameters(),
-            "title": {
-                "text": self.title,
-                "subtitle": folded(f"{self.caption}{coloured}"),
-                "fontSize": 17,
-                "offset": 14,
-            },
+            "title": {"text": self.title, "subtitle": subtitle, "fontSize": 17, "offset": 14},
             "config": look("light", "Roboto, Helvetica, Arial, sans-serif") | {"padding": 16},
         }
 
-    def _panel(self, panel: Panel) -> dict[str, Any]:
-        spec = panel.chart.to_dict(validate=False)
-        for key in ("config", "$schema"):
-            spec.pop(key, None)
-        if panel.title:
-            spec["title"] = {"text": panel.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
-        return {**spec, "height": panel.height}
-
     def _parameters(self) -> list[dict[str, Any]]:
         return [{"name": name, "value": value} for name, value in self.parameters.items()]
+
+
+def _spec(panel: Panel) -> dict[str, Any]:
+    spec = panel.chart.to_dict(validate=False)
+    for key in ("config", "$schema"):
+        spec.pop(key, None)
+    if panel.title:
+        spec["title"] = {"text": panel.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
+    return {**spec, "height": panel.height}
 
 
 def look(scheme: str, font: str) -> dict[str, Any]:
@@ -166,27 +173,39 @@ def look(scheme: str, font: str) -> dict[str, Any]:
 
 
 def draw(
-    figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, Any]]], *, bundle: bool = True
+    figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> tuple[dict[str, tuple[bytes, str]], str]:
     """(PNG and SVG of each figure by its id, the scripts that draw them in a browser). Raises DrawingFailed.
 
-    All are drawn by one process of its own: the engine inside asks for far more address space than it uses, and where a
-    cluster limits that it takes its process down.
+    One process of its own draws them all: the engine inside reserves far more address space than it uses, and where a
+    cluster limits that, its process dies. The scripts are the same for every page and stay in the cache.
     """
-    asked = {
-        "version": vega_lite_version(),
+    version = vega_lite_version()
+    cached = cache_folder() / f"vega-lite-{version}-{metadata.version('vl-convert-python')}.js"
+    bundle = cached.read_text(encoding="utf-8") if cached.is_file() else ""
+    request = {
+        "version": version,
         "scale": PRINT_SCALE,
         "figures": {figure.id: figure.for_print(tables) for figure in figures},
-        "bundle": bundle,
+        "bundle": not bundle,
     }
-    command = [sys.executable, "-c", DRAW]
-    drawn = subprocess.run(command, input=json.dumps(asked).encode(), capture_output=True, check=False)
-    if drawn.returncode:
-        said = drawn.stderr.decode(errors="replace").strip().splitlines()
-        raise DrawingFailed(said[-1] if said else f"the drawing process ended with {drawn.returncode}")
-    answer = json.loads(drawn.stdout)
-    pictures = {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["drawn"].items()}
-    return pictures, answer["bundle"]
+    command = [sys.executable, "-P", "-c", DRAW]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request).encode(), capture_output=True, check=False, timeout=LONGEST_DRAWING
+        )
+    except subprocess.TimeoutExpired:
+        raise DrawingFailed(f"the drawing process took longer than {LONGEST_DRAWING} s") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise DrawingFailed(lines[-1] if lines else f"the drawing process ended with {done.returncode}")
+    answer = json.loads(done.stdout)
+    if not bundle:
+        bundle = answer["bundle"]
+        with contextlib.suppress(OSError, NanostudyError):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cached, bundle)
+    return {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["pictures"].items()}, bundle
 
 
 def vega_lite_version() -> str:
@@ -208,12 +227,5 @@ def records(frame: pd.DataFrame, decimals: int = 6, exact: Sequence[str] = ()) -
 
 
 def each(table: pd.DataFrame) -> Iterator[Any]:
-    """Its rows, with columns as attributes."""
-    return table.itertuples()
-
-
-def folded(text: str, width: int = 120) -> list[str]:
-    """Lines of a picture's subtitle."""
-    import textwrap
-
-    return textwrap.wrap(text, width)
+    """Its rows, with columns as attributes, and an index called `name` as one, too."""
+    return (table.reset_index() if table.index.name == "name" else table).itertuples()

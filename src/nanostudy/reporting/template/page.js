@@ -79,7 +79,7 @@
     if (!window.vegaEmbed || drawing.has(figure)) return drawing.get(figure);
     const promise = draw(figure).catch((problem) => {
       console.error(problem);
-      figure.querySelector(".panels").append(make("p", { className: "missing", textContent: "This figure could not be drawn by this browser." }));
+      figure.querySelector(".panels").append(make("p", { className: "note", textContent: "This figure could not be drawn by this browser." }));
     });
     drawing.set(figure, promise);
     return promise;
@@ -115,16 +115,14 @@
 
   // --- the table of experiments
 
-  const shown = {
-    val_loss: 4, train_loss: 4, gap: 4, best_val_loss: 4, epochs: 2, seconds: 1,
-  };
   const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const asText = (key, value) => {
     if (value === null || value === undefined) return "";
     if (typeof value !== "number") return String(value);
-    if (key === "flops") return value.toExponential(2);
-    if (key in shown) return value.toFixed(shown[key]).replace("-", "−");
-    return Number.isInteger(value) && key !== "seed" ? whole.format(value) : String(value);
+    const decimals = data.decimals[key];
+    if (decimals !== null && decimals !== undefined) return value.toFixed(decimals).replace("-", "−");
+    if (decimals === undefined) return String(value); // a setting's value, as it is typed
+    return Math.abs(value) >= 1e9 ? value.toExponential(2) : whole.format(value);
   };
 
   const table = document.getElementById("experiments-table");
@@ -134,7 +132,7 @@
     const headings = all("thead th[data-column]", table);
     const keys = headings.map((th) => th.dataset.column);
     const numeric = new Map(keys.map((key) => [key, tables.experiments.some((row) => typeof row[key] === "number")]));
-    const lowest = new Map(["val_loss", "train_loss", "gap"].map((key) => [
+    const lowest = new Map(data.lowest.map((key) => [
       key, Math.min(...tables.experiments.filter((r) => r.status === "finished" && r[key] !== null).map((r) => r[key])),
     ]));
     headings.forEach((th) => th.classList.toggle("n", numeric.get(th.dataset.column)));
@@ -221,10 +219,10 @@
       beginning = beginning.filter((other) => other !== i);
       choose(i, false);
     });
-    const told = row.val_loss === null ? row.status : `validation loss ${asText("val_loss", row.val_loss)}`;
+    const loss = row.val_loss === null ? row.status : `validation loss ${asText("val_loss", row.val_loss)}`;
     const article = make("article", { className: "sample" },
       make("h3", {}, make("span", { textContent: row.name }), close),
-      make("p", { textContent: row.place === null ? told : `place ${row.place}, ${told} nats per token` }));
+      make("p", { textContent: row.place === null ? loss : `place ${row.place}, ${loss} nats per token` }));
     article.dataset.i = i;
     const prompt = document.getElementById("sample-prompt").value;
     const texts = samples.filter((s) => s.i === i && (prompt === "all" || s.prompt === prompts[Number(prompt)]));

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from nanostudy.atomic import replace_atomically
 from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Report, Task, TrainStack, perform
 from nanostudy.training.events import Saving, Stopped
@@ -197,7 +198,5 @@ def append_part(path: Path, part: Part) -> bool:
         file.write(part.data)
         whole = file.tell() == part.size
     if whole:
-        from nanostudy.atomic import replace_atomically
-
         replace_atomically(path, lambda temporary: os.replace(arriving, temporary))
     return whole

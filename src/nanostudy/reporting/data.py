@@ -1,6 +1,6 @@
-"""What the page carries once and its figures and tables share: a row an experiment, a row a point of a curve, samples.
+"""The data of a document: one row per experiment, one per point of a curve, samples; its figures and tables share them.
 
-Beyond some number of experiments less is carried, so that a page opens at once, and `left_out` says what.
+Of many experiments a part is kept, so that a page opens at once, and `left_out` says what was left out.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
+from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts.figure import records
+from nanostudy.text import value_text
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
 FEWEST_POINTS = 24  # of one
-MOST_SAMPLED = 128  # experiments whose samples can be read on the page
-LONGEST_SAMPLE = 2_000  # characters of one
-OUTCOMES = ("train_loss", "val_loss", "gap", "best_step", "best_val_loss")
-AMOUNTS = ("parameters", "updates", "tokens", "epochs", "flops", "seconds")
+MOST_SAMPLED = 128  # experiments whose samples the page has
+LONGEST_SAMPLE = 2_000  # characters of one, where there are several experiments
 
 
 @dataclass(frozen=True)
-class PageData:
+class Data:
     experiments: list[dict[str, Any]]
     curves: list[dict[str, Any]]  # i: the experiment's place in `experiments`
     samples: list[dict[str, Any]]  # i, prompt, text
@@ -38,38 +38,24 @@ class PageData:
         return {"experiments": self.experiments, "curves": self.curves}
 
 
-def page_data(results: Results, colourings: Sequence[str]) -> PageData:
-    table = results.experiments
+def data_of(results: Results, colourings: Sequence[str]) -> Data:
     by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
     rows = _experiments(results)
     place = {row["name"]: row["i"] for row in rows}
     curves, thinned = _curves(results, by_loss, place)
     samples, unread = _samples(results, by_loss, place)
-    for row in rows:
-        row["sampled"] = False
-    for sample in samples:
-        rows[sample["i"]]["sampled"] = True
-    assert len(place) == len(table), "names of experiments are unique"
-    return PageData(rows, curves, samples, tuple(colourings), tuple(thinned + unread))
+    return Data(rows, curves, samples, tuple(colourings), (*thinned, *unread))
 
 
 def _experiments(results: Results) -> list[dict[str, Any]]:
-    columns = ["id", "part", "status", "reason", *results.factors, "seed", *OUTCOMES, *AMOUNTS, "device", "precision"]
+    columns = ["id", "part", "status", "reason", *results.factors, "seed", *MEASURES, "device", "precision"]
     table = results.experiments[[column for column in columns if column in results.experiments]].copy()
-    for name in results.factors:
-        table[name] = [_level(value) for value in table[name]]
+    for name in results.factors:  # as charts and filters take them: numbers, or text
+        table[name] = [value_text(value) if isinstance(value, (bool, np.bool_)) else value for value in table[name]]
     table["cell"] = results.cells()
-    place = results.finished["val_loss"].rank(method="first")
-    table["place"] = place.reindex(table.index)
-    named = records(table.reset_index(names="name"), 5, exact=results.factors)
-    return [{"i": i, **row} for i, row in enumerate(named)]
-
-
-def _level(value: Any) -> Any:
-    """As a chart and a filter take it: a number, or text."""
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    return value
+    table["place"] = results.finished["val_loss"].rank(method="first").reindex(table.index)
+    rows = records(table.reset_index(names="name"), 5, exact=results.factors)
+    return [{"i": i, **row} for i, row in enumerate(rows)]
 
 
 def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -79,9 +65,9 @@ def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tupl
     ranked = [name for name in by_loss if name in there]
     others = sorted(there - set(ranked), key=lambda name: place.get(name, 0))
     names = [*ranked, *others]
-    told = []
+    notes = []
     if len(names) > MOST_CURVES:
-        told.append(
+        notes.append(
             f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
             "evenly over the ranking."
         )
@@ -94,8 +80,8 @@ def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tupl
     losses = points[["step", "train_loss", "val_loss"]].astype(float)
     rows = records(losses.assign(i=points["name"].map(place)), 5)
     if thinned:
-        told.append(f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all.")
-    return rows, told
+        notes.append(f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all.")
+    return rows, notes
 
 
 def spread(ranked: Sequence[str], most: int) -> list[str]:
@@ -127,9 +113,9 @@ def _samples(results: Results, by_loss: list[str], place: dict[str, int]) -> tup
     there = {str(name): group for name, group in table.groupby("name", sort=False)}
     others = [name for name in there if name not in set(by_loss)]
     names = [name for name in [*by_loss, *others] if name in there]
-    told = []
+    notes = []
     if len(names) > MOST_SAMPLED:
-        told.append(
+        notes.append(
             f"Samples of the best {MOST_SAMPLED} of {len(names):,} experiments are on this page; the others are in their folders."
         )
         names = names[:MOST_SAMPLED]
@@ -137,6 +123,7 @@ def _samples(results: Results, by_loss: list[str], place: dict[str, int]) -> tup
     for name in names:
         for prompt, text in zip(there[name]["prompt"], there[name]["text"], strict=True):
             whole = str(text)
-            cut = whole[:LONGEST_SAMPLE] + (" …" if len(whole) > LONGEST_SAMPLE else "")
+            too_long = len(names) > 1 and len(whole) > LONGEST_SAMPLE
+            cut = f"{whole[:LONGEST_SAMPLE]} …" if too_long else whole
             rows.append({"i": place[name], "prompt": str(prompt or ""), "text": cut})
-    return rows, told
+    return rows, notes

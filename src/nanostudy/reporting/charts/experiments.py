@@ -1,0 +1,223 @@
+"""Figures of the experiments side by side: ranking, parts, parallel coordinates, what their samples are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from nanostudy.analysis.frames import Results, levels
+from nanostudy.measures import MEASURES
+from nanostudy.reporting.charts import marks
+from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.reporting.data import spread
+from nanostudy.reporting.phrases import number
+from nanostudy.text import counted, listed, value_text
+
+MOST_RANKED = 30
+MOST_LINES = 256  # of parallel coordinates
+KINDS = ("lowest", "indistinguishable from the lowest (95%)", "higher")
+
+
+def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
+    """Settings by their mean validation loss with its interval, the best first; every seed's own loss beside it."""
+    if len(ranking) < 2:
+        return None
+    rows, replicated = ranked_cells(results, ranking)
+    top = rows.head(MOST_RANKED).copy()
+    top["kind"] = np.where(top["tied"].astype(bool), KINDS[1], KINDS[2])
+    top.loc[top.index[0], "kind"] = KINDS[0]
+    scale = alt.Scale(domain=list(KINDS), range=[VERMILLION, BLUE, GREY])
+    labels = alt.Y("label:N", sort=list(top["label"]), title=None, axis=alt.Axis(grid=True))
+    base = marks.inline(records(top[["label", "mean", "low", "high", "n", "kind"]])).encode(
+        y=labels,
+        color=alt.Color("kind:N", scale=scale, legend=alt.Legend(title=None, symbolType="circle")),
+        tooltip=[
+            alt.Tooltip("label:N", title="settings" if replicated else "experiment"),
+            alt.Tooltip("mean:Q", title="mean" if replicated else MEASURES["val_loss"].title, format=".4f"),
+            alt.Tooltip("low:Q", title="from", format=".4f"),
+            alt.Tooltip("high:Q", title="to", format=".4f"),
+            alt.Tooltip("n:Q", title="seeds"),
+        ],
+    )
+    with_intervals = bool(rows["low"].notna().any())
+    layers = [
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=marks.x_of("val_loss", "mean", scale=marks.free()))
+    ]
+    if with_intervals:
+        layers.insert(0, base.mark_rule(strokeWidth=2).encode(x=marks.x_of("val_loss", "low"), x2="high:Q"))
+    if replicated:
+        single = ranking.assign(label=ranking["name"].map(rows.attrs["labels"]))
+        single = single[single["label"].isin(list(top["label"]))][["label", "value", "name"]]
+        tick: dict[str, Any] = {"thickness": 1.5, "size": 9, "opacity": 0.8}
+        layers.insert(0, marks.inline(records(single)).mark_tick(**tick).encode(y=labels, x="value:Q"))
+    what = "settings" if replicated else "experiments"
+    count = f"The best {len(top)} of {len(rows):,} {what}" if len(top) < len(rows) else f"All {len(rows):,} {what}"
+    caption = f"{count} by validation loss{', with 95% intervals' if with_intervals else ''}."
+    tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
+    return Figure(
+        "ranking",
+        "Ranking by validation loss",
+        (Panel(marks.layered(*layers), 20 * len(top)),),
+        f"{caption} Ticks are the seeds." if replicated else caption,
+        f"{len(rows):,} {what}, from {number(rows['mean'].min())} to {number(rows['mean'].max())} nats per token. "
+        f"Lowest: {rows['label'].iloc[0]}. Others that are indistinguishable from it: {tied:,}.",
+    )
+
+
+def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """label, mean, low, high, n, tied by settings, the lowest mean first, and whether any have several seeds.
+
+    Labels are names where each stands alone; attrs["labels"] maps names to them.
+    """
+    replicated = bool((ranking["n"] > 1).any())
+    names = [str(name) for name in ranking["name"]]
+    labels = dict(zip(names, names, strict=True))
+    if replicated:
+        axes = [name for name in results.factors if len(levels(results.finished[name])) > 1]
+        table = results.experiments
+        labels = {
+            name: ", ".join(f"{axis} {value_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names
+        }
+    rows = ranking.assign(label=ranking["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
+    rows.attrs["labels"] = labels
+    return rows, replicated
+
+
+def parts_figure(means: pd.DataFrame, colour: str) -> Figure | None:
+    """Each experiment in its part, with the part's mean."""
+    if len(means) < 2:
+        return None
+    order = list(means["part"])
+    dots = (
+        marks.points("isValid(datum.val_loss)", 45, 0.7)
+        .transform_calculate(jitter="((datum.i * 7919) % 101) / 50.5 - 1")
+        .encode(
+            y=alt.Y("part:N", sort=order, title=None),
+            yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1.6, 1.6])),
+            x=marks.x_of("val_loss", scale=marks.free(), axis=alt.Axis(grid=True)),
+            tooltip=[*marks.WHO, marks.tip("val_loss")],
+        )
+    )
+    base = marks.inline(records(means)).encode(y=alt.Y("part:N", sort=order))
+    bar = base.mark_rule(style="front", strokeWidth=2.4).encode(x="low:Q", x2="high:Q")
+    mean = base.mark_point(style="mean", shape="diamond", filled=True, size=130, opacity=1).encode(x="mean:Q")
+    lines = [f"{row.part}: mean {number(row.mean)}, best {number(row.best)}, n = {row.n}" for row in each(means)]
+    return Figure(
+        "parts",
+        "The parts compared",
+        (Panel(alt.layer(dots, bar, mean), 58 * len(means)),),
+        "Dots are experiments, diamonds the parts' means with 95% intervals over their experiments.",
+        f"Validation loss by part. {'; '.join(lines)}.",
+        parameters=marks.parameters(colour),
+        tables=("experiments",),
+    )
+
+
+def parallel_figure(results: Results) -> Figure | None:
+    """One line per experiment through the levels of its settings to its loss."""
+    table = results.finished
+    axes = [name for name in results.factors if len(levels(table[name])) > 1]
+    if not axes or len(table) < 2:
+        return None
+    loss = table["val_loss"].astype(float)
+    low, high = float(loss.min()), float(loss.max())
+    names = [*axes, MEASURES["val_loss"].title]
+    heights, labels = _heights(table, axes)
+    heights[names[-1]] = (loss - low) / ((high - low) or 1.0)
+    labels += [{"axis": names[-1], "at": at, "level": number(low + at * (high - low), 3)} for at in (0, 0.5, 1)]
+    drawn = spread([str(name) for name in table.sort_values("val_loss", kind="stable").index], MOST_LINES)
+    place = {name: i for i, name in enumerate(results.experiments.index)}
+    rows = [
+        {
+            "i": place[name],
+            "axis": axis,
+            "at": round(float(heights[axis][name]), 4),
+            "loss": round(float(loss[name]), 5),
+        }
+        for name in drawn
+        for axis in names
+        if heights[axis][name] == heights[axis][name]
+    ]
+    x = alt.X("axis:N", sort=names, title=None, axis=alt.Axis(orient="top"))
+    y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.02, 1.02]))
+    legend = alt.Legend(title=MEASURES["val_loss"].axis, gradientLength=160, format=".2f")
+    lines = (
+        marks.inline(rows)
+        .mark_line(strokeWidth=1.3)
+        .encode(
+            x=x,
+            y=y,
+            detail="i:N",
+            color=alt.Color("loss:Q", legend=legend),
+            strokeOpacity=marks.fading(min(0.85, 14 / len(drawn) + 0.25), 0.06),
+        )
+    )
+    base = marks.inline(labels).encode(x=x, y=y, text="level:N")
+    words: dict[str, Any] = {"align": "right", "dx": -7, "fontWeight": "bold"}
+    best = table.loc[str(loss.idxmin())]
+    through = listed([f"{axis} {value_text(best[axis])}" for axis in axes])
+    some = f" {MOST_LINES} of {len(table):,} are drawn." if len(drawn) < len(table) else ""
+    return Figure(
+        "parallel",
+        "Every experiment through its settings",
+        (Panel(alt.layer(lines, base.mark_text(style="halo", **words), base.mark_text(**words)), 380),),
+        f"One line per experiment, from setting to setting to its validation loss; within a level, the better are lower.{some}",
+        f"{len(table):,} lines. The best, at {number(low)} nats per token, goes through {through}.",
+        parameters={"chosen": []},
+    )
+
+
+def _heights(table: pd.DataFrame, axes: list[str]) -> tuple[dict[str, pd.Series], list[dict[str, Any]]]:
+    """Where each line meets each axis, 0 to 1 (a band per level, the better lower within it), and the levels' labels."""
+    heights, labels = {}, []
+    for axis in axes:
+        present = levels(table[axis])
+        at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
+        labels += [{"axis": axis, "at": at[level], "level": value_text(level)} for level in present]
+        rank = table.groupby(axis)["val_loss"].rank(pct=True) - 0.5
+        heights[axis] = table[axis].map(at).astype(float) + 0.62 / len(present) * rank
+    return heights, labels
+
+
+def quality_figure(results: Results, quality: pd.DataFrame, kinds: Mapping[str, tuple[str, str]]) -> Figure | None:
+    """What samples are like against validation loss. `kinds`: column of `quality` to title and axis title."""
+    place = {name: i for i, name in enumerate(results.experiments.index)}
+    panels, medians = [], []
+    for column, (title, axis) in kinds.items():
+        rows = quality[[column]].dropna().join(results.finished[["val_loss"]], how="inner").reset_index(names="name")
+        if len(rows) < 2:
+            continue
+        percent = axis.endswith("%")
+        medians.append(
+            f"{title}, median {quality[column].median():.0%}"
+            if percent
+            else f"{title}, median {quality[column].median():.0f}"
+        )
+        rows["i"] = rows["name"].map(place)
+        rows[column] *= 100 if percent else 1
+        chart = (
+            marks.inline(records(rows, 4))
+            .mark_point(filled=True, size=50)
+            .encode(
+                x=marks.x_of("val_loss", scale=marks.free()),
+                y=alt.Y(f"{column}:Q", title=axis, scale=marks.free()),
+                opacity=marks.fading(0.8, 0.1),
+                tooltip=[marks.WHO[0], alt.Tooltip(f"{column}:Q", title=axis, format=".3~f")],
+            )
+        )
+        panels.append(Panel(chart, 220, title=title))
+    if not panels:
+        return None
+    return Figure(
+        "quality",
+        "What the samples are like, against loss",
+        tuple(panels),
+        "Each dot is an experiment's samples, measured; to the left are the lower losses.",
+        f"Of {counted(len(quality), 'experiment')}: {'; '.join(medians)}.",
+        columns=2,
+        parameters={"chosen": []},
+    )

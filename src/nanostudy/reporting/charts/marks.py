@@ -1,0 +1,100 @@
+"""What charts share: axes and tooltips of measures, points of the document's experiments and how a reader colours and picks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from nanostudy.analysis.frames import Results, levels
+from nanostudy.measures import MEASURES
+
+COLOUR = "colour"  # the page's parameter: the column that colours
+FADED = "length(chosen) && indexof(chosen, datum.i) < 0"  # where a reader picked experiments, the others step back
+GROUP = f"isValid(datum[{COLOUR}]) ? datum[{COLOUR}] : 'not known'"
+WHO = [alt.Tooltip("name:N", title="experiment"), alt.Tooltip("group:N", title="colour")]
+
+
+def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
+    """The columns that can colour points and curves: settings first, those with the strongest effects before others."""
+    table = results.experiments
+    order = [name for name in strongest if name in results.factors]
+    settings = [*order, *(name for name in results.factors if name not in order)]
+    varying = [name for name in settings if len(levels(results.finished[name])) > 1]
+    settings = [*varying, *(name for name in settings if name not in varying)]
+    others = [name for name in ("part", "status", "device", "precision") if table[name].nunique(dropna=True) > 1]
+    seeds = ["seed"] if 1 < table["seed"].nunique(dropna=True) <= 12 else []
+    names = [] if len(table) > 12 else ["name"]
+    return [*settings, *others, *seeds, *names] or ["status"]
+
+
+def parameters(colour: str) -> dict[str, Any]:
+    return {COLOUR: colour, "chosen": []}
+
+
+def inline(rows: Any) -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=rows))
+
+
+def points(condition: str, size: int = 55, opacity: float = 0.85) -> alt.Chart:
+    """A point for each finished experiment of the page's table that meets the condition."""
+    return (
+        alt.Chart(alt.NamedData(name="experiments"))
+        .transform_calculate(group=GROUP)
+        .transform_filter(f"{condition} && datum.status == 'finished'")
+        .mark_point(filled=True, size=size)
+        .encode(color=group_colour(), opacity=fading(opacity, 0.1))
+    )
+
+
+def group_colour(symbol: str = "circle") -> alt.Color:
+    return alt.Color("group:N", legend=alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5))
+
+
+def fading(strong: float, faint: float) -> Any:
+    return alt.condition(FADED, alt.value(faint), alt.value(strong))
+
+
+def x_of(name: str, field: str = "", **settings: Any) -> alt.X:
+    """The axis of a measure, with its unit."""
+    return alt.X(f"{field or name}:Q", title=MEASURES[name].axis, **settings)
+
+
+def y_of(name: str, field: str = "", **settings: Any) -> alt.Y:
+    return alt.Y(f"{field or name}:Q", title=MEASURES[name].axis, **settings)
+
+
+def tip(name: str, field: str = "") -> alt.Tooltip:
+    measure = MEASURES[name]
+    digits = "," if measure.decimals is None else f".{measure.decimals}f"
+    return alt.Tooltip(f"{field or name}:Q", title=measure.axis, format=digits)
+
+
+def updates_axis() -> alt.X:
+    axis = alt.Axis(format=",d", tickCount=6)
+    return alt.X("step:Q", title="updates", axis=axis, scale=alt.Scale(domainMin=0, nice=False))
+
+
+UPDATE = alt.Tooltip("step:Q", title="update", format=",d")
+
+
+def free() -> alt.Scale:
+    """An axis that need not begin at zero."""
+    return alt.Scale(zero=False)
+
+
+def logarithmic(padding: int = 14) -> alt.Scale:
+    return alt.Scale(type="log", nice=False, padding=padding)
+
+
+def magnitudes() -> alt.Axis:
+    return alt.Axis(format="~s", tickCount=5)
+
+
+def zero_line(channel: str) -> alt.Chart:
+    return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
+
+
+def layered(*charts: Any) -> Any:
+    return alt.layer(*charts) if len(charts) > 1 else charts[0]

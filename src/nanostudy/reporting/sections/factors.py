@@ -1,0 +1,99 @@
+"""What settings do: the ranking, effects, interactions, and every experiment through its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.reporting.charts import experiments as charts
+from nanostudy.reporting.charts import factors
+from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Section
+from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.phrases import signed
+from nanostudy.text import value_text
+
+MOST_ROWS = 200  # of the table of effects
+MOST_RANKED = 10  # of the ranking by the gap
+NOT_KNOWN = "not known"
+
+
+def ranking(f: Findings) -> Section | None:
+    figure = charts.ranking_figure(f.results, f.analysis.ranking)
+    if figure is None:
+        return None
+    blocks: list[Block] = [figure]
+    basis = f.analysis.ranking.attrs.get("basis")
+    blocks += [Prose(str(basis))] if basis else []
+    by_gap = f.analysis.generalisation
+    if not by_gap.empty:
+        rows = [
+            (place, row["name"], signed(row["value"], 4), _interval(row["low"], row["high"]), value_text(row["tied"]))
+            for place, row in by_gap.head(MOST_RANKED).iterrows()
+        ]
+        header = ("place", "experiment", "gap", "95% interval", "indistinguishable from the first")
+        blocks.append(Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True))
+    return Section("ranking", "Ranking", blocks)
+
+
+def _interval(low: float, high: float) -> str:
+    return NOT_KNOWN if low != low or high != high else f"{signed(low, 4)} to {signed(high, 4)}"
+
+
+def effects(f: Findings) -> Section | None:
+    found = f.analysis.effects
+    if found.table.empty:
+        return None
+    figures = [
+        factors.effects_figure(found),
+        factors.half_normal_figure(found),
+        factors.variance_figure(found),
+        factors.effects_figure(f.analysis.gap_effects, "gap"),
+    ]
+    first, *others = [figure for figure in figures if figure]
+    blocks: list[Block] = [first, Prose(found.explanation)]
+    blocks += [Bullets(found.missing)] if found.missing else []
+    blocks += [*others, _effects_table(found.table)]
+    return Section("effects", "What each setting does", blocks)
+
+
+def _effects_table(table: pd.DataFrame) -> Grid:
+    rows = [
+        (
+            row.what,
+            signed(row.effect, 4),
+            _interval(row.low, row.high),
+            "" if row.se != row.se else f"{row.se:.4f}",
+            "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
+            "" if row.share != row.share else f"{row.share:.1%}",
+        )
+        for row in each(factors.worded(table))
+    ]
+    header = ("change", "effect, nats per token", "95% interval", "standard error", "p", "share of variance")
+    return Grid("All effects on the validation loss", header, rows[:MOST_ROWS], folded=True)
+
+
+def interactions(f: Findings) -> Section | None:
+    table = f.analysis.effects.table
+    if table.empty or len(f.results.factors) < 2:
+        return None
+    pairs = [(a, b, f.analysis.cell_means(a, b)) for a, b in _important_pairs(table)]
+    figure = factors.interactions_figure(pairs)
+    return Section("interactions", "How settings act together", [figure]) if figure else None
+
+
+def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """By the size of the interaction; where none is estimated, of the settings with the largest effects."""
+    seconds = table[(table["order"] == 2) & table["effect"].notna()]
+    if len(seconds):
+        order = seconds["effect"].abs().sort_values(ascending=False, kind="stable").index
+        pairs: Any = each(seconds.loc[order].drop_duplicates("term").head(factors.MOST_INTERACTIONS))
+        return [(str(row.factor_a), str(row.factor_b)) for row in pairs]
+    first = [str(name) for name in strongest_by_factor(table)["factor_a"]][:3]
+    return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
+
+
+def parallel(f: Findings) -> Section | None:
+    figure = charts.parallel_figure(f.results)
+    return Section("parallel", "Every experiment through its settings", [figure]) if figure else None

@@ -1,0 +1,161 @@
+"""Losses over time and against cost: curves, gaps, fronts, parts, comparisons at equal budgets, scaling."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nanostudy.analysis import curves as curve
+from nanostudy.analysis.equal_budget import Budget, Cost
+from nanostudy.measures import MEASURES
+from nanostudy.reporting.charts import losses as charts
+from nanostudy.reporting.charts.experiments import parts_figure
+from nanostudy.reporting.charts.figure import Figure, each
+from nanostudy.reporting.charts.training import training_figure
+from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Section
+from nanostudy.reporting.findings import Findings, Training
+from nanostudy.reporting.phrases import amount, ends, number, short, signed
+from nanostudy.text import counted, digits, duration
+
+BUDGETS: dict[Budget, str] = {
+    "context": "equal context",
+    "updates": "equal updates",
+    "tokens": "equal tokens",
+    "arithmetic": "equal arithmetic",
+    "time": "equal time",
+}
+COSTS: tuple[Cost, ...] = ("parameters", "flops", "seconds")
+FIRST_PLACES = 3
+MOST_ROWS = 40  # of a small table
+
+
+def curves(f: Findings) -> Section | None:
+    if f.training:
+        figure = _curve_of(f.training)
+        return Section("curves", "Curves", [figure]) if figure else None
+    figure = charts.curves_figure(f.results, f.data.curves, f.colour)
+    if figure is None:
+        return None
+    blocks: list[Block] = [figure, Bullets([*_overfitting(f), *_plateaus(f), *_stability(f)])]
+    table = f.analysis.overfitting
+    table = table[table["overfits"].fillna(False).astype(bool)].sort_values("rise", ascending=False)
+    rows = [
+        (r.name, int(r.best_step), int(r.last_step), number(r.best_val_loss), number(r.val_loss), signed(r.rise, 4))
+        for r in each(table.head(MOST_ROWS))
+    ]
+    header = ("experiment", "best update", "last update", "lowest", "at the end", "rise")
+    caption = "Those that overfit: their best weights came before the end"
+    return Section("curves", "Curves", [*blocks, Grid(caption, header, rows, folded=True)] if rows else blocks)
+
+
+def _curve_of(t: Training) -> Figure | None:
+    course = f" {curve.course(t.evaluations)}" if t.evaluations else ""
+    return training_figure(
+        t.evaluations,
+        t.log,
+        f"{t.corpus['name']}: {t.model()}. {t.length()}.",
+        f"Losses against updates.{course}",
+        entropy=t.entropy,
+        grad_clip=t.experiment.grad_clip,
+    )
+
+
+def _overfitting(f: Findings) -> list[str]:
+    table = f.analysis.overfitting
+    if table.empty:
+        return []
+    over, early = table["overfits"].fillna(False).sum(), (table["best_step"] < table["last_step"]).sum()
+    return [
+        f"Overfitting: {int(over) or 'none'} of {len(table):,} end more than 1% above their lowest validation loss while the "
+        f"training loss falls; the best evaluation came before the last in {int(early) or 'none'}."
+    ]
+
+
+def _plateaus(f: Findings) -> list[str]:
+    table = f.analysis.convergence
+    steps = pd.to_numeric(table["plateau"], errors="coerce").dropna()
+    if table.empty:
+        return []
+    if steps.empty:
+        return [f"Convergence: no plateau in any of {counted(len(table), 'training')}; all losses were still falling."]
+    median = f"{steps.median():,.0f}"
+    return [f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {median} in the median."]
+
+
+def _stability(f: Findings) -> list[str]:
+    table = f.analysis.stability
+    if table.empty:
+        return []
+    diverged, spiked = int(table["diverged"].sum()), int((table["spikes"] > 0).sum())
+    largest = pd.to_numeric(table["largest_norm"], errors="coerce").max()
+    norm = f"; the largest norm was {digits(float(largest))}" if largest == largest else ""
+    return [f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."]
+
+
+def gap(f: Findings) -> Section | None:
+    figure = charts.gap_figure(f.results, f.data.curves, f.colour)
+    return Section("gap", "Loss gap", [figure]) if figure else None
+
+
+def costs(f: Findings) -> Section | None:
+    fronts: dict[str, pd.DataFrame] = {cost: f.analysis.pareto(cost) for cost in COSTS}
+    figure = charts.pareto_figure(fronts, f.colour)
+    if figure is None:
+        return None
+    blocks: list[Block] = [figure]
+    for cost, table in fronts.items():
+        front = table[table["on_front"].astype(bool)].sort_values("cost").head(MOST_ROWS)
+        rows = [(row.name, amount(row.cost, cost), number(row.val_loss)) for row in each(front)]
+        header = ("experiment", MEASURES[cost].title, MEASURES["val_loss"].title)
+        blocks += [Grid(f"The front against {MEASURES[cost].title}", header, rows, folded=True)] if rows else []
+    return Section("costs", "What a lower loss costs", blocks)
+
+
+def parts(f: Findings) -> Section | None:
+    means = f.analysis.part_means
+    figure = parts_figure(means, f.colour)
+    if figure is None:
+        return None
+    rows = [
+        (row.part, row.n, number(row.mean), ends(row.low, row.high), number(row.best), row.best_name)
+        for row in each(means)
+    ]
+    header = ("part", "finished", "mean", "95% interval", "lowest", "by")
+    return Section("parts", "The parts compared", [figure, Grid("The parts' validation losses", header, rows)])
+
+
+def fair(f: Findings) -> Section | None:
+    """The first places at every common budget, and what was done to compare them."""
+    if not f.compares:
+        return None
+    rows, notes = [], []
+    for at, name in BUDGETS.items():
+        table = f.analysis.equal_budget(at)
+        if table.attrs.get("explanation"):
+            notes.append(f"{name.capitalize()}: {table.attrs['explanation']}")
+        if table.empty:
+            continue
+        table = table.sort_values("value", kind="stable")
+        first = [f"{row.name} ({number(row.value)})" for row in each(table.head(FIRST_PLACES))]
+        rows.append((name, _budget(at, float(table["at"].iloc[0])), *first, *[""] * (FIRST_PLACES - len(first))))
+    if not rows:
+        return None
+    why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
+    grid = Grid("First places at equal budgets", ("at", "budget", "first", "second", "third"), rows)
+    return Section("fair", "Fair comparisons", [Prose(why), grid, Bullets(notes)])
+
+
+def _budget(at: str, budget: float) -> str:
+    if at == "time":
+        return duration(budget)
+    if at == "arithmetic":
+        return f"{short(budget)}FLOP"
+    return f"{budget:,.0f} {'tokens' if at == 'context' else at}"
+
+
+def scaling(f: Findings) -> Section | None:
+    fits = f.analysis.scaling if f.compares else {}
+    figure = charts.scaling_figure(f.results, fits, f.colour)
+    if figure is None:
+        return None
+    lines = [f"Loss against {against}: {charts.fit_text(fit)}" for against, fit in fits.items()]
+    return Section("scaling", "Scaling", [figure, Bullets(lines)])

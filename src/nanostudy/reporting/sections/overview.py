@@ -1,0 +1,144 @@
+"""What was run and on what: the first sentence and figures of many results, their table, their machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.analysis.frames import Results, levels
+from nanostudy.measures import MEASURES, NATS
+from nanostudy.reporting.document import Experiments, Grid, Prose, Section
+from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.phrases import amount, missing, short
+from nanostudy.reporting.sections.answer import varying
+from nanostudy.text import counted, digits, duration, listed, value_text
+
+MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
+MOST_LEVELS = 6  # of a setting, that the first sentence names
+
+
+def lede(results: Results) -> str:
+    table, finished = results.experiments, results.finished
+    if table.empty:
+        return "No experiment is here yet."
+    text = "One experiment" if len(table) == 1 else f"{len(table):,} experiments"
+    text += ", all finished" if len(finished) == len(table) > 1 else ""
+    axes = varying(results) if len(finished) > 1 else list(results.factors)
+    if axes:
+        text += f", with {listed([f'{name} {_levels(table[name])}' for name in axes])}"
+    return f"{text}. {_text_and_machine(results)}"
+
+
+def _levels(column: pd.Series) -> str:
+    values = levels(column)
+    if len(values) > MOST_LEVELS:
+        return f"from {value_text(values[0])} to {value_text(values[-1])} ({len(values)} levels)"
+    return "/".join(value_text(value) for value in values)
+
+
+def _text_and_machine(results: Results) -> str:
+    texts = [f"{facts.name} ({short(facts.train_tokens)} training tokens)" for facts in results.corpora.values()]
+    machines = dict.fromkeys(
+        f"a {'GPU' if m['device'] == 'cuda' else str(m['device']).upper()} ({m['device_name']}, {m['precision']})"
+        for m in results.provenance.get("machines") or []
+        if m.get("device")
+    )
+    if not texts and not machines:
+        return "Where and on what text they were trained is not known."
+    on = f"on {listed(texts)}" if texts else "on a text that is not known"
+    return f"Each trained a GPT {on}{f', on {listed(list(machines))}' if machines else ''}."
+
+
+def totals(results: Results) -> list[tuple[str, str]]:
+    """Of all experiments together, where it is known."""
+    table, finished = results.experiments, results.finished
+    facts = [("experiments finished", f"{len(finished):,} of {len(table):,}")]
+    if len(finished):
+        facts.append((f"lowest {MEASURES['val_loss'].axis}", amount(finished["val_loss"].min(), "val_loss")))
+    run = table[table["status"] != "waiting"]
+    sizes = run["parameters"].dropna()
+    if len(sizes):
+        facts.append(("parameters", "–".join(dict.fromkeys((short(sizes.min()), short(sizes.max()))))))
+    titles = {
+        "tokens": "tokens trained on, in all",
+        "flops": "arithmetic, in all",
+        "seconds": "time, all trainings added up",
+    }
+    sums = {name: float(run[name].dropna().sum()) for name in titles}
+    return [*facts, *((titles[name], amount(total, name)) for name, total in sums.items() if total)]
+
+
+# --- all experiments
+
+
+def experiments(f: Findings) -> Section | None:
+    """Columns are places, names, losses, settings that vary, and what else was measured."""
+    rows = f.data.experiments
+    if f.training or not rows:
+        return None
+    known = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
+    losses = [name for name in known if MEASURES[name].unit == NATS]
+    seeds = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
+    names = [*losses, *f.results.factors, *seeds, *(name for name in known if name not in losses)]
+    columns = [("place", "place"), ("name", "experiment"), *((name, _heading(name)) for name in names), ("status",) * 2]
+    text = "Losses are in nats per token. A heading sorts; ticked experiments stand out in the figures and show their samples below."
+    table = Experiments(columns, [*f.results.factors, "part", "status"])
+    return Section("experiments", "All experiments", [Prose(text), table])
+
+
+def _heading(name: str) -> str:
+    return MEASURES[name].heading or MEASURES[name].title if name in MEASURES else name
+
+
+# --- machines
+
+
+def machines(f: Findings) -> Section | None:
+    """Sizes, machines and speed: of each run where there are few, by machine where there are many."""
+    table = f.results.experiments
+    table = table[table["seconds"].notna() | table["device"].notna()]
+    if f.training or table.empty:
+        return None
+    speed = pd.to_numeric(table["tokens"], errors="coerce") / pd.to_numeric(table["seconds"], errors="coerce")
+    table = table.assign(speed=speed)
+    text = "Tokens per second are over the whole training, evaluations included. Members of one stack share its time."
+    grid = _each_training(table) if len(table) <= MOST_RUNS else _by_machine(table)
+    return Section("machines", "Sizes, machines and speed", [grid, Prose(text)])
+
+
+def _each_training(table: pd.DataFrame) -> Grid:
+    rows = []
+    for name, row in table.iterrows():
+        size, stacked, updates = (_whole(row[key]) for key in ("parameters", "members", "updates"))
+        epochs = "" if missing(row["epochs"]) else digits(row["epochs"])
+        time = "" if missing(row["seconds"]) else duration(row["seconds"])
+        rows.append((name, size, _machine(row), stacked, updates, epochs, time, _speed(row["speed"])))
+    header = ("experiment", "parameters", "machine", "stacked", "updates", "epochs", "time", "tokens/s")
+    return Grid("Each training", header, rows)
+
+
+def _by_machine(table: pd.DataFrame) -> Grid:
+    names = ["device", "device_name", "precision", "threads", "members"]
+    keys = table[names].astype(object).where(table[names].notna(), None).map(str)
+    rows = []
+    for _, group in table.groupby([keys[name] for name in names], sort=False):
+        first, time = group.iloc[0], duration(float(group["seconds"].sum()))
+        rows.append((_machine(first), _whole(first["members"]), len(group), _speed(group["speed"].median()), time))
+    return Grid(
+        "Machines and stacks", ("machine", "stacked", "experiments", "tokens/s, median", "time, added up"), rows
+    )
+
+
+def _machine(row: pd.Series) -> str:
+    threads = counted(int(row["threads"]), "thread") if _whole(row["threads"]) else None
+    parts = [row["device"], row["device_name"], row["precision"], threads]
+    return ", ".join(str(part) for part in parts if not missing(part)) or "not known"
+
+
+def _whole(value: Any) -> str:
+    return "" if missing(value) else f"{int(value):,}"
+
+
+def _speed(value: float) -> str:
+    return "" if missing(value) else digits(value)

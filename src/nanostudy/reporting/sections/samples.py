@@ -1,0 +1,74 @@
+"""What the models write: measured against their text, and side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.reporting.charts.experiments import quality_figure
+from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Samples, Section
+from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.phrases import interval
+from nanostudy.settings import SamplingParams
+
+KINDS = {  # what is measured of samples: a plot's title, its axis
+    "words_real": ("real words", "words that exist in the text, %"),
+    "speakers_real": ("real speakers", "speakers that exist in the text, %"),
+    "dialogue_well_formed": ("well-formed dialogue", "speeches that are well formed, %"),
+    "longest_copied": ("longest copied passage", "longest passage copied, characters"),
+}
+MOST_ROWS = 10
+
+
+def writing(f: Findings) -> Section | None:
+    quality, results = f.analysis.quality, f.results
+    if quality.empty:
+        return None
+    figure = quality_figure(results, quality, KINDS)
+    lines = list(quality.attrs.get("notes", ()))
+    if f.compares:
+        lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in KINDS]
+    blocks: list[Block] = [*([figure] if figure else []), *([Bullets(lines)] if lines else [])]
+    best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
+    if best:
+        rows = [(name, *_measured(quality.loc[name])) for name in best]
+        header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
+        caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
+        blocks.append(Grid(caption, header, rows, folded=figure is not None))
+    return Section("writing", "Sample quality", blocks) if blocks else None
+
+
+def _measured(row: pd.Series) -> list[str]:
+    values = [(row[column], axis.endswith("%")) for column, (_, axis) in KINDS.items()]
+    return ["not known" if value != value else f"{value:.0%}" if share else f"{value:,.0f}" for value, share in values]
+
+
+def _against_loss(row: Any) -> str:
+    """One row of the correlations of quality with loss."""
+    about = f"{KINDS[row.Index][0].capitalize()} against validation loss"
+    if row.rho != row.rho:
+        return f"{about}: too few experiments, or too much alike, to say."
+    if row.low != row.low or row.low <= 0 <= row.high:
+        relation = "indistinguishable from no relation (95%)"
+    else:
+        relation = f"the {'lower' if row.rho < 0 else 'higher'} the loss, the more"
+    return f"{about}: {relation}; rank correlation {interval(row.rho, row.low, row.high, 2)}, n = {int(row.n)}."
+
+
+def samples(f: Findings) -> Section | None:
+    sampled = list(dict.fromkeys(sample["i"] for sample in f.data.samples))
+    if not sampled:
+        return None
+    if f.training:
+        how = (
+            f"temperature {SamplingParams.temperature}, top-k {SamplingParams.top_k}, seed {f.training.experiment.seed}"
+        )
+        text = f"What the weights with the lowest validation loss write (sample.txt; {how})."
+        return Section("samples", "Samples", [Prose(text), Samples(sampled)])
+    text = (
+        "The best, the middle and the worst of those with samples, until you choose others here or in the table above."
+    )
+    first = [sampled[0], sampled[len(sampled) // 2], sampled[-1]] if len(sampled) > 2 else sampled
+    return Section("samples", "Samples", [Prose(text), Samples(first)])
