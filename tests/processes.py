@@ -11,8 +11,8 @@ if os.name == "posix":
 
 
 WITHOUT_REPORT = """
-from nanostudy.reporting import training_report
-training_report.write_report = lambda folder: (folder / "report.md").write_text("left out")
+from nanostudy.reporting import write
+write.publish_run = lambda folder: (folder / "report.md").write_text("left out")
 """
 
 
