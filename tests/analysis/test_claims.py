@@ -3,18 +3,18 @@
 import math
 import statistics
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import needs_shakespeare
 from scipy import stats
 from synthetic import synthetic
 
-from nanostudy.analysis.claims.claim_tests import GRID, PARTS, TESTS
-from nanostudy.analysis.claims.claims import COLUMNS, judge, read_claims, verdicts
+from nanostudy.analysis.claims.claim_tests import TESTS, cells
+from nanostudy.analysis.claims.claims import VERDICTS, judge, read_claims, verdicts
 from nanostudy.analysis.claims.evidence import Evidence
-from nanostudy.analysis.claims.judging import VERDICTS, compare, contradiction, interval, loss_tolerance, lower
+from nanostudy.analysis.claims.judging import Verdict, compare, contradiction, interval, loss_tolerance, lower
 from nanostudy.analysis.frames import CorpusFacts, Results, experiments_frame
 from nanostudy.analysis.tables import read_tables
 from nanostudy.data.texts import SHAKESPEARE_SHA256
@@ -22,7 +22,8 @@ from nanostudy.settings import FIELDS
 
 CLAIMS = {claim.id: claim for claim in read_claims()}
 MACHINE = {"device": "cpu", "device_name": "Intel(R) Xeon(R) Processor"}
-SHAKESPEARE = CorpusFacts("shakespeare", SHAKESPEARE_SHA256, "shakespeare", "char", 1_003_854, 111_540, None)
+GRID = CLAIMS["grid-shallow-small"].settings[0]
+PARTS = ((64, 4), (64, 6), (128, 4), (128, 6))
 
 
 def runs(claim, *changes, curve=None, machine=MACHINE):
@@ -31,7 +32,7 @@ def runs(claim, *changes, curve=None, machine=MACHINE):
     records = [
         {
             "id": place, "name": f"run{place}", "status": "finished", "source": "nanostudy", "seed": place, **settings,
-            "updates": settings["max_iters"], "device": machine["device"], "members": 1, "corpus_sha256": "0" * 64, **change,
+            "updates": settings["max_iters"], "device": machine["device"], "members": 1, "corpus_sha256": SHAKESPEARE_SHA256, **change,
         }
         for place, change in enumerate(changes, start=1)
     ]  # fmt: skip
@@ -54,8 +55,8 @@ def verdict(claim, results, quality=None):
 
 
 def test_every_claim_is_whole():
-    keys = {"measure", "value", "half_unit", "batches", "machine", "better", "parts", "least", "most", "after", "until"}
-    keys |= {"by", "measures", "because", "fact", "train", "val", "gap"}
+    keys = {"measure", "value", "half_unit", "batches", "machine", "better", "least", "most", "after", "until"}
+    keys |= {"by", "measures", "because", "train", "val", "gap"}
     for claim in CLAIMS.values():
         assert claim.test in TESTS
         assert all(isinstance(text, str) and text for text in (claim.statement, claim.source, claim.published)), (
@@ -233,7 +234,10 @@ def test_a_table_that_does_not_tell_the_settings(tmp_path):
     path.write_text("Experiment,Val Loss\nb128_L4_H4_E128_BS8_MI1000_D10_s1,2.2313\n")
     found = judged("grid-row-val-loss", read_tables([path]))
     assert found.verdict == "not run"
-    assert "1 row may, but the table does not tell corpus, tokenizer, gradient_accumulation_steps" in found.why
+    assert (
+        "1 row of the table may have these settings, but it does not give corpus, tokenizer, gradient_accumulation_steps"
+        in found.why
+    )
 
 
 def test_the_initial_loss():
@@ -280,17 +284,18 @@ def test_what_contradicts_itself_does_so_whatever_was_run():
         assert verdict(claim, results) == "contradicts itself"
 
 
-def test_parameters_are_counted_without_a_run():
+def test_parameters_are_arithmetic():
     results = synthetic({"n_layer": [1, 2]})
     small, large, row = (
         judged(f"{name}", results)
         for name in ("report-parameters-small", "report-parameters-large", "grid-row-parameters")
     )
-    assert (small.verdict, large.verdict, row.verdict) == ("reproduced",) * 3
+    assert (small.verdict, large.verdict, row.verdict) == ("arithmetic",) * 3
     assert (small.ours, large.ours, row.ours) == ("3,192,832", "10,795,776", "795,904")
+    assert small.n == 0
     claim = CLAIMS["report-parameters-small"]
     other = replace(claim, parameters={**claim.parameters, "value": 3.4e6})
-    assert judge(other, Evidence(results)).verdict == "not reproduced"
+    assert judge(other, Evidence(results)).verdict == "contradicts itself"
 
 
 def both(small, large):
@@ -389,23 +394,21 @@ def test_the_smaller_model_is_noisier():
 
 @pytest.mark.parametrize(("slope", "expected"), [(-0.1, "reproduced"), (0.1, "not reproduced"), (0.0, "not run")])
 def test_lower_loss_goes_with_better_samples(slope, expected):
-    results = synthetic({"n_layer": list(range(1, 13))}, lambda settings: 3.0 - 0.1 * settings["n_layer"])
+    results = both(np.linspace(1.7, 1.8, 6), np.linspace(1.4, 1.5, 6))
     losses = results.experiments["val_loss"]
-    measures = pd.DataFrame(
-        dict.fromkeys(("words_real", "speakers_real", "dialogue_well_formed", "longest_copied"), slope * losses)
-    )
-    found = judged("report-loss-and-samples", results, measures)
+    found = judged("report-loss-and-samples", results, measures(slope * losses))
     assert (found.verdict, found.n) == (expected, 12)
 
 
+def measures(values):
+    names = ("words_real", "speakers_real", "dialogue_well_formed", "longest_copied")
+    return pd.DataFrame(dict.fromkeys(names, values))
+
+
 def test_a_weak_relation_is_none():
-    results = synthetic({"n_layer": [1, 2, 3, 4, 5, 6]}, lambda settings: 3.0 - 0.1 * settings["n_layer"])
-    words = np.array([0.3, 0.1, 0.2, 0.5, 0.2, 0.4])
-    measures = pd.DataFrame(
-        dict.fromkeys(("words_real", "speakers_real", "dialogue_well_formed", "longest_copied"), words),
-        index=results.experiments.index,
-    )
-    found = judged("report-loss-and-samples", results, measures)
+    results = both((1.8, 1.75, 1.7), (1.5, 1.45, 1.4))
+    words = pd.Series([0.3, 0.1, 0.2, 0.5, 0.2, 0.4], index=results.experiments.index)
+    found = judged("report-loss-and-samples", results, measures(words))
     assert found.low < 0 < found.high
     assert found.verdict == "not reproduced"
 
@@ -428,23 +431,40 @@ def test_the_length_of_samples():
 
 
 def grid(parts=PARTS, **changes):
-    pieces = [synthetic(GRID, seeds=None, block_size=b, n_layer=n, **changes).experiments for b, n in parts]
+    axes = {name: values for name, values in GRID.items() if isinstance(values, list)}
+    fixed = {"corpus": "shakespeare", **changes}
+    pieces = [synthetic(axes, seeds=None, block_size=b, n_layer=n, **fixed).experiments for b, n in parts]
     names = [piece.rename(index=lambda name, part=part: f"{name}{part}") for part, piece in enumerate(pieces)]
-    return Results("grid", pd.concat(names))
+    return Results("grid", pd.concat(names).assign(corpus_sha256=SHAKESPEARE_SHA256))
+
+
+def test_the_cells_of_the_grid():
+    assert len(cells(CLAIMS["grid-experiments"].settings[0])) == 128
+    first, second = (dict(zip(GRID, cell, strict=True)) for cell in cells(GRID)[:2])
+    assert first == {
+        "block_size": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "batch_size": 8,
+        "max_iters": 1000,
+        "dropout": 0.1,
+    }
+    assert second == {**first, "dropout": 0.2}
 
 
 def test_the_whole_grid():
     results = grid()
     assert len(results.experiments) == 128
     expected = {"grid-experiments": "reproduced", "grid-shallow-small": "reproduced", "grid-deep-small": "reproduced"}
-    expected |= {"grid-shallow-large": "reproduced", "grid-deep-large": "better", "grid-order": "reproduced"}
+    expected |= {"grid-shallow-large": "reproduced", "grid-deep-large": "better", "grid-order": "arithmetic"}
     assert {claim: verdict(claim, results) for claim in expected} == expected
 
 
 def test_a_part_of_the_grid():
     results = grid(PARTS[:1])
     expected = {"grid-experiments": "not run", "grid-shallow-small": "reproduced", "grid-deep-small": "not run"}
-    expected |= {"grid-shallow-large": "not run", "grid-deep-large": "not run", "grid-order": "reproduced"}
+    expected |= {"grid-shallow-large": "not run", "grid-deep-large": "not run", "grid-order": "arithmetic"}
     assert {claim: verdict(claim, results) for claim in expected} == expected
     assert judged("grid-experiments", results).ours == "32 of 128 finished"
 
@@ -468,75 +488,90 @@ def test_another_order_or_other_seeds():
 
 
 def test_the_gap():
-    results = synthetic({"n_layer": [1, 2]})
-    assert verdict("grid-gap", results) == "reproduced"
-    wrong = replace(results, experiments=results.experiments.assign(gap=0.2))
-    assert verdict("grid-gap", wrong) == "not reproduced"
+    results = grid(PARTS[:1])
+    assert verdict("grid-gap", results) == "arithmetic"
     claim = CLAIMS["grid-gap"]
     published = replace(claim, parameters={**claim.parameters, "gap": 0.03})
     assert judge(published, Evidence(results)).verdict == "contradicts itself"
 
 
 def test_what_was_published_without_a_direction_has_no_verdict():
-    results = synthetic({"n_layer": [1, 2, 3, 4, 5]}, lambda settings: 3.0 - settings["n_layer"] / 10)
+    results = grid(PARTS[:1])
+    table = results.experiments
+    table["val_loss"] = 3.0 - table["parameters"] / 1e8
     found = judged("grid-parameters-and-loss", results)
-    assert (found.verdict, found.ours, found.n) == ("not testable here", "rank correlation -1.00", 5)
+    assert (found.verdict, found.ours, found.n) == ("not testable here", "rank correlation -1.00", 32)
 
 
-# --- the corpus
-
-
-@needs_shakespeare
-def test_the_corpus():
-    results = replace(synthetic({"n_layer": [1, 2]}), corpora={SHAKESPEARE_SHA256: SHAKESPEARE})
-    facts = [claim for claim in CLAIMS if claim.startswith("corpus-") and claim != "corpus-address"]
-    assert {verdict(claim, results) for claim in facts} == {"reproduced"}
-    assert judged("corpus-distinct", results).ours == "65"
-    assert verdict("corpus-address", results) == "not testable here"
-
-
-def test_another_text_under_that_name():
-    other = CorpusFacts("shakespeare", "1" * 64, "nowhere.txt", "char", 1_003_855, 111_540, None)
-    results = replace(synthetic({"n_layer": [1, 2]}), corpora={"1" * 64: other})
-    assert verdict("corpus-checksum", results) == "not reproduced"
-    assert verdict("corpus-characters", results) == "not reproduced"
-    assert verdict("corpus-train", results) == "not reproduced"
-    assert verdict("corpus-val", results) == "reproduced"
-    assert verdict("corpus-distinct", results) == "not testable here"  # the text is not here
-    assert verdict("corpus-train", synthetic({"n_layer": [1, 2]})) == "not run"
-
-
-# --- all of them
+# --- which claims apply
 
 
 def test_every_verdict_is_reached():
-    settings = [
-        CLAIMS[claim].settings[0] for claim in ("report-cpu-val-loss", "readme-cpu-val-loss", "grid-row-val-loss")
-    ]
-    losses = (1.5, 1.88, 2.5)
-    records = [
-        {"id": i, "name": f"run{i}", "status": "finished", **s, "val_loss": loss}
-        for i, (s, loss) in enumerate(zip(settings, losses, strict=True), 1)
-    ]
-    found = verdicts(Results("three", experiments_frame(records)))
-    assert list(found.columns) == list(COLUMNS)
-    assert list(found["claim"]) == list(CLAIMS)
-    assert set(found["verdict"]) == set(VERDICTS)
+    names = ("report-cpu-val-loss", "readme-cpu-val-loss", "grid-row-val-loss")
+    results = runs(
+        "report-cpu-val-loss",
+        *({**CLAIMS[name].settings[0], "val_loss": loss} for name, loss in zip(names, (1.5, 1.88, 2.5), strict=True)),
+    )
+    found = verdicts(results)
+    assert list(found.columns) == list(VERDICTS)
+    assert list(found["claim"]) == [claim for claim in CLAIMS if claim in set(found["claim"])]
+    assert set(found["verdict"]) == set(get_args(Verdict))
     by_claim = found.set_index("claim")["verdict"]
     assert (by_claim["report-cpu-val-loss"], by_claim["readme-cpu-val-loss"]) == ("better", "reproduced")
     assert by_claim["grid-row-val-loss"] == "not reproduced"
-    # a figure of a run stands with its number of runs
-    measured = found[found["verdict"].isin(["reproduced", "better", "not reproduced"]) & (found["setting"] != "any")]
-    assert (measured["n"] >= 1)[~measured["claim"].str.contains("parameters")].all()
+    assert not {"report-a100-val-loss", "report-larger-is-better", "readme-gpu-val-loss"} & set(by_claim.index)
+    decided = found[found["verdict"].isin(["reproduced", "better", "not reproduced"])]
+    assert (decided["n"] >= 1).all()
+    assert (found.loc[found["verdict"] == "arithmetic", "n"] == 0).all()
 
 
-@pytest.mark.parametrize("empty", [True, False])
-def test_results_without_a_result(empty):
-    results = Results("empty", experiments_frame([])) if empty else synthetic({"n_layer": [1, 2]}, diverged=[1, 2])
-    found = verdicts(results).set_index("claim")["verdict"]
-    assert set(found) == {"reproduced", "contradicts itself", "not testable here", "not run"}
-    assert set(found[found == "reproduced"].index) == {
-        "report-parameters-small",
-        "report-parameters-large",
-        "grid-row-parameters",
-    }
+def toy(corpus, sha256):
+    """A study of 20 updates, whatever its text."""
+    results = synthetic(
+        {"n_embd": [32, 64], "n_head": [1, 2]}, max_iters=20, eval_interval=10, corpus=corpus, curves=True
+    )
+    facts = CorpusFacts(corpus, sha256, corpus, "char", 1_003_854, 111_540, None)
+    return replace(results, experiments=results.experiments.assign(corpus_sha256=sha256), corpora={sha256: facts})
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        toy("shakespeare", SHAKESPEARE_SHA256),
+        toy("playhouse", "1" * 64),
+        runs("report-cpu-val-loss", {"val_loss": 1.72, "corpus_sha256": "1" * 64}),  # the settings, on another text
+        runs("report-cpu-val-loss", {"status": "waiting"}),
+        Results("empty", experiments_frame([])),
+    ],
+    ids=["a toy on Shakespeare", "a toy on playhouse", "another text", "waiting", "nothing"],
+)
+def test_no_claim_applies(results):
+    found = verdicts(results)
+    assert found.empty
+    assert list(found.columns) == list(VERDICTS)
+
+
+def test_the_published_grids_table(tmp_path):
+    """A table that names no text and few settings, in the published format."""
+    lines = ["Experiment, Train Loss, Val Loss, Loss Gap, Total Params, Config Path"]
+    settings = CLAIMS["grid-shallow-large"].settings[0]
+    for seed, cell in enumerate(cells(settings), 1):
+        one = dict(zip(settings, cell, strict=True))
+        name = "b{block_size}_L{n_layer}_H{n_head}_E{n_embd}_BS{batch_size}_MI{max_iters}".format(**one)
+        name = f"{name}_D{one['dropout'] * 100:.0f}_s{seed}"
+        lines.append(f"{name}, {2.2018 + seed / 100:.4f}, {2.2313 + seed / 100:.4f}, 0.0295, 800000.0, one.py")
+    path = tmp_path / "nanoGPT_results_shallow_large" / "results.csv"
+    path.parent.mkdir()
+    path.write_text("\n".join(lines))
+    found = verdicts(read_tables([path])).set_index("claim")
+    assert set(found["source"]) == {"nanoGPT hyperparameter tuning project"}
+    assert found.loc["grid-shallow-large", "verdict"] == "reproduced"
+    assert (found.loc["grid-experiments", "verdict"], found.loc["grid-experiments", "ours"]) == (
+        "not run",
+        "32 of 128 finished",
+    )
+    assert (found.loc["grid-order", "verdict"], found.loc["grid-gap", "verdict"]) == ("arithmetic", "arithmetic")
+    assert (
+        "but it does not give corpus, tokenizer, gradient_accumulation_steps" in found.loc["grid-row-val-loss", "why"]
+    )
+    assert not {"grid-shallow-small", "grid-deep-small", "grid-deep-large"} & set(found.index)

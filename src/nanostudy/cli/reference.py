@@ -28,7 +28,7 @@ def command_line() -> str:
     for words, command in _commands("nanostudy", typer.main.get_command(app)):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = [words, *map(_usage, arguments), *["[options]"] * (len(command.params) > len(arguments))]
-        lines += ["", f"## {words}", "", str(command.help), "", "```", " ".join(usage), "```"]
+        lines += ["", f"## {words}", "", str(command.help), "", "```text", " ".join(usage), "```"]
         rows = [(_spelling(p), _default(p), p.help or "") for p in command.params if p.name != "help"]
         lines += _table(("argument or option", "default", "meaning"), rows) if rows else []
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What results have to say on a claim: the runs that match its settings, on the machine that it is about."""
+"""The runs that a claim is about: those on tiny Shakespeare with its settings, on the machine that it names."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from nanostudy.analysis import curves as curve
 from nanostudy.analysis.claims.judging import Judgement
 from nanostudy.analysis.frames import Results, known
 from nanostudy.analysis.sample_quality import quality
-from nanostudy.text import counted
+from nanostudy.data.texts import SHAKESPEARE_SHA256
+from nanostudy.text import counted, listed
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Any]  # a list holds values any of which will do
+DONE = ("finished", "diverged")
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Evidence:
     results: Results
-    given: pd.DataFrame | None = None  # writing.quality's table
+    given_quality: pd.DataFrame | None = None  # sample_quality.quality's table, where it was computed before
 
     @cached_property
     def experiments(self) -> pd.DataFrame:
-        """With what unset settings stand for."""
+        """Those on tiny Shakespeare, or in a table that names no text; with the values that unset settings stand for."""
         table = self.results.experiments.copy()
         rows = zip(table["lr_decay_iters"], table["max_iters"], table["min_lr"], table["learning_rate"], strict=True)
         resolved = [
@@ -35,11 +38,18 @@ class Evidence:
         ]
         for name, values in zip(("lr_decay_iters", "min_lr"), zip(*resolved, strict=True), strict=False):
             table[name] = pd.Series(list(values), index=table.index, dtype=object)
-        return table
+        texts = zip(table["corpus_sha256"], table["corpus"], strict=True)
+        return table.loc[
+            [sha == SHAKESPEARE_SHA256 if known(sha) else text in ("shakespeare", None) for sha, text in texts]
+        ]
+
+    @cached_property
+    def rows(self) -> list[dict[Any, Any]]:
+        return self.experiments.to_dict("records")
 
     @cached_property
     def quality(self) -> pd.DataFrame:
-        return quality(self.results) if self.given is None else self.given
+        return quality(self.results) if self.given_quality is None else self.given_quality
 
     @cached_property
     def initial_losses(self) -> pd.Series:
@@ -47,23 +57,24 @@ class Evidence:
         rows = self.results.evaluations
         return rows[rows["step"] == 0].set_index("name")["train_loss"].astype(float)
 
+    def was_run(self, settings: Settings) -> bool:
+        """Whether a run with these settings has ended, or one of a table that does not give all of them."""
+        return any(row["status"] in DONE and _may_match(row, settings) for row in self.rows)
+
     def matching(self, settings: Settings) -> pd.DataFrame:
         """The experiments, whatever their status, whose settings are all equal to these."""
-        fits = [
-            at for at, row in enumerate(self.rows) if all(equal(row[key], value) for key, value in settings.items())
-        ]
-        return self.experiments.iloc[fits]
+        return self.experiments.loc[[matches(row, settings) for row in self.rows]]
 
     def finished(self, alternatives: Sequence[Settings]) -> pd.DataFrame:
-        """Those of the finished experiments that match any of the settings."""
+        """The finished experiments that match any of the settings."""
+        table = self.experiments[self.experiments.index.isin(self.results.finished.index)]
         names = {name for settings in alternatives for name in self.matching(settings).index}
-        table = self.experiments.loc[self.results.finished.index]
-        return table[table.index.isin(names)] if alternatives else table
+        return table[table.index.isin(names)]
 
     def absent(self, alternatives: Sequence[Settings]) -> Judgement:
-        """The verdict where no finished run that matches tells what is asked."""
+        """The judgement where no finished run that matches has what the test needs."""
         if len(self.finished(alternatives)):
-            return Judgement("not run", why="The runs with these settings did not record what would tell.")
+            return Judgement("not run", why="The runs with these settings did not record what the test needs.")
         every = pd.concat([self.matching(settings) for settings in alternatives])
         diverged = int((every["status"] == "diverged").sum())
         if diverged and diverged == len(every):
@@ -71,21 +82,17 @@ class Evidence:
             return Judgement("not reproduced", "diverged", diverged, why=why)
         if len(every):
             return Judgement("not run", why=f"{counted(len(every), 'run')} with these settings without a result.")
-        silent = [row for row in self.rows if any(_may_fit(row, settings) for settings in alternatives)]
+        silent = [row for row in self.rows if any(_may_match(row, settings) for settings in alternatives)]
         if not silent:
             return Judgement("not run", why="No run has these settings.")
-        settings = alternatives[0]
-        unsaid = [name for name in settings if not known(silent[0][name])]
-        return Judgement(
-            "not run",
-            why=f"No run is known to have these settings: {counted(len(silent), 'row')} may, but the table does not tell "
-            f"{', '.join(unsaid[:3])}{' and more' if len(unsaid) > 3 else ''}.",
-        )
+        missing = listed([name for name in alternatives[0] if not known(silent[0][name])], MOST_NAMED)
+        rows = f"{counted(len(silent), 'row')} of the table may have these settings"
+        return Judgement("not run", why=f"{rows}, but it does not give {missing}.")
 
     def on(self, machine: str, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         """(those of the runs that were alone on such a machine, why there are none).
 
-        A machine is a kind of device, such as cpu, or what its name must contain. Runs tell their kind of device alone, so
+        A machine is a kind of device, such as cpu, or what its name must contain. Runs record their kind of device alone, so
         every machine of that kind in the results must be such a one.
         """
         names: dict[str, list[str]] = {}
@@ -93,7 +100,7 @@ class Evidence:
             names.setdefault(str(one.get("device")), []).append(str(one.get("device_name")))
         kinds = [kind for kind, those in names.items() if all(machine in name for name in those)]
         if not kinds and machine != "cpu":
-            return runs.iloc[:0], f"It is a claim about another machine: {machine}."
+            return runs.iloc[:0], f"The claim is about another machine: {machine}."
         there = runs[runs["device"].isin([*kinds, machine])]
         alone = there[there["members"].isna() | (there["members"] == 1)]
         if there.empty:
@@ -101,24 +108,26 @@ class Evidence:
         return alone, "" if len(alone) else "The runs trained in stacks, whose members share the time."
 
     def curves(self, alternatives: Sequence[Settings]) -> list[list[Mapping[str, float]]]:
-        """The evaluations with a loss of the finished runs that match and have several."""
+        """The finite evaluations of each finished run that matches and has several."""
         rows = self.results.evaluations
         rows = rows[rows["name"].isin(self.finished(alternatives).index)]
-        tables = [group.drop(columns="name").astype(float) for _, group in rows.groupby("name")]
-        curves = [[{str(k): v for k, v in row.items()} for row in one.to_dict("records")] for one in tables]
-        whole = [curve.finite(one, "val_loss") for one in curves]
-        return [one for one in whole if len(one) > 1]
-
-    @cached_property
-    def rows(self) -> list[dict[Any, Any]]:
-        return self.experiments.to_dict("records")
+        curves: dict[str, list[Any]] = {}
+        for row in rows.to_dict("records"):
+            curves.setdefault(row.pop("name"), []).append(row)
+        return [points for one in curves.values() if len(points := curve.finite(one, "val_loss")) > 1]
 
 
-def equal(ours: Any, theirs: Any) -> bool:
+def matches(row: Mapping[Any, Any], settings: Settings) -> bool:
+    return all(_equal(row[name], value) for name, value in settings.items())
+
+
+def _may_match(row: Mapping[Any, Any], settings: Settings) -> bool:
+    return all(not known(row[name]) or _equal(row[name], value) for name, value in settings.items())
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(theirs, list):
+        return any(_equal(ours, one) for one in theirs)
     if isinstance(theirs, float) and isinstance(ours, int | float):
         return math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-15)
     return bool(ours == theirs)
-
-
-def _may_fit(row: Mapping[Any, Any], settings: Settings) -> bool:
-    return all(not known(row[name]) or equal(row[name], value) for name, value in settings.items())

@@ -1,4 +1,4 @@
-"""A verdict from numbers: how far ours may lie from a published figure, and what follows."""
+"""A verdict from numbers: how far ours may lie from a published one, and what follows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-Verdict = Literal["reproduced", "not reproduced", "better", "contradicts itself", "not testable here", "not run"]
-VERDICTS: tuple[Verdict, ...] = (
-    *("reproduced", "better", "not reproduced", "contradicts itself", "not testable here", "not run"),
-)
+Verdict = Literal[
+    "reproduced",
+    "better",
+    "not reproduced",
+    "contradicts itself",
+    "arithmetic",  # it follows from the settings or from the source's own figures: no run tests it
+    "not testable here",
+    "not run",
+]
 
 # The mean loss over a window of T characters varies between windows with a standard deviation of about 1.5/sqrt(T) nats.
 # Measured over 1,600 random windows of T = 64 and 128, both splits of tiny Shakespeare, three models with losses from 1.8 to
@@ -21,7 +26,7 @@ VERDICTS: tuple[Verdict, ...] = (
 TOKEN_SPREAD = 1.5
 TRAIN_WINDOWS_SHARE = (
     1 / 9
-)  # of the training split, that our training loss is the mean of: as much as the validation split
+)  # of the training split, over which our training loss is the mean: as much as the validation split
 NORMAL = 1.959964  # 95%, two-sided
 
 NO_INTERVAL = "One run has no interval: the noise between seeds is not known."
@@ -51,32 +56,33 @@ def compare(
     published: tuple[float, float],
     tolerance: float,
     better: Literal["lower", "higher"] | None = None,
-    shown: str = ".4f",
+    digits: str = ".4f",
 ) -> Judgement:
-    """Our values, a run each, against a published range (both ends the same: a figure).
+    """Our values, one per run, against a published range (of one number: both ends alike).
 
-    Reproduced where the range, widened by the tolerance, meets our interval; with one value, where it holds that. Not testable
-    where our mean lies outside and our interval is so wide that it says nothing. Beyond it,
-    better on the better side, not reproduced on the other.
+    Reproduced where the range, widened by the tolerance, meets our interval, or holds our only value. Not testable where our mean
+    lies outside and our interval is too wide to say anything. Otherwise better on the better side, and not reproduced on the other.
     """
     mean, low, high = interval(values)
     reach = tolerance + (0.0 if math.isnan(low) else high - mean)
-    told = Judgement("reproduced", f"{mean:{shown}}", len(values), low, high, "" if len(values) > 1 else NO_INTERVAL)
+    reproduced = Judgement(
+        "reproduced", f"{mean:{digits}}", len(values), low, high, "" if len(values) > 1 else NO_INTERVAL
+    )
     slack = 1e-9 * max(1.0, *map(abs, published))  # binary fractions: 1.725 - 1.72 is a little more than 0.005
     near = published[0] - tolerance - slack <= mean <= published[1] + tolerance + slack
     if not near and reach - tolerance > max(3 * tolerance, 0.02 * abs(mean)):
         why = "Our runs differ so much that their interval would agree with almost anything: more seeds are needed."
-        return replace(told, verdict="not testable here", why=why)
+        return replace(reproduced, verdict="not testable here", why=why)
     if published[0] - reach - slack <= mean <= published[1] + reach + slack:
-        return told
+        return reproduced
     side = "lower" if mean < published[0] else "higher"
-    return replace(told, verdict="better" if side == better else "not reproduced")
+    return replace(reproduced, verdict="better" if side == better else "not reproduced")
 
 
-def lower(first: Sequence[float], second: Sequence[float], shown: str = ".4f") -> Judgement:
+def lower(first: Sequence[float], second: Sequence[float], digits: str = ".4f") -> Judgement:
     """Whether the first mean is lower: with two values or more on both sides, by Welch's interval of the difference."""
     means = [float(np.mean(values)) for values in (first, second)]
-    ours, n = f"{means[0]:{shown}} against {means[1]:{shown}}", len(first) + len(second)
+    ours, n = f"{means[0]:{digits}} against {means[1]:{digits}}", len(first) + len(second)
     if min(len(first), len(second)) < 2:
         return Judgement("reproduced" if means[0] < means[1] else "not reproduced", ours, n, why=NO_INTERVAL)
     if np.std(first) + np.std(second) == 0:
@@ -89,9 +95,9 @@ def lower(first: Sequence[float], second: Sequence[float], shown: str = ".4f") -
 
 
 def loss_tolerance(half_unit: float, published_tokens: float, measure: str, val_tokens: float) -> float:
-    """How far a loss that was reproduced may lie from the published one, seeds aside: the rounding, and the evaluation noise at 95%.
+    """How far a reproduced loss may lie from the published one, seeds aside: the rounding, and the evaluation noise at 95%.
 
-    The published loss is a mean over random batches of so many tokens in all (0: taken as exact), its standard error
+    The published loss is a mean over random batches of `published_tokens` tokens in all (0: taken as exact), its standard error
     TOKEN_SPREAD / sqrt(tokens). Ours is exact for validation; for training it is the mean over `val_tokens` tokens in windows
     spread over the training split, without replacement. A gap has the noise of both of its losses.
     """
@@ -104,6 +110,6 @@ def loss_tolerance(half_unit: float, published_tokens: float, measure: str, val_
 def contradiction(
     published: tuple[float, float], half_unit: float, times: Sequence[float], over: Sequence[float]
 ) -> float | None:
-    """What the source's own figures give, where the published range does not hold it; None where they agree."""
+    """What the source's own figures give, where that is outside the published range; None where they agree."""
     implied = math.prod(times) / math.prod(over)
     return None if published[0] - half_unit <= implied <= published[1] + half_unit else implied
