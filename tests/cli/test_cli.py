@@ -26,7 +26,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import cache_in
+from conftest import cache_in, without_report
 
 from nanostudy import api
 from nanostudy.atomic import sole_owner
@@ -76,6 +76,9 @@ FILES = {
     "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
 }  # fmt: skip
+
+
+UNDRAWN = {name for name in FILES if not name.startswith(("curve.", "report/"))}
 
 
 def some_text(seed: int = 0, lines: int = 60) -> str:
@@ -167,6 +170,17 @@ def call(here, monkeypatch, capsys):
         return Outcome(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def draws() -> None:
+    """For tests of what a whole training leaves: they wait for the report and its figures."""
+
+
+@pytest.fixture(autouse=True)
+def _report(request):
+    with contextlib.nullcontext() if "draws" in request.fixturenames else without_report():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +314,7 @@ def test_default_folders_are_named_after_what_was_asked(call, here):
     assert {path.name for path in here.iterdir()} <= {"runs", "small.txt", "cache"}
 
 
-def test_no_updates_are_a_run_too(call, here):
+def test_no_updates_are_a_run_too(call, here, draws):
     said(call("train", "quickstart", *SMALL, "max_iters=0", "--out", "run"), 0)
     assert set(contents(here / "run")) == FILES
 
@@ -409,16 +423,15 @@ def test_a_ctrl_c_that_is_not_waited_for_is_answered(call, monkeypatch):
     said(told, told.code, "stopped", "checkpoint")
 
 
-def test_of_two_processes_in_one_folder_the_second_is_told(call, here):
+def test_a_folder_in_which_another_process_works_is_left_alone(call, here):
     with sole_owner(here / "run"):
-        told = nanostudy("train", "quickstart", *SMALL, "--out", "run", cwd=here)
-        said(told, 1, "nother process", "run", "--out")
+        said(call("train", "quickstart", *SMALL, "--out", "run"), 1, "nother process", "run", "--out")
         assert contents(here / "run") == {}
     said(call("train", "quickstart", *SMALL, "--out", "run"), 0)
 
 
 @posix_only
-def test_the_first_of_two_processes_finishes(here):
+def test_the_first_of_two_processes_finishes(call, here):
     command = ("train", "quickstart", *SMALL, "max_iters=300", "--out", "run")
     first = start(*command, cwd=here)
     table = here / "run" / "training.csv"
@@ -426,7 +439,7 @@ def test_the_first_of_two_processes_finishes(here):
     first.send_signal(signal.SIGSTOP)
     try:
         with unchanged(here / "run"):
-            said(nanostudy(*command, cwd=here), 1, "nother process")
+            said(call(*command), 1, "nother process")
     finally:
         first.send_signal(signal.SIGCONT)
     said(outcome(first), 0)
@@ -434,28 +447,29 @@ def test_the_first_of_two_processes_finishes(here):
     assert table.read_text().count("\n") == 1 + 300 // 5
 
 
-def limited(**limits: int):
-    """What a child does before it becomes `nanostudy`: takes these limits (RLIMIT_ names) on itself."""
+@contextlib.contextmanager
+def limited(name: str, value: int):
+    """A limit of this process (RLIMIT_ and the name), lifted again in the end."""
     import resource
 
-    def limit():
-        if hasattr(signal, "SIGXFSZ"):
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        for name, value in limits.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-
-    return limit
+    limit = getattr(resource, f"RLIMIT_{name}")
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(limit, before)
 
 
 @posix_only
 def test_a_file_that_cannot_grow_is_told_and_nothing_is_lost(call, here):
     command = ("train", "quickstart", *SMALL, "--out", "run")
-    told = nanostudy(*command, cwd=here, preexec_fn=limited(FSIZE=10_000))
-    said(told, 1, "last.safetensors", "unchanged")
+    with limited("FSIZE", 10_000):
+        said(call(*command), 1, "last.safetensors", "unchanged")
     assert not list((here / "run").glob("*.safetensors"))
     assert not list((here / "run").glob(".*.tmp"))
     said(call(*command), 0)
-    assert set(contents(here / "run")) == FILES
+    assert set(contents(here / "run")) == UNDRAWN
 
 
 @contextlib.contextmanager
@@ -475,7 +489,7 @@ def mounted(folder: Path, options: str):
 
 @linux_only
 @pytest.mark.parametrize("size", ["12k", "24k", "40k", "200k"])
-def test_a_full_disk_is_told_and_the_same_command_completes(call, here, size):
+def test_a_full_disk_is_told_and_the_same_command_completes(call, here, size, draws):
     command = ("train", "quickstart", *SMALL, "--out", str(Path("disk/run")))
     with mounted(here / "disk", f"size={size}") as change:
         said(call(*command), 1, "No space", "unchanged", "again")
@@ -505,24 +519,20 @@ def test_a_finished_run_in_a_read_only_folder_can_be_used(call, here, finished):
 
 
 @linux_only
-def test_when_memory_runs_out_it_says_what_to_lower(here):
-    command = ("train", "quickstart", *SMALL, "batch_size=1000000", "--out", "run")
-    said(
-        nanostudy(*command, cwd=here, preexec_fn=limited(AS=2**31)),
-        1,
-        "emory",
-        "batch_size",
-        "gradient_accumulation_steps",
-    )
+def test_when_memory_runs_out_it_says_what_to_lower(call, here):
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    with limited("AS", taken + 2**29):
+        told = call("train", "quickstart", *SMALL, "batch_size=1000000", "--out", "run")
+    said(told, 1, "emory", "batch_size", "gradient_accumulation_steps")
 
 
 @linux_only
 def test_under_a_limit_of_address_space_a_run_still_ends_well(here):
     """As many clusters set it: the run is small, but what draws the curve asks for very much address space."""
-    told = nanostudy(
-        "train", "quickstart", *SMALL, "max_iters=2", "--out", "run", cwd=here, preexec_fn=limited(AS=2**33)
-    )
-    said(told, 0)
+    import resource
+
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))  # noqa: E731
+    said(nanostudy("train", "quickstart", *SMALL, "max_iters=2", "--out", "run", cwd=here, preexec_fn=limit), 0)
     assert (here / "run" / "report.md").exists()
 
 
@@ -619,20 +629,16 @@ def test_bytes_take_any_prompt(call, here):
         assert told.out[0] == prompt[0]
 
 
-def test_sample_of_a_text_that_a_console_cannot_show(here):
+def test_a_text_that_a_console_cannot_show(call, here, monkeypatch):
     Path("snow.txt").write_text("☃ über \U0001f600\n" * 200, encoding="utf-8")
-    told = nanostudy(
-        "train",
-        "quickstart",
-        *SMALL,
-        "max_iters=1",
-        "corpus=snow.txt",
-        "--out",
-        "run",
-        cwd=here,
-        env={"PYTHONIOENCODING": "cp1252"},
-    )
-    said(told, 0)
+    said(call("train", "quickstart", *SMALL, "max_iters=0", "corpus=snow.txt", "--out", "run"), 0)
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(sys, "argv", ["nanostudy", "sample", "run", "--prompt", "☃ über", "--tokens", "3"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    console.flush()
+    assert console.buffer.getvalue().decode("cp1252").startswith("? über")
 
 
 # --- files that are damaged or hostile
@@ -945,7 +951,7 @@ def test_corpora_are_listed_and_shown(call):
     assert "byte, 256 tokens" in call("corpus", "show", "small.txt", "--tokenizer", "byte").out
 
 
-def test_report_writes_again_what_was_deleted(call, run):
+def test_report_writes_again_what_was_deleted(call, run, draws):
     before = contents(run)
     (run / "curve.png").unlink()
     (run / "report.md").unlink()

@@ -165,23 +165,20 @@ def how_it_generalises(analysis: Analysis) -> str:
 
 
 def claims_hold(analysis: Analysis) -> str:
-    verdicts = analysis.verdicts
+    """Of the claims about settings that were run; what arithmetic decides is not counted."""
+    verdicts = analysis.verdicts[analysis.verdicts["verdict"] != "arithmetic"]
     if verdicts.empty:
         return ""
-    decided = verdicts["verdict"].isin(VERDICTS)
-    tested, counted_out = verdicts[decided & (verdicts["n"] > 0)], verdicts[decided & (verdicts["n"] == 0)]
-    text = f"Of {counted(len(verdicts), 'published claim')} these experiments test {len(tested) or 'none'}"
+    tested = verdicts[verdicts["verdict"].isin(VERDICTS)]
+    text = f"Of {counted(len(verdicts), 'published claim')} about these settings, the experiments test {len(tested) or 'none'}"
     if len(tested):
         counts = tested["verdict"].value_counts()
         text += f": {listed([_verdict(kind, int(counts[kind])) for kind in VERDICTS if counts.get(kind, 0)])}"
     rest = []
-    if len(counted_out):
-        holds = int((counted_out["verdict"] != "not reproduced").sum())
-        rest.append(f"by arithmetic alone {holds} of {len(counted_out)} {'holds' if holds == 1 else 'hold'}")
     against = int((verdicts["verdict"] == "contradicts itself").sum())
     if against:
         rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
-    left = len(verdicts) - int(decided.sum()) - against
+    left = len(verdicts) - len(tested) - against
     if left:
         rest.append(f"{left} {'was' if left == 1 else 'were'} not run or cannot be tested here")
     return f"{text}; {listed(rest)}." if rest else f"{text}."

@@ -14,7 +14,6 @@ from nanostudy.reporting.sections.answer import VERDICTS
 from nanostudy.settings import FIELDS
 from nanostudy.text import value_text
 
-AGAINST = "contradicts itself"
 MACHINE = {  # a column of provenance's machines, and its heading
     **{"device": "device", "device_name": "name", "precision": "precision", "platform": "platform"},
     **{"python": "Python", "torch": "PyTorch", "experiments": "experiments"},
@@ -23,11 +22,14 @@ MACHINE = {  # a column of provenance's machines, and its heading
 
 def claims(f: Findings) -> Section | None:
     verdicts = f.analysis.verdicts
-    tested, against = verdicts["verdict"].isin(VERDICTS), verdicts["verdict"] == AGAINST
+    tested, against, counted = (
+        verdicts["verdict"].isin(kinds) for kinds in (VERDICTS, ["contradicts itself"], ["arithmetic"])
+    )
     kinds = (
-        ("Claims that these results test, or that arithmetic decides", verdicts[tested], False),
+        ("Claims that these results test", verdicts[tested], False),
         ("Claims that contradict themselves or each other", verdicts[against], True),
-        ("Claims that were not run, or cannot be tested here", verdicts[~tested & ~against], True),
+        ("Claims that arithmetic decides, whatever was run", verdicts[counted], True),
+        ("Claims that were not run, or cannot be tested here", verdicts[~tested & ~against & ~counted], True),
     )
     blocks = [
         Claims(f"{caption}: {len(table)}", [_claim(row) for row in each(table)], folded)
@@ -42,8 +44,7 @@ def _claim(row: Any) -> Claim:
     if ours:
         ours += f" ({number(row.low)} to {number(row.high)})" if row.low == row.low else ""
         ours += f", n = {row.n:,}" if row.n else ""
-    setting = "" if row.setting == "any" else row.setting
-    return Claim(row.verdict, row.statement, row.published, ours, row.why, setting, row.source)
+    return Claim(row.verdict, row.statement, row.published, ours, row.why, row.setting, row.source)
 
 
 def method(f: Findings) -> Section | None:

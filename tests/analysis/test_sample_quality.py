@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from synthetic import synthetic
 
 from nanostudy.analysis.frames import CorpusFacts
-from nanostudy.analysis.sample_quality import COLUMNS, Reference, quality, quality_against_loss, rank_correlation
-from nanostudy.analysis.verbatim import longest_copied
+from nanostudy.analysis.sample_quality import QUALITY, Reference, quality, quality_against_loss, rank_correlation
+from nanostudy.analysis.verbatim import longest_verbatim
 from nanostudy.data.texts import find_text
 
 PLAY = "\n\n".join(
@@ -121,7 +121,7 @@ def brute(text, source):
 
 @given(st.lists(st.text("ab\n\U0001f3ad", max_size=12), max_size=4), st.text("ab\n\U0001f3ad", min_size=1, max_size=40))
 def test_copied_passages_against_brute_force(texts, source):
-    assert longest_copied(texts, source) == [brute(text, source) for text in texts]
+    assert longest_verbatim(texts, source) == [brute(text, source) for text in texts]
 
 
 def test_a_hash_that_collides_is_looked_up():
@@ -130,7 +130,7 @@ def test_a_hash_that_collides_is_looked_up():
     for _ in range(11):
         word += word.translate(str.maketrans("ab", "ba"))
     source, text = word, word.translate(str.maketrans("ab", "ba"))
-    assert longest_copied([text], source) == [1024]
+    assert longest_verbatim([text], source) == [1024]
 
 
 @needs_shakespeare
@@ -141,7 +141,7 @@ def test_many_samples_take_seconds():
     copies = [f"#{text[start : start + 700]}#{'zq' * 500}" for start in starts]
     noise = ["".join(draw.choice(text) for _ in range(1500)) for _ in range(64)]
     began = time.perf_counter()
-    lengths = longest_copied([*copies, *noise], text)
+    lengths = longest_verbatim([*copies, *noise], text)
     assert time.perf_counter() - began < 20
     assert lengths[:64] == [700] * 64
     assert 4 <= min(lengths[64:]) <= max(lengths[64:]) < 12
@@ -177,7 +177,7 @@ def written(tmp_path):
 def test_quality_pools_a_models_samples(written):
     names = list(written.experiments.index)
     table = quality(written)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(QUALITY)
     assert list(table.index) == [names[0], names[1], names[3]]  # in order of the experiments
     second = table.loc[names[1]]
     assert (second["words_real"], second["words"], second["samples"]) == (1.0, 7, 2)  # the last glorb and x are cut
@@ -205,7 +205,7 @@ def test_quality_without_the_text(written):
 def test_quality_of_nothing():
     results = synthetic({"n_layer": [1, 2]})
     table = quality(results)
-    assert (list(table.columns), len(table)) == (list(COLUMNS), 0)
+    assert (list(table.columns), len(table)) == (list(QUALITY), 0)
     assert (quality_against_loss(results, table)["n"] == 0).all()
 
 
