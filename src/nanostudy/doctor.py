@@ -22,14 +22,14 @@ from nanostudy.settings import Resources
 from nanostudy.training.machine import DTYPES, resolve
 
 _CPU = torch.device("cpu")
-_TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+_FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 
 def examine() -> Iterator[tuple[str, str]]:
-    """(what, finding) pairs, one after another as they are measured; about two seconds a device."""
+    """(what, finding) pairs, one after another as they are measured; about two seconds per device."""
     yield "torch", torch.__version__
     yield "processor", f"{device_name(_CPU)}, {available_cores()} cores"
-    flags = [flag for flag in _TELLING_FLAGS if flag in cpu_flags()]
+    flags = [flag for flag in _FLAGS_THAT_MATTER if flag in cpu_flags()]
     yield "instructions", ", ".join(flags) or "none that matter here"
     yield "memory", _gigabytes(_CPU)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

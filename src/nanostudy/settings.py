@@ -93,15 +93,15 @@ class Setting:
         if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
             return None
         try:
-            found = self._typed(value)
+            typed = self._typed(value)
         except (TypeError, ValueError, OverflowError):
             also = " or none" if self.optional else ""
             raise UsageError(f"{self.name}={value!r} must be {TYPES[self.base]}{also} ({self.meaning}).") from None
-        if self.range and not self.range[0] <= found <= self.range[1]:
-            raise UsageError(f"{self.name}={found} must be {self.bounds()} ({self.meaning}).")
-        if self.matches and not self.matches(found):
-            raise UsageError(f"{self.name}={found!r} is not known: {self.meaning}.")
-        return found
+        if self.range and not self.range[0] <= typed <= self.range[1]:
+            raise UsageError(f"{self.name}={typed} must be {self.bounds()} ({self.meaning}).")
+        if self.matches and not self.matches(typed):
+            raise UsageError(f"{self.name}={typed!r} is not known: {self.meaning}.")
+        return typed
 
     def bounds(self) -> str:
         """Its range in words; empty where it has none."""
@@ -159,13 +159,13 @@ def check_value(name: str, value: Any) -> Any:
     return SETTINGS[name].read(value)
 
 
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises UsageError at the first name that is not known, with the nearest known one."""
-    known = list(known)
+def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raises UsageError at the first name that is not allowed, with the nearest one that is."""
+    allowed = list(allowed)
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(known)}."
+        if name not in allowed:
+            near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {name!r}.{hint}")
 
 
@@ -302,7 +302,7 @@ def _neighbours(width: int, heads: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """The machine that is asked for. It changes how a result is computed, and is no part of an experiment's identity."""
+    """The machine to use. It changes how a result is computed, and is no part of an experiment's identity."""
 
     device: str = setting("auto", "option", "auto, cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|cuda|cuda:\d+|mps")
     precision: str = setting(

@@ -12,7 +12,7 @@ import yaml
 from nanostudy.errors import UsageError
 from nanostudy.settings import FIELDS, IN_FILES, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
 
-IMPORTED = "imported.safetensors"  # in the folder of a run that was begun elsewhere: what it goes on from
+IMPORTED = "imported.safetensors"  # in a run folder converted from nanoGPT: the weights that it goes on from
 
 
 def preset_names() -> list[str]:
@@ -80,5 +80,5 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
 def experiment_and_resources(settings: Mapping[str, Any]) -> tuple[Experiment, Resources]:
     """Raises UsageError at an unknown name or a bad value."""
     check_names(settings, IN_FILES)
-    of_machine = {name: value for name, value in settings.items() if name in RESOURCE_NAMES}
-    return from_settings({name: value for name, value in settings.items() if name in FIELDS}), Resources(**of_machine)
+    resources = Resources(**{name: value for name, value in settings.items() if name in RESOURCE_NAMES})
+    return from_settings({name: value for name, value in settings.items() if name in FIELDS}), resources

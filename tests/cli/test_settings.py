@@ -1,6 +1,7 @@
 """Experiments and settings: presets against the published tables, refusals that help, and what makes an identity."""
 
 import dataclasses
+import inspect
 from dataclasses import asdict, replace
 from itertools import product
 
@@ -9,9 +10,22 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nanostudy import api
+from nanostudy.cli import study
 from nanostudy.errors import UsageError
 from nanostudy.model.config import GPTConfig, count_parameters
-from nanostudy.settings import FIELDS, Experiment, Resources, from_settings, names_of
+from nanostudy.settings import (
+    FIELDS,
+    PLAN_OPTIONS,
+    RUN_OPTIONS,
+    TRAIN_OPTIONS,
+    Experiment,
+    Resources,
+    Where,
+    from_settings,
+    names_of,
+)
+from nanostudy.settings import SETTINGS as DECLARED
 from nanostudy.settings_files import (
     experiment_and_resources,
     parse_assignments,
@@ -267,6 +281,28 @@ def test_a_run_folder_trains_the_same_run_again(tmp_path):
     assert (again, again_resources) == (experiment, resources)
     assert again.identity(corpus.sha256, "char", None) == identity
     assert Recorder(folder, again, identity, corpus, resolve(resources)).claim(asdict(resources)) == "unfinished"
+
+
+# --- where and how
+
+
+def test_options_are_declared_once_for_commands_and_python():
+    for function, names in ((api.train, TRAIN_OPTIONS), (api.run_study, RUN_OPTIONS), (api.plan_study, PLAN_OPTIONS)):
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in names} == {name: DECLARED[name].default for name in names}
+    for command, names in ((study.run_command, PLAN_OPTIONS), (study.plan_command, PLAN_OPTIONS)):
+        assert set(names) <= set(inspect.signature(command).parameters)
+
+
+def test_options_are_checked_and_named_like_settings():
+    where = Where.of(RUN_OPTIONS, Resources(device="cpu", threads=2), {"threads": "3", "workers": 4, "executor": "ray"})
+    assert (where.resources, where.workers) == (Resources(device="cpu", threads=3), 4)
+    with pytest.raises(UsageError, match=r"'worker'.*Did you mean workers\?"):
+        Where.of(RUN_OPTIONS, None, {"worker": 4})
+    with pytest.raises(UsageError, match="There is no setting 'workers'"):
+        Where.of(TRAIN_OPTIONS, None, {"workers": 4})
+    with pytest.raises(UsageError, match=r"save_every=-1.0 must be at least 0 \(seconds between checkpoints"):
+        Where(save_every=-1)
 
 
 # --- identity

@@ -48,7 +48,7 @@ def check_ranks(context: typer.Context) -> None:
 
     ranks = started()
     if not ranks.first:
-        raise ReportedElsewhere("Rank 0 says what is wrong.")
+        raise ReportedElsewhere("Rank 0 reports what is wrong.")
     if ranks.count > 1:
         raise UsageError(
             f"nanostudy {context.invoked_subcommand} is one process, and torchrun started {ranks.count}. Call it without "
@@ -186,7 +186,7 @@ def report(
         Path | None, typer.Option(help="Where to write. Default: report in the study or run, or here for several.")
     ] = None,
 ) -> None:
-    """Say what a study, or several runs or tables, found: a page to open, Markdown, a table, figures. Also while it runs."""
+    """Report on a study, or on several runs or tables: a page to open, Markdown, a table, figures. Also while it runs."""
     from nanostudy import api
 
     written = api.published(*paths, out=out)

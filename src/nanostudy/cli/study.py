@@ -190,11 +190,11 @@ def _print_plan(plan: Plan) -> None:
     failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
     order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
     print(f"{chr(10) if rows else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
-    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB a worker"
+    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB per worker"
     gpu = plan.elsewhere.gpu if plan.elsewhere else None
-    of_each = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
+    threads = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
     device = gpu.name if gpu else capacity.device
-    print(f"workers  {capacity.workers:,} on {device}, {of_each}{capacity.precision}; memory {limit}")
+    print(f"workers  {capacity.workers:,} on {device}, {threads}{capacity.precision}; memory {limit}")
     for note in plan.notes:
         print(f"         {note}")
     tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
@@ -204,8 +204,8 @@ def _print_plan(plan: Plan) -> None:
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
-        known = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        print(f"time     {known}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
+        time_needed = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
+        print(f"time     {time_needed}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
         if plan.prediction:
             _print_prediction(plan, plan.prediction)
 
@@ -217,7 +217,7 @@ def _print_prediction(plan: Plan, prediction: Prediction) -> None:
     print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
     waits = duration((1 - least) * prediction.seconds)
     print(f"         the least busy starts and waits for {waits}, {duration(prediction.tail)} of it at the end")
-    print(f"evenly   {duration(prediction.even)}, were the same work divided without a rest")
+    print(f"evenly   {duration(prediction.even)}, if the same work were divided evenly among the workers")
     most_useful = f"about {counted(prediction.useful, 'worker')}; more would not help"
     print(f"at best  {duration(prediction.longest)}, the longest experiment's own time, with {most_useful}")
     print(f"records  {duration(prediction.recording)} of the study's own process, which no worker shortens")
@@ -297,4 +297,4 @@ def rebuild_command(folder: Folder) -> None:
     from nanostudy.study.folder import rebuild
 
     experiments, results = rebuild(existing_folder(folder))
-    print(f"{experiments:,} experiments, {results:,} results found in their run folders")
+    print(f"{experiments:,} experiments, {results:,} results in their run folders")
