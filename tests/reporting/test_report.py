@@ -301,10 +301,10 @@ def decode(picture: bytes) -> np.ndarray:
 
 
 def share_of(pixels: np.ndarray, colour: str) -> float:
-    """Of the pixels, those of this colour, or of at least half of it mixed with white, as the edges of lines are."""
+    """Of the pixels, those of this colour, or of at least a quarter of it mixed with white, as the edges of lines are."""
     ink, full = 255 - pixels[..., :3], 255 - np.array([*bytes.fromhex(colour[1:])])
     part = ink @ full / (full @ full)
-    return float(((part > 0.5) & (np.abs(ink - part[..., None] * full).max(-1) < 6)).mean())
+    return float(((part > 0.25) & (np.abs(ink - part[..., None] * full).max(-1) < 6)).mean())
 
 
 def test_the_picture_shows_every_line(monkeypatch):
