@@ -98,8 +98,7 @@ def test_a_finished_run(words):
         "Environment",
         "Hardware",
     ]
-    headings = [one for one in re.findall("^## (.+)$", report, re.M) if "claims" not in one]
-    assert headings == [*sections, "Method and caveats", "How to reproduce it"]
+    assert re.findall("^## (.+)$", report, re.M) == [*sections, "Method and caveats", "How to reproduce it"]
     page = (words / "report" / "index.html").read_text(encoding="utf-8")
     assert re.findall("<h2[^>]*>(.+)</h2>", page) == re.findall("^## (.+)$", report, re.M)
     first, final, best = run["initial"], run["final"], run["best"]
