@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import mask_of
 from torch import nn
 
-from nanostudy.model.config import GPTConfig, parameter_table
+from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.gpt import named_views
 
 
@@ -98,3 +98,9 @@ def plain_of(row_P, config: GPTConfig) -> Plain:
             assert named[p.nanogpt_key].shape == p.size
             named[p.nanogpt_key].copy_(views[p.name][0])
     return plain
+
+
+def lively(config: GPTConfig, members: int, seed: int = 0) -> torch.Tensor:
+    """Weights far from the initial ones: no gain is 1, no bias is 0, attention is uneven."""
+    draw = torch.Generator().manual_seed(seed)
+    return 0.3 * torch.randn(members, count_parameters(config).total, generator=draw)

@@ -1,10 +1,10 @@
-"""Trackers: what a training tells, also for TensorBoard, Weights & Biases or MLflow, where their package is installed.
+"""Trackers: a training's losses and rates in TensorBoard, Weights & Biases or MLflow, where their package is installed.
 
-Trackers have a thread of their own, so that they delay no training, and where one fails tracking ends: one note, no more. Results are in
-the run folder as ever. Nothing here needs a network unless the person's own settings of the tracker name a server.
+A tracker runs in a thread of its own, so that it delays no training. Where it fails, tracking ends with one note; the run folder
+has the results either way. No network is needed, unless the user's own settings of the tracker name a server.
 
 tensorboard   event files in `tensorboard` in the run folder
-wandb         offline runs in `wandb` in the run folder, or online where WANDB_MODE or `wandb login` says so
+wandb         offline runs in `wandb` in the run folder; online ones with WANDB_MODE or after `wandb login`
 mlflow        the store that MLFLOW_TRACKING_URI names, or mlflow.db beside the run folder
 """
 
@@ -31,35 +31,35 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Starte
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import read_metadata
 
-PROJECT = "nanostudy"  # where the tracker knows projects and the person names none
-PATIENCE = 60.0  # seconds without a sign of life after which a tracker is left behind at the end
+PROJECT = "nanostudy"  # for trackers with projects, where the user names none
+PATIENCE = 60.0  # seconds without progress after which the end no longer waits for a tracker
 BATCH = ("loss", "learning_rate", "grad_norm", "tokens_per_second")  # of Logged
-ENDS = {"finished": "FINISHED", "diverged": "FAILED", "stopped": "KILLED"}  # a training's, and MLflow's words
+ENDS = {"finished": "FINISHED", "diverged": "FAILED", "stopped": "KILLED"}  # our words, and MLflow's
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tracked: one experiment's training."""
+    """The training of one experiment, as a tracker knows it."""
 
     name: str
     folder: Path  # of the run
     identity: str
     settings: Mapping[str, Any]
-    step: int  # updates that stand from earlier sittings
+    step: int  # updates of earlier sessions
 
 
 class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def end(self, status: str, figures: Mapping[str, float]) -> None:
-        """`status`: finished, diverged or stopped. `figures`: the final ones, where it finished."""
+        """`status`: finished, diverged or stopped. `figures`: the final ones; none where it stopped."""
 
 
 class TensorBoard:
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what an earlier sitting wrote after its last checkpoint is told again
+        # the training repeats what an earlier session wrote after its last checkpoint
         purge = subject.step + 1 if subject.step else None
         self.writer: Any = SummaryWriter(str(subject.folder / "tensorboard"), purge_step=purge)
         self.settings = {name: _plain(value) for name, value in subject.settings.items()}
@@ -111,18 +111,18 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
 
-        for library in ("mlflow", "alembic"):  # that tell every table they make
+        for library in ("mlflow", "alembic"):  # which log every table that they create
             logging.getLogger(library).setLevel(logging.WARNING)
         store = f"sqlite:///{(subject.folder.parent / 'mlflow.db').resolve().as_posix()}"
         self.client: Any = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or store)
         self.metric: Any = Metric
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        known = self.client.get_experiment_by_name(project)
-        place = known.experiment_id if known else self.client.create_experiment(project)
+        existing = self.client.get_experiment_by_name(project)
+        place = existing.experiment_id if existing else self.client.create_experiment(project)
         tag = _id(subject)
-        found = self.client.search_runs([place], f"tags.nanostudy = '{tag}'", max_results=1)
-        if found:
-            self.id = found[0].info.run_id
+        earlier = self.client.search_runs([place], f"tags.nanostudy = '{tag}'", max_results=1)
+        if earlier:
+            self.id = earlier[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
             made = self.client.create_run(place, run_name=subject.name, tags={"nanostudy": tag})
@@ -130,14 +130,14 @@ class MLflow:
             params = [Param(name, str(value)[:500]) for name, value in subject.settings.items()]
             tags = [RunTag("identity", subject.identity), RunTag("folder", str(subject.folder.resolve()))]
             self.client.log_batch(self.id, params=params, tags=tags)
-        # rows that are told again after a resume are the same: MLflow would keep both
-        self.told = {name: self._last(name) for name in ("batch/loss", "exact/val_loss")} if found else {}
+        # a resumed training repeats rows, and MLflow would keep both
+        self.logged = {name: self._last(name) for name in ("batch/loss", "exact/val_loss")} if earlier else {}
 
     def _last(self, name: str) -> int:
         return max((metric.step for metric in self.client.get_metric_history(self.id, name)), default=-1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if step > max([-1, *(last for name, last in self.told.items() if name in values)]):
+        if step > max([-1, *(last for name, last in self.logged.items() if name in values)]):
             now = int(time.time() * 1000)
             self.client.log_batch(
                 self.id, metrics=[self.metric(name, value, now, step) for name, value in values.items()]
@@ -145,7 +145,7 @@ class MLflow:
 
     def end(self, status: str, figures: Mapping[str, float]) -> None:
         if figures:
-            self.told = {}
+            self.logged = {}
             self.log(int(figures["final/updates"]), figures)
         self.client.set_terminated(self.id, ENDS[status])
 
@@ -163,49 +163,49 @@ def check_installed(track: str | None) -> None:
 
 
 class Tracking:
-    """Hears trainings, one or many side by side, and hands them on. It raises nothing, whatever becomes of the tracker."""
+    """Hands the events of trainings, one or many side by side, to a tracker. It raises nothing, whatever the tracker does."""
 
     def __init__(self, track: str, say: Callable[[str], None]) -> None:
         self.track, self.say = track, say
-        self.subjects: dict[str, Subject] = {}  # under way
+        self.subjects: dict[str, Subject] = {}  # in training
         self.losses: dict[str, dict[str, float]] = {}  # of their last evaluations
-        self.told: queue.SimpleQueue[tuple[Subject | None, str, Any, Any]] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[tuple[Subject | None, str, Any, Any]] = queue.SimpleQueue()
         self.handled = 0
-        self.problem: tuple[Subject, str] | None = None  # why it ended early, and in whose training
+        self.problem: tuple[Subject, str] | None = None  # in whose training tracking ended early, and why
         self.noted = False
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
     def hear(self, event: Event, recorder: Recorder) -> None:
-        """An event of the recorder's training, after the run folder has it."""
+        """Takes an event of the recorder's training, after the run folder has recorded it."""
         name, r = event.name, recorder
         if isinstance(event, Started):
             self.subjects[name] = Subject(name, r.folder, r.identity, r.experiment.as_dict(), event.step)
-            self._tell(name, "begin")
+            self._send(name, "begin")
         elif isinstance(event, Logged):
             values = {column: getattr(event, column) for column in BATCH}
-            self._tell(name, "log", event.step, _named("batch", values))
+            self._send(name, "log", event.step, _named("batch", values))
         elif isinstance(event, Evaluated):
             self.losses[name] = {"train_loss": event.train_loss, "val_loss": event.val_loss}
             values = {"tokens": event.tokens, "seconds": event.seconds, **self.losses[name]}
-            self._tell(name, "log", event.step, _named("exact", values))
+            self._send(name, "log", event.step, _named("exact", values))
         elif isinstance(event, Finished):
             result = event.result
             losses = self.losses.get(name, {}) if result.status is Status.FINISHED else {}
             scored = {f"val_loss_at_{context}": loss for context, loss in result.context_losses.items()}
             figures = {**result.measures, **losses, **scored}
-            self._tell(name, "end", str(result.status), _named("final", figures))
+            self._send(name, "end", str(result.status), _named("final", figures))
             self.subjects.pop(name, None)
         elif isinstance(event, Stopped):
-            self._tell(name, "end", "stopped", {})
+            self._send(name, "end", "stopped", {})
             self.subjects.pop(name, None)
         self._note()
 
     def close(self) -> None:
-        """Waits for what was told, as long as the tracker gets on with it."""
+        """Waits until the tracker has handled everything, as long as it makes progress."""
         for name in list(self.subjects):
-            self._tell(name, "end", "stopped", {})
-        self.told.put((None, "", None, None))
+            self._send(name, "end", "stopped", {})
+        self.queue.put((None, "", None, None))
         handled, since = self.handled, time.monotonic()
         while self.thread.is_alive() and time.monotonic() - since < PATIENCE:
             self.thread.join(0.1)
@@ -213,14 +213,14 @@ class Tracking:
                 handled, since = self.handled, time.monotonic()
         self._note()
         if self.thread.is_alive():
-            self.say(f"tracking with {self.track} was left behind: it did not get on for {PATIENCE:.0f} seconds")
+            self.say(f"tracking with {self.track} was left behind: it made no progress for {PATIENCE:.0f} seconds")
 
-    def _tell(self, name: str, kind: str, first: Any = None, second: Any = None) -> None:
+    def _send(self, name: str, kind: str, first: Any = None, second: Any = None) -> None:
         if name in self.subjects and self.problem is None:
-            self.told.put((self.subjects[name], kind, first, second))
+            self.queue.put((self.subjects[name], kind, first, second))
 
     def _note(self) -> None:
-        """Once, to the person and in run.json. Not by the tracker's thread: another one writes the run folder."""
+        """Reports the problem once, to the user and in run.json; not from the tracker's thread, which does not own the run folder."""
         if self.problem is None or self.noted:
             return
         self.noted = True
@@ -234,10 +234,10 @@ class Tracking:
                 write_atomically(subject.folder / "run.json", json.dumps(metadata, indent=1) + "\n")
 
     def _follow(self) -> None:
-        """The trackers' thread, until the end of all trainings or the first failure."""
+        """The trackers' thread: runs until all trainings ended, or the first failure."""
         trackers: dict[str, Tracker] = {}
         while True:
-            subject, kind, first, second = self.told.get()
+            subject, kind, first, second = self.queue.get()
             if subject is None:
                 return
             try:
@@ -247,24 +247,24 @@ class Tracking:
                     trackers[subject.name].log(first, second)
                 else:
                     trackers.pop(subject.name).end(first, second)
-            except BaseException as problem:  # an exit, too: it is the tracker's
-                said = str(problem).strip().splitlines()
-                self.problem = (subject, f"{type(problem).__name__}{f': {said[0]}' if said else ''}")
+            except BaseException as problem:  # SystemExit, too: it is the tracker's, not ours
+                lines = str(problem).strip().splitlines()
+                self.problem = (subject, f"{type(problem).__name__}{f': {lines[0]}' if lines else ''}")
                 return
             self.handled += 1
 
 
 @contextlib.contextmanager
 def tracking(track: str | None, say: Callable[[str], None]) -> Iterator[Tracking | None]:
-    """None where nothing is tracked."""
+    """Yields None where nothing is tracked."""
     if track is None:
         yield None
         return
-    made = Tracking(track, say)
+    tracker = Tracking(track, say)
     try:
-        yield made
+        yield tracker
     finally:
-        made.close()
+        tracker.close()
 
 
 def _named(group: str, values: Mapping[str, float | None]) -> dict[str, float]:
@@ -272,7 +272,7 @@ def _named(group: str, values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _id(subject: Subject) -> str:
-    """Of this training in its folder: a resumed one is the same, one elsewhere another."""
+    """Identifies a training in its folder: the same after a resume, another in another folder."""
     return hashlib.sha256(f"{subject.identity} {subject.folder.resolve()}".encode()).hexdigest()[:16]
 
 

@@ -362,7 +362,10 @@ def test_status_tells_when_nothing_was_heard(study, done):
     assert re.search(
         r"^time left +about (59 min 5\d s|1 h 00 min)\nworker 0  something  12,345 tokens/s$", told.out, re.M
     )
-    for said_at, words in (("2020-01-01", "Nothing was heard .* nanostudy study run done"), ("2999-01-01", "1 h 00")):
+    for said_at, words in (
+        ("2020-01-01", "It recorded no progress .* nanostudy study run done"),
+        ("2999-01-01", "1 h 00"),
+    ):
         with sqlite3.connect(done / FILE) as db:
             db.execute("UPDATE progress SET updated_at = ?", (f"{said_at}T00:00:00+00:00",))
         db.close()

@@ -384,7 +384,7 @@ def test_a_tracker_that_hangs_delays_no_training(experiment, tmp_path, monkeypat
     released.set()
     assert trained.metadata["status"] == "finished"
     (note,) = listener.said
-    assert "did not get on" in note
+    assert "made no progress" in note
 
 
 # --- the ways in

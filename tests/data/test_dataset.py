@@ -144,7 +144,7 @@ def test_the_tokenizer_is_the_folders(tmp_path):
     with pytest.raises(UsageError, match="tokenizer=char, not byte"):
         load_corpus(str(folder), "byte")
     assert load_corpus(str(folder), Tokenizer("char", "abc")).train.tokens.tolist() == [0, 1] * 20
-    with pytest.raises(UsageError, match="characters that the model has not"):
+    with pytest.raises(UsageError, match="characters that the model does not know"):
         load_corpus(str(folder), Tokenizer("char", "bc"))
 
 
@@ -155,6 +155,7 @@ def test_too_many_characters_for_two_bytes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_folder_trains_like_its_text(tmp_path, monkeypatch):
     """The same identity, and the same weights to the bit; the run goes on from any folder."""
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from nanostudy.data.playhouse import playhouse as ph
+from nanostudy.data import playhouse as ph
 
 STARTS = ("OPEN", "ENTER", "S", "CLOSE", *(rule for rule in ph.grammar() if rule.startswith("A_")))
 END = "end of speech"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
 import pytest
 from conftest import write_text
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
 
 import nanostudy
 from nanostudy import api, view, workspace
@@ -35,6 +36,9 @@ sample_tokens: 20
 parts: {short: {block_size: 16}, long: {block_size: 32}}
 grid: {dropout: [0.0, 0.1], learning_rate: [1.0e-3, 1.0e-2]}
 """
+
+
+Run = Callable[..., NotebookNode]
 
 
 class Stop(Exception):
@@ -58,11 +62,24 @@ def with_parameters(book: NotebookNode, values: Mapping[str, object]) -> Noteboo
     return book
 
 
-def run(name: str, folder: Path, **values: object) -> NotebookNode:
-    """The notebook, executed in this folder with these parameters. Raises where a cell does."""
-    book = with_parameters(read(name), values)
-    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    return book
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Executes the notebook of a name in a folder, with parameters; raises where a cell does.
+
+    All share a kernel, which imports torch once; what one defined is gone before the next.
+    """
+    kernel = KernelManager(kernel_name="python3")
+
+    def execute(name: str, folder: Path, **values: object) -> NotebookNode:
+        book = with_parameters(read(name), values)
+        code(book)[0].source += f"\nimport os\nos.chdir({str(folder)!r})"
+        fresh = new_notebook(cells=[new_code_cell("%reset -f")], metadata=book.metadata)
+        for one in (fresh, book):
+            NotebookClient(one, km=kernel, timeout=120).execute()
+        return book
+
+    yield execute
+    kernel.shutdown_kernel(now=True)
 
 
 def shown(cell: NotebookNode) -> str:
@@ -111,7 +128,7 @@ def test_training_has_its_seven_sections() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NotebookNode]:
+def trained(tmp_path_factory: pytest.TempPathFactory, run: Run) -> tuple[Path, NotebookNode]:
     """train.ipynb, in a folder in which another session had stopped half-way; without an answer from any network."""
     folder = tmp_path_factory.mktemp("train")
     settings = {**TINY, "corpus": str(write_text(folder / "small.txt", 20_000)), "log_interval": 1}
@@ -159,7 +176,7 @@ def test_training_shows_its_curve_its_losses_and_its_text(trained: tuple[Path, N
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[NotebookNode]]:
+def parts(tmp_path_factory: pytest.TempPathFactory, run: Run) -> tuple[Path, list[NotebookNode]]:
     """study.ipynb as two people run it, a part each, on one shared drive."""
     folder = tmp_path_factory.mktemp("study")
     corpus = write_text(folder / "small.txt", 20_000)
@@ -185,7 +202,7 @@ def test_the_parts_merge(parts: tuple[Path, list[NotebookNode]], tmp_path: Path)
     assert len(nanostudy.analyze(tmp_path / "all").ranking) == 8
 
 
-def test_the_analyses_are_shown_inline(parts: tuple[Path, list[NotebookNode]]) -> None:
+def test_the_analyses_are_shown_inline(parts: tuple[Path, list[NotebookNode]], run: Run) -> None:
     folder, _ = parts
     book = run("visualization", folder)
     assert "What matters" in shown(cell_with(book, "analysis = nanostudy.analyze"))
@@ -206,7 +223,9 @@ def test_the_analyses_are_shown_inline(parts: tuple[Path, list[NotebookNode]]) -
     )
 
 
-def test_the_example_trains_and_writes(tmp_path: Path) -> None:
+def test_the_example_trains_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_text(tmp_path / "small.txt", 20_000)
     text = (ROOT / "examples" / "train_gpu.py").read_text(encoding="utf-8")
     smaller = (
@@ -215,10 +234,10 @@ def test_the_example_trains_and_writes(tmp_path: Path) -> None:
         .replace('"ROMEO:", 500', '"the ", 30')
     )
     assert all(change in smaller for change in ('PRESET = "quickstart"', "SETTINGS = {'corpus'", '"the ", 30'))
-    done = subprocess.run([sys.executable, "-c", smaller], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    exec(compile(smaller, "train_gpu.py", "exec"), {"__name__": "__main__"})
     loaded = nanostudy.load(tmp_path / "nanostudy-work" / "my-gpt")
-    assert loaded.sample("the ", count=2, tokens=30, seed=1)[1] in done.stdout
+    assert loaded.sample("the ", count=2, tokens=30, seed=1)[1] in capsys.readouterr().out
     assert "vega" in (loaded.folder / "curve.html").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from conftest import KERNELS, jobs_of, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import Child
 
 from nanostudy.device import compiler
 from nanostudy.errors import KernelsUnavailable, UsageError
@@ -663,35 +663,46 @@ def test_numbers_that_are_not_whole_words(size, data, start):
 # --- traced by PyTorch's compiler
 
 
-@pytest.fixture(scope="module")
-def traced():
-    """As a GPU gets them, here for the CPU. What was made is kept: the first time takes half a minute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
-        patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        yield gpu.traced_ops(torch.device("cpu"), torch.float32)
+@pytest.fixture
+def traced(monkeypatch):
+    """As a GPU gets them, here for the CPU; compiled at their first call, and kept."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setattr(gpu, "_call_each", lambda *arguments: None)  # it compiles all of them
+    return gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
 
 
 @needs_compiler
-def test_traced_pieces_equal_the_plain_ones_whatever_the_first_dimension(traced):
+def test_traced_operations_equal_the_reference_whatever_the_first_dimension(traced):
     """Also for members and sequences that come later; masks to the bit."""
     for members, batch in ((2, 2), (3, 2), (2, 5)):
         drop, size = drop_of((0.3, 0.9, 0.0)[:members], batch), members * batch
         y, gain = normal(size, 3, 6, seed=1), normal(members, 6, seed=2)
-        found = traced.residual_norm(None, y, drop, gain, gain)
-        for mine, theirs in zip(found, REFERENCE.residual_norm(None, y, drop, gain, gain), strict=True):
+        results = traced.residual_norm(None, y, drop, gain, gain)
+        for mine, theirs in zip(results, REFERENCE.residual_norm(None, y, drop, gain, gain), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert torch.equal(found[0] == 0, ~kept(drop, 3, 6))
+        assert torch.equal(results[0] == 0, ~kept(drop, 3, 6))
+    assert len(traced.residual_norm.compiled) == 1
 
 
 @needs_compiler
-def test_a_traced_attend_makes_the_masks_of_the_plain_one(traced):
+def test_a_traced_attend_makes_the_masks_of_the_reference(traced):
     """Of a later block of queries, where the numbers start elsewhere and are no whole words."""
     scores = normal(Z, 2, 3, 5)
-    found, expected = traced.attend(scores, drop_of(), 0.3, 7), REFERENCE.attend(scores, drop_of(), 0.3, 7)
-    for mine, theirs in zip(found, expected, strict=True):
+    results, expected = traced.attend(scores, drop_of(), 0.3, 7), REFERENCE.attend(scores, drop_of(), 0.3, 7)
+    for mine, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
         assert torch.equal(mine == 0, theirs == 0)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_every_operation_can_be_traced_as_a_whole(monkeypatch, backend):
+    """One graph each, without a break; only the soak compiles all of them."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda op, **options: compile(op, backend=backend, **options))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
+    ops = gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
+    assert all(op.compiled for op in ops if op)
 
 
 def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
@@ -846,7 +857,7 @@ def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatc
 
 
 BUILD = """
-import sys, torch
+import torch
 from nanostudy.model.kernels import cpu
 cpu.OPTIONS = ("-std=c++20", "-O0", "-fPIC")
 x = torch.arange(6.0).view(1, 2, 3)
@@ -854,21 +865,20 @@ print(cpu.native_ops(torch.float32).split_heads(x, 1, 3).flatten().tolist())
 """
 
 
-def building(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "NANOSTUDY_CACHE": str(folder / "cache")}
-    return subprocess.Popen([sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, text=True)
-
-
 @needs_compiler
 def test_two_processes_that_build_at_once_and_half_a_library(tmp_path):
     """Both have what they need, and nothing else is left; when half of it is lost, it is built again and not loaded."""
-    both = [building(tmp_path) for _ in range(2)]
-    assert [process.communicate(timeout=60)[0] for process in both] == ["[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"] * 2
+
+    def building() -> Child:
+        return Child(tmp_path, exec, BUILD, environment={"NANOSTUDY_CACHE": str(tmp_path / "cache")})
+
+    both = [building() for _ in range(2)]
+    assert [process.communicate() for process in both] == ["[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"] * 2
     (name,) = built(tmp_path)
     path = tmp_path / "cache" / "kernels" / name
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert building(tmp_path).communicate(timeout=60)[0] == "[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"
+    assert building().communicate() == "[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"
     assert built(tmp_path) == [name]
     assert path.read_bytes() == whole
 

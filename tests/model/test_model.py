@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small
-from oracles import Masks, Plain, plain_of
+from oracles import Masks, Plain, lively, plain_of
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.engine import Batch, gradients
@@ -24,19 +24,13 @@ def config_of(bias=True, tie_embeddings=False, n_layer=2, vocab_size=11, **setti
     return GPTConfig.of(experiment, vocab_size)
 
 
-def lively(config: GPTConfig, members=M, seed=0) -> torch.Tensor:
-    """Weights far from the initial ones: no gain is 1, no bias is 0, attention is uneven."""
-    draw = torch.Generator().manual_seed(seed)
-    return 0.3 * torch.randn(members, count_parameters(config).total, generator=draw)
-
-
 def tokens_of(config: GPTConfig, *size, seed=1) -> torch.Tensor:
     return torch.randint(config.vocab_size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_equals_plain_models(config: GPTConfig, ops: Ops, keys_and_rates=None):
     """Loss, logits and every parameter's gradient, with dropout from (keys (M, B), rates (M,)). Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
-    params_MP, inputs, targets = lively(config), tokens_of(config, M, B, T), tokens_of(config, M, B, T, seed=2)
+    params_MP, inputs, targets = lively(config, M), tokens_of(config, M, B, T), tokens_of(config, M, B, T, seed=2)
     dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, config)
     logits = forward(named_views(params_MP, config), inputs, config, dropout, ops=ops)
     loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], B, config, torch.float32, None, ops)
@@ -77,7 +71,7 @@ def test_dropout_is_at_its_sites_with_its_scales(ops, bias, tie_embeddings):
 def test_a_rate_of_zero_changes_no_bit(ops):
     """A member without dropout has the same numbers beside a neighbour that has it."""
     config = config_of()
-    params_MP, inputs = lively(config), tokens_of(config, M, B, T)
+    params_MP, inputs = lively(config, M), tokens_of(config, M, B, T)
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     views = named_views(params_MP, config)
     with_neighbour = forward(views, inputs, config, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), config), ops=ops)
@@ -92,7 +86,7 @@ def test_causality_by_gradients(ops, rate):
     config = config_of()
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), config)
-    views = {name: view.detach().requires_grad_() for name, view in named_views(lively(config), config).items()}
+    views = {name: view.detach().requires_grad_() for name, view in named_views(lively(config, M), config).items()}
     logits = forward(views, tokens_of(config, M, B, T), config, dropout, ops=ops)
     weighted = logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     for m, t in itertools.product(range(M), range(T)):
@@ -106,7 +100,7 @@ def test_causality_by_gradients(ops, rate):
 def test_forward_refuses_what_does_not_fit_the_block():
     config = config_of()
     with pytest.raises(ValueError, match="block_size 8"):
-        forward(named_views(lively(config), config), tokens_of(config, M, B, 9), config)
+        forward(named_views(lively(config, M), config), tokens_of(config, M, B, 9), config)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -154,7 +148,7 @@ def test_counts_equal_what_nanogpt_prints():
 
 def test_views_are_of_the_buffer():
     config = config_of()
-    buffer = lively(config)
+    buffer = lively(config, M)
     for p in parameter_table(config):
         named_views(buffer, config)[p.name].fill_(7)
     assert (buffer == 7).all()

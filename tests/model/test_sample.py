@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small
-from test_model import lively, plain_of
+from oracles import lively, plain_of
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig

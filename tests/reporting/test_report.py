@@ -329,7 +329,7 @@ def test_the_picture_says_what_it_shows():
     rows = evaluations(4.0, 3.0, 2.5, 2.6, train_losses=[4.0, 2.8, 2.2, 1.9])
     words = words_of(figures.training_figure(rows, log(1.0, 2.0), "of a test", entropy=1.1, grad_clip=0.5))
     for expected in (
-        "of a test", "updates", "loss, nats per token", "lowest: 2.5000 at update 200", "loss gap: validation less training",
+        "of a test", "updates", "loss, nats per token", "lowest: 2.5000 at update 200", "loss gap, nats per token",
         "entropy of the validation text: 1.1000", "dashed: clipped to 0.5",
     ):  # fmt: skip
         assert expected in words

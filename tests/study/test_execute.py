@@ -65,21 +65,21 @@ def write_study(folder: Path, grid=GRID, seeds=(1, 2), **changes) -> Path:
     return path
 
 
-class Heard:
+class Listener:
     """A listener that remembers."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def say(self, text: str, style: str = "") -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     def show(self, snapshot) -> None:
         assert 0 <= snapshot.share <= 1
         assert snapshot.seconds_left is None or snapshot.seconds_left >= 0
 
     def __contains__(self, pattern: str) -> bool:
-        return any(re.search(pattern, text) for text in self.said)
+        return any(re.search(pattern, text) for text in self.messages)
 
 
 class Faulty(Inline):
@@ -87,7 +87,7 @@ class Faulty(Inline):
 
     def __init__(self, resources: Resources, fault) -> None:
         super().__init__(resources)
-        self.fault, self.told = fault, []
+        self.fault, self.reports = fault, []
 
     def start(self, worker, task) -> None:
         super().start(worker, task)
@@ -95,7 +95,7 @@ class Faulty(Inline):
 
     def next(self, timeout):
         arrived = super().next(timeout)
-        self.told += [arrived[1]] if arrived else []
+        self.reports += [arrived[1]] if arrived else []
         return arrived
 
 
@@ -107,11 +107,11 @@ def _no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a study in this process, two members at a time, and returns what was said; `.told` is what was reported."""
+    """Runs a study in this process, two members at a time, and returns the listener, whose `reports` are the backend's."""
     monkeypatch.setitem(plan.WIDEST, "cpu", 2)
 
     def run(source: Path, out="out", fault=lambda task, reports: reports, save_every=1e9, call=api.run_study, **how):
-        heard = Heard()
+        listener = Listener()
         made = []
 
         def make(resources):
@@ -119,11 +119,11 @@ def run(tmp_path, monkeypatch):
             return made[0]
 
         monkeypatch.setattr("nanostudy.study.pool.Inline", make)
-        run.heard, run.made = heard, made
+        run.listener, run.made = listener, made
         args = (tmp_path / out,) if call is api.retry_study else (source, tmp_path / out)
-        run.rows = call(*args, executor="inline", resources=RESOURCES, listener=heard, save_every=save_every, **how)
-        heard.told = made[0].told
-        return heard
+        run.rows = call(*args, executor="inline", resources=RESOURCES, listener=listener, save_every=save_every, **how)
+        listener.reports = made[0].reports
+        return listener
 
     return run
 
@@ -190,7 +190,7 @@ def reference(source, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plan.WIDEST, "cpu", 2)
         out = tmp_path_factory.mktemp("reference") / "out"
-        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Heard(), save_every=1e9)
+        api.run_study(source, out, executor="inline", resources=RESOURCES, listener=Listener(), save_every=1e9)
     return out
 
 
@@ -198,17 +198,17 @@ def reference(source, tmp_path_factory) -> Path:
 
 
 def test_every_experiment_ends_once_and_leaves_its_results(run, source, reference, tmp_path):
-    heard = run(source)
+    listener = run(source)
     assert_same_study(tmp_path / "out", reference)
     names = experiments(reference)
     assert len(names) == 8
     for name in names:
         folder = reference / name
-        assert sum(name in text for text in heard.said) == 1
+        assert sum(name in text for text in listener.messages) == 1
         assert {path.name for path in folder.iterdir()} >= {"run.json", "best.safetensors", "last.safetensors"}
         assert re.fullmatch(r"--- the \nthe .*\n\n--- no prompt\n.*\n", (folder / "sample.txt").read_text(), re.S)
         assert metadata(folder)["updates"] == metadata(folder)["settings"]["max_iters"]
-    started = [report for report in heard.told if isinstance(report, Started)]
+    started = [report for report in listener.reports if isinstance(report, Started)]
     assert Counter(report.members for report in started) == {2: 8}, "slots are refilled"
     assert len((reference / "results.csv").read_text().splitlines()) == 9
 
@@ -216,8 +216,8 @@ def test_every_experiment_ends_once_and_leaves_its_results(run, source, referenc
 def test_what_is_done_is_not_done_again(run, source, tmp_path):
     run(source)
     before = contents(tmp_path / "out")
-    heard = run(source)
-    assert heard.told == []
+    listener = run(source)
+    assert listener.reports == []
     assert contents(tmp_path / "out") == before
 
 
@@ -266,14 +266,14 @@ def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
         return tmp_path / name
 
     healthy, one = study("healthy", [0.01]), study("one", [0.01, 1e30])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     with Store.read(one / FILE) as store:
         rows = store.rows()
     ill = [row for row in rows if row.experiment.learning_rate > 1]
     assert [row.status for row in ill] == ["diverged", "diverged"]
     for row in ill:
         assert "not finite" in row.reason
-        assert f"diverged {row.name}: {row.reason}" in told
+        assert f"diverged {row.name}: {row.reason}" in printed
         assert (one / row.name / "sample.txt").exists()
     well = {row.experiment: row.name for row in rows if row not in ill}
     with Store.read(healthy / FILE) as store:
@@ -316,11 +316,11 @@ def test_one_that_always_breaks_its_stack_is_found_and_fails_alone(
     long_first = sorted(names, key=lambda name: ("MI20" not in name, names.index(name)))
     culprit = [name for name in long_first if "b8_" in name][which]
     reason = "the reason of this test."
-    heard = run(source, fault=breaking(culprit, 6, Broken(cause, reason)), save_every=save_every)
+    listener = run(source, fault=breaking(culprit, 6, Broken(cause, reason)), save_every=save_every)
     status = {row.name: (row.status, row.reason) for row in run.rows}
     assert status.pop(culprit) == ("failed", reason)
     assert set(status.values()) == {("finished", None)}
-    assert f"{culprit} failed: {reason}" in heard
+    assert f"{culprit} failed: {reason}" in listener
     assert_near(tmp_path / "out", reference, list(status))
     with Store.read(tmp_path / "out" / FILE) as store:
         assert [event["experiment"] for event in store.events(kind="failed")] == [culprit]
@@ -351,10 +351,10 @@ def test_too_little_memory_for_two_goes_on_as_halves_where_they_were(run, source
                 yield Broken("memory", "Memory ran out.")
                 return
 
-    heard = run(source, fault=fault, save_every=0.0)
+    listener = run(source, fault=fault, save_every=0.0)
     assert {row.status for row in run.rows} == {"finished"}
-    assert "Memory ran out. Going on in smaller stacks" in heard
-    started = [(report.step, report.members) for report in heard.told if isinstance(report, Started)]
+    assert "Memory ran out. Going on in smaller stacks" in listener
+    started = [(report.step, report.members) for report in listener.reports if isinstance(report, Started)]
     assert Counter(started) == {(0, 2): 4, (8, 1): 4, (0, 1): 4}
     assert_near(tmp_path / "out", reference, experiments(reference))
 
@@ -379,9 +379,9 @@ def test_one_beside_a_member_that_is_done_is_not_blamed_before_it_was_alone(
         run(source, fault=kill_at(Logged, 15, patch), save_every=0.0)
     assert metadata(tmp_path / "out" / short)["status"] == "finished"
     in_company = breaking(long, 9, Broken("memory", "Memory ran out."), when=lambda members: len(members) > 1)
-    heard = run(source, fault=in_company, save_every=0.0)
+    listener = run(source, fault=in_company, save_every=0.0)
     assert {row.status for row in run.rows} == {"finished"}
-    steps = [(r.name, r.step) for r in heard.told if isinstance(r, Started)]
+    steps = [(r.name, r.step) for r in listener.reports if isinstance(r, Started)]
     assert steps == [(long, 6), (short, 6), (long, 6)]
     assert_near(tmp_path / "out", tmp_path / "whole", [short, long])
 
@@ -394,10 +394,10 @@ def test_models_that_cannot_write_together_write_alone(run, source, reference, t
             return iter([next(reports), Broken("memory", "Memory ran out.")])
         return reports
 
-    heard = run(source, fault=fault)
-    assert f"{broken} has no sample: Memory ran out" in heard
+    listener = run(source, fault=fault)
+    assert f"{broken} has no sample: Memory ran out" in listener
     assert [row.name for row in run.rows if not row.sampled] == [broken]
-    run(source)  # the next sitting makes up for it
+    run(source)  # the next session makes up for it
     assert_same_study(tmp_path / "out", reference)
 
 
@@ -431,13 +431,13 @@ def kill_at(kind: type, step: int, patch, count: int = 1):
 
 def stop_at(kind: type, step: int):
     """A fault: at an event of a kind, the study is asked to stop, as by Ctrl-C."""
-    asked = []
+    requested = []
 
     def fault(task, reports):
         for report in reports:
             yield report
-            if isinstance(report, kind) and getattr(report, "step", step) >= step and not asked:
-                asked.append(report)
+            if isinstance(report, kind) and getattr(report, "step", step) >= step and not requested:
+                requested.append(report)
                 signal.raise_signal(signal.SIGINT)
 
     return fault
@@ -527,8 +527,8 @@ def test_killed_at_every_commit(run, tmp_path, monkeypatch, reached, keep):
                 pass
         done = [name for name in TINY_NAMES if finished(tmp_path / "out" / name)]
         before = {name: (tmp_path / "out" / name / "run.json").read_bytes() for name in done}
-        heard = run(source, save_every=0.0)
-        assert not [text for text in heard.said for name in done if text.startswith("[") and name in text], at
+        listener = run(source, save_every=0.0)
+        assert not [text for text in listener.messages for name in done if text.startswith("[") and name in text], at
         assert all((tmp_path / "out" / name / "run.json").read_bytes() == before[name] for name in done), at
         assert_same_study(tmp_path / "out", tmp_path / "whole", weights=() if keep != "all" else ("best", "last"))
         assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole"), at
@@ -609,11 +609,11 @@ def damage(path: Path) -> None:
 def test_a_damaged_checkpoint_leaves_the_one_before(run, source, reference, tmp_path):
     interrupted(run, source)
     damage(newest(tmp_path / "out"))
-    heard = run(source)
-    assert r"damaged.*Resuming from the checkpoint before it" in heard
+    listener = run(source)
+    assert r"damaged.*Resuming from the checkpoint before it" in listener
     with Store.read(tmp_path / "out" / FILE) as store:
         assert any("checkpoint before it" in event["detail"] for event in store.events(kind="note"))
-    assert next(r.step for r in heard.told if isinstance(r, Started)) in (14, 15)
+    assert next(r.step for r in listener.reports if isinstance(r, Started)) in (14, 15)
     assert_same_study(tmp_path / "out", reference)
 
 
@@ -630,15 +630,15 @@ def test_without_a_whole_checkpoint_the_stack_trains_from_the_beginning(run, sou
     damage(path)
     other = path.with_name("checkpoint.before.safetensors")
     damage(other) if both else other.unlink()
-    heard = run(source)
-    assert "set aside; training from the beginning" in heard
-    assert next(r.step for r in heard.told if isinstance(r, Started)) == 0
+    listener = run(source)
+    assert "set aside; training from the beginning" in listener
+    assert next(r.step for r in listener.reports if isinstance(r, Started)) == 0
     assert all((tmp_path / "out" / name / "run.json").read_bytes() == before[name] for name in done)
     assert_same_study(tmp_path / "out", reference)
 
 
 @posix_only
-def test_a_folder_is_moved_and_copied_between_sittings(run, source, reference, tmp_path):
+def test_a_folder_is_moved_and_copied_between_sessions(run, source, reference, tmp_path):
     interrupted(run, source)
     (tmp_path / "out").rename(tmp_path / "moved")
     interrupted(run, source, 19, "moved")
@@ -726,9 +726,9 @@ def test_a_folder_that_is_away_is_waited_for(run, source, reference, tmp_path):
                 away[0].start()
             yield report
 
-    heard = run(source, fault=fault)
-    assert "does not answer" in heard
-    assert "answers again; going on" in heard
+    listener = run(source, fault=fault)
+    assert "does not answer" in listener
+    assert "answers again; going on" in listener
     assert_same_study(tmp_path / "out", reference)
 
 
@@ -770,8 +770,8 @@ def waited(monkeypatch):
 
 
 def test_a_folder_is_waited_for_and_no_longer(tmp_path, waited):
-    said, calls = [], []
-    try_again = retry.Retry(tmp_path / "drive", lambda text, style: said.append(text), lambda: False)
+    messages, calls = [], []
+    try_again = retry.Retry(tmp_path / "drive", lambda text, style: messages.append(text), lambda: False)
 
     def action():
         calls.append(1)
@@ -787,7 +787,7 @@ def test_a_folder_is_waited_for_and_no_longer(tmp_path, waited):
     retry.time.sleep = back
     assert try_again(action) == "done"
     assert len(calls) == 2
-    assert len(said) == 2
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, None])
@@ -835,7 +835,7 @@ def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeyp
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     begun = time.monotonic()
     with pytest.raises(NanostudyError, match=r"fail before they begin \(its process ended \(exit code 1\)\).*inline"):
-        api.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Heard())
+        api.run_study(source, tmp_path / "out", workers=2, resources=RESOURCES, listener=Listener())
     assert time.monotonic() - begun < 20
 
 
@@ -853,8 +853,8 @@ def test_a_lost_store_loses_no_training(run, source, reference, tmp_path):
         run(source, fault=fault, save_every=0.0)
     assert list((tmp_path / "out" / "stacks").glob("*/checkpoint.safetensors"))
     (tmp_path / "out" / FILE).unlink()
-    heard = run(source)
-    assert any(isinstance(report, Started) and report.step > 0 for report in heard.told)
+    listener = run(source)
+    assert any(isinstance(report, Started) and report.step > 0 for report in listener.reports)
     assert_same_study(tmp_path / "out", reference)
 
 

@@ -267,7 +267,7 @@ def test_a_lost_run_folder_is_told(study, tmp_path):
 
 
 def test_checkpoints_are_where_weights_are_and_fit(study, tmp_path):
-    """Of weights that were not kept there is none, of damaged ones none either, and the latter is told."""
+    """There is none for weights that were not kept, and none for damaged ones, which is reported."""
     first, second, third, fourth = (study / row.name for row in rows(study))
     for which in ("best", "last"):
         (first / f"{which}.safetensors").unlink()

@@ -86,19 +86,19 @@ def test_the_published_grid_at_spots_read_off_the_source():
 
 
 def test_both_readings_hold_what_was_published_and_differ_where_they_should():
-    said, done = read_study("shakespeare-grid"), read_study("shakespeare-grid-as-published")
+    described, done = read_study("shakespeare-grid"), read_study("shakespeare-grid-as-published")
     common = {
         "corpus": "shakespeare", "learning_rate": 3e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1,
         "grad_clip": 1.0, "bias": False, "eval_interval": 200, "log_interval": 10, "decay_lr": True, "lr_decay_iters": None,
     }  # fmt: skip
     for definition, own in [
-        (said, {"gradient_accumulation_steps": 1, "warmup_iters": 100, "min_lr": None}),
+        (described, {"gradient_accumulation_steps": 1, "warmup_iters": 100, "min_lr": None}),
         (done, {"gradient_accumulation_steps": 40, "warmup_iters": 2000, "min_lr": 6e-5}),
     ]:
         for entry in entries_of(definition):
             assert {key: getattr(entry.experiment, key) for key in {**common, **own}} == {**common, **own}
         assert (definition.prompts, definition.sample_tokens, definition.seeds) == ((None, "ROMEO:"), 300, None)
-    assert (said.grid, said.parts) == (done.grid, done.parts)
+    assert (described.grid, described.parts) == (done.grid, done.parts)
 
 
 def test_the_studies_are_those_promised_and_explain_themselves():
@@ -273,8 +273,8 @@ def test_changed_settings():
     assert changed_settings([first], same) is None
     assert changed_settings([], first) is None
     faster = replace(first, settings={"learning_rate": 1e-3, "corpus": "playhouse", "bias": True, "log_interval": 1})
-    said = "corpus shakespeare there, playhouse requested, bias false there, true requested, learning_rate 0.0003 there, 0.001 requested"
-    assert changed_settings([first], faster) == said
+    message = "corpus shakespeare there, playhouse requested, bias false there, true requested, learning_rate 0.0003 there, 0.001 requested"
+    assert changed_settings([first], faster) == message
     assert changed_settings([first], study(fixed={})) == "learning_rate 0.0003 there, 0.001 requested", "a default, too"
     axis = replace(first, settings={"corpus": "shakespeare"}, grid={"learning_rate": (1e-3, 2e-3)})
     assert changed_settings([first], axis) is None
@@ -390,8 +390,8 @@ def test_what_is_no_study_lists_the_studies(tmp_path):
 
 def test_duplicate_experiments_are_named():
     parts = {"p": {"n_layer": (2, 3)}, "q": {"n_layer": (3,)}}
-    said = r"duplicate experiments: n_layer=3, bias=true \(part p\) and n_layer=3, bias=true \(part q\)"
-    with pytest.raises(UsageError, match=said):
+    message = r"duplicate experiments: n_layer=3, bias=true \(part p\) and n_layer=3, bias=true \(part q\)"
+    with pytest.raises(UsageError, match=message):
         extend([], study({"bias": (True,)}, parts=parts, seeds=None))
 
 

@@ -206,7 +206,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_another_study_is_refused(case, parts, tmp_path):
-    new, said = REFUSED[case]
+    new, message = REFUSED[case]
     file = parts["b"] / "study.yaml"
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     if new == "parts":
@@ -219,7 +219,7 @@ def test_another_study_is_refused(case, parts, tmp_path):
         with pytest.raises(NanostudyError, match="not parts of one study") as problem:
             merge([parts[part] for part in order], tmp_path / "all")
         if order == "ab":
-            assert said.format(**parts) in str(problem.value)
+            assert message.format(**parts) in str(problem.value)
         assert not (tmp_path / "all").exists()
     before = contents(parts["a"])
     with pytest.raises(NanostudyError, match="not parts of one study"):
@@ -245,7 +245,7 @@ def test_places_that_do_not_do(parts, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     before = contents(tmp_path)
-    for sources, into, said in (
+    for sources, into, message in (
         ([a, tmp_path / "empty"], tmp_path / "all", "There is no study in .*empty"),
         ([a, tmp_path / "nowhere"], tmp_path / "all", "There is no study in .*nowhere"),
         ([a, b], a / "all", "one inside the other"),
@@ -254,14 +254,14 @@ def test_places_that_do_not_do(parts, tmp_path):
         ([a, b], tmp_path / "full", "thesis.txt.* and no study"),
         ([a, b], tmp_path / "full" / "thesis.txt", "cannot be used"),
     ):
-        with pytest.raises(NanostudyError, match=said):
+        with pytest.raises(NanostudyError, match=message):
             merge(sources, into)
         assert contents(tmp_path) == before
     assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"corpus__sha256": "f" * 64}, "the text's SHA-256 .* and f{64}"),
         ({"numerics_version": 99}, "the numerics version 1 and 99"),
@@ -269,15 +269,15 @@ def test_places_that_do_not_do(parts, tmp_path):
         ({}, "the first weights"),
     ],
 )
-def test_two_that_are_not_the_same_experiment(parts, tmp_path, changes, said):
+def test_two_that_are_not_the_same_experiment(parts, tmp_path, changes, message):
     names = of_part(parts["a"], "a")
     other = Path(shutil.copytree(parts["a"], tmp_path / "other"))
     change(other / names[1], identity="0" * 16, **changes)
-    with pytest.raises(NanostudyError, match=f"(?s){names[1]}.*{names[1]} are not the same experiment: {said}"):
+    with pytest.raises(NanostudyError, match=f"(?s){names[1]}.*{names[1]} are not the same experiment: {message}"):
         merge([parts["a"], parts["b"], other], tmp_path / "all")
     assert not (tmp_path / "all").exists()
     before = contents(parts["a"])
-    with pytest.raises(NanostudyError, match=f"not the same experiment: {said}"):
+    with pytest.raises(NanostudyError, match=f"not the same experiment: {message}"):
         merge([other], parts["a"])
     assert contents(parts["a"]) == before
 
@@ -462,9 +462,9 @@ def test_damaged_run_folders(parts, tmp_path):
 
 def whole_folders(into: Path, sources: list[Path]) -> bool:
     """Every run folder of `into` is one of a source's, byte for byte, and nothing lies between them."""
-    known = {path.name: path for source in sources for path in source.iterdir() if (path / "run.json").exists()}
+    existing = {path.name: path for source in sources for path in source.iterdir() if (path / "run.json").exists()}
     folders = [path for path in into.iterdir() if path.is_dir()]
-    return all(path.name in known and contents(path) == contents(known[path.name]) for path in folders)
+    return all(path.name in existing and contents(path) == contents(existing[path.name]) for path in folders)
 
 
 @pytest.mark.parametrize("at", [1, 9])

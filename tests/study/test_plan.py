@@ -314,16 +314,16 @@ def test_cores_are_those_bound_to_and_paid_for(monkeypatch, bound, quota, cores)
 
 def test_memory_is_what_the_container_has_left(monkeypatch):
     cpu = resolve(Resources(device="cpu", threads=1)).device
-    said = {"memory.max": "max", "memory.stat": "anon 1000\nfile 77\nanon_thp 5"}
-    monkeypatch.setattr(device, "_control_group", lambda name: said[name])
+    files = {"memory.max": "max", "memory.stat": "anon 1000\nfile 77\nanon_thp 5"}
+    monkeypatch.setattr(device, "_control_group", lambda name: files[name])
     free = available_memory(cpu)
     assert free is not None
     assert free > 10**7
-    said["memory.max"] = "1000000"
+    files["memory.max"] = "1000000"
     assert available_memory(cpu) == 999_000  # what files hold in memory is given back when it is needed
-    said["memory.stat"] = "inactive_anon 5\nanon 250000\n"
+    files["memory.stat"] = "inactive_anon 5\nanon 250000\n"
     assert available_memory(cpu) == 750_000
-    said["memory.stat"] = ""
+    files["memory.stat"] = ""
     assert available_memory(cpu) == pytest.approx(free, rel=0.5)
 
 

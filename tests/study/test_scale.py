@@ -175,7 +175,7 @@ def test_thousands_of_experiments_are_planned_in_little_memory(tmp_path):
 
 
 def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeypatch):
-    """Of the experiments that wait most have no folder: one listing tells, not a look for each."""
+    """Most experiments that wait have no folder: one listing shows that, not a look for each."""
     study = study_of(str(write_text(tmp_path / "text.txt")), 1000)
     with open_study(tmp_path / "out", study):
         pass
@@ -195,7 +195,7 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
 
 
 def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
-    """As of a stack that goes on whose members are all but done: its rate is not known, and is not zero."""
+    """A stack may go on whose members are nearly done: its rate is unknown, and not zero."""
     one = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, estimated_at=time.monotonic())
     assert seconds_left([(one, 0.0)], [1e9], 1) is None
     other = replace(one, seconds_left=10.0)

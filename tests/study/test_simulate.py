@@ -141,9 +141,9 @@ class Plain:
 def test_slots_are_refilled_within_a_stack(corpus):
     """Two slots, lengths 6, 4, 4, 2: the second slot takes the third at 4, the first the fourth at 6; both end at 8."""
     kinds = [(small(max_iters=6), 1), (small(max_iters=4), 2), (small(max_iters=2), 1)]
-    found = work(kinds, 2, corpus, Plain(), tokens=10)
-    assert found.training == 8 * 3 + (6 + 4 + 4 + 2) * 1 + 4 * 5
-    assert found.writing == (10 * (2 + 4 * 0.5),)
+    result = work(kinds, 2, corpus, Plain(), tokens=10)
+    assert result.training == 8 * 3 + (6 + 4 + 4 + 2) * 1 + 4 * 5
+    assert result.writing == (10 * (2 + 4 * 0.5),)
     assert work(kinds, 2, corpus, Plain(), tokens=0).writing == ()
     alone = work([(small(max_iters=6), 1)], 1, corpus, Plain(), tokens=10)
     assert (alone.training, alone.writing) == (6 * 3 + 6 + 5, (25,))
@@ -154,15 +154,15 @@ def test_a_prediction_by_hand(corpus):
     entries = [Entry(1, "a", "all", small(max_iters=6)), Entry(2, "b", "all", small(max_iters=2))]
     corpora = {corpus_key(small()): corpus}
     stacks = [s for e in entries for s in plan([e], corpora, Capacity("cpu", "fp32", 2, None))]
-    found = predict(stacks, corpora, Plain(), 2, tokens=10)
-    assert found.run.busy == (54, 38)
-    assert found.seconds == 7 + 54
-    assert found.even == 7 + 46
-    assert found.longest == 7 + 54
-    assert found.useful == 2  # 92 seconds of work, of which the longest is 54
-    assert found.tail == 54 - 38
-    assert found.shares() == (38 / 61, 46 / 61, 54 / 61)
-    assert found.recording == 2 * RECORDING
+    prediction = predict(stacks, corpora, Plain(), 2, tokens=10)
+    assert prediction.run.busy == (54, 38)
+    assert prediction.seconds == 7 + 54
+    assert prediction.even == 7 + 46
+    assert prediction.longest == 7 + 54
+    assert prediction.useful == 2  # 92 seconds of work, of which the longest is 54
+    assert prediction.tail == 54 - 38
+    assert prediction.shares() == (38 / 61, 46 / 61, 54 / 61)
+    assert prediction.recording == 2 * RECORDING
 
 
 def test_recording_is_a_bound():

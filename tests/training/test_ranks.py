@@ -23,9 +23,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import cpu, jobs_of, small
+from conftest import cpu, jobs_of, small, write_text
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import Child, run_command
 
 from nanostudy import api
 from nanostudy.cli import main as cli
@@ -113,6 +114,14 @@ def test_only_training_is_for_several_processes(monkeypatch, capsys, command, ra
 
 
 # --- the same numbers, as threads
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_evaluations():
+    """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "EVALUATION_TOKENS", 256)
+        yield
 
 
 @dataclass(frozen=True)
@@ -346,7 +355,7 @@ def test_a_rank_that_is_lost_costs_no_update(corpus, machine, tmp_path, monkeypa
 # --- processes
 
 SETTINGS = {
-    "corpus": "playhouse",
+    "corpus": "text.txt",
     "n_layer": 1,
     "n_head": 2,
     "n_embd": 16,
@@ -361,45 +370,90 @@ SETTINGS = {
 }
 RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
 LONG = 5e-5  # after 120 updates; seen: 2e-7 of losses, 6e-6 of norms, 1.2e-7 of weights
-COMMAND = """
-import os, sys
+CHANGE = """
+import os
 from nanostudy import api
-from nanostudy.cli import main as cli
-from nanostudy.training import train
 from nanostudy.errors import UsageError
-{change}
-cli.main()
+from nanostudy.training import train
+if os.environ["RANK"] == "1":
+    {change}
 """
 
 
-def torchrun(folder: Path, count: int, out: str, change: str = "", **settings) -> subprocess.Popen:
-    """`nanostudy train` on so many processes, begun; rank 1 with a change of its code."""
-    command = folder / f"{out}.py"
-    command.write_text(COMMAND.format(change=f"if os.environ['RANK'] == '1':\n    {change or 'pass'}"))
-    given = [f"{name}={value}" for name, value in {**SETTINGS, **settings, **RESOURCES}.items()]
+def arguments(folder: Path, out: str, settings) -> list[str]:
+    write_text(folder / "text.txt")
     (folder / "settings.yaml").write_text("{}")
-    words = ["--standalone", "--nproc-per-node", str(count), command, "train", "settings.yaml", *given, "--out", out]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # or torchrun says at length that it sets it
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *words], cwd=folder, env=environment, **pipes
-    )
+    given = [f"{name}={value}" for name, value in {**SETTINGS, **settings, **RESOURCES}.items()]
+    return ["train", "settings.yaml", *given, "--out", out]
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code, and what the ranks said: torchrun's own lines and its account of a failure left out."""
-    out, _ = process.communicate(timeout=120)
-    said = re.split(r"^Traceback.*\n.*\n.*\n.*torch/distributed/run.py", out, flags=re.MULTILINE)[0]
-    return process.returncode, re.sub(r"^[WE]\d{4} .*\n", "", said, flags=re.MULTILINE)
+class Torchrun:
+    """`nanostudy train` on so many processes, by torchrun."""
+
+    def __init__(self, folder: Path, count: int, change: str = "pass", **settings) -> None:
+        script = folder / "command.py"
+        script.write_text(f"{CHANGE.format(change=change)}\nfrom nanostudy.cli.main import main\nmain()\n")
+        words = ["--standalone", "--nproc-per-node", str(count), script, *arguments(folder, "run", settings)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *words],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # or torchrun says at length that it sets it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and the output of the ranks without torchrun's own lines."""
+        output, _ = self.process.communicate(timeout=120)
+        output = re.split(r"^Traceback.*\n.*\n.*\n.*torch/distributed/run.py", output, flags=re.MULTILINE)[0]
+        return self.process.returncode, re.sub(r"^[WE]\d{4} .*\n", "", output, flags=re.MULTILINE)
 
 
-def evaluated(folder: Path, step: int, process: subprocess.Popen) -> None:
-    """Waits until the training has come so far."""
+class Forked:
+    """The same with the environment that torchrun sets, and without torchrun: quickly started."""
+
+    def __init__(self, folder: Path, count: int, change: str = "pass", **settings) -> None:
+        # as torchrun's agent, this process keeps the store, which outlives rank 0
+        self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        words, before = arguments(folder, "run", settings), CHANGE.format(change=change)
+        self.ranks = [
+            Child(
+                folder, run_command, *words, before=before, environment={**common, "RANK": str(r), "LOCAL_RANK": str(r)}
+            )
+            for r in range(count)
+        ]
+
+    def running(self) -> bool:
+        return all(rank.poll() is None for rank in self.ranks)
+
+    def send_signal(self, number: int) -> None:
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        output = "".join(rank.communicate() for rank in self.ranks)
+        return int(any(rank.returncode for rank in self.ranks)), output
+
+
+def wait_for_evaluation(folder: Path, step: int, training) -> None:
     deadline = time.monotonic() + 100
     while not (steps := [int(row["step"]) for row in rows(folder / "evaluations.csv")]) or steps[-1] < step:
-        assert process.poll() is None, ended(process)
+        assert training.running(), training.end()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -413,7 +467,8 @@ def on_one(out: Path, until: int | None = None, **settings) -> None:
         if isinstance(event, Logged) and event.step == until:
             signal.raise_signal(signal.SIGINT)
 
-    experiment = Experiment(**{**SETTINGS, **settings})
+    text = str(write_text(out.parent / "text.txt"))
+    experiment = Experiment(**{**SETTINGS, **settings, "corpus": text})
     if until is None:
         api.train(experiment, out, resources=Resources(**RESOURCES), listen=listen)
         return
@@ -450,16 +505,16 @@ def notes(run: Path) -> list[str]:
     return json.loads((run / "run.json").read_text(encoding="utf-8"))["notes"]
 
 
-def stopped(process: subprocess.Popen, number: int, run: Path, step: int) -> str:
-    """What the ranks said, told to stop by a signal to torchrun once the run has come to that step. All is saved."""
-    evaluated(run, step, process)
-    process.send_signal(number)
-    code, said = ended(process)
-    assert (code, "Traceback" in said) == (1, False), said
-    (text,) = re.findall(r"^nanostudy: (.*)$", said, re.MULTILINE)
-    told = re.fullmatch(r"Stopped after (\d+) updates\. All of it is saved; go on with: nanostudy train run", text)
-    assert int(told[1]) == int(rows(run / "training.csv")[-1]["step"]) >= step
-    return said
+def stopped(training, number: int, run: Path, step: int) -> str:
+    """The output of ranks that get a signal once the run has come to that step. All is saved."""
+    wait_for_evaluation(run, step, training)
+    training.send_signal(number)
+    code, output = training.end()
+    assert (code, "Traceback" in output) == (1, False), output
+    (message,) = re.findall(r"^nanostudy: (.*)$", output, re.MULTILINE)
+    parts = re.fullmatch(r"Stopped after (\d+) updates\. All of it is saved; go on with: nanostudy train run", message)
+    assert int(parts[1]) == int(rows(run / "training.csv")[-1]["step"]) >= step
+    return output
 
 
 @posix_only
@@ -467,50 +522,53 @@ def test_one_two_and_three_processes_take_turns(tmp_path, reference):
     """Stopped by Ctrl-C and by a termination signal. Five sequences: three and two of them, or two, two and one."""
     run = tmp_path / "run"
     on_one(run, until=15)
-    said = stopped(torchrun(tmp_path, 2, "run"), signal.SIGINT, run, 40)
-    assert "fp32, 2 ranks of 1 thread" in said
-    assert said.count("resumed after update 15") == 1
-    stopped(torchrun(tmp_path, 3, "run"), signal.SIGTERM, run, 80)
+    output = stopped(Torchrun(tmp_path, 2), signal.SIGINT, run, 40)
+    assert "fp32, 2 ranks of 1 thread" in output
+    assert output.count("resumed after update 15") == 1
+    stopped(Forked(tmp_path, 3), signal.SIGTERM, run, 80)
     on_one(run)
     assert_same_run(run, reference, LONG)
     assert [note.rpartition(": ")[2] for note in notes(run)] == ["ranks 1 -> 2", "ranks 2 -> 3", "ranks 3 -> 1"]
 
 
 @posix_only
-def test_a_process_dies_and_two_go_on(tmp_path, reference):
-    """Killed before an evaluation. The first saves what it has, and with another number of processes the run comes to its end."""
+@pytest.mark.parametrize("launch", [Forked, pytest.param(Torchrun, marks=pytest.mark.soak)])
+def test_a_process_dies_and_two_go_on(tmp_path, reference, launch):
+    """Killed before an evaluation. Rank 0 saves the rest, and another number of processes brings the run to its end."""
     run = tmp_path / "run"
     dies = "train._Training.elapse = lambda self, stack: stack.slots[0].step >= 60 and os.kill(os.getpid(), 9)"
-    code, said = ended(torchrun(tmp_path, 3, "run", dies))
-    assert (code, "Traceback" in said) == (1, False), said
-    (lost,) = re.findall(r"^nanostudy: (.*)$", said, re.MULTILINE)
+    code, output = launch(tmp_path, 3, dies).end()
+    assert (code, "Traceback" in output) == (1, False), output
+    (lost,) = re.findall(r"^nanostudy: (.*)$", output, re.MULTILINE)
     assert re.search(
         r"Another rank has ended, or cannot be reached \(.*\), and this training with it\. Its checkpoint is", lost
     )
     assert int(rows(run / "training.csv")[-1]["step"]) == 60
-    code, said = ended(torchrun(tmp_path, 2, "run"))
-    assert code == 0, said
+    code, output = launch(tmp_path, 2).end()
+    assert code == 0, output
     for once in ("resumed after update 60", "final    train", "report   run/report.md"):
-        assert said.count(once) == 1, said
+        assert output.count(once) == 1, output
     assert_same_run(run, reference, LONG)
     assert notes(run) == ["resumed under other conditions, so not bit for bit: ranks 3 -> 2"]
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["machine"]["ranks"] == 2
     assert "| ranks | 2, each with these threads |" in (run / "report.md").read_text(encoding="utf-8")
 
 
+@posix_only
+@pytest.mark.parametrize("launch", [Forked, pytest.param(Torchrun, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
         ("api.VERSION = '0.0.7'", {}, r"rank 1 would not train the same as the others: nanostudy 0\.0\.7 there, .* at rank 0\."),
         ("def gone(*_): raise UsageError('There is no such text.')\n    api.Inputs.corpus = gone", {}, r"rank 1: There is no such text\."),
-        ("", {"n_lyer": 1}, r"There is no setting 'n_lyer'\. Did you mean n_layer\?"),
+        ("pass", {"n_lyer": 1}, r"There is no setting 'n_lyer'\. Did you mean n_layer\?"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_once_and_keeps_none_waiting(tmp_path, change, settings, message):
-    """Wherever it is wrong, and however many find out. Nothing is begun."""
+def test_an_error_is_reported_once_and_ends_every_rank(tmp_path, launch, change, settings, message):
+    """Wherever it occurs, and however many ranks find it. Nothing is started."""
     begun = time.monotonic()
-    code, said = ended(torchrun(tmp_path, 2, "run", change, **settings))
+    code, output = launch(tmp_path, 2, change, **settings).end()
     assert code == 1
-    assert re.fullmatch(rf"nanostudy: {message}\n*", said), said
+    assert re.fullmatch(rf"nanostudy: {message}\n*", output), output
     assert time.monotonic() - begun < 60
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from processes import WITHOUT_REPORT, Child, run_command, run_training
 
 from nanostudy import api
 from nanostudy.cli import main as cli
@@ -51,16 +51,9 @@ SETTINGS = {
     "sample_tokens": 40,
 }
 RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
-CHILD = """
-import json, sys
-from nanostudy import Experiment, train
-from nanostudy.settings import Resources
-settings, resources, out, save_every = json.loads(sys.argv[1])
-train(Experiment(**settings), out, resources=Resources(**resources), save_every=save_every)
-"""
-RESULTS = {"best.safetensors", "last.safetensors"}
 # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+RESULTS = {"best.safetensors", "last.safetensors"}
 
 
 def text_in(folder: Path) -> Path:
@@ -71,28 +64,13 @@ def text_in(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, out: str, save_every: float = 0.05, **settings) -> subprocess.Popen:
-    """A training in a process of its own, begun."""
-    arguments = json.dumps([{**SETTINGS, **settings}, RESOURCES, out, save_every])
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder: Path, out: str, save_every: float = 0.05, **settings) -> Child:
+    """A training in a process of its own, started."""
+    return Child(folder, run_training, {**SETTINGS, **settings}, out, RESOURCES, save_every, environment=WAITING)
 
 
-def nanostudy(folder: Path, *args: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "nanostudy", *args],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def nanostudy(folder: Path, *args: str) -> Child:
+    return Child(folder, run_command, *args, before=WITHOUT_REPORT, environment=WAITING)
 
 
 def command(out: str, **settings) -> list[str]:
@@ -101,9 +79,9 @@ def command(out: str, **settings) -> list[str]:
     return ["train", "settings of this test.yaml", *(f"{name}={value}" for name, value in given.items()), "--out", out]
 
 
-def finish(process: subprocess.Popen) -> None:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
+def finish(process: Child) -> None:
+    output = process.communicate()
+    assert process.returncode == 0, output
 
 
 def rows(path: Path, leave_out: str) -> list[dict[str, str]]:
@@ -183,7 +161,7 @@ def killed_until_done(place: Path, out: Path, kills: int, **settings) -> list[in
             time.sleep(0.001)
         time.sleep(random.random() * (0.5 if into_training else 2))
         process.kill()
-        _, words = process.communicate()
+        words = process.communicate()
         if process.returncode == 0:
             break
         assert "Traceback" not in words
@@ -227,7 +205,7 @@ def stopped(place: Path, out: str, number: int) -> tuple[Path, str, float]:
         time.sleep(0.002)
     begun = time.monotonic()
     process.send_signal(number)
-    _, words = process.communicate(timeout=60)
+    words = process.communicate(timeout=60)
     assert process.returncode == 1, words
     return place / out, words, time.monotonic() - begun
 

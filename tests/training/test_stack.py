@@ -32,6 +32,14 @@ COMPANY = (  # they differ in every number
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_evaluations():
+    """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "EVALUATION_TOKENS", 256)
+        yield
+
+
 @pytest.fixture
 def run(corpus, machine, tmp_path):
     """Trains jobs to the end, all at once unless told otherwise, and returns the events."""
@@ -256,8 +264,9 @@ def test_best_weights_are_those_of_the_best_evaluation(run):
 # --- evaluation
 
 
-def test_evaluating_changes_nothing(run):
+def test_evaluating_changes_nothing(run, monkeypatch):
     """However often, however often logged: the same weights and losses, bit for bit."""
+    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 8192)  # one batch, however many members are evaluated together
     often = run(jobs_of(*(dataclasses.replace(e, eval_interval=1) for e in COMPANY)))
     seldom = run(jobs_of(*(dataclasses.replace(e, eval_interval=1000, log_interval=1000) for e in COMPANY)))
     for name in ("job0", "job1", "job2", "job3", "job4"):

@@ -20,6 +20,8 @@ import pandas as pd
 
 from nanostudy.analysis.frames import Results, experiments_frame
 from nanostudy.errors import UsageError
+from nanostudy.measures import stored
+from nanostudy.result import Status
 from nanostudy.settings import FIELDS, Experiment, check_value
 from nanostudy.study.grid import IN_PUBLISHED_NAME, LONGEST_NAME
 from nanostudy.text import counted, listed
@@ -27,9 +29,8 @@ from nanostudy.text import counted, listed
 LOSSES = ("train_loss", "val_loss")
 PUBLISHED = {"train_loss": "Train Loss", "val_loss": "Val Loss", "gap": "Loss Gap", "parameters": "Total Params"}
 COUNTS = ("id", "parameters", "updates", "best_step", "tokens", "seconds")  # thousands separators may stand in them
-NUMBERS = (*LOSSES, "gap", "best_val_loss", *COUNTS)
+NUMBERS = (*dict.fromkeys((*COUNTS, "gap", *stored())),)
 TEXTS = ("part", "status", "reason")
-STATUSES = ("waiting", "running", "finished", "diverged", "failed")
 HEADINGS = {  # the letters and digits of a heading, and the column's name here
     **{name.replace("_", ""): name for name in (*FIELDS, *NUMBERS, *TEXTS)},
     **{heading.replace(" ", "").lower(): name for name, heading in PUBLISHED.items()},
@@ -208,7 +209,7 @@ def _row(path: Path, place: str, texts: Mapping[str, str], own: bool, decimal_co
 def _status(record: Mapping[str, Any], numbers: Mapping[str, _Number]) -> tuple[str, str | None]:
     """(status, reason): as a column says, else by the validation loss, or the training loss where there is no other."""
     status = str(record.get("status") or "").lower()
-    if status in STATUSES:
+    if status in list(Status):
         return status, record.get("reason")
     loss = numbers["val_loss"] if numbers["val_loss"].given else numbers["train_loss"]
     if not loss.given:

@@ -1,4 +1,4 @@
-"""A corpus: a text with its checksum, its tokenizer, its split and its fixed evaluation windows."""
+"""A corpus: a text with its checksum, tokenizer, split and fixed evaluation windows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanostudy.settings import check_value
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back. `characters` are the known ones, in order of their ids; empty for bytes."""
+    """Text to token ids and back. `characters` are in order of their ids; empty for bytes."""
 
     kind: str
     characters: str = ""
@@ -33,11 +33,11 @@ class Tokenizer:
         """Token ids, int64. Raises UsageError at a character that the tokenizer does not know."""
         if self.kind == "byte":
             return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8).astype(np.int64)
-        known = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        asked = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        order = np.argsort(known)  # a table from elsewhere may have any order
-        ids = order[np.searchsorted(known, asked, sorter=order).clip(max=len(known) - 1)]
-        wrong = np.flatnonzero(known[ids] != asked)
+        alphabet = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        order = np.argsort(alphabet)  # a nanoGPT dataset may have any order
+        ids = order[np.searchsorted(alphabet, points, sorter=order).clip(max=len(alphabet) - 1)]
+        wrong = np.flatnonzero(alphabet[ids] != points)
         if len(wrong):
             raise UsageError(
                 f"The model does not know the character {text[wrong[0]]!r} (at position {wrong[0]}). "
@@ -52,7 +52,7 @@ class Tokenizer:
 
     @property
     def opening(self) -> str:
-        """What a text goes on from when nothing is asked: a new line, or the first known character."""
+        """The default prompt: a new line, or the first character where the tokenizer has no new line."""
         return "\n" if self.kind == "byte" or "\n" in self.characters else self.characters[0]
 
     def as_dict(self) -> dict[str, str]:
@@ -61,7 +61,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Split:
-    """Token ids in the smallest unsigned type, the characters they stand for, and the text's true entropy where known."""
+    """Token ids in the smallest unsigned type, the number of their characters, and the text's true entropy if it is known."""
 
     tokens: np.ndarray
     characters: int
@@ -72,7 +72,7 @@ class Split:
         return self.characters / len(self.tokens)
 
     def bits_per_character(self, loss: float) -> float:
-        """From a mean loss in nats per token."""
+        """Converts a mean loss in nats per token."""
         return loss / self.characters_per_token / math.log(2)
 
 
@@ -81,13 +81,13 @@ class Corpus:
     requested: str
     name: str
     sha256: str
-    note: str | None  # what a person must be told, such as that another text stands in
+    note: str | None  # for a person, for example that another text stands in
     tokenizer: Tokenizer
     train: Split
     val: Split
 
     def check_window(self, block_size: int) -> None:
-        """Raises UsageError where a split is shorter than one window and its successor."""
+        """Raises UsageError where a split is shorter than one window and the token after it."""
         for label, split in (("training", self.train), ("validation", self.val)):
             if len(split.tokens) <= block_size:
                 raise UsageError(
@@ -96,7 +96,7 @@ class Corpus:
                 )
 
     def as_dict(self) -> dict[str, object]:
-        """What run folders record."""
+        """The corpus as run.json records it."""
         return {
             "requested": self.requested,
             "name": self.name,
@@ -111,7 +111,7 @@ class Corpus:
 
 
 def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
-    """A named corpus, or the file or folder at a path. With a Tokenizer, the text must consist of what it knows."""
+    """A named corpus, or the file or folder at a path. A given Tokenizer must know all characters of the text. Raises UsageError."""
     text = find_text(requested)
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
@@ -124,7 +124,7 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
         try:
             tokenizer.encode(text.content)
         except UsageError as problem:
-            raise UsageError(f"{text.name} has characters that the model has not. {problem}") from None
+            raise UsageError(f"{text.name} has characters that the model does not know. {problem}") from None
     cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
 
@@ -145,11 +145,11 @@ def _entropy(text: Text, start: int, stop: int) -> float | None:
 
 
 def evaluation_windows(corpus: Corpus, split: str, context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, targets), int64 (batch, context): fixed windows, one after another, nothing drawn.
+    """(inputs, targets), int64 (batch, context): fixed consecutive windows without randomness.
 
-    "val" covers the whole validation split, each of its tokens but the first being a target once. "train" takes as
-    many windows, evenly spread over the training split. Missing targets are -1: after the text's end, and in the
-    windows that fill up the last batch, which has the others' size because every new size costs kernels of its own.
+    "val" covers the whole validation split: each token but the first is a target once. "train" takes as many windows, evenly
+    spread over the training split. Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to
+    full size, because every new size would compile new kernels.
     """
     chosen = _starts(len(corpus.val.tokens), context)
     tokens = corpus.val.tokens

@@ -1,4 +1,4 @@
-"""nanoGPT's dataset folders: train.bin and val.bin, token ids of two bytes each, and meta.pkl, what they stand for."""
+"""nanoGPT's dataset folders: train.bin and val.bin with token ids of two bytes each, and meta.pkl with their characters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LARGEST_META = 2**26  # bytes
 
 
 class Table(NamedTuple):
-    """What token ids stand for: characters in order of their ids, or (none named) bytes."""
+    """The meaning of token ids: characters in order of their ids; empty for bytes."""
 
     kind: str
     characters: str = ""
 
 
 class Dataset(NamedTuple):
-    """A folder's texts. What is no UTF-8 in a split of bytes is kept as surrogates."""
+    """A folder's two texts. Bytes that are not UTF-8 become surrogates."""
 
     train: str
     val: str
@@ -34,14 +34,14 @@ class Dataset(NamedTuple):
 
 
 class _Plain(pickle.Unpickler):
-    """Reads numbers, texts, lists and dictionaries. A pickle that names anything else, as one with code in it must, is refused."""
+    """Reads numbers, texts, lists and dictionaries. It refuses a pickle that names anything else, as code would have to."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise UsageError(f"names {module}.{name}, and only plain numbers and texts are read")
 
 
 def read_meta(path: Path) -> Table:
-    """The table of a meta.pkl, whose pickle can name and run nothing. Raises UsageError, NanostudyError."""
+    """The table of a meta.pkl, read without running code. Raises UsageError, NanostudyError."""
     try:
         if path.stat().st_size > LARGEST_META:
             raise UsageError(f"is larger than {LARGEST_META:,} bytes")
@@ -53,7 +53,7 @@ def read_meta(path: Path) -> Table:
         raise UsageError(f"{path} {problem}. It must be as nanoGPT's prepare.py for characters writes it.") from None
     except OSError as problem:
         raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
-    except Exception:  # what a damaged pickle raises is anything
+    except Exception:  # a damaged pickle may raise anything
         raise UsageError(f"{path} is damaged or is no pickle.") from None
 
 
@@ -65,22 +65,22 @@ def _table(meta: dict[Any, Any]) -> Table:
         itos = {i: s for s, i in stoi.items()}
     if not isinstance(itos, dict) or set(itos) != set(range(len(itos))) or not itos:
         raise UsageError("has no itos, one text for each id from 0 on")
-    pieces = [itos[i] for i in range(len(itos))]
-    odd = next((p for p in pieces if not isinstance(p, str) or len(p) != 1 or "\ud800" <= p <= "\udfff"), None)
-    if odd is not None or len(set(pieces)) != len(pieces):
+    tokens = [itos[i] for i in range(len(itos))]
+    odd = next((t for t in tokens if not isinstance(t, str) or len(t) != 1 or "\ud800" <= t <= "\udfff"), None)
+    if odd is not None or len(set(tokens)) != len(tokens):
         what = "the same character twice" if odd is None else f"{odd!r:.40}"
         raise UsageError(f"has tokens that are not one character each ({what})")
-    if stoi is not None and stoi != {piece: i for i, piece in enumerate(pieces)}:
+    if stoi is not None and stoi != {token: i for i, token in enumerate(tokens)}:
         raise UsageError("has an itos and a stoi that do not belong together")
-    if meta.get("vocab_size", len(pieces)) != len(pieces):
-        raise UsageError(f"has vocab_size {meta['vocab_size']!r:.40} and {len(pieces)} tokens")
+    if meta.get("vocab_size", len(tokens)) != len(tokens):
+        raise UsageError(f"has vocab_size {meta['vocab_size']!r:.40} and {len(tokens)} tokens")
     if meta.get("tokenizer") == "byte":
         return Table("byte")
-    return Table("char", "".join(pieces))
+    return Table("char", "".join(tokens))
 
 
 def write_meta(path: Path, table: Table) -> None:
-    """As nanoGPT's prepare.py writes it. Bytes stand there as the characters with their numbers (Latin-1)."""
+    """Writes meta.pkl as nanoGPT's prepare.py does. Bytes become the characters with the same numbers (Latin-1)."""
     characters = table.characters if table.kind == "char" else bytes(range(256)).decode("latin-1")
     meta = {
         "vocab_size": len(characters),
@@ -95,13 +95,13 @@ def is_dataset(folder: Path) -> bool:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Raises UsageError where the folder is none, or its tokens stand for nothing that is known."""
+    """Raises UsageError where the folder is no dataset, or the meaning of its tokens is unknown."""
     missing = [name for name in (TRAIN, VAL) if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"The folder {folder} is no corpus: it has no {' and no '.join(missing)}.")
     if not (folder / META).is_file():
         raise UsageError(
-            f"{folder} has no {META}, so what its tokens stand for is not known (GPT-2's tokens, most likely). nanostudy's "
+            f"{folder} has no {META}, so the meaning of its ids is unknown (most likely they are GPT-2's tokens). nanostudy's "
             "tokens are characters or bytes: train on the text itself, with corpus=path/to/text.txt and tokenizer=byte."
         )
     table = read_meta(folder / META)
@@ -121,12 +121,12 @@ def _text(path: Path, table: Table) -> str:
         raise UsageError(f"{path} holds the token {ids.max()}, and {META} beside it has {size} tokens.")
     if table.kind == "byte":
         return ids.astype(np.uint8).tobytes().decode(errors="surrogateescape")
-    known = np.frombuffer(table.characters.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return known[ids].tobytes().decode("utf-32-le", "surrogatepass")
+    alphabet = np.frombuffer(table.characters.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return alphabet[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def write_dataset(folder: Path, train: np.ndarray, val: np.ndarray, table: Table) -> list[Path]:
-    """Each file atomically, into a folder that is there; returns their paths. Raises UsageError, NanostudyError."""
+    """Writes the files atomically into an existing folder and returns their paths. Raises UsageError, NanostudyError."""
     check_value("tokenizer", table.kind)
     if len(table.characters) > 2**16:
         raise UsageError(f"{len(table.characters):,} different characters do not fit into tokens of two bytes.")

@@ -1,4 +1,4 @@
-"""Where texts come from: built in, on disk, or downloaded once; always checked."""
+"""The sources of texts: built in, on disk, or downloaded once; always checked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from nanostudy.atomic import cache_folder, write_atomically
 from nanostudy.data.nanogpt_dataset import Table, is_dataset, read_dataset
-from nanostudy.data.playhouse.playhouse import write_plays
+from nanostudy.data.playhouse import write_plays
 from nanostudy.errors import NanostudyError, UsageError
 
-TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters
+TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters train
 
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -25,7 +25,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 NAMES = {
     "shakespeare": "tiny Shakespeare, 1,115,394 characters, downloaded once (1.1 MB)",
     "playhouse": "plays from a seeded grammar, built in; the entropy of the text is known exactly",
-    "auto": "shakespeare where it can be had, else playhouse",
+    "auto": "shakespeare where it is available, else playhouse",
 }
 CHOICES = (
     f"Corpora: {', '.join(NAMES)}; or the path of a UTF-8 text or of a folder with train.bin, val.bin and meta.pkl."
@@ -36,15 +36,17 @@ CHOICES = (
 class Text:
     name: str
     content: str
-    sha256: str  # of the UTF-8 bytes; of a dataset's split and table, too, where they are not what a text's would be
-    nats: np.ndarray | None = None  # float64, a number a character: the surprisal of what was chosen there
+    sha256: (
+        str  # of the UTF-8 bytes, and of a dataset's split and table where they differ from the default for its text
+    )
+    nats: np.ndarray | None = None  # float64, the true surprisal of each character
     note: str | None = None
-    cut: int | None = None  # characters that train, where the text comes with a split of its own
-    table: Table | None = None  # what its tokens stand for, where it comes as tokens
+    cut: int | None = None  # the number of training characters, if the text has its own split
+    table: Table | None = None  # the meaning of its tokens, if it comes as tokens
 
 
 def find_text(requested: str) -> Text:
-    """A corpus by its name, or the UTF-8 file or dataset folder at a path."""
+    """A named text, or the UTF-8 file or dataset folder at a path. Raises UsageError, NanostudyError."""
     if requested == "playhouse":
         return _playhouse()
     if requested == "shakespeare":
@@ -53,7 +55,7 @@ def find_text(requested: str) -> Text:
         try:
             return _shakespeare()
         except NanostudyError as problem:
-            note = f"Shakespeare could not be had, so this is trained on playhouse instead. {problem}"
+            note = f"Shakespeare is not available, so this trains on playhouse instead. {problem}"
             text = _playhouse()
             return Text(text.name, text.content, text.sha256, text.nats, note)
     path = Path(requested)
@@ -61,21 +63,21 @@ def find_text(requested: str) -> Text:
 
 
 def locate_shakespeare() -> Path | None:
-    """The file, if it is in the folder that NANOSTUDY_CORPORA names or in the cache."""
+    """The file in the folder NANOSTUDY_CORPORA or in the cache, or None."""
     folders = [Path(os.environ["NANOSTUDY_CORPORA"])] if os.environ.get("NANOSTUDY_CORPORA") else []
     return next((f / SHAKESPEARE_FILE for f in (*folders, cache_folder()) if (f / SHAKESPEARE_FILE).is_file()), None)
 
 
 def fetch_shakespeare() -> Path:
-    """Where the file lies; downloads it into the cache if it lies nowhere. Raises NanostudyError."""
-    here = locate_shakespeare()
-    if here:
-        return here
+    """The path of the file, downloaded into the cache if necessary. Raises NanostudyError."""
+    existing = locate_shakespeare()
+    if existing:
+        return existing
     target = cache_folder() / SHAKESPEARE_FILE
     by_hand = f"Put the file at {target}, or name its folder in NANOSTUDY_CORPORA (as {SHAKESPEARE_FILE})."
     try:
-        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as answer:
-            content = answer.read()
+        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
+            content = response.read()
     except (OSError, http.client.HTTPException) as problem:
         raise NanostudyError(
             f"Tiny Shakespeare could not be downloaded from {SHAKESPEARE_URL} ({problem}). {by_hand}"
@@ -109,14 +111,14 @@ def _playhouse() -> Text:
 
 
 def _dataset(folder: Path) -> Text:
-    """A dataset that is a text's usual one has that text's checksum: training on either is the same experiment."""
+    """A dataset with a text's default split and table has that text's checksum: training on either is the same experiment."""
     if not is_dataset(folder):
         raise UsageError(f"The folder {str(folder)!r} is no corpus: it has no train.bin. {CHOICES}")
     train, val, table = read_dataset(folder)
     content, cut = train + val, len(train)
     digest = hashlib.sha256(content.encode(errors="surrogateescape"))
-    usual = table.characters == ("".join(sorted(set(content))) if table.kind == "char" else "")
-    if not usual or cut != int(len(content) * TRAIN_SHARE):
+    default = table.characters == ("".join(sorted(set(content))) if table.kind == "char" else "")
+    if not default or cut != int(len(content) * TRAIN_SHARE):
         digest.update(f" {cut} {table.kind} ".encode() + table.characters.encode(errors="surrogatepass"))
     return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, table=table)
 

@@ -13,7 +13,7 @@ from nanostudy.study.tasks import WriteSamples
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import load_weights
 
-BYTES_AT_ONCE = 2**28  # of weights that travel to a worker together
+BYTES_AT_ONCE = 2**28  # the most weights that travel to a worker together
 BYTES_PER_PARAMETER = 4
 
 

@@ -1,7 +1,7 @@
-"""One SQLite file that one process writes and others read: on any file system, and through its faults.
+"""One SQLite file that one process writes and others read, on any file system and through its faults.
 
-Writes gather in memory until commit() makes them one short transaction; where that fails they stay, and the next commit()
-makes them. A rollback journal, not a write-ahead log: that needs shared memory, which mounted drives lack.
+Writes gather in memory until commit() makes one short transaction of them; after a failure the next commit() tries again. It
+uses a rollback journal: a write-ahead log needs shared memory, which mounted drives lack.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from urllib.parse import quote
 
 from nanostudy.errors import NanostudyError
 
-PATIENCE = 4.0  # seconds that a write waits for another program's lock, and that a read tries again
-GLANCE = 0.25  # seconds that a read waits for a lock before it takes a copy: a commit is shorter
+PATIENCE = 4.0  # seconds for which a write waits for another program's lock, and a read is tried again
+GLANCE = 0.25  # seconds for which a read waits for a lock before it reads a copy: a commit is shorter
 PASSING = ("BUSY", "LOCKED", "READONLY", "CORRUPT", "NOTADB", "IOERR", "CANTOPEN", "PROTOCOL")
 
 
 class Database:
-    """The writer's makes or migrates the file with `prepare(connection, path)`; a reader's changes nothing, ever."""
+    """A writer creates or migrates the file with `prepare(connection, path)`; a reader changes nothing, ever."""
 
     def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection, Path], None] | None = None) -> None:
         self.path, self.writes = path, prepare is not None
@@ -43,15 +43,15 @@ class Database:
                 self._commits = _count(db)
 
     def write(self, sql: str, *values: Any) -> None:
-        """Remembered until commit()."""
+        """Kept in memory until commit()."""
         if not self.writes:
             raise NanostudyError(f"{self.path} is open for reading.")
         self._pending.append((sql, values))
 
     def commit(self) -> None:
-        """Everything written since the last commit, or nothing and NanostudyError: then it is kept for the next one.
+        """Stores everything written since the last commit, or nothing; then it raises NanostudyError and keeps it for the next one.
 
-        Only a write that the tables refuse is dropped; it would be refused for ever.
+        Only a write that the tables refuse is dropped, since they would always refuse it.
         """
         if not self._pending:
             return
@@ -73,7 +73,7 @@ class Database:
             self._pending, self._tried, self._commits = [], 0, commits + 1
 
     def fetch(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows. The writer sees its own writes; a reader waits for a better moment where this one is bad."""
+        """All rows. A writer sees its own writes; a reader tries again where the file is busy or out of reach."""
         if self.writes:
             self.commit()
             with self._faults():
@@ -102,12 +102,12 @@ class Database:
             self._disconnect()
             if not _code(problem).startswith(PASSING):
                 raise
-        # A writer was killed within a commit, and only a writer may mend the file; or locks do not work here.
+        # A writer was killed within a commit, and only a writer may repair the file; or locks do not work here.
         with contextlib.closing(_copy(self.path)) as copy:
             return copy.execute(sql, values).fetchall()
 
     def _connected(self, mode: str) -> sqlite3.Connection:
-        """Never "rwc" but at first: a drive that comes back without the file must not get an empty one."""
+        """`mode` is "rwc" only at first: a drive that comes back without the file must not get an empty one."""
         if self._connection is None:
             address = f"{_address(self.path)}?mode={mode}{'' if self._locks else '&nolock=1'}"
             patience = PATIENCE if self.writes else GLANCE
@@ -125,7 +125,7 @@ class Database:
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        """Whatever happens inside, Ctrl-C too: nothing half-written is left, and the next use connects anew."""
+        """After any exception, Ctrl-C too, nothing half-written is left, and the next use connects anew."""
         try:
             yield
         except BaseException as problem:
@@ -136,7 +136,7 @@ class Database:
 
 
 def locks_work(folder: Path) -> bool:
-    """Whether SQLite can lock a file in the folder: asked with a file of its own, which nobody else can hold."""
+    """Whether SQLite can lock a file in this folder, tried with a new file that no other process has open."""
     probe = folder / f".locks.{os.getpid()}.tmp"
     try:
         with contextlib.closing(sqlite3.connect(_address(probe), uri=True, timeout=0, isolation_level=None)) as db:
@@ -150,7 +150,7 @@ def locks_work(folder: Path) -> bool:
 
 
 def explain(path: Path, problem: Exception) -> str:
-    """What happened, and what to do."""
+    """A message: what happened, and what to do."""
     code = _code(problem)
     if code.startswith("FULL"):
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
@@ -164,7 +164,7 @@ def explain(path: Path, problem: Exception) -> str:
         )
     if code.startswith("CONSTRAINT"):
         return f"{path} refused a change: {problem}."
-    return f"{path} could not be read or written ({problem}). See that its drive and folder are there, and run again."
+    return f"{path} could not be read or written ({problem}). Check that its drive and folder are there, and run again."
 
 
 def _damaged(path: Path) -> str:
@@ -175,7 +175,7 @@ def _damaged(path: Path) -> str:
 
 
 def _code(problem: Exception) -> str:
-    """SQLite's name for the problem, for example IOERR_WRITE; empty where it is not SQLite's."""
+    """SQLite's name for the problem, such as IOERR_WRITE; empty for other problems."""
     return getattr(problem, "sqlite_errorname", "").removeprefix("SQLITE_")
 
 
@@ -189,7 +189,7 @@ def _address(path: Path) -> str:
 
 
 def _copy(path: Path) -> sqlite3.Connection:
-    """The file as of its last whole transaction, in memory. Takes no lock; sqlite3.OperationalError where a write came between."""
+    """The file as of its last whole transaction, in memory, without a lock. Raises sqlite3.OperationalError where it was written meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.sqlite"
         before = _moment(path)
@@ -207,9 +207,9 @@ def _copy(path: Path) -> sqlite3.Connection:
 
 
 def _moment(path: Path) -> tuple[bytes, bytes]:
-    """The file's header, which counts transactions, and the journal of one under way: the same twice, so was the rest.
+    """The file's header, which counts transactions, and the journal of one under way. If both are the same twice, so is the rest.
 
-    Pages that change between lie in the journal as they were, because SQLite writes them there first.
+    Pages that change in between are in the journal as they were, because SQLite writes them there first.
     """
     journal = Path(f"{os.path.realpath(path)}-journal")
     with open(path, "rb") as file:

@@ -20,7 +20,7 @@ from nanostudy.text import value_text
 
 Axes = dict[str, tuple[Any, ...]]
 
-DEFINITION = "study.yaml"  # in a study's folder
+DEFINITION = "study.yaml"  # the file in a study's folder
 BEST = r"best ([1-9]\d{0,8})"  # N weights that stay, of all
 ONE_PER_EXPERIMENT = "one per experiment"
 GIVEN_ELSEWHERE = {  # settings that a study gives once for all of its experiments

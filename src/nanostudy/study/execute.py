@@ -34,8 +34,8 @@ from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import CHECKPOINT
 from nanostudy.training.train import Job
 
-MOST_DEATHS = 3  # of a stack's worker without progress in between, before the stack is split
-MOST_FAILED_STARTS = 3  # of workers in a row, before the study ends
+MOST_DEATHS = 3  # a stack whose worker died so often without progress in between is split
+MOST_FAILED_STARTS = 3  # after so many in a row the study ends
 
 
 class Execution:
@@ -63,7 +63,7 @@ class Execution:
         self.artifacts = Artifacts(folder, self.retry, listener.say)
         self.to_train: deque[StackRow] = deque()
         self.assignments: dict[int, Assignment] = {}
-        self.failures: Counter[tuple[str, ...]] = Counter()  # of tasks with these members, since their last progress
+        self.failures: Counter[tuple[str, ...]] = Counter()  # by a task's members, since their last progress
         self.failed_starts = 0
         self.stopping = False
         self.best = next(iter(self.store.best(1)), None)
@@ -340,7 +340,7 @@ class Execution:
                 for part in stacks
             }
             self.retry(lambda: divide_checkpoint(path, parts))
-        self.close_stack(stack)  # in the same transaction the new stacks appear
+        self.close_stack(stack)  # the new stacks appear in the same transaction
         self.queue_samples(stack)
         self.to_train.extendleft(reversed(stacks))
 

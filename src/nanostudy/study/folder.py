@@ -32,7 +32,7 @@ from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
-AT_ONCE = 10_000  # new experiments a commit
+AT_ONCE = 10_000  # new experiments per commit
 
 
 def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
@@ -47,7 +47,7 @@ def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
 
 @dataclass
 class StudyFolder:
-    """An open study: the one process that writes has it."""
+    """An open study, in the one process that writes it."""
 
     path: Path
     study: Study  # its last definition
@@ -85,7 +85,7 @@ class Design:
 
 
 def design(path: Path, study: Study | None = None) -> Design:
-    """The study in the folder, begun or extended as `study` asks; none: as it is. Raises UsageError where that cannot be."""
+    """The folder's study, begun or extended by `study`, or as it is where that is None. Raises UsageError where that cannot be."""
     before = definitions(path)
     if study is None and not before:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
@@ -107,8 +107,8 @@ def design(path: Path, study: Study | None = None) -> Design:
 
 @contextlib.contextmanager
 def open_study(path: Path, study: Study | Design | None = None) -> Iterator[StudyFolder]:
-    """Writes the design, or that of this study, and holds the folder. Raises NanostudyError where another process has it, or
-    its experiments are no longer what they were; what was there is untouched then.
+    """Writes the design, or that of this study, and holds the folder's lease. Raises NanostudyError where another process holds
+    it, or where the experiments are no longer what they were; then the folder is unchanged.
     """
     plan = study if isinstance(study, Design) else design(path, study)
     with hold(path) as lease, contextlib.ExitStack() as stack:
@@ -127,12 +127,12 @@ def settled(study: Study, before: Sequence[Study] = ()) -> Study:
     """With the corpus that `auto` stands for: the folder's, or what this machine has."""
     if study.settings.get("corpus") != "auto":
         return study
-    known = before[0].settings.get("corpus") if before else None
-    return replace(study, settings={**study.settings, "corpus": known or load_corpus("auto").name})
+    existing = before[0].settings.get("corpus") if before else None
+    return replace(study, settings={**study.settings, "corpus": existing or load_corpus("auto").name})
 
 
 def _identities(folder: StudyFolder) -> dict[str, str]:
-    """By name. Refuses a folder whose experiments are no longer what they were."""
+    """By name. Raises NanostudyError where the folder's experiments are no longer what they were."""
     identities = {entry.name: folder.inputs.identity(entry.experiment) for entry in folder.entries}
     first: dict[str, str] = {}
     for name, identity in identities.items():
@@ -150,9 +150,9 @@ def _identities(folder: StudyFolder) -> dict[str, str]:
 
 
 def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
-    """Puts new experiments into the store, and takes in results that it does not know."""
-    known = folder.store.identities()
-    new = [entry for entry in folder.entries if entry.name not in known]
+    """Adds new experiments to the store, and results of run folders that it lacks."""
+    existing = folder.store.identities()
+    new = [entry for entry in folder.entries if entry.name not in existing]
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
         some = new[start : start + AT_ONCE]
         shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in some)
@@ -161,14 +161,14 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
         folder.store.commit()
     folder.store.end_session()
     folder.store.commit()
-    there = set(os.listdir(folder.path))  # one look: of many experiments most have no folder yet
+    there = set(os.listdir(folder.path))  # read once: most experiments of a large study have no folder yet
     for name, status in folder.store.statuses().items():
-        if status == "waiting" and name in there and (folder.run(name) / "run.json").is_file():
+        if status is Status.WAITING and name in there and (folder.run(name) / "run.json").is_file():
             adopt(folder, name)
 
 
 def adopt(folder: StudyFolder, name: str) -> bool:
-    """Takes a result that its run folder has and the store has not: of a process killed between the two, of a rebuild or a merge."""
+    """Copies a result from its run folder to a store that lacks it: after a kill between the two, in a rebuild or a merge."""
     result, store = run_folder.read_result(folder.run(name)), folder.store
     if result is None or not result.status.has_result:
         return False
@@ -186,16 +186,16 @@ def adopt(folder: StudyFolder, name: str) -> bool:
 
 
 def adopt_evaluations(folder: StudyFolder, name: str) -> None:
-    """The curve in the run folder, which may hold more than a store that was lost and made again."""
+    """Copies the run folder's evaluations, which a store that was rebuilt may lack."""
     for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
         losses = (point[key] for key in ("seconds", "train_loss", "val_loss"))
         folder.store.evaluated(name, int(point["step"]), int(point["tokens"]), *losses)
 
 
 def rebuild(path: Path) -> tuple[int, int]:
-    """Makes the store again from study.yaml and the run folders; the old one is kept beside it.
+    """Makes the store again from study.yaml and the run folders, and keeps the old one beside it.
 
-    Returns how many experiments there are, and how many results were found.
+    Returns the numbers of experiments and of results.
     """
     if not definitions(path):
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")

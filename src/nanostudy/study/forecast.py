@@ -25,7 +25,7 @@ class Plan:
 
     stacks: list[PlannedStack]
     capacity: Capacity
-    threads: int  # of each worker
+    threads: int  # per worker
     notes: tuple[str, ...]  # what was chosen for the machine, and why
     seconds: float | None  # None where the calibration failed
     calibration: str
@@ -33,7 +33,7 @@ class Plan:
     done: int = 0  # experiments that have results already
     failed: int = 0  # experiments that only `retry` runs again
     elsewhere: Machines | None = None  # the described machines, where it is not for this one
-    prediction: Prediction | None = None  # of the run there
+    prediction: Prediction | None = None  # how it would run there
 
 
 def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Machines | None = None) -> Plan:

@@ -21,7 +21,7 @@ from nanostudy.text import listed, value_text
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result, except the seed
 
 CELL_SETTINGS = tuple(name for name in FIELDS if name not in names_of("record") and name != "seed")
-_cell = operator.attrgetter(*CELL_SETTINGS)  # of an experiment
+_cell = operator.attrgetter(*CELL_SETTINGS)  # an experiment's cell
 DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 IN_PUBLISHED_NAME = ("block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "dropout")
 LONGEST_NAME = 200  # bytes; file systems take 255, and names of files beside a run folder are longer
@@ -32,7 +32,7 @@ MOST_NAMED = 8  # values in a message
 class Entry:
     """One experiment of a study."""
 
-    id: int  # from 1, given once
+    id: int  # counts from 1, and is never given twice
     name: str  # unique in the study, whatever the letter case; the run folder's name
     part: str
     experiment: Experiment

@@ -24,7 +24,7 @@ class Gpu:
     name: str
     peak: float  # floating-point operations per second
     memory: int  # bytes
-    precision: str  # that a study would use there
+    precision: str  # what a study would use there
 
     def is_called(self, device_name: str) -> bool:
         """Whether a driver's name for a device, such as NVIDIA A100-SXM4-80GB, means this GPU."""
@@ -48,8 +48,8 @@ GPUS = {
 }
 # The model of how much a study gets: a step starts kernels one after another, however many members there are, and narrow
 # models keep a GPU's product units waiting for memory.
-SHARE = 0.1  # of the published peak
-KERNELS = 60  # of a step, for each layer and once more for the rest; an evaluation or a token takes a third
+SHARE = 0.1  # what a study gets of the published peak
+KERNELS = 60  # a step starts so many for each layer, and once more for the rest; an evaluation or a token a third
 LAUNCH = 8e-6  # seconds per kernel
 GPU_START = 15.0  # seconds from a worker's start to its first step: its libraries, and kernels compiled or loaded
 CORE_START = 4.0  # likewise on a CPU

@@ -1,4 +1,4 @@
-"""A study's results as plain records, CSV, JSON, and lines for a person. Nothing here needs torch."""
+"""A study's results as records, CSV, JSON, and lines for a terminal. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from nanostudy.text import duration
 
 Record = Mapping[str, Any]
 
-BEST = 5  # experiments that are shown
+BEST = 5  # experiments in the short status
 MOST_FAILED = 10
-QUIET = 120.0  # seconds after which a study that tells nothing may have ended
+QUIET = 120.0  # seconds without progress after which a study may have ended
 
 
 def records(rows: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """A record an experiment: who it is, the settings in which the rows differ, and what came out (losses in nats per token)."""
-    found: dict[str, set[str]] = {name: set() for name in FIELDS}
-    for row in rows:  # read twice and not kept: there may be a million
+    """One record per experiment, with the settings in which the experiments differ. Losses are in nats per token."""
+    differing: dict[str, set[str]] = {name: set() for name in FIELDS}
+    for row in rows:  # settings are parsed twice and not kept: there may be a million
         each = json.loads(row.settings)
-        for name, values in found.items():
+        for name, values in differing.items():
             if len(values) < 2:
                 values.add(str(each.get(name)))
-    varying = [name for name, values in found.items() if len(values) > 1]
+    varying = [name for name, values in differing.items() if len(values) > 1]
     for row in rows:
         yield row.to_record(varying)
 
 
 def as_csv(table: Iterable[Record]) -> str:
-    """With a line of column names; what is unknown is empty."""
+    """Begins with a line of column names; unknown values are empty."""
     text, rows = io.StringIO(), iter(table)
     first = next(rows, {})
     writer = csv.DictWriter(text, list(first), lineterminator="\n")
@@ -54,7 +54,7 @@ def as_json(content: Any) -> str:
 
 
 def as_lines(table: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line of column names, then the rows, aligned; numbers to the right."""
+    """An aligned table with a line of column names; numbers are to the right."""
     if not table:
         return []
     cells = [list(table[0]), *(list(row.values()) for row in table)]
@@ -82,7 +82,7 @@ def of_results(rows: Sequence[Result], with_status: bool = False) -> list[dict[s
 
 
 def best_lines(rows: Sequence[Result]) -> list[str]:
-    """The finished ones of lowest validation loss."""
+    """The finished experiments with the lowest validation losses."""
     finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
     best = [row for _, _, row in sorted(finished)[:BEST]]
     return ["", "best by validation loss (nats per token)", *as_lines(of_results(best))] if best else []
@@ -90,18 +90,18 @@ def best_lines(rows: Sequence[Result]) -> list[str]:
 
 def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -> list[str]:
     """Diverged and failed experiments with their reasons, and how to try again."""
-    told = []
+    lines = []
     for status in (Status.DIVERGED, Status.FAILED):
         those = [row for row in rows if row.status == status]
-        told += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
-        told += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
+        lines += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
+        lines += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
     if any(row.status == "failed" for row in rows):
-        told.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(path))}")
-    return ["", *told] if told else []
+        lines.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(path))}")
+    return ["", *lines] if lines else []
 
 
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
-    """How far a study is; `every`: with all of its experiments."""
+    """How far a study is, with its best experiments, or with `every` one of them."""
     counts = store.counts()
     others = [f"{counts[status]:,} {status}" for status in Status if counts[status] and status != "finished"]
     lines = [
@@ -117,14 +117,14 @@ def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     return [*lines, *best_lines(store.best(BEST))]
 
 
-def _progress_lines(told: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
-    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(told)).total_seconds())
+def _progress_lines(recorded: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(recorded)).total_seconds())
     if age > QUIET:
         again = f"nanostudy study run {shlex.quote(str(path))}"
-        return [f"\nNothing was heard of it for {duration(age)}. If it no longer runs, this goes on: {again}"]
-    known = "not known yet" if left is None else f"about {duration(max(0.0, left - age))}"
+        return [f"\nIt recorded no progress for {duration(age)}. If it no longer runs, go on with: {again}"]
+    remaining = "not known yet" if left is None else f"about {duration(max(0.0, left - age))}"
     doing = [
         {"": f"worker {w['worker']}", " ": str(w["doing"]), "  ": f"{w['tokens_per_second']:,} tokens/s"}
         for w in workers
     ]
-    return ["", f"time left  {known}", *as_lines(doing)[1:]]
+    return ["", f"time left  {remaining}", *as_lines(doing)[1:]]

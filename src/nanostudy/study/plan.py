@@ -142,7 +142,7 @@ class _Kind:
     """Experiments that may share stacks, in order, with running sums: trying every limit takes linear time in all."""
 
     members: Sequence[Entry]
-    flops: Sequence[int]  # of the first 0, 1, 2, ... members together; so are the tokens
+    flops: Sequence[int]  # sums over the first 0, 1, 2, ... members; tokens likewise
     tokens: Sequence[int]
     memory: Sequence[int]  # bytes of a stack of width 1, 2, 3, ... while it fits; width 1 is always there
 

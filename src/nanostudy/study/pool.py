@@ -19,9 +19,9 @@ from nanostudy.training.inputs import Inputs
 from nanostudy.training.machine import resolve
 from nanostudy.training.train import Job
 
-CALIBRATION_SECONDS = 0.5  # for each size that is tried, for updates and evaluations each
+CALIBRATION_SECONDS = 0.5  # each size takes so long for updates, and again for evaluations
 CALIBRATED_SIZES = 3
-BEGINNING_SECONDS = 60.0  # in which a cluster's workers start
+BEGINNING_SECONDS = 60.0  # a cluster's workers start within this time
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Pool:
     backend: Backend
     capacity: Capacity
     requested: Resources
-    each: Resources  # of one worker
+    each: Resources  # one worker's
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
 

@@ -43,11 +43,11 @@ class Assignment:
 class Snapshot:
     """The study at one moment."""
 
-    counts: dict[Status, int]  # of the chosen experiments, by status
+    counts: dict[Status, int]  # chosen experiments by status
     workers: dict[int, Assignment]
     best: Result | None
     seconds_left: float | None
-    share: float  # of the arithmetic of the chosen experiments
+    share: float  # how much of the chosen experiments' arithmetic is done
 
 
 class Listener(Protocol):

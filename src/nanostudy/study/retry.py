@@ -20,7 +20,7 @@ TRANSIENT_SQLITE = (
     "BUSY",
     "PROTOCOL",
 )  # the same faults by SQLite's names, and other programs' locks
-ATTEMPTS = 4  # at what fails although the folder answers
+ATTEMPTS = 4  # how often an action may fail while the folder answers
 
 T = TypeVar("T")
 

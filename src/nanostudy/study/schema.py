@@ -1,7 +1,7 @@
-"""The store's tables, and how an older store becomes a newer one.
+"""The store's tables, and how an older store is brought to this version.
 
-A migration is a function that is never changed once released; its name goes into the table `migrations`. What it makes is
-written out here, even where the code elsewhere says the same, because the old files out there hold what it made then.
+A migration is a function that never changes once it is released; its name goes into the table `migrations`. It spells out what
+it makes, even where other code has the same, because older files hold what it made then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ HELD = "a finished experiment is never changed"
 
 
 def create(db: sqlite3.Connection) -> None:
-    """The first tables, and triggers that keep what is finished whoever writes: this program or another."""
+    """The first tables, and triggers that keep results from every program that writes to the file."""
     for statement in TABLES.split(";"):
         db.execute(statement)
     fixed = ("id", "name", "identity", "settings")
@@ -70,7 +70,7 @@ def create(db: sqlite3.Connection) -> None:
     )
     refuse("results_stay", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed(results)})", HELD)
     refuse("results_are_kept", "BEFORE DELETE ON experiments", FINISHED, HELD)
-    # INSERT OR REPLACE deletes what is in its way without firing the trigger on DELETE.
+    # INSERT OR REPLACE deletes conflicting rows without firing the trigger on DELETE.
     same = "(id = NEW.id OR name = NEW.name OR identity = NEW.identity)"
     refuse("results_are_not_replaced", "BEFORE INSERT ON experiments", f"EXISTS ({done} {same})", HELD)
     for when, rows in (("INSERT", "(NEW.experiment)"), ("DELETE", "(OLD.experiment)"), ("UPDATE", None)):
@@ -98,7 +98,7 @@ KIND = "SELECT coalesce(sum(name = 'migrations'), 0), count(*) FROM sqlite_maste
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Brings the file to this version: wholly, or not at all and NanostudyError."""
+    """Brings the file to this version, wholly or not at all. Raises NanostudyError."""
     db.execute("BEGIN IMMEDIATE")
     ours, anything = db.execute(KIND).fetchone()
     if not ours:
@@ -117,7 +117,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def add_measures(db: sqlite3.Connection) -> None:
-    """A column for each measure that the file has none for, which no result changes either. Older versions can use the file."""
+    """Adds the columns of new measures; results keep them, too. Older versions of nanostudy can still use the file."""
     columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")}
     for name in stored():
         if name not in columns:
@@ -126,7 +126,7 @@ def add_measures(db: sqlite3.Connection) -> None:
 
 
 def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
-    """For readers, who change nothing: NanostudyError where the file is not of this version."""
+    """For readers, which change nothing. Raises NanostudyError where the file is not of this version."""
     [(ours, anything)] = fetch(KIND)
     if not ours:
         kind = "is a database, but no study's" if anything else "is empty: its study has not begun"
@@ -140,8 +140,8 @@ def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
 
 
 def _refuse_newer(applied: Iterable[str], path: Path) -> None:
-    known = [migration.__name__ for migration in MIGRATIONS]
-    unknown = [name for name in applied if name not in known]
+    ours = [migration.__name__ for migration in MIGRATIONS]
+    unknown = [name for name in applied if name not in ours]
     if unknown:
         raise NanostudyError(
             f"{path} was written by a newer nanostudy (this one does not know its {', '.join(unknown)}). "

@@ -62,8 +62,8 @@ class Turn:
 class Run:
     """A simulated run, in seconds."""
 
-    turns: tuple[Turn, ...]  # of the stacks, in their order
-    busy: tuple[float, ...]  # of each worker, without its start
+    turns: tuple[Turn, ...]  # the stacks', in their order
+    busy: tuple[float, ...]  # each worker's, without its start
     ends: tuple[float, ...]  # when each worker's last task ended
 
     @property

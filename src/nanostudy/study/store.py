@@ -1,7 +1,7 @@
-"""The study's memory: which experiments there are, how far each is, and what came out. `study.sqlite`, plain SQL.
+"""The store of a study, `study.sqlite`: its experiments, how far each is, and their results.
 
-One process writes, any number read meanwhile. Everything in it can be made again from the run folders. Times of day
-are for people; nothing depends on the clock.
+One process writes while any number read. It can be rebuilt from the run folders. Times of day are for people; nothing
+depends on the clock.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StackRow:
 
 
 class Store:
-    """Store.open(path) writes, Store.read(path) reads. Writes are kept in memory until commit(), through failures too."""
+    """Store.open(path) writes, Store.read(path) reads. Writes stay in memory until commit() succeeds."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -54,12 +54,12 @@ class Store:
 
     @staticmethod
     def open(path: Path) -> Store:
-        """For the one process that writes (a lock elsewhere sees to that); makes and migrates the file."""
+        """For the one process that writes (lease.py keeps others out). Creates or migrates the file."""
         return Store(Database(path, schema.migrate))
 
     @staticmethod
     def read(path: Path) -> Store:
-        """For everybody else, at any time. NanostudyError where there is no store."""
+        """For any other process, at any time. Raises NanostudyError where there is no store."""
         if not os.path.isfile(path):
             raise NanostudyError(
                 f"There is no study in {path.parent}: {path.name} is not there. If it was lost, "
@@ -74,7 +74,7 @@ class Store:
         return Store(database)
 
     def commit(self) -> None:
-        """One transaction of all writes since the last. After NanostudyError they are kept: commit again."""
+        """Makes one transaction of all writes since the last. After a NanostudyError they are kept for the next commit."""
         self._db.commit()
 
     def close(self) -> None:
@@ -84,13 +84,13 @@ class Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(*[NanostudyError] * (kind is not None)):  # what went wrong first is what counts
+        with contextlib.suppress(*[NanostudyError] * (kind is not None)):  # the first error is the one to report
             self.close()
 
     # --- writing
 
     def add(self, entries: Sequence[Entry], identities: Sequence[str], parameters: Sequence[int]) -> None:
-        """New experiments, waiting. One that is there already, under the same id, name and identity, stays as it is."""
+        """Adds experiments, waiting. One that exists already, with the same id, name and identity, is unchanged."""
         for entry, identity, count in zip(entries, identities, parameters, strict=True):
             settings = json.dumps(entry.experiment.as_dict())
             self._db.write(
@@ -110,7 +110,7 @@ class Store:
         stack: int | None,
         machine: Mapping[str, Any],
     ) -> None:
-        """It trains. Evaluations after `evaluated_at` (-1: all) are dropped: they are made again."""
+        """Deletes the evaluations after `evaluated_at` (-1: all), since the training repeats them."""
         id, where = self._id(name), json.dumps(dict(machine), sort_keys=True)
         self._db.write("INSERT OR IGNORE INTO environments (machine) VALUES (?)", where)
         self._db.write(
@@ -131,7 +131,7 @@ class Store:
         self.progressed(name, step)
 
     def _summarise(self, id: int) -> None:
-        """The last and the best evaluation stand in the experiment's row, so that `status` reads no curves."""
+        """Copies the last and the best evaluation into the experiment's row, so that `status` reads no curves."""
         last, best = "ORDER BY step DESC LIMIT 1", "AND val_loss IS NOT NULL ORDER BY val_loss, step LIMIT 1"
         curve = "FROM evaluations WHERE experiment = experiments.id"
         self._db.write(
@@ -145,7 +145,7 @@ class Store:
         self._db.write("UPDATE experiments SET step = ? WHERE id = ?", step, self._id(name))
 
     def finished(self, result: Result) -> None:
-        """Done, or diverged. From here on nothing of it changes. Its evaluations are here already."""
+        """Records a result, which never changes again. Its evaluations must be recorded before."""
         id, contexts = self._id(result.name), {str(k): finite(v) for k, v in result.context_losses.items()}
         values = {name: finite(result.measures[name]) for name in final() if name in result.measures}
         self._db.write(
@@ -164,13 +164,13 @@ class Store:
             self._db.write("UPDATE experiments SET sampled = 1 WHERE id = ?", self._id(name))
 
     def requeue(self, names: Iterable[str]) -> None:
-        """Those of them that failed wait again."""
+        """Failed experiments among these wait again."""
         again = "UPDATE experiments SET status = 'waiting', reason = NULL WHERE id = ? AND status = 'failed'"
         for name in names:
             self._db.write(again, self._id(name))
 
     def end_session(self) -> None:
-        """Nobody trains now: what ran, waits."""
+        """Running experiments wait: nothing trains now."""
         self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
 
     def note(self, kind: str, detail: str, *, experiment: str | None = None, stack: int | None = None) -> None:
@@ -179,7 +179,7 @@ class Store:
         self._db.write(insert, _now(), id, stack, kind, detail)
 
     def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> list[StackRow]:
-        """Members and width of each become an open stack with an id of its own."""
+        """Opens a stack, with an id of its own, for each (members, width)."""
         rows = [StackRow(self._last_stack + i, tuple(m), w) for i, (m, w) in enumerate(stacks, start=1)]
         for row in rows:
             insert = "INSERT INTO stacks (id, members, width) VALUES (?, ?, ?)"
@@ -191,11 +191,11 @@ class Store:
         self._db.write("UPDATE stacks SET state = 'closed' WHERE id = ?", id)
 
     def set_progress(self, seconds_left: float | None, workers: Sequence[Mapping[str, Any]]) -> None:
-        told = json.dumps([dict(worker) for worker in workers])
-        self._db.write("INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", _now(), seconds_left, told)
+        rows = json.dumps([dict(worker) for worker in workers])
+        self._db.write("INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", _now(), seconds_left, rows)
 
     def _id(self, name: str) -> int:
-        """From memory: no write waits for the disk."""
+        """Read from memory, so that no write waits for the disk."""
         if name not in self._ids:
             raise _unknown(name, self._ids)
         return self._ids[name]
@@ -205,32 +205,32 @@ class Store:
     def rows(
         self, status: str | None = None, names: Sequence[str] | None = None, limit: int | None = None
     ) -> list[Result]:
-        """By id. Names that are not there are left out."""
-        conditions: dict[str, Any] = {}  # each says only what is asked, so that an index finds the rows
+        """In the order of ids. Unknown names are left out."""
+        conditions: dict[str, Any] = {}  # only those that are given, so that SQLite uses an index
         if status is not None:
             conditions["status = ?"] = status
-        if names is not None:  # any number of names is one value
+        if names is not None:  # one value for any number of names
             conditions["name IN (SELECT value FROM json_each(?))"] = json.dumps(list(names))
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         return self._rows(f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit)
 
     def row(self, name: str) -> Result:
-        """NanostudyError with the nearest names where there is none of this one."""
-        found = self._rows("WHERE name = ?", name)
-        if not found:
+        """Raises UsageError, with the nearest names, where there is no experiment of this name."""
+        results = self._rows("WHERE name = ?", name)
+        if not results:
             raise _unknown(name, self.identities())
-        return found[0]
+        return results[0]
 
     def best(self, n: int) -> list[Result]:
-        """The finished ones of lowest validation loss."""
+        """The finished experiments with the lowest validation losses."""
         return self._rows("WHERE status = 'finished' AND val_loss IS NOT NULL ORDER BY val_loss, id LIMIT ?", n)
 
     def _rows(self, which: str, *values: Any) -> list[Result]:
         select = f"SELECT {', '.join((*COLUMNS, *self._measures))} FROM experiments {which}"
-        found = self._db.fetch(select, *values)
-        machines = self.environments() if found else {}
+        rows = self._db.fetch(select, *values)
+        machines = self.environments() if rows else {}
         results = []
-        for row in found:
+        for row in rows:
             named: dict[str, Any] = dict(zip(COLUMNS, row, strict=False))
             named["status"], named["sampled"] = Status(named["status"]), bool(named["sampled"])
             named["machine"] = machines.get(named.pop("environment"), {})
@@ -242,57 +242,60 @@ class Store:
 
     @cached_property
     def _measures(self) -> list[str]:
-        """Those that the file has columns for: an older one may lack the newest."""
+        """The measures that the file has columns for: an older file may lack the newest."""
         columns = {name for (name,) in self._db.fetch("SELECT name FROM pragma_table_info('experiments')")}
         return [name for name in stored() if name in columns]
 
     def statuses(self) -> dict[str, Status]:
-        """By name, in order of ids."""
-        found = self._db.fetch("SELECT name, status FROM experiments ORDER BY id")
-        return {name: Status(status) for name, status in found}
+        """By name, in the order of ids."""
+        rows = self._db.fetch("SELECT name, status FROM experiments ORDER BY id")
+        return {name: Status(status) for name, status in rows}
 
     def results(self, *, sampled: bool) -> dict[str, int | None]:
-        """The stack in which each trained last that has a result, with a sample or without one, by name."""
+        """The last stack of each experiment that has a result, and samples or none, by name."""
         select = (
             "SELECT name, stack FROM experiments WHERE status IN ('finished', 'diverged') AND sampled = ? ORDER BY id"
         )
         return dict(self._db.fetch(select, sampled))
 
     def counts(self) -> dict[Status, int]:
-        """How many there are of every status."""
-        counted = dict(self._db.fetch("SELECT status, count(*) FROM experiments GROUP BY status"))
-        return {status: counted.get(status, 0) for status in Status}
+        """How many experiments have each status."""
+        counts = dict(self._db.fetch("SELECT status, count(*) FROM experiments GROUP BY status"))
+        return {status: counts.get(status, 0) for status in Status}
 
     def identities(self) -> dict[str, str]:
         return dict(self._db.fetch("SELECT name, identity FROM experiments ORDER BY id"))
 
     def evaluations(self, name: str) -> list[dict[str, Any]]:
         """The curve, by step. A loss that was not finite is None."""
+        ids = self._db.fetch("SELECT id FROM experiments WHERE name = ?", name)
+        if not ids:
+            raise _unknown(name, self.identities())
         select = f"SELECT {', '.join(EVALUATION)} FROM evaluations WHERE experiment = ? ORDER BY step"
-        return [dict(zip(EVALUATION, row, strict=True)) for row in self._db.fetch(select, self.row(name).id)]
+        return [dict(zip(EVALUATION, row, strict=True)) for row in self._db.fetch(select, *ids[0])]
 
     def events(
         self, *, experiment: str | None = None, kind: str | None = None, limit: int | None = None
     ) -> list[dict[str, Any]]:
-        """The last `limit`, oldest first."""
+        """The last `limit` events, oldest first."""
         keys = ("id", "at", "experiment", "stack", "kind", "detail")
-        found = self._db.fetch(
+        rows = self._db.fetch(
             "SELECT e.id, at, name, e.stack, kind, detail FROM events e LEFT JOIN experiments x ON x.id = experiment "
             "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR kind = ?2) ORDER BY e.id DESC LIMIT ?3",
             *(experiment, kind, -1 if limit is None else limit),
         )
-        return [dict(zip(keys, row, strict=True)) for row in reversed(found)]
+        return [dict(zip(keys, row, strict=True)) for row in reversed(rows)]
 
     def environments(self) -> dict[int, dict[str, Any]]:
         """The machines, by the keys under which experiments name them."""
         return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def open_stacks(self) -> list[StackRow]:
-        found = self._db.fetch("SELECT id, members, width FROM stacks WHERE state = 'open' ORDER BY id")
-        return [StackRow(id, tuple(json.loads(members)), width) for id, members, width in found]
+        rows = self._db.fetch("SELECT id, members, width FROM stacks WHERE state = 'open' ORDER BY id")
+        return [StackRow(id, tuple(json.loads(members)), width) for id, members, width in rows]
 
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
-        """When it was told (UTC), seconds left, and what each worker does."""
+        """When it was recorded (UTC), the seconds left then, and what each worker did."""
         for updated_at, seconds_left, workers in self._db.fetch(
             "SELECT updated_at, seconds_left, workers FROM progress"
         ):
@@ -304,7 +307,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _unknown(name: str, known: Iterable[str]) -> UsageError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _unknown(name: str, existing: Iterable[str]) -> UsageError:
+    near = difflib.get_close_matches(name, existing, n=3, cutoff=0.5)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return UsageError(f"The study has no experiment {name!r}.{hint}")

@@ -153,7 +153,7 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
         yield Broken("files" if isinstance(cause, OSError | SafetensorError) else "error", str(problem), _errno(cause))
     except OSError as problem:
         yield Broken("files", str(problem), problem.errno)
-    except Exception as problem:  # in a library, or a mistake of ours: the study goes on without this stack
+    except Exception as problem:  # a library's, or a mistake of ours: the study goes on without this stack
         yield Broken("error", f"{type(problem).__name__}: {problem}")
     else:
         yield Done()

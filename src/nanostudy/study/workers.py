@@ -26,7 +26,7 @@ from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Done, Report, Task, perform
 from nanostudy.training.events import Saving
 
-MEMORY_SHARE = 0.8  # of the free memory, for all workers together
+MEMORY_SHARE = 0.8  # how much of the free memory all workers together may use
 PROCESS_MEMORY = 2**28  # bytes of a worker without any stack: measured 242 MiB
 
 Process = subprocess.Popen[bytes]

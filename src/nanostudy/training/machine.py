@@ -44,7 +44,7 @@ class Machine:
 
     @property
     def conditions(self) -> dict[str, object]:
-        """Where these are equal, the same computation gives the same bits."""
+        """Where these are equal, the same computation gives the same bits, on any of several equal GPUs."""
         facts = self.as_dict()
         return {
             key: facts[key] for key in ("device_name", "precision", "threads", "ranks", "compiled", "tiles", "torch")

@@ -33,21 +33,22 @@ from nanostudy.training.weights import Weights, save_weights
 
 
 class Recorder:
-    """Writes one run folder. The folder belongs to this process (files.sole_owner)."""
+    """Writes one run folder, which this process owns (atomic.sole_owner)."""
 
     def __init__(self, folder: Path, experiment: Experiment, identity: str, corpus: Corpus, machine: Machine) -> None:
         self.folder, self.experiment, self.identity = folder, experiment, identity
         self.corpus, self.machine = corpus, machine
         self.config = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
-        # told, and not written yet: rows by step
+        # rows by step that are not written yet
         self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
-        # tables in which rows that could not be written may have left a part of themselves
+        # tables that a failed write may have left with a part of a row
         self.unsure: set[str] = set()
 
     def claim(self, resources: Mapping[str, Any], **about: Any) -> str:
-        """Prepares the folder: "new", "unfinished" (it can go on), "finished" or "diverged" (results, which are never changed).
+        """Prepares the folder and returns its state: "new", "unfinished" (it can go on), "finished" or "diverged" (a result, which is
+        never changed).
 
-        A new folder's run.json gets what is told `about` the run. Raises NanostudyError where the folder holds another experiment.
+        A new folder's run.json gets the fields in `about`. Raises NanostudyError where the folder holds another experiment.
         """
         before = read_metadata(self.folder)
         if before is None:
@@ -69,15 +70,14 @@ class Recorder:
                 leftover.unlink(missing_ok=True)
         if not (self.folder / "settings.yaml").exists():
             settings = {**self.experiment.as_dict(), **resources}
-            if (
-                settings["corpus"] not in NAMES and Path(settings["corpus"]).exists()
-            ):  # so that it is found from any folder
-                settings["corpus"] = str(Path(settings["corpus"]).resolve())
+            corpus = Path(settings["corpus"])
+            if settings["corpus"] not in NAMES and corpus.exists():
+                settings["corpus"] = str(corpus.resolve())  # so that the settings work from any folder
             write_atomically(self.folder / "settings.yaml", settings_yaml(settings))
         return before["status"] if before else "new"
 
     def record(self, event: Event) -> None:
-        """Takes what a run folder keeps; other events pass. Rows are on disk after an evaluation, and before a checkpoint."""
+        """Records what the run folder keeps of an event. Rows are on disk after an evaluation, and before a checkpoint."""
         if isinstance(event, Started):
             for rows in self.rows.values():
                 rows.clear()
@@ -86,10 +86,10 @@ class Recorder:
             for stale in ("sample.txt", "samples.json", "report.md", "curve.png", "curve.svg"):
                 (self.folder / stale).unlink(missing_ok=True)
             before = read_metadata(self.folder) or {}
-            kept = [sitting for sitting in before.get("sittings", []) if sitting["after_update"] < event.step]
-            sitting = {"after_update": event.step, "members": event.members, **self.machine.as_dict()}
+            kept = [session for session in before.get("sittings", []) if session["after_update"] < event.step]
+            session = {"after_update": event.step, "members": event.members, **self.machine.as_dict()}
             notes = [*before.get("notes", []), *(n for n in event.notes if n not in before.get("notes", []))]
-            self._write_metadata(sittings=[*kept, sitting], notes=notes)
+            self._write_metadata(sittings=[*kept, session], notes=notes)
         elif isinstance(event, Logged):
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
             self.rows["training.csv"][event.step] = row
@@ -162,4 +162,4 @@ def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {before.get(k)} there, {now[k]} asked" for k in now if before.get(k) != now[k])
+    return ", ".join(f"{k} {before.get(k)} there, {now[k]} requested" for k in now if before.get(k) != now[k])

@@ -1,13 +1,14 @@
-"""The run folder: what one experiment leaves behind, written from the trainer's events.
+"""The files of a run folder, and how they are read.
 
-settings.yaml        trains the same run again
-run.json             versions, device, corpus, times, losses
-training.csv         a row every log_interval updates
-evaluations.csv      a row an evaluation
-best.safetensors     weights at the lowest validation loss; with settings and tokenizer, so that sampling needs no more
-last.safetensors     weights after the last update
-optimizer.safetensors    AdamW's state after it, where it was kept: what going on in nanoGPT needs
-checkpoint.safetensors   while unfinished: what a resume needs
+settings.yaml            trains the same run again
+run.json                 versions, device, corpus, times, losses
+training.csv             one row every log_interval updates
+evaluations.csv          one row per evaluation
+best.safetensors         weights at the lowest validation loss, with settings and tokenizer: all that sampling needs
+last.safetensors         weights after the last update
+optimizer.safetensors    AdamW's state after it, where it is kept, for going on in nanoGPT
+checkpoint.safetensors   for a resume; only while the run is unfinished
+samples.json, sample.txt what the model wrote (samples.py)
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
         raise NanostudyError(f"{folder} cannot be read: {problem.strerror}.") from None
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-        written, known = metadata["format_version"], version.FORMAT
+        written, ours = metadata["format_version"], version.FORMAT
         texts, mappings = ("identity", "status"), ("settings", "corpus", "machine", "parameters")
         whole = all(isinstance(metadata.get(key), str) for key in texts)
         whole &= all(isinstance(metadata.get(key), dict) for key in mappings)
     except (OSError, ValueError, KeyError, TypeError):
-        written = known = whole = False
-    if written == known and not whole:
+        written = ours = whole = False
+    if written == ours and not whole:
         raise NanostudyError(f"{path} is damaged. Restore it, or choose another folder with --out.")
-    if written != known:
+    if written != ours:
         raise NanostudyError(
             f"{folder} was written by nanostudy {metadata.get('nanostudy')} (format version {written}); this one reads "
             f"version {version.FORMAT}. Use that version, or choose another folder with --out."
@@ -78,7 +79,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def append_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
-    """On disk when it returns: a checkpoint that knows of them may follow."""
+    """The rows are on disk when it returns, so that a checkpoint after them may be written."""
     try:
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
@@ -89,7 +90,7 @@ def append_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
 
 
 def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:
-    """Starts the table, or drops what was written after the checkpoint: those updates are made again."""
+    """Starts the table, or deletes the rows after the checkpoint, since the training repeats those updates."""
     kept = [",".join(columns)]
     if path.is_file():
         for line in _table(path).splitlines()[1:]:
@@ -100,7 +101,7 @@ def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """A table's rows; a last line that a kill cut short is left out."""
+    """A table's rows, without a last line that a kill cut short."""
     if not path.is_file():
         return []
     reader = csv.DictReader(io.StringIO(_table(path)))
@@ -124,11 +125,11 @@ def _table(path: Path) -> str:
 
 
 def settings_yaml(settings: Mapping[str, Any]) -> str:
-    """A flat mapping as YAML; JSON's scalars are YAML's."""
+    """A flat mapping as YAML, which takes JSON's scalars."""
     return "".join(f"{key}: {_scalar(value)}\n" for key, value in settings.items())
 
 
 def _scalar(value: Any) -> str:
-    """YAML takes no raw control characters, and does not join the pairs in which JSON escapes the rarer ones."""
+    """YAML takes no raw control characters, and no surrogate pairs such as JSON escapes rare characters with."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

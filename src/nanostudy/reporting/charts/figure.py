@@ -32,7 +32,7 @@ CAPTION_WIDTH = 120  # characters of a line in a picture
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DARK = ("#56B4E9", "#E69F00", "#2DB892", "#CC79A7", "#F0E442", "#E8743B", "#C9CDD2")
 BLUE, VERMILLION, GREY = "#2F86C1", "#D55E00", "#85888F"  # that stand out on either ground
-PALE = "#9CBFD8"  # blue that lies behind
+PALE = "#7FA8C6"  # blue that lies behind
 SCHEMES = {  # ink, faint ink, grid, ground, colours
     "light": ("#2A2B2E", "#6B6E76", "#E6E4DF", "#FFFFFF", LIGHT),
     "dark": ("#E4E2DD", "#A0A3AA", "#33363C", "#1B1D21", DARK),

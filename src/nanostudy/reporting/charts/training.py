@@ -57,7 +57,7 @@ def training_figure(
         gaps = marks.inline([{"step": row["step"], "gap": round(gap(row), 5)} for row in evaluations])
         y = alt.Y("gap:Q", axis=_axis(tickCount=3))
         chart = alt.layer(marks.zero_line("y"), _line(gaps, _updates(last, not rows)).encode(y=y))
-        panels.append(Panel(chart, LOW_HEIGHT, f"{MEASURES['gap'].title}: validation less training, {NATS}"))
+        panels.append(Panel(chart, LOW_HEIGHT, MEASURES["gap"].axis))
     if rows:
         panels += [_learning_rate(rows, _updates(last)), _gradient_norm(rows, mean, last, grad_clip)]
     return Figure("curve", "Training and validation curves", tuple(panels), caption, alternative)
@@ -80,7 +80,7 @@ def _losses(
     for column, (_, _, width, points) in reversed(lines.items()):
         values = [{"step": row["step"], "loss": round(row[column], 5), "what": names[column]} for row in tables[column]]
         base = marks.inline(values).encode(x=x, y=y, color=alt.Color("what:N", scale=colours, legend=legend))
-        layers.append(base.mark_line(strokeWidth=width, clip=True))
+        layers.append(base.mark_line(strokeWidth=width, opacity=1 if points else 0.6, clip=True))
         if points:
             layers.append(base.mark_point(size=points, filled=True, opacity=1).encode(tooltip=tooltip))
     if entropy:
@@ -106,7 +106,7 @@ def _best_mark(x: Any, y: Any, evaluations: list[Row], last: int, height: float)
     side = 1 if leftwards else -1
     under = [r["val_loss"] for r in evaluations if 0 <= side * (row["step"] - r["step"]) < 0.3 * last]
     lift = HEIGHT * math.log(max(under) / row["val_loss"]) / height
-    place = {"align": "right", "dx": 9} if leftwards else {"align": "left", "dx": 12}
+    place = {"align": "right", "dx": 0} if leftwards else {"align": "left", "dx": 12}
     words = {**place, "dy": -20 - min(lift, 60), "fontWeight": "bold"}
     return [base.mark_point(style="front", size=170, filled=False, strokeWidth=2), *_label(base, words)]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # nothing here imports torch before the number of its threads
 PART = 2**24  # bytes of a checkpoint that travel at once
 PULL = 0.5  # seconds that a pull waits for a report
 SENDING_SHARE = 20  # sending checkpoints takes at most one part in so many of the time
-TOKEN = ".token"  # in a stack's folder: whoever reads there what the driver wrote sees the driver's folder
+TOKEN = ".token"  # a file in a stack's folder: whoever reads what the driver wrote there sees the driver's folder
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class WorkerActor:
             task, transport = replace(task, folder=Path(folder)), transport or self.driver
             try:
                 yield from transport.load(task.path)
-            except Exception as problem:  # of whatever library the transport needs
+            except Exception as problem:  # the transport's library may raise anything
                 yield Broken("lost", f"{platform.node()} could not load the stack's checkpoint: {problem}")
                 return
             yield from self._train_away(task, resources, transport)

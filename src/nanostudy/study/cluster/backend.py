@@ -89,7 +89,7 @@ def _begin(ray: Any, address: str | None) -> None:
 @dataclass
 class _Worker:
     actor: Any
-    call: Any  # that is under way
+    call: Any  # the one under way, or None
     node: str | None = None  # None: it does not run yet
     task: Task | None = None
     unread: int = 0  # reports that arrived and were not handed on

@@ -20,7 +20,7 @@ from nanostudy.study.cluster.actor import Kept, Message, Part, append_part
 from nanostudy.study.tasks import Broken, Done, Noted, TrainStack
 from nanostudy.training import stack as checkpoint
 
-POINTER = "checkpoint.at"  # in a stack's folder: the address of its newest checkpoint
+POINTER = "checkpoint.at"  # the file in a stack's folder that names the address of its newest checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AtAddress:
         address = _new_address(self.folder)
         try:
             _put(path, address)
-        except Exception as problem:  # of whatever library the address needs; the next save tries again
+        except Exception as problem:  # the address's library may raise anything; the next save tries again
             yield Noted(f"a checkpoint could not be kept at {self.folder}: {problem}")
         else:
             yield Kept(address)
@@ -56,7 +56,7 @@ class CheckpointStore:
             try:
                 files, place = url_to_fs(address)
                 files.makedirs(place, exist_ok=True)
-            except Exception as problem:  # of whatever library the address needs
+            except Exception as problem:  # the address's library may raise anything
                 raise UsageError(
                     f"--checkpoints {address} cannot be used: {problem}. Without it, checkpoints travel back here."
                 ) from None
@@ -106,7 +106,7 @@ def _pointer(task: TrainStack) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-# --- addresses; these functions raise whatever the library does that the address needs
+# --- addresses; these functions raise whatever the address's library raises
 
 
 def _new_address(folder: str) -> str:

@@ -98,7 +98,7 @@ class Roster:
 
     def _ask(self) -> None:
         while not self.ended.wait(LOOK / 2):
-            with contextlib.suppress(Exception):  # in any case it has not answered
+            with contextlib.suppress(Exception):  # whatever it is, the cluster has not answered
                 self.nodes = self.ray.nodes()
                 self.answered_at = time.monotonic()
 

@@ -1,6 +1,6 @@
-"""The words and the grammar of the playhouse: tables, read by playhouse.py."""
+"""The words, people and grammar of the plays, as tables."""
 
-# Circles of people: men; women. The last word is the name used in speech, the whole in upper case heads a speech.
+# People by circle: men; women. Speech uses the last word of a name; the whole name in upper case heads a speech.
 PEOPLE = {
     "court": "Odran, King Ferrow, Cassin, Sir Quill, Hathmere; Marabel, Lady Isault, Wenna, Zephrine",
     "sea": "Brune, Old Jorrick, Skeld, Maddox, Xander; Thessaly, Captain Morwen, Kestra, Nan",
@@ -11,7 +11,7 @@ HOMES = {"court": "crown heart", "sea": "ocean storm", "town": "feast purse", "w
 CRIES = {"court": "alas fie marry", "sea": "ahoy avast yo-ho", "town": "faith tush zounds", "wood": "lo hark hey-nonny"}
 PRONOUNS = ({"$he": "he", "$him": "him", "$his": "his"}, {"$he": "she", "$him": "her", "$his": "her"})
 
-# Topics: nouns; adjectives; transitive verbs; intransitive verbs; the frequent first. "a/b" gives an irregular
+# Topics: nouns; adjectives; transitive verbs; intransitive verbs, most frequent first. "a/b" is a word with an irregular
 # plural or participle.
 TOPICS = {
     "ocean": """ship wave sail oar gull net mast anchor rope sailor tide harbour shore pilot deck whale pearl cove
@@ -63,7 +63,7 @@ RHYMES = """night light sight knight; day way play bay; sea tree key bee; shore 
     heart cart art dart"""
 
 # SYMBOL = weight alternative | ...   Upper case: a rule; $: a choice or an echo that depends on the stage; #: what was
-# asked; /: a line of the closing couplet begins; "a" stands for "an" too.
+# asked; /: a new line of the closing couplet; "a" becomes "an" before a vowel.
 GRAMMAR = """
 OPEN = 4 good morrow , $voc ; what says $third of the $topic ? #WHAT
  | 3 tell me , $voc , hath $third $vtd the $topic ? #HATH
@@ -163,7 +163,7 @@ SHALL = 6 shall REST | 4 must GO
 REST = 3 sleep beside | 3 praise | 1 greet
 GO = 2 wander to | 2 leave | 1 bow to
 """
-# Kind of word: its column in TOPICS, its form, and the echoes that it leaves for later words, each with its form.
+# Kind of word: its column in TOPICS, its form, and the echoes for later words, each with its form.
 KINDS = {
     "$n": (0, 0, {"$same": 0}), "$ns": (0, 1, {"$sames": 1}), "$adj": (1, 0, {}),
     "$vt": (2, 0, {"$again": 0, "$done": 2}), "$vts": (2, 1, {"$again": 0, "$done": 2}),
