@@ -58,13 +58,13 @@ def synthetic(
     shared = {seed: block_noise * random.standard_normal() for seed in seeds or ()}
     cells = [dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values())]
     cells = [cell for cell in cells if keep(cell)]
-    asked = [{**cell, "seed": seed} for cell in cells for seed in (seeds or (None,))]
+    combinations = [{**cell, "seed": seed} for cell in cells for seed in (seeds or (None,))]
     records, evaluations, training = [], [], []
-    for id, cell in enumerate(asked, start=1):
+    for id, cell in enumerate(combinations, start=1):
         seed = id if cell["seed"] is None else cell["seed"]
         experiment = Experiment(**{**FIXED, **settings, **cell, "seed": seed})
-        told = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
-        value = expected(told) + shared.get(seed, 0.0) + noise * random.standard_normal()
+        values = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
+        value = expected(values) + shared.get(seed, 0.0) + noise * random.standard_normal()
         status = "diverged" if id in diverged else "waiting" if id in waiting else "finished"
         tokens = experiment.max_iters * experiment.tokens_per_update
         shape = GPTConfig.of(experiment, VOCABULARY)
@@ -79,7 +79,7 @@ def synthetic(
                 "reason": "loss became NaN" if status == "diverged" else None,
                 "source": "nanostudy",
                 "identity": f"{draw:08x}{id:08x}",
-                **told,
+                **values,
                 "parameters": count_parameters(shape).total,
                 "device": "cpu",
                 "precision": "fp32",

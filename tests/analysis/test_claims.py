@@ -64,7 +64,7 @@ def test_every_claim_is_whole():
         )
         assert set(claim.parameters) <= keys, claim.id
         assert all(set(settings) <= set(FIELDS) for settings in claim.settings), claim.id
-        assert set(claim.implied or ("times", "over", "told")) == {"times", "over", "told"}
+        assert set(claim.implied or ("times", "over", "says")) == {"times", "over", "says"}
     assert len(CLAIMS) == len(read_claims())
 
 
@@ -82,8 +82,10 @@ def test_settings_name_what_the_presets_and_studies_train():
         "nanogpt-gpu": "readme-gpu-val-loss",
     }.items():
         experiment, _ = experiment_and_resources(read_settings(preset))
-        told = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
-        results = Results("one", experiments_frame([{"name": "one", "status": "finished", "val_loss": 1.0, **told}]))
+        settings = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
+        results = Results(
+            "one", experiments_frame([{"name": "one", "status": "finished", "val_loss": 1.0, **settings}])
+        )
         assert list(Evidence(results).finished(CLAIMS[claim].settings).index) == ["one"], preset
 
 

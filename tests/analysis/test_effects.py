@@ -210,7 +210,7 @@ def test_unbalanced_study_is_least_squares_of_type_two():
     last = model.t_test("-2 * C(a, Sum)[S.2.0] - C(a, Sum)[S.4.0]")
     assert row(found, LAYERS, 6)["effect"] == pytest.approx(float(last.effect.item()))
     assert (row(found, LAYERS, 6)["low"], row(found, LAYERS, 6)["high"]) == pytest.approx(tuple(last.conf_int()[0]))
-    assert any("4 diverged, 1 waiting" in told for told in found.missing)
+    assert any("4 diverged, 1 waiting" in text for text in found.missing)
 
 
 def test_incomplete_blocks_are_least_squares():
@@ -229,7 +229,7 @@ def test_incomplete_blocks_are_least_squares():
     wanted = model.t_test("C(d)[T.0.2] + 0.5 * C(a)[T.4.0]:C(d)[T.0.2]")
     assert row(found, DROPOUT, 0.2)["effect"] == pytest.approx(float(wanted.effect.item()))
     assert row(found, DROPOUT, 0.2)["se"] == pytest.approx(float(wanted.sd.item()))
-    assert any("not all run with the same seeds" in told for told in found.missing)
+    assert any("not all run with the same seeds" in text for text in found.missing)
 
 
 def test_interaction_is_half_the_difference_of_differences():
@@ -279,7 +279,7 @@ def test_settings_that_vary_together_stand_as_one():
     assert list(found.table["term"]) == ["n_layer/warmup_iters", DROPOUT, f"n_layer/warmup_iters × {DROPOUT}"]
     assert found.table["level"].iloc[0] == "4/50"
     assert row(found, "n_layer/warmup_iters")["effect"] == pytest.approx(0.1)
-    assert any("always vary together" in told for told in found.missing)
+    assert any("always vary together" in text for text in found.missing)
 
 
 def test_setting_that_follows_from_another_is_named():
@@ -287,7 +287,7 @@ def test_setting_that_follows_from_another_is_named():
     results.experiments["warmup_iters"] = results.experiments[WIDTH].map({32: 100, 64: 100, 128: 50})
     found = effects(results)
     assert set(found.table["term"]) == {WIDTH}
-    assert any("warmup_iters follows from n_embd" in told for told in found.missing)
+    assert any("warmup_iters follows from n_embd" in text for text in found.missing)
 
 
 def test_nested_grid_compares_within_its_parts_alone():
@@ -314,7 +314,7 @@ def test_nested_grid_compares_within_its_parts_alone():
 def test_factor_with_one_finished_level_is_named():
     found = effects(synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, seeds=(1, 2), waiting=(5, 6, 7, 8)))
     assert set(found.table["term"]) == {DROPOUT}
-    assert any("n_layer cannot be judged: its only value with results is 2" in told for told in found.missing)
+    assert any("n_layer cannot be judged: its only value with results is 2" in text for text in found.missing)
 
 
 def test_half_fraction_names_what_is_confounded():
@@ -325,7 +325,7 @@ def test_half_fraction_names_what_is_confounded():
     found = effects(half)
     assert set(found.table["term"]) == {LAYERS, HEADS, WIDTH}
     assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
-    assert any(f"{LAYERS} × {HEADS} (confounded with others)" in told for told in found.missing)
+    assert any(f"{LAYERS} × {HEADS} (confounded with others)" in text for text in found.missing)
 
 
 def test_missing_combination_is_named():
@@ -341,7 +341,7 @@ def test_missing_combination_is_named():
         f"Not estimated, and taken to be nil: {LAYERS} × {WIDTH} (3 of its 4 combinations have results)."
         in found.missing
     )
-    assert any("1 of the 4 combinations of levels" in told for told in found.missing)
+    assert any("1 of the 4 combinations of levels" in text for text in found.missing)
     assert row(found, LAYERS)["effect"] == pytest.approx(0.1)
 
 
@@ -349,7 +349,7 @@ def test_factor_that_varies_with_the_seed_alone_is_named():
     results = synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1, DROPOUT: 0.2})
     results.experiments["seed"] = results.experiments[DROPOUT].map({0.0: 1, 0.2: 2})
     found = effects(results)
-    assert any("dropout varies only together with the seed" in told for told in found.missing)
+    assert any("dropout varies only together with the seed" in text for text in found.missing)
     assert row(found, DROPOUT)["effect"] == pytest.approx(0.2)
 
 
@@ -384,7 +384,7 @@ def test_repeats_of_a_seed_are_no_replicates():
     again = synthetic({DROPOUT: [0.0, 0.2]}, {DROPOUT: 0.1}, seeds=(1, 2), draw=1, eval_interval=100)
     found = effects(joined([results, again]))
     assert found.n == 4
-    assert any("with another's settings and seed" in told for told in found.missing)
+    assert any("with another's settings and seed" in text for text in found.missing)
 
 
 def test_other_sources_are_blocks():
@@ -404,7 +404,7 @@ def test_other_sources_are_blocks():
 
 
 @pytest.mark.parametrize(
-    ("on_the_gpu", "told"),
+    ("on_the_gpu", "sentence"),
     [
         (lambda row: row["n_layer"] == 2, r"n_layer varies only with the device: their effects cannot be separated"),
         (
@@ -416,16 +416,16 @@ def test_other_sources_are_blocks():
         (lambda row: True, None),
     ],
 )
-def test_what_kinds_of_device_confound_is_named(on_the_gpu, told):
+def test_what_kinds_of_device_confound_is_named(on_the_gpu, sentence):
     results = synthetic({"n_layer": [2, 4], "dropout": [0.0, 0.2]}, seeds=(1, 2))
     table = results.experiments
     gpu = [bool(on_the_gpu(row)) for _, row in table.iterrows()]
     table["device"] = [f"cuda:{i % 2}" if there else "cpu" for i, there in enumerate(gpu)]
     table["device_name"] = ["a GPU" if there else "a CPU" for there in gpu]
     missing = [text for text in effects(results).missing if "kinds of device" in text]
-    assert len(missing) == (told is not None)
-    if told:
-        assert re.search(told, missing[0])
+    assert len(missing) == (sentence is not None)
+    if sentence:
+        assert re.search(sentence, missing[0])
         assert "(cpu, a CPU, fp32; cuda, a GPU, fp32)" in missing[0]
 
 
@@ -436,10 +436,10 @@ def test_context_lowers_the_loss_by_itself():
     )
     found = effects(results)
     assert row(found, "block_size")["effect"] == pytest.approx(-0.3)
-    assert any("see val_loss_at_64" in told for told in found.missing)
+    assert any("see val_loss_at_64" in text for text in found.missing)
     alike = effects(results, "val_loss_at_64")
     assert row(alike, "block_size")["effect"] == pytest.approx(0.0)
-    assert not any("windows" in told for told in alike.missing)
+    assert not any("windows" in text for text in alike.missing)
 
 
 # --- bad input
@@ -475,7 +475,7 @@ def test_losses_that_are_not_finite_are_left_out():
     results.experiments.iloc[3, results.experiments.columns.get_loc("val_loss")] = math.nan
     found = effects(results)
     assert found.n == 31
-    assert any("1 finished experiment without val_loss" in told for told in found.missing)
+    assert any("1 finished experiment without val_loss" in text for text in found.missing)
 
 
 def test_search_over_many_values_is_refused_by_name():
@@ -483,7 +483,7 @@ def test_search_over_many_values_is_refused_by_name():
     results.experiments["learning_rate"] = np.linspace(1e-4, 1e-3, 60)
     found = effects(results)
     assert set(found.table["term"]) == {DROPOUT}
-    assert any("learning_rate is left out: it has 60 values in 60 experiments" in told for told in found.missing)
+    assert any("learning_rate is left out: it has 60 values in 60 experiments" in text for text in found.missing)
 
 
 def test_unknown_measure():

@@ -75,10 +75,10 @@ class Reference:
     @staticmethod
     def of(text: str) -> Reference:
         blocks = [block for block in BLANK.split(text.strip("\n")) if block]
-        found = [match[1] for match in map(BLOCK.fullmatch, blocks) if match]
-        dialogue = len(blocks) >= LEAST_BLOCKS and len(found) >= LEAST_SHARE * len(blocks)
+        speakers = [match[1] for match in map(BLOCK.fullmatch, blocks) if match]
+        dialogue = len(blocks) >= LEAST_BLOCKS and len(speakers) >= LEAST_SHARE * len(blocks)
         words = frozenset(word.casefold() for word in WORD.findall(text))
-        return Reference(text, words, frozenset(found) if dialogue else frozenset())
+        return Reference(text, words, frozenset(speakers) if dialogue else frozenset())
 
     def measure(self, sample: str, prompt: str = "") -> QualityCounts:
         """One sample, which may or may not begin with its prompt."""

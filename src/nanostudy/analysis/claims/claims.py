@@ -106,7 +106,7 @@ def judge(claim: Claim, evidence: Evidence) -> Judgement:
     if instead is None:
         return judgement
     ours = f" Ours: {judgement.why}" if judgement.n and judgement.why else ""
-    return replace(judgement, verdict="contradicts itself", why=f"{figures['told'].format(instead)}{ours}")
+    return replace(judgement, verdict="contradicts itself", why=f"{figures['says'].format(instead)}{ours}")
 
 
 def _command(make: str) -> str:
