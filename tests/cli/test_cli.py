@@ -187,6 +187,7 @@ def _report(request):
 def finished(tmp_path_factory) -> tuple[Path, Outcome]:
     """A finished run's folder, and what was said."""
     folder = tmp_path_factory.mktemp("finished")
+    cache_in(folder)
     (folder / "small.txt").write_text(some_text(), encoding="utf-8", newline="\n")
     return folder, nanostudy("train", "quickstart", *SMALL, "--out", "run", cwd=folder)
 
@@ -370,7 +371,7 @@ def test_kernels_that_are_not_wanted_are_not_missed(call, here):
 # --- a training that fails
 
 
-def test_a_diverging_run_says_so_and_keeps_its_files(call, here):
+def test_a_diverging_run_says_so_and_keeps_its_files(call, here, draws):
     command = (
         "train",
         "quickstart",
