@@ -12,30 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.analysis.frames import (
-    AT_CONTEXT,
-    EVALUATIONS,
-    SAMPLES,
-    TRAINING,
-    CorpusFacts,
-    experiments_frame,
-    joined,
-)
+from nanostudy.analysis.frames import AT_CONTEXT, EVALUATIONS, SAMPLES, TRAINING, CorpusFacts, experiments_frame, joined
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
-from nanostudy.study.definition import (
-    Study,
-    definitions,
-    folder_of,
-    has_study,
-    read_study,
-    study_names,
-    study_yaml,
-)
+from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
 from nanostudy.training.run_folder import read_metadata, read_result, read_rows

@@ -17,10 +17,7 @@ from nanostudy.analysis.frames import Results
 from nanostudy.settings_files import parse_yaml
 from nanostudy.text import listed, value_text
 
-VERDICTS = (
-    *("claim", "statement", "source", "setting", "published"),
-    *("verdict", "ours", "n", "low", "high", "why"),
-)
+VERDICTS = (*("claim", "statement", "source", "setting", "published"), *("verdict", "ours", "n", "low", "high", "why"))
 
 
 @dataclass(frozen=True)
