@@ -88,9 +88,7 @@ def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, .
         margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
         at = [factor.levels[level] for factor, level in zip(factors, levels, strict=True)]
         against = [factor.levels[reference] for factor in factors]
-        values = (
-            (at[0], against[0]) if len(factors) == 1 else [TIMES.join(map(value_text, each)) for each in (at, against)]
-        )
+        values = [each[0] if len(each) == 1 else TIMES.join(map(value_text, each)) for each in (at, against)]
         p = float(2 * stats.t.sf(abs(effect) / se, df)) if se > 0 else (1.0 if se == 0 else math.nan)
         interval = (effect, se, df, effect - margin, effect + margin, p)
         rows.append((term.name, len(factors), *names, *values, *interval, share, bool(abs(effect) > margin)))
