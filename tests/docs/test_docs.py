@@ -236,10 +236,10 @@ CHECKS = {
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_no_block_is_left_out_without_a_reason(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    found = blocks(page)
-    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(found), "a block that these tests do not see"
-    assert len(re.findall("<!-- not run:", text)) == sum(block.reason is not None for block in found)
-    for block in found:
+    shown = blocks(page)
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(shown), "a block that these tests do not see"
+    assert len(re.findall("<!-- not run:", text)) == sum(block.reason is not None for block in shown)
+    for block in shown:
         assert block.language in LANGUAGES, f"{block}: name one of {', '.join(LANGUAGES)}"
         assert block.reason is None or len(block.reason) > 10, block
         hidden = re.search(r"^(\$ |nanostudy |pip |python )", block.text, re.MULTILINE)

@@ -53,12 +53,12 @@ def keys(bias: bool) -> dict[str, tuple[int, ...]]:
         **{"ln_2": (E,), "mlp.c_fc": (4 * E, E), "mlp.c_proj": (E, 4 * E)},
     }
     modules = {f"transformer.h.{i}.{name}": size for i in range(SIZES["n_layer"]) for name, size in layer.items()}
-    found = {"transformer.wte.weight": (V, E), "transformer.wpe.weight": (T, E)}
+    loaded = {"transformer.wte.weight": (V, E), "transformer.wpe.weight": (T, E)}
     for name, size in {**modules, "transformer.ln_f": (E,)}.items():
-        found[f"{name}.weight"] = size
+        loaded[f"{name}.weight"] = size
         if bias:
-            found[f"{name}.bias"] = size[:1]
-    return found
+            loaded[f"{name}.bias"] = size[:1]
+    return loaded
 
 
 def seeded(seed: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -107,6 +107,7 @@ def nanogpt_checkpoint(bias: bool, prefix: str = "") -> dict:
 # unmodified train.py had resumed from this checkpoint and saved at iteration 8 (--init_from=resume --device=cpu
 # --compile=False --dtype=float32 --eval_iters=1, the settings above as its configuration), the losses that it printed there,
 # and of each tensor, in the order of the keys, `ramp`; the last row times 1,000.
+# fmt: off
 GOLDEN = {
     False: {
         "logits": [
@@ -115,46 +116,17 @@ GOLDEN = {
         ],
         "losses": [(1.5476, 1.6081), (1.5006, 1.6490)],
         "params": [
-            *(
-                0.94757387,
-                -0.94266442,
-                5.162909,
-                0.47114291,
-                -0.092845845,
-                5.1129079,
-                -1.7318459,
-                -1.6668088,
-                4.3827856,
-            ),
-            *(-0.62945008, -0.15025156, 4.0662581, -0.44434329, -0.91110394, 4.6488667),
+            0.94757387, -0.94266442, 5.162909, 0.47114291, -0.092845845, 5.1129079, -1.7318459, -1.6668088, 4.3827856,
+            -0.62945008, -0.15025156, 4.0662581, -0.44434329, -0.91110394, 4.6488667,
         ],
         "exp_avg": [
-            *(
-                -0.02614639,
-                0.010359253,
-                0.0034575553,
-                -0.075530698,
-                0.027582719,
-                0.016783442,
-                0.0041650441,
-                -0.049109467,
-            ),
-            *(-7.3705247e-05, -0.030681907, -0.081656321, -0.024431404, -0.021073032, 0.12885615, -0.0034631483),
+            -0.02614639, 0.010359253, 0.0034575553, -0.075530698, 0.027582719, 0.016783442, 0.0041650441,
+            -0.049109467, -7.3705247e-05, -0.030681907, -0.081656321, -0.024431404, -0.021073032, 0.12885615,
+            -0.0034631483,
         ],
         "exp_avg_sq": [
-            *(
-                25.744378,
-                45.512317,
-                7.5747868,
-                154.06981,
-                56.453869,
-                6.9511276,
-                182.50812,
-                189.0479,
-                7.9795705,
-                147.68616,
-            ),
-            *(49.144468, 11.657205, 206.90983, 212.18779, 8.6675654),
+            25.744378, 45.512317, 7.5747868, 154.06981, 56.453869, 6.9511276, 182.50812, 189.0479, 7.9795705,
+            147.68616, 49.144468, 11.657205, 206.90983, 212.18779, 8.6675654,
         ],
     },
     True: {
@@ -164,65 +136,26 @@ GOLDEN = {
         ],
         "losses": [(1.8784, 1.7809), (1.8468, 1.7801)],
         "params": [
-            *(
-                0.94068042,
-                -0.9447647,
-                5.1630224,
-                -0.65178615,
-                -0.96831294,
-                0.15476402,
-                -1.6802195,
-                0.39320921,
-                4.3862283,
-            ),
-            *(0.39125448, -0.73086921, -0.11106934, -0.46022378, -0.0010884777, 4.649228, 0.18190827, -0.47463935),
-            *(1.1759457, 0.26195526, -0.16743105, 3.8925913, 0.40969478, -1.6423513, -0.14278941, -0.91586739),
-            *(-0.41870915, 5.1479248, 0.071753815),
+            0.94068042, -0.9447647, 5.1630224, -0.65178615, -0.96831294, 0.15476402, -1.6802195, 0.39320921,
+            4.3862283, 0.39125448, -0.73086921, -0.11106934, -0.46022378, -0.0010884777, 4.649228, 0.18190827,
+            -0.47463935, 1.1759457, 0.26195526, -0.16743105, 3.8925913, 0.40969478, -1.6423513, -0.14278941,
+            -0.91586739, -0.41870915, 5.1479248, 0.071753815,
         ],
         "exp_avg": [
-            *(
-                -0.025050614,
-                0.010104227,
-                0.0027606843,
-                0.0075221204,
-                0.012490712,
-                -0.019576665,
-                -0.035994606,
-                0.0040572371,
-            ),
-            *(-0.00028404151, -0.0073098237, -0.043883016, -0.0053832815, -0.018946055, 0.012637855, -0.0022057163),
-            *(0.00022882034, -0.0043108998, -0.0023498127, -0.0015336655, 0.014405774, 0.017483092, -0.0011703944),
-            *(0.0012697237, -0.011685971, 0.0047014035, -0.0021405713, 0.005820061, -0.011403955),
+            -0.025050614, 0.010104227, 0.0027606843, 0.0075221204, 0.012490712, -0.019576665, -0.035994606,
+            0.0040572371, -0.00028404151, -0.0073098237, -0.043883016, -0.0053832815, -0.018946055, 0.012637855,
+            -0.0022057163, 0.00022882034, -0.0043108998, -0.0023498127, -0.0015336655, 0.014405774, 0.017483092,
+            -0.0011703944, 0.0012697237, -0.011685971, 0.0047014035, -0.0021405713, 0.005820061, -0.011403955,
         ],
         "exp_avg_sq": [
-            *(
-                27.850416,
-                45.456063,
-                7.5737111,
-                8.2992546,
-                143.14838,
-                20.086488,
-                49.359265,
-                10.453391,
-                7.9863655,
-                5.5610003,
-            ),
-            *(
-                209.99081,
-                21.655673,
-                206.71679,
-                7.0299262,
-                8.6601988,
-                5.8744049,
-                153.11362,
-                17.383283,
-                62.805812,
-                11.381006,
-            ),
-            *(7.9117559, 6.5104955, 219.17151, 33.544622, 224.50025, 11.188909, 5.9482358, 4.7877634),
+            27.850416, 45.456063, 7.5737111, 8.2992546, 143.14838, 20.086488, 49.359265, 10.453391, 7.9863655,
+            5.5610003, 209.99081, 21.655673, 206.71679, 7.0299262, 8.6601988, 5.8744049, 153.11362, 17.383283,
+            62.805812, 11.381006, 7.9117559, 6.5104955, 219.17151, 33.544622, 224.50025, 11.188909, 5.9482358,
+            4.7877634,
         ],
     },
 }
+# fmt: on
 
 
 def ramp(tensor: torch.Tensor) -> float:
@@ -255,9 +188,9 @@ def put(folder: Path, content: dict, meta: bool = True) -> Path:
 def refusal(action, *words: str) -> str:
     with pytest.raises(NanostudyError) as problem:
         action()
-    told = str(problem.value)
-    assert all(word in told for word in words), told
-    return told
+    message = str(problem.value)
+    assert all(word in message for word in words), message
+    return message
 
 
 def main(*args: str) -> int:
@@ -297,20 +230,20 @@ def test_a_resumed_step_is_that_of_nanogpt(here, bias):
     assert np.allclose(losses, GOLDEN[bias]["losses"], rtol=0, atol=6e-5)  # printed with four digits
 
     nanostudy.convert(here / "run", "nanogpt")
-    found = torch.load(here / "run" / "nanogpt" / "ckpt.pt", weights_only=True)
+    loaded = torch.load(here / "run" / "nanogpt" / "ckpt.pt", weights_only=True)
     before = nanogpt_checkpoint(bias)
     names = list(keys(bias))
-    assert found["iter_num"] == 8
-    assert_close([ramp(found["model"][name]) for name in names], GOLDEN[bias]["params"], 1e-5)
+    assert loaded["iter_num"] == 8
+    assert_close([ramp(loaded["model"][name]) for name in names], GOLDEN[bias]["params"], 1e-5)
     places = sorted(range(len(names)), key=lambda i: before["model"][names[i]].dim() < 2)
-    state = {names[i]: found["optimizer"]["state"][place] for place, i in enumerate(places)}
+    state = {names[i]: loaded["optimizer"]["state"][place] for place, i in enumerate(places)}
     assert {float(entry["step"]) for entry in state.values()} == {8.0}
     assert_close([ramp(state[name]["exp_avg"]) for name in names], GOLDEN[bias]["exp_avg"], 1e-7)
     assert_close([1000 * ramp(state[name]["exp_avg_sq"]) for name in names], GOLDEN[bias]["exp_avg_sq"], 1e-4)
 
 
-def assert_close(found, golden, atol):
-    assert np.allclose(found, golden, rtol=2e-6, atol=atol), np.abs(np.array(found) - golden).max()
+def assert_close(loaded, golden, atol):
+    assert np.allclose(loaded, golden, rtol=2e-6, atol=atol), np.abs(np.array(loaded) - golden).max()
 
 
 def settings_of(folder: Path | str) -> Experiment:
@@ -376,8 +309,8 @@ def test_a_run_that_came_is_not_the_one_that_was_trained_here(here):
     native = nanostudy.train(Experiment(**{**came.as_dict(), "init_from": None}), "native", resources=CPU, listen=print)
     warm = nanostudy.train(Experiment(**{**came.as_dict(), "init_from": "run"}), "warm", resources=CPU, listen=print)
     assert len({identity, native.metadata["identity"], warm.metadata["identity"]}) == 3
-    told = refusal(lambda: nanostudy.train(came, "third", resources=CPU), "their own folder")
-    assert "imported.safetensors" in told
+    message = refusal(lambda: nanostudy.train(came, "third", resources=CPU), "their own folder")
+    assert "imported.safetensors" in message
 
 
 def test_without_the_text_there_is_a_model_to_sample_from(here):
@@ -390,8 +323,8 @@ def test_without_the_text_there_is_a_model_to_sample_from(here):
     assert any("text is not at hand" in note for note in done.notes)
     assert set(nanostudy.load("run").sample(tokens=30)[0]) <= set("abcde")
     assert nanostudy.convert("run", "nanogpt", out="again").folder == Path("again")
-    found = torch.load("again/ckpt.pt", weights_only=True)["model"]
-    assert_same(found, {key: content["model"][key] for key in found})
+    loaded = torch.load("again/ckpt.pt", weights_only=True)["model"]
+    assert_same(loaded, {key: content["model"][key] for key in loaded})
 
 
 def test_tokens_that_nobody_can_read(here):
@@ -412,12 +345,12 @@ def test_a_head_of_its_own_comes_in_and_does_not_leave_for_nanogpt(here):
     assert not weights.config.tie_embeddings
     head = named_views(weights.params, weights.config)["head"][0]
     assert torch.equal(head, content["model"]["lm_head.weight"])
-    told = refusal(lambda: nanostudy.convert("run", "nanogpt"), "tie_embeddings", "without a word")
-    assert "huggingface" in told
+    message = refusal(lambda: nanostudy.convert("run", "nanogpt"), "tie_embeddings", "without a word")
+    assert "huggingface" in message
     assert not Path("run/nanogpt").exists()
 
 
-def test_an_optimizer_in_another_layout_is_left_out_and_told(here):
+def test_an_optimizer_in_another_layout_is_left_out_and_reported(here):
     content = nanogpt_checkpoint(False)
     content["optimizer"]["param_groups"][0]["params"].pop()
     put(here, content)
@@ -471,10 +404,10 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_a_checkpoint_is_named(here, what):
     content = nanogpt_checkpoint(False)
-    change, told = BROKEN[what]
+    change, message = BROKEN[what]
     change(content)
     path = put(here, content)
-    refusal(lambda: nanostudy.convert(path, "run"), "ckpt.pt", told)
+    refusal(lambda: nanostudy.convert(path, "run"), "ckpt.pt", message)
     assert not Path("run").exists()
 
 
@@ -484,10 +417,10 @@ def test_masks_of_older_versions_and_half_precision(here):
         content["model"][f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 6, 6).tril()
     content["model"] = OrderedDict((key, tensor.bfloat16()) for key, tensor in content["model"].items())
     content["model_args"].pop("bias")  # older versions knew only biases
-    found = read_checkpoint(put(here, content))
-    assert found.shape.bias
-    assert found.params_1P.dtype == torch.float32
-    assert any("fp32" in note for note in found.notes)
+    loaded = read_checkpoint(put(here, content))
+    assert loaded.shape.bias
+    assert loaded.params_1P.dtype == torch.float32
+    assert any("fp32" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize(
@@ -544,9 +477,9 @@ def test_a_checkpoint_that_carries_code_is_refused_and_named(here, legacy, capsy
     path = here / "ckpt.pt"
     torch.save({**nanogpt_checkpoint(False), "config": Trap(sprung)}, path, _use_new_zipfile_serialization=not legacy)
     assert main("convert", path, "--to", "run") == 1
-    told = capsys.readouterr().err
-    assert "ckpt.pt carries code" in told
-    assert f"{os.system.__module__}.system" in told
+    message = capsys.readouterr().err
+    assert "ckpt.pt carries code" in message
+    assert f"{os.system.__module__}.system" in message
     assert not sprung.exists()
     assert not Path("run").exists()
     torch.load(path, weights_only=False)
@@ -609,16 +542,16 @@ def test_a_meta_of_any_order_and_either_direction(here):
 # --- out
 
 
-def assert_same(found: dict, expected: dict) -> None:
-    assert list(found) == list(expected)
+def assert_same(loaded: dict, expected: dict) -> None:
+    assert list(loaded) == list(expected)
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
-            assert found[name].dtype == value.dtype
-            assert torch.equal(found[name], value), name
+            assert loaded[name].dtype == value.dtype
+            assert torch.equal(loaded[name], value), name
         elif isinstance(value, dict):
-            assert_same(found[name], value)
+            assert_same(loaded[name], value)
         else:
-            assert found[name] == value, name
+            assert loaded[name] == value, name
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -627,31 +560,31 @@ def test_what_came_leaves_as_it_was(here, bias):
     content = nanogpt_checkpoint(bias)
     nanostudy.convert(put(here, content), "run", **ON_CPU)
     done = nanostudy.convert("run", "nanogpt", out="back")
-    found = torch.load("back/ckpt.pt", weights_only=True)
-    assert set(found) == set(content)
+    loaded = torch.load("back/ckpt.pt", weights_only=True)
+    assert set(loaded) == set(content)
     assert not any("NOTE" in note for note in done.notes)
-    assert_same(found["model"], {key: content["model"][key] for key in found["model"]})
-    assert set(found["model"]) == set(content["model"])
-    assert found["model"]["lm_head.weight"].data_ptr() == found["model"]["transformer.wte.weight"].data_ptr()
-    assert_same(found["optimizer"]["state"], content["optimizer"]["state"])
-    for group, expected in zip(found["optimizer"]["param_groups"], content["optimizer"]["param_groups"], strict=True):
+    assert_same(loaded["model"], {key: content["model"][key] for key in loaded["model"]})
+    assert set(loaded["model"]) == set(content["model"])
+    assert loaded["model"]["lm_head.weight"].data_ptr() == loaded["model"]["transformer.wte.weight"].data_ptr()
+    assert_same(loaded["optimizer"]["state"], content["optimizer"]["state"])
+    for group, expected in zip(loaded["optimizer"]["param_groups"], content["optimizer"]["param_groups"], strict=True):
         for name in ("params", "weight_decay", "betas", "eps", "amsgrad"):
             assert group[name] == expected[name], name
-    assert found["model_args"] == content["model_args"]
-    assert found["iter_num"] == 7
+    assert loaded["model_args"] == content["model_args"]
+    assert loaded["iter_num"] == 7
     kept = {name: value for name, value in content["config"].items() if name != "dataset"}
-    assert {name: found["config"][name] for name in kept} == kept
+    assert {name: loaded["config"][name] for name in kept} == kept
     assert pickle.loads(Path("back/meta.pkl").read_bytes())["itos"] == dict(enumerate("abcde"))
 
 
 def test_torch_takes_the_optimizer_as_its_own(here):
     nanostudy.convert(put(here, nanogpt_checkpoint(True)), "run", **ON_CPU)
     nanostudy.convert("run", "nanogpt")
-    found = torch.load("run/nanogpt/ckpt.pt", weights_only=True)
-    named = {key: torch.nn.Parameter(found["model"][key].clone()) for key in keys(True)}
+    loaded = torch.load("run/nanogpt/ckpt.pt", weights_only=True)
+    named = {key: torch.nn.Parameter(loaded["model"][key].clone()) for key in keys(True)}
     groups = [[p for p in named.values() if p.dim() >= 2], [p for p in named.values() if p.dim() < 2]]
     optimizer = torch.optim.AdamW([{"params": group, "weight_decay": 1.0} for group in groups], lr=1.0)
-    optimizer.load_state_dict(found["optimizer"])
+    optimizer.load_state_dict(loaded["optimizer"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     for parameter in named.values():
         assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
@@ -680,15 +613,15 @@ def test_a_run_keeps_what_going_on_needs(here):
     metadata = read_metadata(run)
     assert metadata["best"]["step"] < 40, "make it overfit or diverge a little: the best is to be another than the last"
     done = nanostudy.convert(run, "nanogpt", out="last")
-    found = torch.load("last/ckpt.pt", weights_only=True)
-    assert (found["iter_num"], found["best_val_loss"]) == (40, metadata["best"]["val_loss"])
-    assert {float(entry["step"]) for entry in found["optimizer"]["state"].values()} == {40.0}
+    loaded = torch.load("last/ckpt.pt", weights_only=True)
+    assert (loaded["iter_num"], loaded["best_val_loss"]) == (40, metadata["best"]["val_loss"])
+    assert {float(entry["step"]) for entry in loaded["optimizer"]["state"].values()} == {40.0}
     assert not any("NOTE" in note for note in done.notes)
     assert any("--which best" in note for note in done.notes)
     done = nanostudy.convert(run, "nanogpt", out="best", which="best")
-    found = torch.load("best/ckpt.pt", weights_only=True)
-    assert found["iter_num"] == metadata["best"]["step"]
-    assert found["optimizer"]["state"] == {}
+    loaded = torch.load("best/ckpt.pt", weights_only=True)
+    assert loaded["iter_num"] == metadata["best"]["step"]
+    assert loaded["optimizer"]["state"] == {}
     assert any("AdamW starts afresh" in note for note in done.notes)
     (run / "optimizer.safetensors").unlink()
     assert any("AdamW starts afresh" in note for note in nanostudy.convert(run, "nanogpt", out="without").notes)
@@ -704,14 +637,14 @@ def test_a_run_that_was_interrupted_leaves_from_where_it_stands(here):
     with pytest.raises(Interrupted):
         nanostudy.train(e, "run", resources=CPU, save_every=0, listen=stop)
     nanostudy.convert("run", "nanogpt")
-    found = torch.load("run/nanogpt/ckpt.pt", weights_only=True)
-    assert found["iter_num"] == 3  # the last that was saved
-    assert {float(entry["step"]) for entry in found["optimizer"]["state"].values()} == {3.0}
+    loaded = torch.load("run/nanogpt/ckpt.pt", weights_only=True)
+    assert loaded["iter_num"] == 3  # the last that was saved
+    assert {float(entry["step"]) for entry in loaded["optimizer"]["state"].values()} == {3.0}
     assert "init_from = 'resume'" in Path("run/nanogpt/resume.py").read_text()
     nanostudy.train(e, "run", resources=CPU, listen=lambda event: None)  # and goes on here all the same
 
 
-def test_nothing_is_overwritten_without_being_told(here):
+def test_nothing_is_overwritten_without_being_reported(here):
     run = trained(here)
     assert main("convert", run, "--to", "nanogpt", "--out", "out") == 0
     Path("out/mine.txt").write_text("mine")
@@ -755,7 +688,7 @@ def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here, capsys):
         (("small.txt", "--to", "new"), "small.txt"),
     ],
 )
-def test_mistakes_are_told(here, capsys, args, words):
+def test_mistakes_are_reported(here, capsys, args, words):
     trained(here)
     nanostudy.convert("mine", "nanogpt", out="out")
     assert main("convert", *args) in (1, 2)

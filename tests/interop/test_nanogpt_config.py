@@ -96,8 +96,8 @@ def test_what_nothing_says_is_as_in_train_py(here):
 
 def test_literals_and_arithmetic_of_them(here):
     experiment, resources = experiment_and_resources(settings_of(SMALL))
-    found = {name: getattr(experiment, name) for name in ("gradient_accumulation_steps", "block_size", "n_embd")}
-    assert found == {"gradient_accumulation_steps": 2, "block_size": 16, "n_embd": 16}  # n_head is 12 in that line
+    result = {name: getattr(experiment, name) for name in ("gradient_accumulation_steps", "block_size", "n_embd")}
+    assert result == {"gradient_accumulation_steps": 2, "block_size": 16, "n_embd": 16}  # n_head is 12 in that line
     assert (experiment.max_iters, experiment.lr_decay_iters, experiment.warmup_iters) == (10, 10, 1)
     assert experiment.min_lr == 1e-4
     assert (resources.device, resources.precision) == ("cpu", "fp32")
@@ -115,16 +115,16 @@ def test_the_command_line_is_as_in_nanogpt(here):
 
 
 def test_what_has_no_counterpart_is_listed(here):
-    found = read_config(put(SMALL + "favourite = 3\n"), {"corpus": "playhouse", "compile": "False"})
-    assert found.settings["compile"] == "no"
-    assert found.out == Path("out-small")
-    told = {unused.name: unused.value for unused in found.unused}
-    assert told == {
+    result = read_config(put(SMALL + "favourite = 3\n"), {"corpus": "playhouse", "compile": "False"})
+    assert result.settings["compile"] == "no"
+    assert result.out == Path("out-small")
+    message = {unused.name: unused.value for unused in result.unused}
+    assert message == {
         **{"eval_iters": "20", "wandb_log": "False", "favourite": "3"},
         **{"wandb_run_name": "'small' + str(time.time()) (code, not executed)"},
         **{"time": "import time (code, not executed)"},
     }
-    assert all(unused.reason for unused in found.unused)
+    assert all(unused.reason for unused in result.unused)
 
 
 def test_eval_only_is_a_training_without_updates(here):
@@ -208,12 +208,12 @@ def test_files_that_are_no_configuration(here, text):
 
 
 def test_more_than_a_name_may_be_assigned(here):
-    found = read_assignments(put("'a text'\na = b = 3\na += 2\nc: float = a / 2\na = 'x' + 'y'\nd = None\n"), {})
-    assert found == {"a": "xy", "b": 3, "c": 2.5, "d": None}
+    result = read_assignments(put("'a text'\na = b = 3\na += 2\nc: float = a / 2\na = 'x' + 'y'\nd = None\n"), {})
+    assert result == {"a": "xy", "b": 3, "c": 2.5, "d": None}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("init_from = 'resume'", "nanostudy convert"),
         ("init_from = 'gpt2-xl'", "GPT-2's tokens"),
@@ -224,8 +224,8 @@ def test_more_than_a_name_may_be_assigned(here):
         ("batch_size = 'many'", "batch_size"),
     ],
 )
-def test_values_that_do_not_do(here, text, told):
-    with pytest.raises(UsageError, match=told):
+def test_values_that_do_not_do(here, text, message):
+    with pytest.raises(UsageError, match=message):
         experiment_and_resources(settings_of(text))
 
 
@@ -278,10 +278,10 @@ def test_a_configuration_trains(here, monkeypatch, capsys):
         "sample_tokens=5",
     )
     assert main(*command, monkeypatch=monkeypatch) == 0
-    told = capsys.readouterr().out
-    assert "small.py, read and not executed" in told
+    message = capsys.readouterr().out
+    assert "small.py, read and not executed" in message
     for name in ("eval_iters = 20", "wandb_log = False", "wandb_run_name = 'small' + "):
-        assert f"unused   {name}" in told
+        assert f"unused   {name}" in message
     metadata = read_metadata(Path("out-small"))
     assert (metadata["status"], metadata["settings"]["max_iters"]) == ("finished", 6)
     assert (metadata["settings"]["seed"], metadata["machine"]["precision"]) == (1337, "fp32")

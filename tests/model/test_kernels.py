@@ -1,7 +1,7 @@
-"""The kernels of native/ against the plain operations of fused.py, both against automatic differentiation, and what
-happens where kernels cannot be had.
+"""The C++ kernels against the reference operations of ops.py, both against automatic differentiation, and what happens on
+machines without kernels.
 
-In bf16 a kernel rounds once, at the end: it is compared with the plain operations in fp32, within half a unit in the last place.
+In bf16 a kernel rounds once, at the end: it is compared with the reference in fp32, within half a unit in the last place.
 """
 
 import itertools
@@ -89,7 +89,7 @@ def tuple_of(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-# --- each piece against the plain one
+# --- each operation against the reference
 
 
 @DTYPES
@@ -145,7 +145,7 @@ def test_residual_norm_backward(native, dtype, E, dropped):
 @DTYPES
 @pytest.mark.parametrize("D", WIDTHS)
 @pytest.mark.parametrize(("T", "parts", "heads"), [(1, 1, 1), (7, 3, 2), (4, 1, 3), (5, 3, 1)])
-def test_heads_are_parted_and_joined_bit_by_bit(native, dtype, D, T, parts, heads):
+def test_heads_are_split_and_merged_bit_by_bit(native, dtype, D, T, parts, heads):
     x = normal(Z, T, parts * heads * D, dtype=dtype)
     apart = native(dtype).split_heads(x, parts, heads)
     for z, t, p, h in itertools.product(range(Z), range(T), range(parts), range(heads)):
@@ -257,7 +257,7 @@ def test_norms(native, dtype, columns):
 @DTYPES
 @pytest.mark.parametrize("grads_dtype", [FP32, BF16])
 @pytest.mark.parametrize(("columns", "of"), [(1, 1), (33, 33), (15, 40), (48, 60)])
-def test_move(native, dtype, grads_dtype, columns, of):
+def test_adamw_kernel(native, dtype, grads_dtype, columns, of):
     """Rows may be slices of longer ones, of which the rest is left alone; gradients in bf16 mode may be fp32."""
     if dtype == FP32 and grads_dtype == BF16:
         pytest.skip("activations in fp32 have gradients in fp32")
@@ -280,7 +280,7 @@ def test_move(native, dtype, grads_dtype, columns, of):
         assert (mine[i][[0, 2], start:] != before[i][[0, 2], start:]).all()
 
 
-def test_move_by_hand(native):
+def test_adamw_kernel_by_hand(native):
     """One number: gradient 2 clipped to 1, decay 0.1, fresh 0.5 and 0.25, root of the correction 0.5, step 0.1."""
     for ops in (REFERENCE, native(FP32)):
         row = [torch.tensor([[value]]) for value in (3.0, 2.0, 0.0, 0.75)]
@@ -295,7 +295,7 @@ def test_move_by_hand(native):
 
 
 def cases(dtype, E=67, Q=17, K=33, T=40, V=65):
-    """A call of every piece but `adamw_kernel` and whole attention: (name, arguments)."""
+    """A call of every operation except `adamw_kernel` and whole attention: (name, arguments)."""
     drop = drop_of()
     x, y, d = (normal(Z, 5, E, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     gain, bias = normal(M, E, seed=4, dtype=dtype), normal(M, E, seed=5, dtype=dtype)
@@ -369,7 +369,7 @@ def test_tensors_may_lie_anyhow_in_memory(native, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-# What of a piece's result may know of one number of its argument: leading indices that they have in common.
+# Which part of a result may depend on one number of an argument: the leading indices that they have in common.
 ROWS = {  # argument: [(result, indices in common)]
     "residual_norm": {0: [(0, 3), (1, 2)], 1: [(0, 3), (1, 2)]},
     "residual_norm_backward": {0: [(0, 3), (1, 3)], 1: [(0, 2), (1, 2)], 2: [(0, 2), (1, 2)]},
@@ -383,7 +383,7 @@ ROWS = {  # argument: [(result, indices in common)]
 @DTYPES
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_not_finite_spreads_as_in_the_plain_operations(native, dtype, name, poison):
+def test_what_is_not_finite_spreads_as_in_the_reference(native, dtype, name, poison):
     """To the same numbers, and none of another row changes by a bit."""
     (arguments,) = (arguments for case, arguments in cases(dtype) if case == name)
     call = getattr(native(dtype), name)
@@ -715,7 +715,7 @@ def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
         gpu.traced_ops.__wrapped__(torch.device("cpu"), torch.float32)
 
 
-# --- where kernels cannot be had
+# --- machines without kernels
 
 
 @pytest.fixture

@@ -199,12 +199,12 @@ def test_micro_batches_sum_up_to_one_batch(ops, parts, rate):
     inputs, targets = (torch.randint(11, (2, 8, 8), generator=draw) for _ in range(2))
     keys, rate_M = dropout_keys([1, 2], [3, 4], range(8), 8), torch.tensor([rate, 0.0])
 
-    def piece(at):
+    def micro_batch(at):
         return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, config) if rate else None)
 
     size = 8 // parts
-    loss_M, grads_MP = gradients(params_MP, [piece(slice(0, 8))], 8, config, torch.float32, None, ops)
-    micro_batches = [piece(slice(i * size, (i + 1) * size)) for i in range(parts)]
+    loss_M, grads_MP = gradients(params_MP, [micro_batch(slice(0, 8))], 8, config, torch.float32, None, ops)
+    micro_batches = [micro_batch(slice(i * size, (i + 1) * size)) for i in range(parts)]
     micro_loss_M, micro_grads_MP = gradients(params_MP, micro_batches, 8, config, torch.float32, None, ops)
     torch.testing.assert_close(micro_loss_M, loss_M)
     torch.testing.assert_close(micro_grads_MP, grads_MP, rtol=0, atol=1e-5 * grads_MP.abs().max().item())

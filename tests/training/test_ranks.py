@@ -103,14 +103,14 @@ def test_only_training_is_for_several_processes(monkeypatch, capsys, command, ra
     monkeypatch.setattr(sys, "argv", ["nanostudy", *command])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     if rank == 0:
         assert ended.value.code == 2
         assert re.search(
-            rf"nanostudy {command[0]} is one process, and torchrun started 2\. Call it without torchrun", said
+            rf"nanostudy {command[0]} is one process, and torchrun started 2\. Call it without torchrun", message
         )
     else:
-        assert (ended.value.code, said) == (1, "")
+        assert (ended.value.code, message) == (1, "")
 
 
 # --- the same numbers, as threads
@@ -186,7 +186,7 @@ def events_of(jobs, corpus, machine, folder: Path, ranks: Ranks = ALONE, **optio
     return list(train(jobs, corpus, machine, path, ranks=ranks, **options))
 
 
-def told(events, kind, name="job0") -> list:
+def select(events, kind, name="job0") -> list:
     return [event for event in events if isinstance(event, kind) and event.name == name]
 
 
@@ -195,12 +195,12 @@ def assert_same_training(ours, theirs, name="job0", bound=BOUND):
         (Logged, ("step", "loss", "grad_norm")),
         (Evaluated, ("step", "tokens", "train_loss", "val_loss")),
     ):
-        pairs = list(zip(told(ours, kind, name), told(theirs, kind, name), strict=True))
+        pairs = list(zip(select(ours, kind, name), select(theirs, kind, name), strict=True))
         assert pairs
         for our, their in pairs:
             for key in keys:
                 assert getattr(our, key) == pytest.approx(getattr(their, key), rel=bound, nan_ok=True), (our, their)
-    (our,), (their,) = told(ours, Finished, name), told(theirs, Finished, name)
+    (our,), (their,) = select(ours, Finished, name), select(theirs, Finished, name)
     for key in ("updates", "skipped", "reason", "best_step"):
         assert getattr(our.result, key) == getattr(their.result, key)
     assert our.result.context_losses == pytest.approx(their.result.context_losses, rel=bound)
@@ -208,14 +208,14 @@ def assert_same_training(ours, theirs, name="job0", bound=BOUND):
 
 
 def assert_copies(everyone):
-    """All ranks tell the same, to the bit, but for times and speeds."""
+    """All ranks yield the same events, to the bit, except times and speeds."""
     first = everyone[0]
     for other in everyone[1:]:
-        for ours, theirs in zip(told(first, Logged), told(other, Logged), strict=True):
+        for ours, theirs in zip(select(first, Logged), select(other, Logged), strict=True):
             assert (ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm)
-        for ours, theirs in zip(told(first, Evaluated), told(other, Evaluated), strict=True):
+        for ours, theirs in zip(select(first, Evaluated), select(other, Evaluated), strict=True):
             assert (ours.train_loss, ours.val_loss) == (theirs.train_loss, theirs.val_loss)
-        for ours, theirs in zip(told(first, Finished), told(other, Finished), strict=True):
+        for ours, theirs in zip(select(first, Finished), select(other, Finished), strict=True):
             assert torch.equal(ours.last_weights, theirs.last_weights)
             assert torch.equal(ours.best_weights, theirs.best_weights)
 
@@ -266,7 +266,7 @@ def test_a_stack_whose_slots_are_refilled(corpus, machine, tmp_path):
     assert_copies(everyone)
     for name in ("job0", "job2"):
         assert_same_training(everyone[0], alone, name)
-    (ours,), (theirs,) = told(everyone[0], Finished, "job1"), told(alone, Finished, "job1")
+    (ours,), (theirs,) = select(everyone[0], Finished, "job1"), select(alone, Finished, "job1")
     assert ours.result.reason
     assert ours.result.updates == theirs.result.updates
 
@@ -297,9 +297,9 @@ def test_a_request_to_stop_at_one_rank_stops_all_after_the_same_update(corpus, m
         return events_of(jobs, corpus, machine, tmp_path, ranks, stop=lambda: ranks.rank == 1 and next(calls) >= asked)
 
     everyone = together(2, stopped)
-    steps = {told(events, Stopped)[0].step for events in everyone}
+    steps = {select(events, Stopped)[0].step for events in everyone}
     assert len(steps) == 1
-    assert not told(everyone[0], Finished)
+    assert not select(everyone[0], Finished)
     assert [path.name for path in tmp_path.iterdir()] == ["2-0.safetensors"]  # the first alone writes
     (tmp_path / "2-0.safetensors").rename(tmp_path / "1-0.safetensors")
     rest = events_of(jobs, corpus, machine, tmp_path)
@@ -315,7 +315,7 @@ def test_several_go_on_with_what_one_began(corpus, machine, tmp_path):
     whole = events_of(jobs, corpus, machine, tmp_path)
     steps = iter(range(9))
     begun = events_of(jobs, corpus, machine, tmp_path, stop=lambda: next(steps, None) is None)
-    assert told(begun, Stopped)
+    assert select(begun, Stopped)
     (tmp_path / "1-0.safetensors").rename(tmp_path / "3-0.safetensors")
     other = resolve(Resources(device="cpu", precision="fp32", threads=1), Ranks(0, 3))
     everyone = together(3, lambda ranks: events_of(jobs, corpus, other, tmp_path, ranks))

@@ -52,9 +52,9 @@ def run(corpus, machine, tmp_path):
     return run
 
 
-def told(events):
-    """All that is said of the trainings, in order and to the bit, but for times and speeds. As text, in which NaN equals NaN."""
-    story = []
+def story(events):
+    """The events of trainings in order and to the bit, without times and speeds. As text, in which NaN equals NaN."""
+    lines = []
     for event in events:
         if isinstance(event, Logged | Evaluated | Finished):
             facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
@@ -64,8 +64,8 @@ def told(events):
             for name, fact in facts.items():
                 if isinstance(fact, torch.Tensor):
                     facts[name] = hashlib.sha256(fact.numpy().tobytes()).hexdigest()
-            story.append(repr({name: fact for name, fact in facts.items() if "second" not in name}))
-    return story
+            lines.append(repr({name: fact for name, fact in facts.items() if "second" not in name}))
+    return lines
 
 
 def of(events, kind, name="job0"):
@@ -524,7 +524,7 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
     """Stopped after every second update, with dropout, accumulation, two slots, three waiting, and one that diverges."""
     jobs, machine = [*jobs_of(*RESUMED), sick("rate")], cpu(precision)
     uninterrupted, path, events = run(jobs, machine, width=2), tmp_path / "resumed", []
-    for sittings in range(1, 100):  # noqa: B007
+    for sessions in range(1, 100):  # noqa: B007
         part = []
         stop = lambda heard=part: sum(isinstance(e, Logged) for e in heard) >= 2  # noqa: E731
         for event in train(jobs, corpus, machine, path, width=2, save_every=math.inf, stop=stop):
@@ -534,15 +534,15 @@ def test_stopping_and_resuming_changes_no_bit(corpus, run, tmp_path, precision):
         if not stops:
             break
         assert path.exists()
-    assert sittings > 8
-    assert told(events) == told(uninterrupted)
+    assert sessions > 8
+    assert story(events) == story(uninterrupted)
     assert [last(events, job.name).result.reason is None for job in jobs] == [True] * 5 + [False]
     assert any(last(events, job.name).result.best_step < job.experiment.max_iters - 3 for job in jobs[:5])
 
 
 @pytest.fixture(scope="module")
 def never_killed(corpus, tmp_path_factory):
-    return told(train(jobs_of(*RESUMED), corpus, cpu(), tmp_path_factory.mktemp("never") / "killed", width=2))
+    return story(train(jobs_of(*RESUMED), corpus, cpu(), tmp_path_factory.mktemp("never") / "killed", width=2))
 
 
 @pytest.mark.parametrize("killed_after", [1, 9, 30, 43, 55, 71])
@@ -560,7 +560,7 @@ def test_a_kill_at_any_moment_changes_no_bit(corpus, machine, never_killed, tmp_
         kept += heard[: saves[-1]] if saves else []
     assert path.exists()
     kept += train(jobs, corpus, machine, path, width=2)
-    assert told(kept) == never_killed
+    assert story(kept) == never_killed
 
 
 def test_started_says_where_a_resume_stands(corpus, machine, tmp_path):
@@ -602,7 +602,7 @@ def test_a_member_moves_with_its_whole_state(corpus):
     assert forward(named_views(state.params, config), torch.zeros(3, 1, 8, dtype=torch.int64), config).isfinite().all()
 
 
-def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_path):
+def test_two_that_diverge_at_one_evaluation_are_both_detected(corpus, machine, tmp_path):
     """Also when the first one's slot goes to another before the second one leaves."""
     config = GPTConfig.of(small(), corpus.tokenizer.vocab_size)
     ill = torch.full((count_parameters(config).total,), math.nan)
@@ -617,9 +617,9 @@ def test_two_that_diverge_at_one_evaluation_are_both_known(corpus, machine, tmp_
 def test_a_stop_is_heard_between_the_micro_batches_of_an_update(corpus, machine, tmp_path):
     """An update may take a minute; one that was begun leaves no trace."""
     jobs, path = jobs_of(small(gradient_accumulation_steps=8, eval_interval=100)), tmp_path / "stack"
-    whole = told(train(jobs, corpus, machine, tmp_path / "whole"))
+    whole = story(train(jobs, corpus, machine, tmp_path / "whole"))
     asked = itertools.count()
     heard = list(train(jobs, corpus, machine, path, stop=lambda: next(asked) > 40))
     assert 0 < heard[-1].step < 20
     assert isinstance(heard[-1], Stopped)
-    assert told([*heard, *train(jobs, corpus, machine, path)]) == whole
+    assert story([*heard, *train(jobs, corpus, machine, path)]) == whole

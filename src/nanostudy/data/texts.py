@@ -36,9 +36,7 @@ CHOICES = (
 class Text:
     name: str
     content: str
-    sha256: (
-        str  # of the UTF-8 bytes, and of a dataset's split and table where they differ from the default for its text
-    )
+    sha256: str  # of the UTF-8 bytes; for a dataset with its own split or table, of those as well
     nats: np.ndarray | None = None  # float64, the true surprisal of each character
     note: str | None = None
     cut: int | None = None  # the number of training characters, if the text has its own split

@@ -95,9 +95,8 @@ def spread(ranked: Sequence[str], most: int) -> list[str]:
 def _groups(table: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(places of its rows, validation losses) of each experiment."""
     losses = table["val_loss"].to_numpy(float)
-    for found in table.groupby("name", sort=False).indices.values():
-        rows = np.asarray(found)
-        yield rows, losses[rows]
+    for rows in table.groupby("name", sort=False).indices.values():
+        yield np.asarray(rows), losses[rows]
 
 
 def _thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:

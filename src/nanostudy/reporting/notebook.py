@@ -139,5 +139,4 @@ def _experiments(block: Experiments, data: Data) -> str:
 
     rows = sorted(data.experiments, key=lambda row: (row["val_loss"] is None, row["val_loss"]))[:MOST_ROWS]
     header, cells = brief_table(block.columns, rows)
-    shown: str = pd.DataFrame(cells, columns=header).to_html(index=False)
-    return shown
+    return str(pd.DataFrame(cells, columns=header).to_html(index=False))

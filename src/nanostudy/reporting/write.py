@@ -48,7 +48,7 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     except DrawingFailed as problem:
         undrawn = str(problem)
     files: dict[Path, bytes | str] = {
-        folder / PAGE: page(report, bundle, undrawn),  # first: where it lies, the folder is known as a report's
+        folder / PAGE: page(report, bundle, undrawn),  # first: it marks the folder as a report's
         folder / TABLE: results_csv(analysis.results),
         **{beside / f"{name}.png": png for name, (png, _) in pictures.items()},
         **{beside / f"{name}.svg": svg for name, (_, svg) in pictures.items()},

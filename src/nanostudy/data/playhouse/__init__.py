@@ -78,13 +78,13 @@ def grammar() -> dict[str, Odds[tuple[str, ...]]]:
 @cache
 def people() -> dict[str, Person]:
     """Name used in speech -> the person; the first of each sex in a circle appear most."""
-    found = {}
+    by_name = {}
     for circle, names in PEOPLE.items():
         sirs = ("sire", "madam") if circle == "court" else ("sir", "mistress")
         for sir, pronouns, sex in zip(sirs, PRONOUNS, names.split("; "), strict=True):
             for rank, title in enumerate(sex.split(", ")):
-                found[title.split()[-1]] = Person(title.upper(), circle, sir, pronouns, 840 // (rank + 3))
-    return found
+                by_name[title.split()[-1]] = Person(title.upper(), circle, sir, pronouns, 840 // (rank + 3))
+    return by_name
 
 
 def inflect(entry: str, column: int) -> tuple[str, ...]:
@@ -101,13 +101,13 @@ def inflect(entry: str, column: int) -> tuple[str, ...]:
 def vocabulary(kind: str) -> tuple[Word, ...]:
     """All words of a kind, with weights that fall with rank (Zipf; Mandelbrot)."""
     column, form, echoes = KINDS[kind]
-    found = []
+    words = []
     for topic, columns in TOPICS.items():
         for rank, entry in enumerate(columns.split(";")[column].split()):
             forms = inflect(entry, column)
             left = {echo: forms[index] for echo, index in echoes.items()}
-            found.append(Word(forms[form], topic, left, 5040 // (rank + 8)))
-    return tuple(found)
+            words.append(Word(forms[form], topic, left, 5040 // (rank + 8)))
+    return tuple(words)
 
 
 @cache
@@ -318,9 +318,9 @@ def speakers() -> frozenset[str]:
 def lexicon() -> frozenset[str]:
     """Every word that can occur in a verse, in lower case: names and possessives too."""
     symbols = {symbol for rule in grammar().values() for rest in rule.options for symbol in rest}
-    found = {symbol for symbol in symbols - grammar().keys() - MARKS if symbol[0] not in "$#/"} | {"an"}
-    found |= {word.text for kind in KINDS for word in vocabulary(kind)}
-    found |= set(f"{RHYMES} {' '.join(CRIES.values())}".replace(";", " ").split())
+    words = {symbol for symbol in symbols - grammar().keys() - MARKS if symbol[0] not in "$#/"} | {"an"}
+    words |= {word.text for kind in KINDS for word in vocabulary(kind)}
+    words |= set(f"{RHYMES} {' '.join(CRIES.values())}".replace(";", " ").split())
     for name, person in people().items():
-        found |= {name, f"{name}'s", person.sir, *person.pronouns.values()}
-    return frozenset(word.lower() for word in found)
+        words |= {name, f"{name}'s", person.sir, *person.pronouns.values()}
+    return frozenset(word.lower() for word in words)

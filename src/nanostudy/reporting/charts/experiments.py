@@ -19,7 +19,7 @@ from nanostudy.text import counted, listed, value_text
 
 MOST_RANKED = 30
 MOST_LINES = 256  # of parallel coordinates
-KINDS = ("lowest", "indistinguishable from the lowest (95%)", "higher")
+KINDS = ("lowest", "indistinguishable (95%)", "higher")
 
 
 def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:

@@ -20,7 +20,7 @@ from nanostudy.text import value_text
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
-DIRECTIONS = ["lowers it", "raises it", "indistinguishable from zero (95%)"]
+DIRECTIONS = ["lowers it", "raises it", "indistinguishable (95%)"]
 
 
 # --- effects
@@ -195,7 +195,12 @@ def variance_figure(effects: Effects) -> Figure | None:
     rows = rows.assign(percent=100 * rows["share"], text=[f"{100 * share:.1f}%" for share in rows["share"]])
     base = marks.inline(records(rows[["term", "percent", "text"]])).encode(
         y=alt.Y("term:N", sort=list(rows["term"]), title=None),
-        x=alt.X("percent:Q", title="share of the variance of validation loss, %", axis=alt.Axis(grid=True)),
+        x=alt.X(
+            "percent:Q",
+            title="share of the variance of validation loss, %",
+            axis=alt.Axis(grid=True),
+            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max())),  # room for the words
+        ),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )
     words = base.mark_text(align="left", dx=5).encode(text="text:N")

@@ -90,24 +90,27 @@ def shared_settings(results: Results) -> list[tuple[str, str, str]]:
 
 def reproduce(f: Findings) -> Section | None:
     """The command, the definition, the versions, machines and checksums."""
-    known = f.results.provenance
+    provenance = f.results.provenance
     if f.training:
         text = "`settings.yaml` lies in the run's folder. There, this trains it again, and writes this report again:"
         blocks: list[Block] = [Prose(text), Source("nanostudy train settings.yaml\nnanostudy report .")]
     else:
         blocks = []
-        if known.get("command"):
-            blocks += [Prose("The same trainings, with the same settings and seeds:"), Source(str(known["command"]))]
-        if known.get("paths"):
-            paths = shlex.join(str(path) for path in known["paths"])
+        if provenance.get("command"):
+            blocks += [
+                Prose("The same trainings, with the same settings and seeds:"),
+                Source(str(provenance["command"])),
+            ]
+        if provenance.get("paths"):
+            paths = shlex.join(str(path) for path in provenance["paths"])
             blocks += [Prose("This report again, from its results:"), Source(f"nanostudy report {paths}")]
-    if known.get("checksums"):
-        blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(known["checksums"].items())))
-    versions = [(one.get("nanostudy", ""), one.get("numerics_version", "")) for one in known.get("versions", [])]
-    machines = [tuple(str(m.get(key, "") or "") for key in MACHINE) for m in known.get("machines", [])]
+    if provenance.get("checksums"):
+        blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(provenance["checksums"].items())))
+    versions = [(one.get("nanostudy", ""), one.get("numerics_version", "")) for one in provenance.get("versions", [])]
+    machines = [tuple(str(m.get(key, "") or "") for key in MACHINE) for m in provenance.get("machines", [])]
     if not f.training:
         blocks += [Grid("Versions", ("nanostudy", "numerics"), versions)] if versions else []
         blocks += [Grid("Machines", tuple(MACHINE.values()), machines)] if machines else []
-    if known.get("definition"):
-        blocks += [Prose("The study's definition:"), Source(str(known["definition"]).strip())]
+    if provenance.get("definition"):
+        blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return Section("reproduce", "How to reproduce it", blocks) if blocks else None

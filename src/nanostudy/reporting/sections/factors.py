@@ -42,19 +42,19 @@ def _interval(low: float, high: float) -> str:
 
 
 def effects(f: Findings) -> Section | None:
-    found = f.analysis.effects
-    if found.table.empty:
+    on_loss = f.analysis.effects
+    if on_loss.table.empty:
         return None
     figures = [
-        factors.effects_figure(found),
-        factors.half_normal_figure(found),
-        factors.variance_figure(found),
+        factors.effects_figure(on_loss),
+        factors.half_normal_figure(on_loss),
+        factors.variance_figure(on_loss),
         factors.effects_figure(f.analysis.gap_effects, "gap"),
     ]
     first, *others = [figure for figure in figures if figure]
-    blocks: list[Block] = [first, Prose(found.explanation)]
-    blocks += [Bullets(found.missing)] if found.missing else []
-    blocks += [*others, _effects_table(found.table)]
+    blocks: list[Block] = [first, Prose(on_loss.explanation)]
+    blocks += [Bullets(on_loss.missing)] if on_loss.missing else []
+    blocks += [*others, _effects_table(on_loss.table)]
     return Section("effects", "What each setting does", blocks)
 
 

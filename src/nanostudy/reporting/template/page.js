@@ -63,7 +63,7 @@
         config.axisY = { ...config.axisY, labelLimit: 212, labelFontSize: 10 };
         config.axisX = { ...config.axisX, tickCount: 4, titleAnchor: "end", titleAlign: "right" };
         config.axisTop = { ...config.axisTop, labelAngle: -32, labelAlign: "left", labelFontSize: 10 };
-        config.legend = { ...config.legend, titleOrient: "top", direction: "vertical", columns: 1, gradientLength: 120 };
+        config.legend = { ...config.legend, titleOrient: "top", direction: "vertical", columns: 1, gradientLength: 120, layout: { top: { anchor: "end" } } };
       }
       views.get(element)?.finalize();
       const marks = named.includes("curves") ? "canvas" : "svg";
