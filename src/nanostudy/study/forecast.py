@@ -11,10 +11,10 @@ from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
-from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed
+from nanostudy.study.hardware import CORE_START, GPU_START, Machines, Speed, assumption
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
-from nanostudy.study.simulate import Prediction, Speed, predict
+from nanostudy.study.simulate import Prediction, predict
 from nanostudy.study.store import FILE, Store
 from nanostudy.training.machine import resolve
 
@@ -84,12 +84,11 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
     corpora = design.inputs.corpora
     stacks = plan(undone, corpora, capacity)
     if gpu:
-        speed: Speed = AssumedSpeed(gpu)
-        how = str(speed)
+        speed, how = Speed.assumed(gpu), assumption(gpu)
     else:
         local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
         pace, calibration = _calibrated(design, undone, make_pool(Where.of((), local, {}), machines.workers))
-        speed = MeasuredSpeed(pace, GPU_START if machines.gpu else CORE_START)
+        speed = Speed(pace, GPU_START if machines.gpu else CORE_START)
         how = f"as fast as {here.device_name} here; calibration: {calibration}"
     predicted = predict(
         stacks, corpora, speed, machines.workers, len(design.study.prompts) * design.study.sample_tokens
