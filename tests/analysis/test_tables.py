@@ -143,7 +143,14 @@ def test_this_projects_own_table(write):
 
 @pytest.mark.parametrize(
     ("text", "status"),
-    [("nan", "diverged"), ("NaN", "diverged"), ("inf", "diverged"), ("", "waiting"), ("N/A", "waiting")],
+    [
+        ("nan", "diverged"),
+        ("NaN", "diverged"),
+        ("inf", "diverged"),
+        ("1e999", "diverged"),
+        ("", "waiting"),
+        ("N/A", "waiting"),
+    ],
 )
 def test_without_a_loss_there_is_no_result(write, text, status):
     results = read_table(write(HEADER, f"{NAME}, {text}, {text}, {text}, 800000.0, x", ONE))
@@ -290,8 +297,9 @@ def test_files_that_are_no_text(write, tmp_path):
     assert "binary.csv, line 1" in refused(binary)
     binary.write_bytes(b"Experiment\nabc\0")
     assert "line 2 holds a zero byte" in refused(binary)
-    binary.write_bytes(b"")
-    assert "is empty" in refused(binary)
+    for nothing in (b"", b",,\n", b'""\n'):
+        binary.write_bytes(nothing)
+        assert "is empty" in refused(binary)
     assert "cannot be read" in refused(tmp_path)
     assert "cannot be read" in refused(tmp_path / "nowhere.csv")
 

@@ -68,10 +68,7 @@ class Analysis:
     @cached_property
     def scaling(self) -> Mapping[str, PowerLaw | Refusal]:
         """Against "parameters" and "tokens"."""
-        return {
-            "parameters": power_law(self.results, "parameters"),
-            "tokens": power_law(self.results, "tokens"),
-        }
+        return {"parameters": power_law(self.results, "parameters"), "tokens": power_law(self.results, "tokens")}
 
     @cached_property
     def quality(self) -> pd.DataFrame:

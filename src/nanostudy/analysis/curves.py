@@ -142,7 +142,7 @@ def overfitting(results: Results) -> pd.DataFrame:
     `overfits` is that of `find_overfitting`. Experiments without a curve have what their last and best losses say, and NA there;
     those without a loss are left out.
     """
-    curves = _rows_by_name(results.evaluations)
+    curves = rows_by_name(results.evaluations)
     rows: list[tuple[object, ...]] = []
     for name, one in results.experiments.iterrows():
         points = finite(curves.get(str(name), []), "train_loss", "val_loss")
@@ -159,7 +159,7 @@ def overfitting(results: Results) -> pd.DataFrame:
 
 def stability(results: Results) -> pd.DataFrame:
     """name, median_norm, largest_norm, spikes, diverged: gradient norms before clipping; NaN and NA where none was logged."""
-    logs = _rows_by_name(results.training)
+    logs = rows_by_name(results.training)
     rows = []
     for name, status in results.experiments["status"].items():
         if status == "waiting":
@@ -174,7 +174,7 @@ def stability(results: Results) -> pd.DataFrame:
 def convergence(results: Results) -> pd.DataFrame:
     """name, plateau (the step where it begins, or NA), reason, of the experiments that have curves."""
     rows = []
-    for name, evaluations in _rows_by_name(results.evaluations).items():
+    for name, evaluations in rows_by_name(results.evaluations).items():
         points = finite(evaluations, "val_loss")
         flat = plateau(points) if len(points) > 1 else None
         if len(points) < 2:
@@ -189,7 +189,7 @@ def convergence(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "plateau", "reason"]).astype({"plateau": "Int64"})
 
 
-def _rows_by_name(table: pd.DataFrame) -> dict[str, list[Any]]:
+def rows_by_name(table: pd.DataFrame) -> dict[str, list[Any]]:
     by_name: dict[str, list[Any]] = {}
     for row in table.to_dict("records"):
         by_name.setdefault(str(row.pop("name")), []).append(row)
@@ -257,10 +257,8 @@ def _fall(evaluations: Sequence[Row]) -> list[str]:
         f"The validation loss fell by {improvement(evaluations):.4f} nats per token to its lowest value: half of that by "
         f"update {half:,}, 90% by update {most:,}, as far as evaluations show."
     )
-    length, left = (
-        f"{_share_after(evaluations, flat):.0%} of the run",
-        f"at most {PLATEAU_SHARE:.0%} of the fall was left",
-    )
+    length = f"{_share_after(evaluations, flat):.0%} of the run"
+    left = f"at most {PLATEAU_SHARE:.0%} of the fall was left"
     if plateau(evaluations) is not None:
         return [fall, f"The plateau begins at update {flat:,}: from there on, {length}, {left}."]
     bound = f"a plateau takes {PLATEAU_LENGTH:.0%}"

@@ -153,9 +153,8 @@ def _factors(table: pd.DataFrame, varied: Sequence[str], missing: list[str]) -> 
     factors: list[Factor] = []
     for name, values in varying.items():
         if len(values) > max(MOST_LEVELS, len(table) / 2):
-            missing.append(
-                f"{name} is left out: it has {len(values)} values in {len(table)} experiments, too many to compare."
-            )
+            several = f"{len(values)} values in {len(table)} experiments"
+            missing.append(f"{name} is left out: it has {several}, too many to compare.")
         elif not all(known(value) for value in table[name]):
             missing.append(f"{name} is left out: some experiments' values are unknown.")
         else:
@@ -174,9 +173,8 @@ def _factors(table: pd.DataFrame, varied: Sequence[str], missing: list[str]) -> 
     for factor in factors:
         finer = [other.name for other in factors if other is not factor and _determines(other, factor)]
         if finer:
-            missing.append(
-                f"{factor.name} follows from {finer[0]}: its effect cannot be separated from that of {finer[0]}."
-            )
+            why = f"its effect cannot be separated from that of {finer[0]}"
+            missing.append(f"{factor.name} follows from {finer[0]}: {why}.")
         else:
             kept.append(factor)
     return tuple(kept)
@@ -220,17 +218,14 @@ def _devices(table: pd.DataFrame, factors: Sequence[Factor]) -> list[str]:
         which = f"{listed(bound, MOST_NAMES)} {'varies' if len(bound) == 1 else 'vary'}"
         return [f"{ran}, and {which} only with the device: their effects cannot be separated."]
     if uneven:
-        return [
-            f"{ran}, and {listed(uneven, MOST_NAMES)} was spread unevenly over them: part of that effect may be the device's."
-        ]
+        why = "part of that effect may be the device's"
+        return [f"{ran}, and {listed(uneven, MOST_NAMES)} was spread unevenly over them: {why}."]
     return [f"{ran}; every setting was tried equally often on each."]
 
 
 def _evenly(codes: Array, factor: Factor) -> bool:
     """Whether each kind has the same share of every level."""
-    counts = np.zeros((int(codes.max()) + 1, len(factor.levels)))
-    np.add.at(counts, (codes, factor.codes), 1)
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    shares = pd.crosstab(codes, factor.codes, normalize="index").to_numpy()
     return bool(np.allclose(shares, shares[0]))
 
 
@@ -278,10 +273,11 @@ def _shares(seeds: Array, cells: Array) -> bool:
 
 def _separable(blocks: Array, factors: Sequence[Factor]) -> bool:
     """Whether all main effects can be estimated beside the blocks."""
-    columns = np.hstack([coded(factor) for factor in factors]) if factors else np.zeros((len(blocks), 0))
+    if not factors:
+        return True
+    columns = np.hstack([coded(factor) for factor in factors])
     within = columns - group_means(columns, blocks)[blocks]
-    full = np.linalg.matrix_rank(columns - columns.mean(axis=0)) if columns.size else 0
-    return bool(columns.size == 0 or np.linalg.matrix_rank(within) == full)
+    return bool(np.linalg.matrix_rank(within) == np.linalg.matrix_rank(columns - columns.mean(axis=0)))
 
 
 def group_means(columns: Array, groups: Array) -> Array:

@@ -74,6 +74,7 @@ def _check(results: Results, measure: str) -> None:
 
 def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, ...]]:
     factors = [fit.design.factors[index] for index in term.factors]
+    names = (factors[0].name, factors[1].name if len(factors) > 1 else None)
     variance, df = noise.of(term.name)
     smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
     rows = []
@@ -87,21 +88,10 @@ def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, .
         margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
         at = [factor.levels[level] for factor, level in zip(factors, levels, strict=True)]
         against = [factor.levels[reference] for factor in factors]
-        single = len(factors) == 1
-        rows.append(
-            (
-                term.name,
-                len(factors),
-                factors[0].name,
-                None if single else factors[1].name,
-                at[0] if single else TIMES.join(map(value_text, at)),
-                against[0] if single else TIMES.join(map(value_text, against)),
-                *(effect, se, df, effect - margin, effect + margin),
-                float(2 * stats.t.sf(abs(effect) / se, df)) if se > 0 else (1.0 if se == 0 else math.nan),
-                share,
-                bool(abs(effect) > margin),
-            )
-        )
+        values = [each[0] if len(each) == 1 else TIMES.join(map(value_text, each)) for each in (at, against)]
+        p = float(2 * stats.t.sf(abs(effect) / se, df)) if se > 0 else (1.0 if se == 0 else math.nan)
+        interval = (effect, se, df, effect - margin, effect + margin, p)
+        rows.append((term.name, len(factors), *names, *values, *interval, share, bool(abs(effect) > margin)))
     return rows
 
 
@@ -136,9 +126,8 @@ def _windows(results: Results, design: Design) -> list[str]:
         return []
     common = [c for c in results.contexts if design.table[f"{AT_CONTEXT}{c}"].notna().all()]
     where = f" At equal context that is taken out: see {AT_CONTEXT}{max(common)}." if common else ""
-    return [
-        f"Each loss is measured in windows of the experiment's own block_size, and longer windows alone lower it.{where}"
-    ]
+    why = "Each loss is measured in windows of the experiment's own block_size, and longer windows alone lower it."
+    return [f"{why}{where}"]
 
 
 def _half_normal(design: Design, noise: Noise) -> pd.DataFrame | None:

@@ -41,10 +41,8 @@ def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     common = [context for context, losses in scores.items() if np.isfinite(losses).all()]
     if not common:
         scored = sum(pd.concat(scores, axis=1).notna().any(axis=1)) if scores else 0
-        return _ranked(
-            [],
-            f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share.",
-        )
+        why = f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share."
+        return _ranked([], why)
     context = max(common)
     own = sorted({int(size) for size in table["block_size"] if size is not None})
     note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
@@ -69,9 +67,8 @@ def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFram
     if interpolated:
         notes.append(f"Interpolated between two evaluations: {counted(interpolated, 'value')}.")
     if longer:
-        notes.append(
-            f"{counted(longer, 'experiment')} trained longer, so their learning rates had not yet decayed fully."
-        )
+        learning = "so their learning rates had not yet decayed fully"
+        notes.append(f"{counted(longer, 'experiment')} trained longer, {learning}.")
     if without:
         notes.append(f"Left out: {counted(without, 'experiment')} without a curve.")
     if late:
@@ -119,9 +116,7 @@ def pareto(results: Results, cost: Cost = "parameters") -> pd.DataFrame:
     """
     table = results.finished
     table = table[np.isfinite(table[cost].to_numpy(dtype=float))]
-    rows = pd.DataFrame(
-        {"name": list(table.index), "cost": table[cost].to_numpy(), "val_loss": table["val_loss"].to_numpy()}
-    )
+    rows = table[[cost, "val_loss"]].rename(columns={cost: "cost"}).rename_axis("name").reset_index()
     rows = rows.sort_values(["cost", "val_loss"], kind="stable", ignore_index=True)
     better = rows["val_loss"] < rows["val_loss"].cummin().shift(fill_value=math.inf)
     rows["on_front"] = better.groupby([rows["cost"], rows["val_loss"]]).transform("any").astype(bool)  # equals, too

@@ -121,6 +121,8 @@ def fit_design(design: Design, order: int) -> Fit:
     columns = basis.columns
     inverse = np.linalg.pinv(columns)
     params = inverse @ design.y
+    covariance, residuals = inverse @ inverse.T, design.y - columns @ params
+    row_space = None if basis.rank == columns.shape[1] else inverse @ columns
     return Fit(
         design,
         order,
@@ -129,10 +131,10 @@ def fit_design(design: Design, order: int) -> Fit:
         columns,
         offset,
         params,
-        inverse @ inverse.T,
-        design.y - columns @ params,
+        covariance,
+        residuals,
         basis.rank,
-        None if basis.rank == columns.shape[1] else inverse @ columns,
+        row_space,
     )
 
 

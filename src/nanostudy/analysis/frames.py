@@ -14,7 +14,7 @@ import pandas as pd
 from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
 from nanostudy.measures import MEASURES
 from nanostudy.settings import FIELDS, names_of
-from nanostudy.text import counted
+from nanostudy.text import counted, value_text
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
 WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
@@ -92,15 +92,14 @@ class Results:
     @property
     def contexts(self) -> tuple[int, ...]:
         """The contexts at which losses were scored, ascending."""
-        return tuple(
-            sorted(int(c.removeprefix(AT_CONTEXT)) for c in map(str, self.experiments) if c.startswith(AT_CONTEXT))
-        )
+        names = map(str, self.experiments)
+        return tuple(sorted(int(name.removeprefix(AT_CONTEXT)) for name in names if name.startswith(AT_CONTEXT)))
 
     def cells(self) -> pd.Series:
         """Of each experiment its settings without the seed, in words and factors alone: "n_embd=128, dropout=0.1"."""
         factors = self.factors
         labels = [
-            ", ".join(f"{name}={shown(value)}" for name, value in zip(factors, row, strict=True) if known(value))
+            ", ".join(f"{name}={value_text(value)}" for name, value in zip(factors, row, strict=True) if known(value))
             for row in self.experiments[list(factors)].itertuples(index=False, name=None)
         ]
         return pd.Series(labels, index=self.experiments.index, name="cell", dtype=object)
@@ -119,13 +118,6 @@ def levels(column: pd.Series) -> list[Any]:
     """The known values, ascending; numbers before texts."""
     values = {value for value in column if known(value)}
     return sorted(values, key=lambda v: (isinstance(v, str), str(v) if isinstance(v, str) else v))
-
-
-def shown(value: Any) -> str:
-    """A level in words: 128, 0.1, true."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -205,10 +197,8 @@ def _alike(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
 
 
 def _unlike(name: str, title: str, taken: set[str]) -> str:
-    chosen, attempt = name, 1
-    while chosen in taken:
-        chosen = f"{name} ({title})" if attempt == 1 else f"{name} ({title}, {attempt})"
-        attempt += 1
+    names = itertools.chain([name, f"{name} ({title})"], (f"{name} ({title}, {n})" for n in itertools.count(2)))
+    chosen = next(one for one in names if one not in taken)
     taken.add(chosen)
     return chosen
 

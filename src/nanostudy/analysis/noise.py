@@ -64,9 +64,8 @@ def judged(design: Design) -> tuple[Fit, Noise]:
     """The model that the design supports, and its noise."""
     fit = fit_design(design, 2)
     if design.n < 2:
-        return fit, _no_estimate(
-            "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
-        )
+        why = "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
+        return fit, _no_estimate(why)
     pure = _replicate_df(design)
     if design.balanced and pure > 0:
         return fit, _replicates(design, pure)

@@ -12,30 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.analysis.frames import (
-    AT_CONTEXT,
-    EVALUATIONS,
-    SAMPLES,
-    TRAINING,
-    CorpusFacts,
-    experiments_frame,
-    joined,
-)
+from nanostudy.analysis.frames import AT_CONTEXT, EVALUATIONS, SAMPLES, TRAINING, CorpusFacts, experiments_frame, joined
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
-from nanostudy.study.definition import (
-    Study,
-    definitions,
-    folder_of,
-    has_study,
-    read_study,
-    study_names,
-    study_yaml,
-)
+from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
 from nanostudy.training.run_folder import read_metadata, read_result, read_rows
@@ -141,17 +125,12 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None) -> dict[str
             per_token = flops_per_token(GPTConfig.of(result.experiment, _vocabulary(metadata["corpus"])))
             measures |= {"epochs": result.tokens / facts.train_tokens, "flops": per_token * result.tokens}
     return {
-        "id": result.id,
-        "name": result.name,
-        "part": result.part,
+        **{key: getattr(result, key) for key in ("id", "name", "part", "reason", "identity", "members")},
         "status": str(result.status),
-        "reason": result.reason,
         "source": "nanostudy",
-        "identity": result.identity,
         **settings,
         **measures,
         **{key: result.machine.get(key) for key in MACHINE},
-        "members": result.members,
         **{f"{AT_CONTEXT}{context}": loss for context, loss in result.context_losses.items()},
         "folder": str(folder) if folder.is_dir() else None,
     }
@@ -192,8 +171,8 @@ def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _versions(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = ({key: m[key] for key in ("nanostudy", "numerics_version") if key in m} for m in metadata)
-    return [dict(one) for one in dict.fromkeys(tuple(version.items()) for version in found)]
+    found = [{key: m[key] for key in ("nanostudy", "numerics_version") if key in m} for m in metadata]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 # --- a run's folder
@@ -251,9 +230,9 @@ def _incomparable(experiments: pd.DataFrame) -> list[str]:
     """What makes losses mean different things."""
     texts = {sha for sha in experiments["corpus_sha256"] if isinstance(sha, str)}
     kinds = {kind for kind in experiments["tokenizer"] if isinstance(kind, str)}
-    told = []
+    notes = []
     if len(texts) > 1:
-        told.append(f"The experiments read {len(texts)} different texts: a loss on one says nothing about another.")
+        notes.append(f"The experiments read {len(texts)} different texts: a loss on one says nothing about another.")
     if len(kinds) > 1:
-        told.append("The experiments have different tokenizers, so that a nat per token means different things.")
-    return told
+        notes.append("The experiments have different tokenizers, so that a nat per token means different things.")
+    return notes

@@ -27,11 +27,8 @@ from nanostudy.analysis.frames import Results
 from nanostudy.analysis.verbatim import longest_verbatim
 from nanostudy.text import counted
 
-SHARES = {
-    "words_real": "words",
-    "speakers_real": "speakers",
-    "dialogue_well_formed": "blocks",
-}  # a share, and its whole
+# a share, and its whole
+SHARES = {"words_real": "words", "speakers_real": "speakers", "dialogue_well_formed": "blocks"}
 MEASURES = (*SHARES, "longest_copied")
 QUALITY = (*MEASURES, "characters", "samples", *SHARES.values())
 

@@ -84,11 +84,9 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
         return Refusal(against, f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
     if decades < LEAST_DECADES:
         return Refusal(against, f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
-    floors = values >= FLOOR_VALUES and decades >= FLOOR_DECADES
     params = _lines(points, points.adjusted.mean(axis=0)[None, :])[0]
-    with_floor = _bent(points) if floors else None
-    supported = with_floor is not None and _better(points, params, with_floor)
-    if with_floor is not None and supported:
+    with_floor = _bent(points) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
+    if with_floor is not None and _better(points, params, with_floor):
         params = with_floor
     p = _lack_of_fit(points, params)
     if p < BEND:
@@ -99,8 +97,7 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
 def _points(results: Results, against: Against) -> _Points | str:
     """The points, or why there are none."""
     table = results.finished
-    table = table[np.isfinite(table[against].to_numpy(dtype=float)) & (table["val_loss"] > 0).to_numpy()]
-    table = table[(table[against] > 0).to_numpy()]
+    table = table[np.isfinite(table[against]) & (table[against] > 0) & (table["val_loss"] > 0)]
     if not len(table):
         return "No experiment has finished." if not len(results.finished) else f"The {against} are unknown."
     for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers"), ("source", "sources")):
@@ -168,21 +165,16 @@ def _bent(points: _Points, losses: Array | None = None, start: Array | None = No
     def residuals(params: Array) -> Array:
         return _predicted(params, points.x) - y
 
+    bounds = ([-np.inf, 1e-6, 0.0], [np.inf, np.inf, lowest])
     best = None
     for guess in starts:
         try:
-            fit = optimize.least_squares(
-                residuals,
-                guess,
-                bounds=([-np.inf, 1e-6, 0.0], [np.inf, np.inf, lowest]),
-                x_scale=np.maximum(np.abs(guess), 1e-3),
-            )
+            fit = optimize.least_squares(residuals, guess, bounds=bounds, x_scale=np.maximum(np.abs(guess), 1e-3))
         except ValueError:  # the guess is outside the bounds
             continue
         if best is None or fit.cost < best.cost:
             best = fit
-    inside = best is not None and 1e-3 * lowest < best.x[2] < 0.9999 * lowest
-    return best.x if best is not None and inside else None
+    return best.x if best is not None and 1e-3 * lowest < best.x[2] < 0.9999 * lowest else None
 
 
 def _squares(points: _Points, params: Array) -> tuple[float, int]:
@@ -245,21 +237,13 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     x = np.geomspace(points.x[0], points.x[-1], 50)
     middle = _predicted(params, x)
     below, above = interval(np.array([_predicted(each, x) for each in drawn]), middle)
+    exponent, coefficient = float(params[1]), float(np.exp(params[0]))
     floor = float(params[2]) if len(params) == 3 else None
-    formula = f"loss = {np.exp(params[0]):.4g} × {against}^-{params[1]:.3g}"
-    return PowerLaw(
-        against,
-        float(params[1]),
-        low,
-        high,
-        float(np.exp(params[0])),
-        floor,
-        points.losses.size,
-        formula if floor is None else f"{formula} + {floor:.4g}",
-        pd.DataFrame({"x": x, "y": np.exp(middle), "low": np.exp(below), "high": np.exp(above)}),
-        pd.DataFrame({"x": points.x, "y": np.exp(points.losses.mean(axis=0))}),
-        _explanation(points, against, span, df),
-    )
+    formula = f"loss = {coefficient:.4g} × {against}^-{exponent:.3g}" + ("" if floor is None else f" + {floor:.4g}")
+    curve = pd.DataFrame({"x": x, "y": np.exp(middle), "low": np.exp(below), "high": np.exp(above)})
+    cells = pd.DataFrame({"x": points.x, "y": np.exp(points.losses.mean(axis=0))})
+    why, n = _explanation(points, against, span, df), points.losses.size
+    return PowerLaw(against, exponent, low, high, coefficient, floor, n, formula, curve, cells, why)
 
 
 def _explanation(points: _Points, against: Against, span: str, df: int) -> str:

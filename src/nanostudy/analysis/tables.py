@@ -11,10 +11,8 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -40,7 +38,7 @@ HEADINGS = {  # the letters and digits of a heading, and the column's name here
 SEPARATORS = (",", ";", "\t")
 NO_NUMBER = ("", "-", "na", "n/a", "#n/a", "null", "none", "<na>")
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "infinity": math.inf}
-DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+DECIMAL = re.compile(r"[+-]?(?=\.?\d)\d*\.?(\d*)(?:[eE]([+-]?\d{1,9}))?", re.ASCII)  # groups: fraction, exponent
 THOUSANDS = r"[+-]?\d{1,3}(?:[,\u0020\u00a0\u202f'_]\d{3})+(?:\.\d*)?"  # 800,000.0; or with spaces, apostrophes
 OTHERS = "|".join(sorted((name for name in FIELDS if name not in (*IN_PUBLISHED_NAME, "seed")), key=len, reverse=True))
 NAME = re.compile(
@@ -52,16 +50,10 @@ HASH = re.compile(r"_[0-9a-f]{8}")  # at the end of a name that would be too lon
 MOST_NAMED = 3  # in a note
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     place: str  # "results.csv, line 2"
     record: dict[str, Any]  # as experiments_frame takes it
     half_units: dict[str, float]  # half a unit of the last digit: how far rounding may have moved a number
-
-    @property
-    def outcome(self) -> str:
-        losses = (f"{PUBLISHED[loss]} {self.record.get(loss)}" for loss in LOSSES)
-        return f"{self.record['status']}, {', '.join(losses)} ({self.place})"
 
 
 def read_tables(paths: Sequence[Path]) -> Results:
@@ -74,8 +66,8 @@ def read_tables(paths: Sequence[Path]) -> Results:
     rows = _merged(rows, notes)
     _number_experiments(rows, notes)
     # the folder says more where the file is called as every such table is
-    parents = [path.resolve().parent.name if path.name.lower() == "results.csv" else "" for path in paths]
-    titles = list(dict.fromkeys(parent or path.stem for parent, path in zip(parents, paths, strict=True)))
+    titles = [(path.name.lower() == "results.csv" and path.resolve().parent.name) or path.stem for path in paths]
+    titles = list(dict.fromkeys(titles))
     return Results(
         " + ".join(titles) if len(titles) <= MOST_NAMED else counted(len(titles), "table"),
         experiments_frame([row.record for row in rows]),
@@ -111,23 +103,34 @@ def _read(path: Path, rows: list[_Row], notes: list[str]) -> str:
         except UsageError as problem:
             raise UsageError(f"{path}, line {line}: {problem}") from None
     rows += new
-    unread = [repr(_one_line(heading)) for place, heading in enumerate(header) if place not in columns.values()]
-    notes += _table_notes(label, own, new, columns, unread)
+    if missing := [heading for column, heading in PUBLISHED.items() if column not in columns]:
+        notes.append(f"{label} has no column {' and no '.join(missing)}: analyses that need it leave its rows out.")
+    if unread := [repr(_one_line(heading)) for place, heading in enumerate(header) if place not in columns.values()]:
+        notes.append(f"{label}: not read: {listed(unread, MOST_NAMED)}.")
+    if not own and any("parameters" in row.record for row in new):
+        notes.append(
+            f"{label}: its parameters are as the table says; nanoGPT counts without position embeddings, and the published "
+            "tables round to 10,000."
+        )
+    if not new:
+        notes.append(f"{label} holds no experiments.")
+    if without := [row.record["name"] for row in new if row.record["status"] != "finished"]:
+        notes.append(
+            f"{label}: {counted(len(without), 'experiment')} of {len(new):,} without a result (diverged, or not finished): "
+            f"{listed(without, MOST_NAMED)}."
+        )
     return hashlib.sha256(raw).hexdigest()
 
 
 def _decoded(path: Path, raw: bytes) -> str:
     """As its first bytes say (spreadsheets write UTF-16), else UTF-8."""
-    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = raw.decode(encoding)
+        text = raw.decode("utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError as problem:
-        line = raw[: problem.start].count(b"\n") + 1
-        raise UsageError(
-            f"{path}, line {line} is not UTF-8 text (byte {problem.start}). Save it as CSV in UTF-8."
-        ) from None
+        line, what = raw.count(b"\n", 0, problem.start) + 1, f"is not UTF-8 text (byte {problem.start})."
+        raise UsageError(f"{path}, line {line} {what} Save it as CSV in UTF-8.") from None
     if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
+        line = text.count("\n", 0, text.index("\0")) + 1
         raise UsageError(f"{path}, line {line} holds a zero byte: it is not a table in text form. Save it as CSV.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -137,10 +140,8 @@ def _cells(path: Path, text: str) -> tuple[list[str], pd.DataFrame]:
     lines = text.split("\n")
     if lines[0].lower().startswith("sep="):  # for spreadsheets
         lines[0] = ""
-    first = next((place for place, line in enumerate(lines) if line.strip()), None)
-    if first is None:
-        raise UsageError(f"{path} is empty: it has no line of column names, such as Experiment, Val Loss.")
-    separator = max(SEPARATORS, key=lambda mark: (lines[first].count(mark), -SEPARATORS.index(mark)))
+    first = next(filter(str.strip, lines), "")
+    separator = max(SEPARATORS, key=first.count)
     widest = max(line.count(separator) for line in lines) + 1  # at least: separators inside quotation marks count, too
     try:
         table = pd.read_csv(
@@ -161,7 +162,9 @@ def _cells(path: Path, text: str) -> tuple[list[str], pd.DataFrame]:
     table.index = pd.Index(range(1, len(table) + 1)) + within.to_numpy()
     table = table.map(str.strip)
     table = table[(table != "").any(axis=1)]
-    return list(table.iloc[0, : lines[first].count(separator) + 1]), table.iloc[1:]
+    if table.empty:
+        raise UsageError(f"{path} is empty: it has no line of column names, such as Experiment, Val Loss.")
+    return list(table.iloc[0, : first.count(separator) + 1]), table.iloc[1:]
 
 
 def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -199,7 +202,12 @@ def _row(path: Path, place: str, texts: Mapping[str, str], own: bool, decimal_co
     record |= settings | given | {key: number.value for key, number in numbers.items() if math.isfinite(number.value)}
     if all(loss in record for loss in LOSSES):
         record.pop("gap", None)  # it follows from them
-        _check_gap(place, numbers, notes)
+        train, val, gap = (numbers[loss] for loss in (*LOSSES, "gap"))
+        if abs(val.value - train.value - gap.value) > (train.unit + val.unit + gap.unit) / 2 * (1 + 1e-6):
+            notes.append(
+                f"{place}: Loss Gap {gap.text} contradicts its own losses, {val.text} - {train.text} = "
+                f"{val.value - train.value:.4f}. The gap here is the difference of the losses."
+            )
     record["status"], record["reason"] = _status(record, numbers)
     if own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
@@ -211,46 +219,12 @@ def _status(record: Mapping[str, Any], numbers: Mapping[str, _Number]) -> tuple[
     status = str(record.get("status") or "").lower()
     if status in list(Status):
         return status, record.get("reason")
-    loss = numbers["val_loss"] if numbers["val_loss"].given else numbers["train_loss"]
-    if not loss.given:
+    loss = numbers["val_loss" if numbers["val_loss"].text else "train_loss"]
+    if not loss.text:
         return "waiting", "the table gives no loss: it diverged, or did not finish"
     if not math.isfinite(loss.value):
         return "diverged", f"the table says {loss.text}"
     return "finished", record.get("reason")
-
-
-def _check_gap(place: str, numbers: Mapping[str, _Number], notes: list[str]) -> None:
-    train, val, gap = (numbers[name] for name in (*LOSSES, "gap"))
-    if abs(val.value - train.value - gap.value) > (train.unit + val.unit + gap.unit) / 2 * (1 + 1e-6):
-        notes.append(
-            f"{place}: Loss Gap {gap.text} contradicts its own losses, {val.text} - {train.text} = "
-            f"{val.value - train.value:.4f}. The gap here is the difference of the losses."
-        )
-
-
-def _table_notes(
-    label: str, own: bool, rows: Sequence[_Row], columns: Mapping[str, int], unread: Sequence[str]
-) -> list[str]:
-    notes = []
-    missing = [heading for column, heading in PUBLISHED.items() if column not in columns]
-    if missing:
-        notes.append(f"{label} has no column {' and no '.join(missing)}: analyses that need it leave its rows out.")
-    if unread:
-        notes.append(f"{label}: not read: {listed(unread, MOST_NAMED)}.")
-    if not own and any("parameters" in row.record for row in rows):
-        notes.append(
-            f"{label}: its parameters are as the table says; nanoGPT counts without position embeddings, and the published "
-            "tables round to 10,000."
-        )
-    without = [row.record["name"] for row in rows if row.record["status"] != "finished"]
-    if not rows:
-        notes.append(f"{label} holds no experiments.")
-    elif without:
-        notes.append(
-            f"{label}: {counted(len(without), 'experiment')} of {len(rows):,} without a result (diverged, or not finished): "
-            f"{listed(without, MOST_NAMED)}."
-        )
-    return notes
 
 
 # --- several tables
@@ -269,7 +243,10 @@ def _merged(rows: Sequence[_Row], notes: list[str]) -> list[_Row]:
             record = {key: value for row in same for key, value in row.record.items() if value is not None}
             merged.append(_Row(finest.place, record | finest.record, finest.half_units))
             continue
-        outcomes = "; ".join(row.outcome for row in done)
+        outcomes = "; ".join(
+            f"{row.record['status']}, {', '.join(f'{PUBLISHED[loss]} {row.record.get(loss)}' for loss in LOSSES)} ({row.place})"
+            for row in done
+        )
         notes.append(f"{name} has contradicting results, none of which counts: {outcomes}.")
         record = {key: value for key, value in same[0].record.items() if key in (*FIELDS, "name", "part", "id")}
         record |= {"source": "table", "status": "failed", "reason": f"contradicting results: {outcomes}"}
@@ -290,44 +267,34 @@ def _agree(one: _Row, other: _Row) -> bool:
 
 def _number_experiments(rows: Sequence[_Row], notes: list[str]) -> None:
     """The tables' ids where every experiment has one of its own, else the order of the rows, from 1."""
-    ids = [row.record.get("id") for row in rows]
-    unique = len({id for id in ids if id is not None and id == int(id)}) == len(ids)
-    if not unique and any(id is not None for id in ids):
+    ids = {id for row in rows if (id := row.record.get("id", math.nan)).is_integer()}
+    if len(ids) < len(rows) and any("id" in row.record for row in rows):
         notes.append("The tables' ids are not unique together: the experiments are numbered in order of the rows.")
-    for place, (row, id) in enumerate(zip(rows, ids, strict=True), start=1):
-        row.record["id"] = int(id) if unique and id is not None else place
+    for place, row in enumerate(rows, start=1):
+        row.record["id"] = int(row.record["id"]) if len(ids) == len(rows) else place
 
 
 # --- cells
 
 
-@dataclass(frozen=True)
-class _Number:
+class _Number(NamedTuple):
     value: float  # NaN where none is given
     unit: float  # of the last digit; 0 where it is unknown
-    text: str
-
-    @property
-    def given(self) -> bool:
-        return self.text.lower() not in NO_NUMBER
+    text: str  # empty where none is given
 
 
 def _number(text: str, decimal_comma: bool, count: bool) -> _Number:
     """Raises UsageError. `count`: thousands separators may stand in it."""
     word = text.lower()
     if word in NO_NUMBER or word in NOT_FINITE:
-        return _Number(NOT_FINITE.get(word, math.nan), 0.0, text)
+        return _Number(NOT_FINITE.get(word, math.nan), 0.0, "" if word in NO_NUMBER else text)
     plain = text.translate(str.maketrans(".,", ",.")) if decimal_comma else text
     if count and re.fullmatch(THOUSANDS, plain):
         plain = re.sub(r"[,\u0020\u00a0\u202f'_]", "", plain)
-    try:
-        if not re.fullmatch(DECIMAL, plain, re.ASCII):
-            raise InvalidOperation
-        exact = Decimal(plain)
-        value, exponent = float(exact), exact.as_tuple().exponent
-    except (InvalidOperation, OverflowError):
-        raise UsageError(f"{_one_line(text)[:60]!r} is no number.") from None
-    return _Number(value, 10.0**exponent if isinstance(exponent, int) else 0.0, text)
+    match = DECIMAL.fullmatch(plain)
+    if not match:
+        raise UsageError(f"{_one_line(text)[:60]!r} is no number.")
+    return _Number(float(plain), float(f"1e{int(match[2] or 0) - len(match[1])}"), text)
 
 
 def _setting_value(name: str, text: str) -> Any:
@@ -356,9 +323,11 @@ def _named_settings(name: str) -> tuple[dict[str, Any], bool]:
     texts = {key: match[key] for key in (*IN_PUBLISHED_NAME, "seed")}
     texts["dropout"] = str(float(texts["dropout"]) / 100)
     experiment = Experiment(**texts)  # type: ignore[arg-type]  # it reads text as the setting's type
-    others = (re.fullmatch(rf"({OTHERS})[=-](.*)", piece) for piece in pieces[1:])
-    values = {key: getattr(experiment, key) for key in texts}
-    return values | {one[1]: _setting_value(one[1], one[2] or "none") for one in others if one}, cut
+    settings = {key: getattr(experiment, key) for key in texts}
+    for piece in pieces[1:]:
+        key, value = re.fullmatch(rf"({OTHERS})[=-](.*)", piece).groups()  # type: ignore[union-attr]  # they were split there
+        settings[key] = _setting_value(key, value or "none")
+    return settings, cut
 
 
 def _one_line(cell: str) -> str:

@@ -23,7 +23,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, Parameter, parameter_table
 from nanostudy.model.gpt import named_views
 from nanostudy.model.optim import EPSILON, learning_rate
-from nanostudy.settings import Experiment
+from nanostudy.training.weights import Weights
 
 NOT_EVALUATED = 1e9  # nanoGPT's best_val_loss before its first evaluation
 PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parallel training
@@ -59,7 +59,12 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Runs nothing that the file may carry. Raises UsageError, NanostudyError."""
-    data = _read(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {path}.") from None
+    except OSError as problem:
+        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
     content = _load(path, data)
     config, model_args = content.get("config"), content["model_args"]
     tensors = _weights(path, content["model"], len(data))
@@ -86,15 +91,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         {**(config if isinstance(config, dict) else {}), **model_args},
         tuple(notes),
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"There is no file {path}.") from None
-    except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
 
 
 def _load(path: Path, data: bytes) -> dict[str, Any]:
@@ -209,25 +205,18 @@ def _moment(name: str, tensors: Sequence[Tensor], table: Sequence[Parameter]) ->
 
 
 def write_checkpoint(
-    path: Path,
-    params_1P: Tensor,
-    shape: GPTConfig,
-    experiment: Experiment,
-    config: Mapping[str, Any],
-    iter_num: int,
-    moments: Moments | None = None,
-    best_val_loss: float | None = None,
+    path: Path, w: Weights, config: Mapping[str, Any], moments: Moments | None, best_val_loss: float | None
 ) -> None:
     """Atomically. Without moments nanoGPT's AdamW starts afresh when it resumes: with averages of zero and its bias
     correction from the beginning. Raises UsageError where nanoGPT has no such model.
     """
-    check_tied(shape)
-    tensors = _by_key(params_1P, shape)
+    check_tied(w.config)
+    tensors = _by_key(w.params, w.config)
     content = {
         "model": {**tensors, HEAD: tensors[EMBEDDING]},
-        "optimizer": _optimizer(tensors, shape, experiment, iter_num, moments),
-        "model_args": {**{name: getattr(shape, name) for name in (*SIZES, "bias")}, "dropout": experiment.dropout},
-        "iter_num": iter_num,
+        "optimizer": _optimizer(tensors, w, moments),
+        "model_args": {**{name: getattr(w.config, name) for name in (*SIZES, "bias")}, "dropout": w.experiment.dropout},
+        "iter_num": w.step,
         "best_val_loss": NOT_EVALUATED if best_val_loss is None else best_val_loss,
         "config": dict(config),
     }
@@ -249,20 +238,19 @@ def _by_key(row_1P: Tensor, shape: GPTConfig) -> dict[str, Tensor]:
     return {p.nanogpt_key: views[p.name][0].detach().cpu().clone() for p in parameter_table(shape)}
 
 
-def _optimizer(
-    tensors: Mapping[str, Tensor], shape: GPTConfig, e: Experiment, iter_num: int, moments: Moments | None
-) -> dict[str, Any]:
+def _optimizer(tensors: Mapping[str, Tensor], w: Weights, moments: Moments | None) -> dict[str, Any]:
     """The state of torch's own AdamW over these tensors, so that its layout is that of the PyTorch that writes it."""
+    e = w.experiment
     groups = [
         {
-            "params": [tensors[p.nanogpt_key] for p in parameter_table(shape) if p.decayed is decayed],
+            "params": [tensors[p.nanogpt_key] for p in parameter_table(w.config) if p.decayed is decayed],
             "weight_decay": e.weight_decay if decayed else 0.0,
         }
         for decayed in (True, False)
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate(e, iter_num), betas=(e.beta1, e.beta2), eps=EPSILON)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate(e, w.step), betas=(e.beta1, e.beta2), eps=EPSILON)
     if moments:
-        first, second = (_by_key(row_P[None], shape) for row_P in (moments.exp_avg_P, moments.exp_avg_sq_P))
+        first, second = (_by_key(row_P[None], w.config) for row_P in (moments.exp_avg_P, moments.exp_avg_sq_P))
         for key, tensor in tensors.items():
             step = torch.tensor(float(moments.updates))
             optimizer.state[tensor] = {"step": step, "exp_avg": first[key], "exp_avg_sq": second[key]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -104,7 +104,8 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
             f"The dataset {dataset!r} does not exist: no train.bin in {', '.join(places)}. Prepare it there, or name a text "
             "or a folder with corpus=PATH."
         )
-    return replace(translation, settings={**translation.settings, "corpus": corpus})
+    translation.settings["corpus"] = corpus
+    return translation
 
 
 def _typed(name: str, text: str) -> Value:
@@ -135,18 +136,14 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
     if "compile" in given:  # a resource here, with values of its own
         settings["compile"] = "auto" if given["compile"] is True else given["compile"] or "no"
     if "dtype" in given:
-        settings["precision"] = _precision(given["dtype"])
+        if given["dtype"] not in PRECISIONS:
+            raise UsageError(f"dtype={given['dtype']!r} is not known: {', '.join(PRECISIONS)}.")
+        settings["precision"] = PRECISIONS[str(given["dtype"])]
     if given.get("eval_only") is True:
         settings["max_iters"] = 0
     settings.update(_first_weights(given.get("init_from")))
     out = given.get("out_dir")
     return Translation(settings, Path(str(out)) if out else None, tuple(unused))
-
-
-def _precision(dtype: object) -> str:
-    if dtype not in PRECISIONS:
-        raise UsageError(f"dtype={dtype!r} is not known: {', '.join(PRECISIONS)}.")
-    return PRECISIONS[str(dtype)]
 
 
 def _first_weights(init_from: object) -> dict[str, str]:

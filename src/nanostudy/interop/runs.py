@@ -59,10 +59,6 @@ class Trained:
     metadata: dict[str, Any]  # run.json; empty for a weights file
     moments: Moments | None = None
 
-    @property
-    def best_val_loss(self) -> float | None:
-        return (self.metadata.get("best") or {}).get("val_loss")
-
 
 def read_trained(run: Path, which: str) -> Trained:
     """A run folder, finished or not, or a weights file. Raises NanostudyError."""
@@ -151,9 +147,9 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
 
 
 def write_ckpt(trained: Trained, path: Path, out_dir: str) -> None:
-    w = trained.weights
-    config = {**DEFAULTS, **train_settings(w.experiment, out_dir)}
-    write_checkpoint(path, w.params, w.config, w.experiment, config, w.step, trained.moments, trained.best_val_loss)
+    config = {**DEFAULTS, **train_settings(trained.weights.experiment, out_dir)}
+    best_val_loss = (trained.metadata.get("best") or {}).get("val_loss")
+    write_checkpoint(path, trained.weights, config, trained.moments, best_val_loss)
 
 
 # --- from nanoGPT

@@ -19,6 +19,9 @@ class Prose:
 class Bullets:
     items: Sequence[str]
 
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -48,6 +51,9 @@ class Grid:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     folded: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Source:
 
 
 Block = Prose | Bullets | Answer | Facts | Grid | Figure | Experiments | Samples | Source | Claims
+Blocks = list[Block | None]  # of a section; None, bullets without items and tables without rows are left out
 
 
 @dataclass(frozen=True)

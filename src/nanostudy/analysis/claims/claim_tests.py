@@ -12,7 +12,7 @@ import pandas as pd
 
 from nanostudy.analysis import curves as curve
 from nanostudy.analysis.claims.evidence import Evidence, Settings, matches
-from nanostudy.analysis.claims.judging import NO_INTERVAL, Judgement, Verdict, compare, interval, loss_tolerance, lower
+from nanostudy.analysis.claims.judging import NO_INTERVAL, Judgement, compare, held, interval, loss_tolerance, lower
 from nanostudy.analysis.sample_quality import quality_against_loss, rank_correlation
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import Experiment
@@ -42,12 +42,10 @@ def measure(alternatives: Sequence[Settings], parameters: Parameters, evidence: 
         return evidence.absent(alternatives)
     tolerance = parameters["half_unit"]
     if name in NOISY:
-        drawn = (s["batch_size"] * s["block_size"] for s in alternatives)
-        tokens = parameters.get("batches", 0) * min(drawn)
+        tokens = parameters.get("batches", 0) * min(s["batch_size"] * s["block_size"] for s in alternatives)
         tolerance = loss_tolerance(tolerance, tokens, name, VAL_TOKENS)
-    ends = tuple(value) if isinstance(value, list) else (value, value)
     digits = ".0f" if name == "seconds" else ".4f" if name in NOISY else ".3g"
-    judgement = compare(list(values), (ends[0], ends[1]), tolerance, parameters.get("better"), digits)
+    judgement = compare(list(values), value, tolerance, parameters.get("better"), digits)
     noise = ": its rounding and evaluation noise" if tolerance > parameters["half_unit"] else ""
     why = f"Within {tolerance:.2g} of the published figure counts as reproduced{noise}. {judgement.why}"
     return replace(judgement, why=why.strip())
@@ -102,7 +100,7 @@ def falls(alternatives: Sequence[Settings], parameters: Parameters, evidence: Ev
     holds = parameters["least"] <= mean <= parameters.get("most", math.inf)
     why = "" if len(shares) > 1 else NO_INTERVAL
     ours = f"{mean:.0%} of the fall"
-    return Judgement("reproduced" if holds else "not reproduced", ours, len(shares), low, high, why)
+    return Judgement(held(holds), ours, len(shares), low, high, why)
 
 
 def plateau(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
@@ -113,7 +111,7 @@ def plateau(alternatives: Sequence[Settings], parameters: Parameters, evidence: 
     begun = [step for step in steps if step is not None]
     holds = sum(step <= parameters["by"] for step in begun) * 2 > len(steps)
     ours = f"begins at {min(begun):,}" + (f" to {max(begun):,}" if max(begun) > min(begun) else "") if begun else "none"
-    return Judgement("reproduced" if holds else "not reproduced", ours, len(steps))
+    return Judgement(held(holds), ours, len(steps))
 
 
 # --- samples
@@ -127,7 +125,7 @@ def writes(alternatives: Sequence[Settings], parameters: Parameters, evidence: E
         return evidence.absent(alternatives)
     means = table.mean()
     ours = ", ".join(f"{name} {value:.0%}" for name, value in means.items())
-    return Judgement("reproduced" if (means >= parameters["least"]).all() else "not reproduced", ours, len(table))
+    return Judgement(held((means >= parameters["least"]).all()), ours, len(table))
 
 
 def loss_and_samples(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
@@ -139,7 +137,7 @@ def loss_and_samples(alternatives: Sequence[Settings], parameters: Parameters, e
     if math.isnan(low):
         return Judgement("not run", n=n, why=f"{why} Too few models, or all alike: {n}.")
     ours = f"rank correlation {row['rho']:.2f}"
-    return Judgement("reproduced" if high < 0 else "not reproduced", ours, n, low, high, why)
+    return Judgement(held(high < 0), ours, n, low, high, why)
 
 
 def sample_length(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
@@ -150,7 +148,7 @@ def sample_length(alternatives: Sequence[Settings], parameters: Parameters, evid
         return evidence.absent(alternatives) if runs.empty else Judgement("not reproduced", "no sample", len(runs))
     shortest = min(len(text.removesuffix("\n")) for text in rows["text"])
     holds = shortest >= parameters["least"] and rows["name"].nunique() == len(runs)
-    return Judgement("reproduced" if holds else "not reproduced", f"{shortest:,} characters", len(runs))
+    return Judgement(held(holds), f"{shortest:,} characters", len(runs))
 
 
 # --- the grid
@@ -173,10 +171,9 @@ def factorial(alternatives: Sequence[Settings], parameters: Parameters, evidence
     (settings,) = alternatives
     total = len(cells(settings))
     done = len({number for number, _ in _by_cell(settings, evidence.finished(alternatives))})
-    verdict: Verdict = "reproduced" if done >= parameters.get("least", total) else "not run"
-    if done == total and "least" in parameters:
-        verdict = "better"
-    return Judgement(verdict, f"{done} of {total} finished", done)
+    least = parameters.get("least", total)
+    ours = f"{done} of {total} finished"
+    return Judgement("better" if least < done == total else "reproduced" if done >= least else "not run", ours, done)
 
 
 def order(alternatives: Sequence[Settings], _: Parameters, evidence: Evidence) -> Judgement:

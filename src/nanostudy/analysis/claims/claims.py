@@ -17,10 +17,7 @@ from nanostudy.analysis.frames import Results
 from nanostudy.settings_files import parse_yaml
 from nanostudy.text import listed, value_text
 
-VERDICTS = (
-    *("claim", "statement", "source", "setting", "published"),
-    *("verdict", "ours", "n", "low", "high", "why"),
-)
+VERDICTS = (*("claim", "statement", "source", "setting", "published"), *("verdict", "ours", "n", "low", "high", "why"))
 
 
 @dataclass(frozen=True)
@@ -39,24 +36,16 @@ class Claim:
     @property
     def setting(self) -> str:
         """In words."""
-        return "; or ".join(
-            ", ".join(f"{name}={_values(value)}" for name, value in one.items()) for one in self.settings
-        )
 
-    @property
-    def value(self) -> tuple[float, float]:
-        value = self.parameters["value"]
-        return (value[0], value[1]) if isinstance(value, list) else (value, value)
+        def text(value: Any) -> str:
+            some = value if isinstance(value, list) else [value]
+            return listed([value_text(one) for one in some], conjunction="or")
+
+        return "; or ".join(", ".join(f"{name}={text(value)}" for name, value in one.items()) for one in self.settings)
 
     def applies(self, evidence: Evidence) -> bool:
         """Whether the runs that it is about were made."""
         return (all if self.test == "lower" else any)(evidence.was_run(settings) for settings in self.settings)
-
-
-def _values(value: Any) -> str:
-    return (
-        listed([value_text(one) for one in value], conjunction="or") if isinstance(value, list) else value_text(value)
-    )
 
 
 @cache
@@ -64,19 +53,15 @@ def read_claims() -> tuple[Claim, ...]:
     """Those of claims.yaml."""
     text = (resources.files("nanostudy.analysis.claims") / "claims.yaml").read_text(encoding="utf-8")
     file = parse_yaml(text, "claims.yaml")
-    return tuple(_claim(one, file["sources"], file["settings"]) for one in file["claims"])
-
-
-def _claim(one: Mapping[str, Any], sources: Mapping[str, str], sets: Mapping[str, Settings]) -> Claim:
-    own = ("id", "statement", "published", "test", "implied", "note", "make")
-    names = one["settings"] if isinstance(one["settings"], list) else [one["settings"]]
-    parameters = {key: value for key, value in one.items() if key not in (*own, "source", "settings")}
-    return Claim(
-        source=sources[one["source"]],
-        settings=tuple(sets[name] for name in names),
-        parameters=parameters,
-        **{key: one[key] for key in own if key in one},
-    )
+    claims = []
+    for one in file["claims"]:
+        names = one["settings"] if isinstance(one["settings"], list) else [one["settings"]]
+        settings = tuple(file["settings"][name] for name in names)
+        own = {key: one[key] for key in Claim.__dataclass_fields__ if key in one}
+        parameters = {key: value for key, value in one.items() if key not in own}
+        own |= {"source": file["sources"][one["source"]], "settings": settings}
+        claims.append(Claim(**own, parameters=parameters))
+    return tuple(claims)
 
 
 def verdicts(
@@ -96,18 +81,14 @@ def verdicts(
 def judge(claim: Claim, evidence: Evidence) -> Judgement:
     """The test's judgement, unless the source's own figures contradict the claim."""
     judgement = TESTS[claim.test](claim.settings, claim.parameters, evidence)
-    make = f"`nanostudy {_command(claim.make)}` makes a run that tests it."
-    hint = make if claim.make and judgement.verdict == "not run" else ""
+    command = f"study run {claim.make}" if claim.make.startswith("shakespeare-grid") else f"train {claim.make}"
+    hint = f"`nanostudy {command}` makes a run that tests it." if claim.make and judgement.verdict == "not run" else ""
     judgement = replace(judgement, why=" ".join(text for text in (judgement.why, hint, claim.note) if text))
     if claim.implied is None:
         return judgement
     figures = claim.implied
-    instead = contradiction(claim.value, claim.parameters["half_unit"], figures["times"], figures["over"])
+    instead = contradiction(claim.parameters["value"], claim.parameters["half_unit"], figures["times"], figures["over"])
     if instead is None:
         return judgement
     ours = f" Ours: {judgement.why}" if judgement.n and judgement.why else ""
     return replace(judgement, verdict="contradicts itself", why=f"{figures['says'].format(instead)}{ours}")
-
-
-def _command(make: str) -> str:
-    return f"study run {make}" if make.startswith("shakespeare-grid") else f"train {make}"

@@ -31,17 +31,15 @@ class Evidence:
     def experiments(self) -> pd.DataFrame:
         """Those on tiny Shakespeare, or in a table that names no text; with the values that unset settings stand for."""
         table = self.results.experiments.copy()
-        rows = zip(table["lr_decay_iters"], table["max_iters"], table["min_lr"], table["learning_rate"], strict=True)
-        resolved = [
-            (most if decay == "none" else decay, rate / 10 if least == "none" and known(rate) else least)
-            for decay, most, least, rate in rows
-        ]
-        for name, values in zip(("lr_decay_iters", "min_lr"), zip(*resolved, strict=True), strict=False):
-            table[name] = pd.Series(list(values), index=table.index, dtype=object)
+        decay, least = table["lr_decay_iters"], table["min_lr"]
+        rates = pd.to_numeric(table["learning_rate"])
+        table["lr_decay_iters"] = decay.mask(decay == "none", table["max_iters"])
+        table["min_lr"] = least.mask((least == "none") & rates.notna(), (rates / 10).astype(object))
         texts = zip(table["corpus_sha256"], table["corpus"], strict=True)
-        return table.loc[
-            [sha == SHAKESPEARE_SHA256 if known(sha) else text in ("shakespeare", None) for sha, text in texts]
+        of_shakespeare = [
+            sha == SHAKESPEARE_SHA256 if known(sha) else text in ("shakespeare", None) for sha, text in texts
         ]
+        return table[of_shakespeare]
 
     @cached_property
     def rows(self) -> list[dict[Any, Any]]:
@@ -59,7 +57,7 @@ class Evidence:
 
     def was_run(self, settings: Settings) -> bool:
         """Whether a run with these settings has ended, or one of a table that does not give all of them."""
-        return any(row["status"] in DONE and _may_match(row, settings) for row in self.rows)
+        return any(row["status"] in DONE and matches(row, settings, unknown=True) for row in self.rows)
 
     def matching(self, settings: Settings) -> pd.DataFrame:
         """The experiments, whatever their status, whose settings are all equal to these."""
@@ -82,7 +80,7 @@ class Evidence:
             return Judgement("not reproduced", "diverged", diverged, why=why)
         if len(every):
             return Judgement("not run", why=f"{counted(len(every), 'run')} with these settings without a result.")
-        silent = [row for row in self.rows if any(_may_match(row, settings) for settings in alternatives)]
+        silent = [row for row in self.rows if any(matches(row, settings, unknown=True) for settings in alternatives)]
         if not silent:
             return Judgement("not run", why="No run has these settings.")
         missing = listed([name for name in alternatives[0] if not known(silent[0][name])], MOST_NAMED)
@@ -111,18 +109,13 @@ class Evidence:
         """The finite evaluations of each finished run that matches and has several."""
         rows = self.results.evaluations
         rows = rows[rows["name"].isin(self.finished(alternatives).index)]
-        curves: dict[str, list[Any]] = {}
-        for row in rows.to_dict("records"):
-            curves.setdefault(row.pop("name"), []).append(row)
-        return [points for one in curves.values() if len(points := curve.finite(one, "val_loss")) > 1]
+        curves = [curve.finite(one, "val_loss") for one in curve.rows_by_name(rows).values()]
+        return [points for points in curves if len(points) > 1]
 
 
-def matches(row: Mapping[Any, Any], settings: Settings) -> bool:
-    return all(_equal(row[name], value) for name, value in settings.items())
-
-
-def _may_match(row: Mapping[Any, Any], settings: Settings) -> bool:
-    return all(not known(row[name]) or _equal(row[name], value) for name, value in settings.items())
+def matches(row: Mapping[Any, Any], settings: Settings, unknown: bool = False) -> bool:
+    """Whether the settings are equal, those that the row does not give as `unknown` says."""
+    return all((unknown and not known(row[name])) or _equal(row[name], value) for name, value in settings.items())
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

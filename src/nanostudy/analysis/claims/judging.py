@@ -24,9 +24,8 @@ Verdict = Literal[
 # Measured over 1,600 random windows of T = 64 and 128, both splits of tiny Shakespeare, three models with losses from 1.8 to
 # 2.4: 1.29 to 1.76, 1.53 in the mean. (Characters are no independent draws, so it is not the spread of a character's loss.)
 TOKEN_SPREAD = 1.5
-TRAIN_WINDOWS_SHARE = (
-    1 / 9
-)  # of the training split, over which our training loss is the mean: as much as the validation split
+# The share of the training split over which our training loss is the mean: as much as the validation split.
+TRAIN_WINDOWS_SHARE = 1 / 9
 NORMAL = 1.959964  # 95%, two-sided
 
 NO_INTERVAL = "One run has no interval: the noise between seeds is not known."
@@ -42,6 +41,10 @@ class Judgement:
     why: str = ""
 
 
+def held(holds: bool) -> Verdict:
+    return "reproduced" if holds else "not reproduced"
+
+
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): the 95% t interval of the mean, NaN of fewer than two values."""
     mean = float(np.mean(values))
@@ -53,29 +56,29 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def compare(
     values: Sequence[float],
-    published: tuple[float, float],
+    published: float | Sequence[float],
     tolerance: float,
     better: Literal["lower", "higher"] | None = None,
     digits: str = ".4f",
 ) -> Judgement:
-    """Our values, one per run, against a published range (of one number: both ends alike).
+    """Our values, one per run, against a published number or the ends of a range.
 
     Reproduced where the range, widened by the tolerance, meets our interval, or holds our only value. Not testable where our mean
     lies outside and our interval is too wide to say anything. Otherwise better on the better side, and not reproduced on the other.
     """
     mean, low, high = interval(values)
+    least, most = float(np.min(published)), float(np.max(published))
     reach = tolerance + (0.0 if math.isnan(low) else high - mean)
-    reproduced = Judgement(
-        "reproduced", f"{mean:{digits}}", len(values), low, high, "" if len(values) > 1 else NO_INTERVAL
-    )
-    slack = 1e-9 * max(1.0, *map(abs, published))  # binary fractions: 1.725 - 1.72 is a little more than 0.005
-    near = published[0] - tolerance - slack <= mean <= published[1] + tolerance + slack
+    why = "" if len(values) > 1 else NO_INTERVAL
+    reproduced = Judgement("reproduced", f"{mean:{digits}}", len(values), low, high, why)
+    slack = 1e-9 * max(1.0, abs(least), abs(most))  # binary fractions: 1.725 - 1.72 is a little more than 0.005
+    near = least - tolerance - slack <= mean <= most + tolerance + slack
     if not near and reach - tolerance > max(3 * tolerance, 0.02 * abs(mean)):
         why = "Our runs differ so much that their interval would agree with almost anything: more seeds are needed."
         return replace(reproduced, verdict="not testable here", why=why)
-    if published[0] - reach - slack <= mean <= published[1] + reach + slack:
+    if least - reach - slack <= mean <= most + reach + slack:
         return reproduced
-    side = "lower" if mean < published[0] else "higher"
+    side = "lower" if mean < least else "higher"
     return replace(reproduced, verdict="better" if side == better else "not reproduced")
 
 
@@ -84,14 +87,14 @@ def lower(first: Sequence[float], second: Sequence[float], digits: str = ".4f") 
     means = [float(np.mean(values)) for values in (first, second)]
     ours, n = f"{means[0]:{digits}} against {means[1]:{digits}}", len(first) + len(second)
     if min(len(first), len(second)) < 2:
-        return Judgement("reproduced" if means[0] < means[1] else "not reproduced", ours, n, why=NO_INTERVAL)
+        return Judgement(held(means[0] < means[1]), ours, n, why=NO_INTERVAL)
     if np.std(first) + np.std(second) == 0:
         low = high = means[0] - means[1]
     else:
         between = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
         low, high = float(between.low), float(between.high)
     why = "The interval is that of the difference."
-    return Judgement("reproduced" if high < 0 else "not reproduced", ours, n, low, high, why)
+    return Judgement(held(high < 0), ours, n, low, high, why)
 
 
 def loss_tolerance(half_unit: float, published_tokens: float, measure: str, val_tokens: float) -> float:
@@ -108,8 +111,8 @@ def loss_tolerance(half_unit: float, published_tokens: float, measure: str, val_
 
 
 def contradiction(
-    published: tuple[float, float], half_unit: float, times: Sequence[float], over: Sequence[float]
+    published: float | Sequence[float], half_unit: float, times: Sequence[float], over: Sequence[float]
 ) -> float | None:
     """What the source's own figures give, where that is outside the published range; None where they agree."""
     implied = math.prod(times) / math.prod(over)
-    return None if published[0] - half_unit <= implied <= published[1] + half_unit else implied
+    return None if np.min(published) - half_unit <= implied <= np.max(published) + half_unit else implied

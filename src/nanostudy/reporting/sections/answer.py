@@ -10,7 +10,7 @@ import pandas as pd
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.reporting.charts.experiments import ranked_cells
-from nanostudy.reporting.document import Answer, Section, Sentence
+from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
 from nanostudy.reporting.phrases import interval, number, short, signed
 from nanostudy.settings import FIELDS
@@ -20,10 +20,10 @@ MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
 VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tested
 
 
-def answer(f: Findings) -> Section | None:
+def answer(f: Findings) -> Blocks:
     """In the order in which a reader asks; only what the results can say."""
     if not f.compares:
-        return None
+        return []
     texts = {
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
@@ -31,7 +31,7 @@ def answer(f: Findings) -> Section | None:
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    return Section("answer", "The answer", [Answer([Sentence(about, text) for about, text in texts.items() if text])])
+    return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
 
 
 def varying(results: Results) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.document import Block, Bullets, Claim, Claims, Grid, Prose, Section, Source
+from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import number
 from nanostudy.reporting.sections.answer import VERDICTS
@@ -20,7 +20,7 @@ MACHINE = {  # a column of provenance's machines, and its heading
 }
 
 
-def claims(f: Findings) -> Section | None:
+def claims(f: Findings) -> Blocks:
     verdicts = f.analysis.verdicts
     tested, against, counted = (
         verdicts["verdict"].isin(kinds) for kinds in (VERDICTS, ["contradicts itself"], ["arithmetic"])
@@ -31,12 +31,11 @@ def claims(f: Findings) -> Section | None:
         ("Claims that arithmetic decides, whatever was run", verdicts[counted], True),
         ("Claims that were not run, or cannot be tested here", verdicts[~tested & ~against & ~counted], True),
     )
-    blocks = [
+    return [
         Claims(f"{caption}: {len(table)}", [_claim(row) for row in each(table)], folded)
         for caption, table, folded in kinds
         if len(table)
     ]
-    return Section("claims", "Do the published claims hold?", blocks) if blocks else None
 
 
 def _claim(row: Any) -> Claim:
@@ -47,10 +46,10 @@ def _claim(row: Any) -> Claim:
     return Claim(row.verdict, row.statement, row.published, ours, row.why, row.setting, row.source)
 
 
-def method(f: Findings) -> Section | None:
+def method(f: Findings) -> Blocks:
     results, effects = f.results, f.analysis.effects
     if results.experiments.empty:
-        return None
+        return []
     lines = [
         "Losses are mean cross entropies in nats per token, over the whole validation split in fixed windows, and over as many "
         "windows of the training split; they draw nothing at random."
@@ -67,14 +66,12 @@ def method(f: Findings) -> Section | None:
             "Some results come from tables: how they were evaluated, on what machine and in how many updates is what the table "
             "says, or not known, and their last digits may be rounded."
         )
-    blocks: list[Block] = [Bullets(lines)]
     notes = () if f.training else results.notes
     caveats = dict.fromkeys([*notes, *(effects.missing if f.compares else ()), *f.data.left_out])
-    blocks += [Prose("To be kept in mind:"), Bullets(list(caveats))] if caveats else []
+    caution = Prose("To be kept in mind:") if caveats else None
     shared = [] if f.training else shared_settings(results)
-    header = ("setting", "value", "meaning")
-    blocks += [Grid("Settings that all experiments share", header, shared, folded=True)] if shared else []
-    return Section("method", "Method and caveats", blocks)
+    grid = Grid("Settings that all experiments share", ("setting", "value", "meaning"), shared, folded=True)
+    return [Bullets(lines), caution, Bullets(list(caveats)), grid]
 
 
 def shared_settings(results: Results) -> list[tuple[str, str, str]]:
@@ -88,12 +85,12 @@ def shared_settings(results: Results) -> list[tuple[str, str, str]]:
     return rows
 
 
-def reproduce(f: Findings) -> Section | None:
+def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
     if f.training:
         text = "`settings.yaml` lies in the run's folder. There, this trains it again, and writes this report again:"
-        blocks: list[Block] = [Prose(text), Source("nanostudy train settings.yaml\nnanostudy report .")]
+        blocks: Blocks = [Prose(text), Source("nanostudy train settings.yaml\nnanostudy report .")]
     else:
         blocks = []
         if provenance.get("command"):
@@ -104,13 +101,12 @@ def reproduce(f: Findings) -> Section | None:
         if provenance.get("paths"):
             paths = shlex.join(str(path) for path in provenance["paths"])
             blocks += [Prose("This report again, from its results:"), Source(f"nanostudy report {paths}")]
-    if provenance.get("checksums"):
-        blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(provenance["checksums"].items())))
+    blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(provenance.get("checksums", {}).items())))
     versions = [(one.get("nanostudy", ""), one.get("numerics_version", "")) for one in provenance.get("versions", [])]
     machines = [tuple(str(m.get(key, "") or "") for key in MACHINE) for m in provenance.get("machines", [])]
     if not f.training:
-        blocks += [Grid("Versions", ("nanostudy", "numerics"), versions)] if versions else []
-        blocks += [Grid("Machines", tuple(MACHINE.values()), machines)] if machines else []
+        blocks.append(Grid("Versions", ("nanostudy", "numerics"), versions))
+        blocks.append(Grid("Machines", tuple(MACHINE.values()), machines))
     if provenance.get("definition"):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
-    return Section("reproduce", "How to reproduce it", blocks) if blocks else None
+    return blocks

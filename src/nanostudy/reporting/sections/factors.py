@@ -9,7 +9,7 @@ import pandas as pd
 from nanostudy.reporting.charts import experiments as charts
 from nanostudy.reporting.charts import factors
 from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Section
+from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose
 from nanostudy.reporting.findings import Findings, strongest_by_factor
 from nanostudy.reporting.phrases import signed
 from nanostudy.text import value_text
@@ -19,43 +19,37 @@ MOST_RANKED = 10  # of the ranking by the gap
 NOT_KNOWN = "not known"
 
 
-def ranking(f: Findings) -> Section | None:
+def ranking(f: Findings) -> Blocks:
     figure = charts.ranking_figure(f.results, f.analysis.ranking)
     if figure is None:
-        return None
-    blocks: list[Block] = [figure]
+        return []
     basis = f.analysis.ranking.attrs.get("basis")
-    blocks += [Prose(str(basis))] if basis else []
-    by_gap = f.analysis.generalisation
-    if not by_gap.empty:
-        rows = [
-            (place, row["name"], signed(row["value"], 4), _interval(row["low"], row["high"]), value_text(row["tied"]))
-            for place, row in by_gap.head(MOST_RANKED).iterrows()
-        ]
-        header = ("place", "experiment", "gap", "95% interval", "indistinguishable from the first")
-        blocks.append(Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True))
-    return Section("ranking", "Ranking", blocks)
+    rows = [
+        (place, row["name"], signed(row["value"], 4), _interval(row["low"], row["high"]), value_text(row["tied"]))
+        for place, row in f.analysis.generalisation.head(MOST_RANKED).iterrows()
+    ]
+    header = ("place", "experiment", "gap", "95% interval", "indistinguishable from the first")
+    by_gap = Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True)
+    return [figure, Prose(str(basis)) if basis else None, by_gap]
 
 
 def _interval(low: float, high: float) -> str:
     return NOT_KNOWN if low != low or high != high else f"{signed(low, 4)} to {signed(high, 4)}"
 
 
-def effects(f: Findings) -> Section | None:
+def effects(f: Findings) -> Blocks:
     on_loss = f.analysis.effects
     if on_loss.table.empty:
-        return None
-    figures = [
+        return []
+    return [
         factors.effects_figure(on_loss),
+        Prose(on_loss.explanation),
+        Bullets(on_loss.missing),
         factors.half_normal_figure(on_loss),
         factors.variance_figure(on_loss),
         factors.effects_figure(f.analysis.gap_effects, "gap"),
+        _effects_table(on_loss.table),
     ]
-    first, *others = [figure for figure in figures if figure]
-    blocks: list[Block] = [first, Prose(on_loss.explanation)]
-    blocks += [Bullets(on_loss.missing)] if on_loss.missing else []
-    blocks += [*others, _effects_table(on_loss.table)]
-    return Section("effects", "What each setting does", blocks)
 
 
 def _effects_table(table: pd.DataFrame) -> Grid:
@@ -74,13 +68,12 @@ def _effects_table(table: pd.DataFrame) -> Grid:
     return Grid("All effects on the validation loss", header, rows[:MOST_ROWS], folded=True)
 
 
-def interactions(f: Findings) -> Section | None:
+def interactions(f: Findings) -> Blocks:
     table = f.analysis.effects.table
     if table.empty or len(f.results.factors) < 2:
-        return None
+        return []
     pairs = [(a, b, f.analysis.cell_means(a, b)) for a, b in _important_pairs(table)]
-    figure = factors.interactions_figure(pairs)
-    return Section("interactions", "How settings act together", [figure]) if figure else None
+    return [factors.interactions_figure(pairs)]
 
 
 def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -94,6 +87,5 @@ def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
 
 
-def parallel(f: Findings) -> Section | None:
-    figure = charts.parallel_figure(f.results)
-    return Section("parallel", "Every experiment through its settings", [figure]) if figure else None
+def parallel(f: Findings) -> Blocks:
+    return [charts.parallel_figure(f.results)]

@@ -11,7 +11,7 @@ from nanostudy.reporting.charts import losses as charts
 from nanostudy.reporting.charts.experiments import parts_figure
 from nanostudy.reporting.charts.figure import Figure, each
 from nanostudy.reporting.charts.training import training_figure
-from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Section
+from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose
 from nanostudy.reporting.findings import Findings, Training
 from nanostudy.reporting.phrases import amount, ends, number, short, signed
 from nanostudy.text import counted, digits, duration
@@ -28,14 +28,12 @@ FIRST_PLACES = 3
 MOST_ROWS = 40  # of a small table
 
 
-def curves(f: Findings) -> Section | None:
+def curves(f: Findings) -> Blocks:
     if f.training:
-        figure = _curve_of(f.training)
-        return Section("curves", "Curves", [figure]) if figure else None
+        return [_curve_of(f.training)]
     figure = charts.curves_figure(f.results, f.data.curves, f.colour)
     if figure is None:
-        return None
-    blocks: list[Block] = [figure, Bullets([*_overfitting(f), *_plateaus(f), *_stability(f)])]
+        return []
     table = f.analysis.overfitting
     table = table[table["overfits"].fillna(False).astype(bool)].sort_values("rise", ascending=False)
     rows = [
@@ -44,7 +42,8 @@ def curves(f: Findings) -> Section | None:
     ]
     header = ("experiment", "best update", "last update", "lowest", "at the end", "rise")
     caption = "Those that overfit: their best weights came before the end"
-    return Section("curves", "Curves", [*blocks, Grid(caption, header, rows, folded=True)] if rows else blocks)
+    notes = Bullets([*_overfitting(f), *_plateaus(f), *_stability(f)])
+    return [figure, notes, Grid(caption, header, rows, folded=True)]
 
 
 def _curve_of(t: Training) -> Figure | None:
@@ -91,42 +90,41 @@ def _stability(f: Findings) -> list[str]:
     return [f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."]
 
 
-def gap(f: Findings) -> Section | None:
-    figure = charts.gap_figure(f.results, f.data.curves, f.colour)
-    return Section("gap", "Loss gap", [figure]) if figure else None
+def gap(f: Findings) -> Blocks:
+    return [charts.gap_figure(f.results, f.data.curves, f.colour)]
 
 
-def costs(f: Findings) -> Section | None:
+def costs(f: Findings) -> Blocks:
     fronts: dict[str, pd.DataFrame] = {cost: f.analysis.pareto(cost) for cost in COSTS}
     figure = charts.pareto_figure(fronts, f.colour)
     if figure is None:
-        return None
-    blocks: list[Block] = [figure]
+        return []
+    blocks: Blocks = [figure]
     for cost, table in fronts.items():
         front = table[table["on_front"].astype(bool)].sort_values("cost").head(MOST_ROWS)
         rows = [(row.name, amount(row.cost, cost), number(row.val_loss)) for row in each(front)]
         header = ("experiment", MEASURES[cost].title, MEASURES["val_loss"].title)
-        blocks += [Grid(f"The front against {MEASURES[cost].title}", header, rows, folded=True)] if rows else []
-    return Section("costs", "What a lower loss costs", blocks)
+        blocks.append(Grid(f"The front against {MEASURES[cost].title}", header, rows, folded=True))
+    return blocks
 
 
-def parts(f: Findings) -> Section | None:
+def parts(f: Findings) -> Blocks:
     means = f.analysis.part_means
     figure = parts_figure(means, f.colour)
     if figure is None:
-        return None
+        return []
     rows = [
         (row.part, row.n, number(row.mean), ends(row.low, row.high), number(row.best), row.best_name)
         for row in each(means)
     ]
     header = ("part", "finished", "mean", "95% interval", "lowest", "by")
-    return Section("parts", "The parts compared", [figure, Grid("The parts' validation losses", header, rows)])
+    return [figure, Grid("The parts' validation losses", header, rows)]
 
 
-def fair(f: Findings) -> Section | None:
+def fair(f: Findings) -> Blocks:
     """The first places at every common budget, and what was done to compare them."""
     if not f.compares:
-        return None
+        return []
     rows, notes = [], []
     for at, name in BUDGETS.items():
         table = f.analysis.equal_budget(at)
@@ -138,10 +136,10 @@ def fair(f: Findings) -> Section | None:
         first = [f"{row.name} ({number(row.value)})" for row in each(table.head(FIRST_PLACES))]
         rows.append((name, _budget(at, float(table["at"].iloc[0])), *first, *[""] * (FIRST_PLACES - len(first))))
     if not rows:
-        return None
+        return []
     why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
     grid = Grid("First places at equal budgets", ("at", "budget", "first", "second", "third"), rows)
-    return Section("fair", "Fair comparisons", [Prose(why), grid, Bullets(notes)])
+    return [Prose(why), grid, Bullets(notes)]
 
 
 def _budget(at: str, budget: float) -> str:
@@ -152,10 +150,10 @@ def _budget(at: str, budget: float) -> str:
     return f"{budget:,.0f} {'tokens' if at == 'context' else at}"
 
 
-def scaling(f: Findings) -> Section | None:
+def scaling(f: Findings) -> Blocks:
     fits = f.analysis.scaling if f.compares else {}
     figure = charts.scaling_figure(f.results, fits, f.colour)
     if figure is None:
-        return None
+        return []
     lines = [f"Loss against {against}: {charts.fit_text(fit)}" for against, fit in fits.items()]
-    return Section("scaling", "Scaling", [figure, Bullets(lines)])
+    return [figure, Bullets(lines)]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES, NATS
-from nanostudy.reporting.document import Experiments, Grid, Prose, Section
+from nanostudy.reporting.document import Blocks, Experiments, Grid, Prose
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, missing, short
 from nanostudy.reporting.sections.answer import varying
@@ -72,19 +72,18 @@ def totals(results: Results) -> list[tuple[str, str]]:
 # --- all experiments
 
 
-def experiments(f: Findings) -> Section | None:
+def experiments(f: Findings) -> Blocks:
     """Columns are places, names, losses, settings that vary, and what else was measured."""
     rows = f.data.experiments
     if f.training or not rows:
-        return None
+        return []
     known = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
     losses = [name for name in known if MEASURES[name].unit == NATS]
     seeds = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
     names = [*losses, *f.results.factors, *seeds, *(name for name in known if name not in losses)]
     columns = [("place", "place"), ("name", "experiment"), *((name, _heading(name)) for name in names), ("status",) * 2]
     text = "Losses are in nats per token. A heading sorts; ticked experiments stand out in the figures and show their samples below."
-    table = Experiments(columns, [*f.results.factors, "part", "status"])
-    return Section("experiments", "All experiments", [Prose(text), table])
+    return [Prose(text), Experiments(columns, [*f.results.factors, "part", "status"])]
 
 
 def _heading(name: str) -> str:
@@ -94,17 +93,16 @@ def _heading(name: str) -> str:
 # --- machines
 
 
-def machines(f: Findings) -> Section | None:
+def machines(f: Findings) -> Blocks:
     """Sizes, machines and speed: of each run where there are few, by machine where there are many."""
     table = f.results.experiments
     table = table[table["seconds"].notna() | table["device"].notna()]
     if f.training or table.empty:
-        return None
+        return []
     speed = pd.to_numeric(table["tokens"], errors="coerce") / pd.to_numeric(table["seconds"], errors="coerce")
     table = table.assign(speed=speed)
     text = "Tokens per second are over the whole training, evaluations included. Members of one stack share its time."
-    grid = _each_training(table) if len(table) <= MOST_RUNS else _by_machine(table)
-    return Section("machines", "Sizes, machines and speed", [grid, Prose(text)])
+    return [_each_training(table) if len(table) <= MOST_RUNS else _by_machine(table), Prose(text)]
 
 
 def _each_training(table: pd.DataFrame) -> Grid:

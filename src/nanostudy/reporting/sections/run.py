@@ -9,7 +9,7 @@ from typing import Any
 from nanostudy.analysis import curves
 from nanostudy.analysis.curves import difference
 from nanostudy.measures import MEASURES, NATS
-from nanostudy.reporting.document import Block, Bullets, Facts, Grid, Prose, Section
+from nanostudy.reporting.document import Blocks, Bullets, Facts, Grid, Prose
 from nanostudy.reporting.findings import ENTROPY, Findings, Training
 from nanostudy.reporting.phrases import amount, missing
 from nanostudy.settings import FIELDS
@@ -47,19 +47,16 @@ def _title(name: str) -> str:
     return MEASURES[name].axis if MEASURES[name].unit == NATS else MEASURES[name].title
 
 
-def observations(f: Findings) -> Section | None:
-    t = f.training
-    if t is None:
-        return None
+def observations(t: Training) -> Blocks:
     lines = curves.observations(t.evaluations, t.log, t.experiment, t.entropy, t.characters_per_token)
     course = [curves.course(t.evaluations)] if len(t.evaluations) > 1 else []
-    return Section("observations", "Observations", [Bullets([*course, *lines])])
+    return [Bullets([*course, *lines])]
 
 
-def metrics(f: Findings) -> Section | None:
+def metrics(f: Findings) -> Blocks:
     t = f.training
     if t is None:
-        return None
+        return []
     row = f.results.experiments.iloc[0]
     known = {name: row[name] for name in MEASURES if name in row and not missing(row[name])}
     values = {_title(name): _whole(value, name) for name, value in known.items()}
@@ -67,7 +64,7 @@ def metrics(f: Findings) -> Section | None:
     skipped = t.metadata.get("skipped_updates", 0)
     values |= {"updates skipped, their gradient not being finite": f"{skipped:,}"} if skipped else {}
     values |= _marks(t) | _speeds(t)
-    return Section("metrics", "Metrics", [Facts(list(values.items())), Prose(_how_measured(t)), *_contexts(t)])
+    return [Facts(list(values.items())), Prose(_how_measured(t)), _contexts(t)]
 
 
 def _whole(value: float, name: str) -> str:
@@ -113,18 +110,17 @@ def _how_measured(t: Training) -> str:
     return text
 
 
-def _contexts(t: Training) -> list[Block]:
+def _contexts(t: Training) -> Grid:
     losses = {int(c): loss for c, loss in t.metadata.get("context_losses", {}).items()}
     bits = {c: loss / t.characters_per_token / math.log(2) for c, loss in losses.items()}
     rows = [(f"{c:,}", f"{losses[c]:.4f}", f"{bits[c]:.4f}") for c in sorted(losses)]
     caption = "The last weights' validation loss in windows of fixed lengths, at which runs of any context compare"
-    return [Grid(caption, ("context, tokens", NATS, "bits per character"), rows)] if rows else []
+    return Grid(caption, ("context, tokens", NATS, "bits per character"), rows)
 
 
-def evaluations(f: Findings) -> Section | None:
-    t = f.training
-    if t is None or not t.evaluations:
-        return None
+def evaluations(t: Training) -> Blocks:
+    if not t.evaluations:
+        return []
     best, every = curves.best(t.evaluations), -(-len(t.evaluations) // MOST_EVALUATIONS)
     rows = []
     for i, row in enumerate(t.evaluations):
@@ -133,18 +129,16 @@ def evaluations(f: Findings) -> Section | None:
             update = f"{curves.step(row)}{' (best)' if row is best else ''}"
             rows.append((update, int(row["tokens"]), duration(row["seconds"]), *(difference(n) for n in numbers)))
     header = ("update", "tokens", "time", "training loss", "validation loss", "gap", "validation, bits per character")
-    blocks: list[Block] = [Grid("Losses are in nats per token", header, rows)]
+    blocks: Blocks = [Grid("Losses are in nats per token", header, rows)]
     if len(rows) < len(t.evaluations):
         blocks.append(Prose(f"These are {len(rows)} of {len(t.evaluations):,}; evaluations.csv has all."))
     if t.left_out:
         blocks.append(Prose(f"Left out, their loss not being finite: {t.left_out:,}."))
-    return Section("evaluations", "Evaluations", blocks)
+    return blocks
 
 
-def model(f: Findings) -> Section | None:
-    if f.training is None:
-        return None
-    e, count = f.training.experiment, f.training.metadata["parameters"]
+def model(t: Training) -> Blocks:
+    e, count = t.experiment, t.metadata["parameters"]
     facts = [
         ("parameters, as nanoGPT counts", f"{count['without_positions']:,} (without position embeddings)"),
         ("parameters, all", f"{count['total']:,}"),
@@ -154,27 +148,23 @@ def model(f: Findings) -> Section | None:
         ("head shares the token embedding's weights", value_text(e.tie_embeddings)),
         ("first weights", "fresh" if e.init_from is None else f"from {e.init_from}"),
     ]
-    return Section("model", "Model", [Facts(facts)])
+    return [Facts(facts)]
 
 
-def corpus(f: Findings) -> Section | None:
-    if f.training is None:
-        return None
-    c = f.training.corpus
+def corpus(t: Training) -> Blocks:
+    c = t.corpus
     requested = f" (requested: {c['requested']})" if c["requested"] != c["name"] else ""
     facts = [("text", f"{c['name']}{requested}"), ("SHA-256", c["sha256"])]
     for label, split in (("training split", c["train"]), ("validation split", c["val"])):
         entropy = "" if split[ENTROPY] is None else f", entropy {split[ENTROPY]:.4f} nats per character"
         facts.append((label, f"{split['characters']:,} characters, {split['tokens']:,} tokens{entropy}"))
-    facts.append(("tokenizer", f"{c['tokenizer']['kind']}: {f.training.vocabulary:,} different tokens"))
-    return Section("corpus", "Corpus", [Facts(facts)])
+    facts.append(("tokenizer", f"{c['tokenizer']['kind']}: {t.vocabulary:,} different tokens"))
+    return [Facts(facts)]
 
 
-def settings(f: Findings) -> Section | None:
+def settings(t: Training) -> Blocks:
     """Each as a settings file has it."""
-    if f.training is None:
-        return None
-    e = f.training.experiment
+    e = t.experiment
     decay = {"lr_decay_iters": f"{e.max_iters} (max_iters)", "min_lr": f"{e.learning_rate / 10:g} (learning_rate / 10)"}
     rows = []
     for name, field in FIELDS.items():
@@ -182,25 +172,21 @@ def settings(f: Findings) -> Section | None:
         text = value_text(value)
         text = f"{text}: {decay[name]}" if value is None and name in decay and e.decay_lr else text
         rows.append((name, text if text.strip() else repr(text), field.meaning))
-    return Section("settings", "Settings", [Grid("All settings", ("setting", "value", "meaning"), rows)])
+    return [Grid("All settings", ("setting", "value", "meaning"), rows)]
 
 
-def environment(f: Findings) -> Section | None:
-    if f.training is None:
-        return None
-    m, machine = f.training.metadata, f.training.metadata["machine"]
+def environment(t: Training) -> Blocks:
+    m, machine = t.metadata, t.metadata["machine"]
     facts = [
         ("nanostudy", f"{m['nanostudy']} (numerics version {m['numerics_version']})"),
         *((title, str(machine[key])) for title, key in (("Python", "python"), ("PyTorch", "torch"), ("platform",) * 2)),
         ("identity of the run", m["identity"]),
     ]
-    return Section("environment", "Environment", [Facts(facts)])
+    return [Facts(facts)]
 
 
-def hardware(f: Findings) -> Section | None:
-    if f.training is None:
-        return None
-    m, machine = f.training.metadata, f.training.metadata["machine"]
+def hardware(t: Training) -> Blocks:
+    m, machine = t.metadata, t.metadata["machine"]
     facts = [
         ("device", f"{machine['device']}: {machine['device_name']}"),
         ("precision", machine["precision"]),
@@ -211,4 +197,4 @@ def hardware(f: Findings) -> Section | None:
         facts.append(("ranks", f"{machine['ranks']}, each with these threads"))
     resumed = ", ".join(f"{session['after_update']:,}" for session in m.get("sittings", [])[1:])
     lines: Sequence[str] = [*m.get("notes", []), *([f"resumed at update {resumed}"] if resumed else [])]
-    return Section("hardware", "Hardware", [Facts(facts), *([Bullets(lines)] if lines else [])])
+    return [Facts(facts), Bullets(lines)]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nanostudy.reporting.charts.experiments import quality_figure
 from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.document import Block, Bullets, Grid, Prose, Samples, Section
+from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose, Samples
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import interval
 from nanostudy.settings import SamplingParams
@@ -22,22 +22,19 @@ KINDS = {  # what is measured of samples: a plot's title, its axis
 MOST_ROWS = 10
 
 
-def writing(f: Findings) -> Section | None:
+def writing(f: Findings) -> Blocks:
     quality, results = f.analysis.quality, f.results
     if quality.empty:
-        return None
+        return []
     figure = quality_figure(results, quality, KINDS)
     lines = list(quality.attrs.get("notes", ()))
     if f.compares:
         lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in KINDS]
-    blocks: list[Block] = [*([figure] if figure else []), *([Bullets(lines)] if lines else [])]
     best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
-    if best:
-        rows = [(name, *_measured(quality.loc[name])) for name in best]
-        header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
-        caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
-        blocks.append(Grid(caption, header, rows, folded=figure is not None))
-    return Section("writing", "Sample quality", blocks) if blocks else None
+    rows = [(name, *_measured(quality.loc[name])) for name in best]
+    header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
+    caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
+    return [figure, Bullets(lines), Grid(caption, header, rows, folded=figure is not None)]
 
 
 def _measured(row: pd.Series) -> list[str]:
@@ -57,18 +54,18 @@ def _against_loss(row: Any) -> str:
     return f"{about}: {relation}; rank correlation {interval(row.rho, row.low, row.high, 2)}, n = {int(row.n)}."
 
 
-def samples(f: Findings) -> Section | None:
+def samples(f: Findings) -> Blocks:
     sampled = list(dict.fromkeys(sample["i"] for sample in f.data.samples))
     if not sampled:
-        return None
+        return []
     if f.training:
         how = (
             f"temperature {SamplingParams.temperature}, top-k {SamplingParams.top_k}, seed {f.training.experiment.seed}"
         )
         text = f"What the weights with the lowest validation loss write (sample.txt; {how})."
-        return Section("samples", "Samples", [Prose(text), Samples(sampled)])
+        return [Prose(text), Samples(sampled)]
     text = (
         "The best, the middle and the worst of those with samples, until you choose others here or in the table above."
     )
     first = [sampled[0], sampled[len(sampled) // 2], sampled[-1]] if len(sampled) > 2 else sampled
-    return Section("samples", "Samples", [Prose(text), Samples(first)])
+    return [Prose(text), Samples(first)]

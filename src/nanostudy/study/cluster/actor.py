@@ -66,31 +66,11 @@ class Transport(Protocol):
     def save(self, path: Path) -> Iterator[Message]: ...
 
 
-class ThroughDriver:
-    """A checkpoint travels in parts: what load() waits for, take() receives."""
-
-    def __init__(self) -> None:
-        self.loaded = threading.Event()
-        self.path: Path | None = None
-
-    def load(self, path: Path) -> Iterator[Message]:
-        self.path = path
-        self.loaded.clear()
-        yield Wanted()
-        self.loaded.wait()
-
-    def take(self, part: Part) -> None:
-        """Raises ValueError where a part before it is missing."""
-        assert self.path
-        if part.size == 0 or append_part(self.path, part):
-            self.loaded.set()
-
-    def save(self, path: Path) -> Iterator[Message]:
-        yield from parts(path)
-
-
 class WorkerActor:
-    """What Ray runs. All methods are called by one thread, in order."""
+    """What Ray runs. Its methods are called by one thread, in order; load() and save() by the task's thread.
+
+    Where no other transport is given it is one itself: a checkpoint travels through the driver, in parts.
+    """
 
     def __init__(self, threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -100,7 +80,8 @@ class WorkerActor:
         self.answers: queue.Queue[None] = queue.Queue()
         self.owing = False  # the last pull ended with a message that waits for an answer
         self.stop = threading.Event()
-        self.driver = ThroughDriver()
+        self.path = Path()  # where take() puts the checkpoint that load() waits for
+        self.loaded = threading.Event()
 
     def node(self) -> str:
         """The id of its node."""
@@ -117,7 +98,18 @@ class WorkerActor:
         threading.Thread(target=self._work, args=(task, resources, token, transport), daemon=True).start()
 
     def take(self, part: Part) -> None:
-        self.driver.take(part)
+        """Raises ValueError where a part before it is missing."""
+        if part.size == 0 or append_part(self.path, part):
+            self.loaded.set()
+
+    def load(self, path: Path) -> Iterator[Message]:
+        self.path = path
+        self.loaded.clear()
+        yield Wanted()
+        self.loaded.wait()
+
+    def save(self, path: Path) -> Iterator[Message]:
+        yield from parts(path)
 
     def pull(self, stop: bool) -> list[Message]:
         """The messages so far, with at most one part of a checkpoint; empty where none comes in time."""
@@ -147,7 +139,7 @@ class WorkerActor:
             yield from perform(task, resources, self.stop.is_set)
             return
         with tempfile.TemporaryDirectory(prefix="nanostudy-") as folder:
-            task, transport = replace(task, folder=Path(folder)), transport or self.driver
+            task, transport = replace(task, folder=Path(folder)), transport or self
             try:
                 yield from transport.load(task.path)
             except Exception as problem:  # the transport's library may raise anything

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nanostudy.data.corpus import Corpus
@@ -122,13 +121,9 @@ class Cluster:
 
     def _hire(self) -> None:
         share, unusable = self.nodes.share, self.nodes.unusable()
-        options: dict[str, Any] = {"num_cpus": share.cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        if share.gpus:
-            options["num_gpus"] = share.gpus
-        if share.memory is not None:
-            options["memory"] = share.memory
-        if unusable:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(unusable)})"}
+        needs = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "memory": share.memory}
+        where = {"label_selector": {"ray.io/node-id": f"!in({','.join(unusable)})"}} if unusable else {}
+        options = {**needs, **where, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         actor = self.ray.remote(WorkerActor).options(**options).remote(share.cpus)
         number = next(n for n in range(len(self.workers) + 1) if n not in self.workers)
         self.workers[number] = _Worker(actor, actor.node.remote())
@@ -146,13 +141,10 @@ class Cluster:
                 return
         bare: Any = task
         if isinstance(task, TrainStack | Measure):
-            corpus, bare = self._shared(task.corpus), replace(bare, corpus=None)
+            if id(task.corpus) not in self.corpora:
+                self.corpora[id(task.corpus)] = task.corpus, self.ray.put(task.corpus)
+            corpus, bare = self.corpora[id(task.corpus)][1], replace(bare, corpus=None)
         one.call = one.actor.start.remote(bare, corpus, self.each, self.token, transport)
-
-    def _shared(self, corpus: Corpus) -> Any:
-        if id(corpus) not in self.corpora:
-            self.corpora[id(corpus)] = corpus, self.ray.put(corpus)
-        return self.corpora[id(corpus)][1]
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
         self._look_around()
@@ -226,24 +218,21 @@ class Cluster:
             yield message
             return
         assert isinstance(worker.task, TrainStack)
-        if isinstance(message, Wanted):
-            try:
-                self._send_checkpoint(worker, checkpoint.newest(worker.task.path))
-            except self.ray.exceptions.RayError as problem:
-                node = self.nodes.roster.name(worker.node)
-                yield Broken("lost", f"{node} did not take a checkpoint: {first_line(problem)}")
-            except (OSError, NanostudyError) as problem:
-                yield _files_problem(problem)
-            return
         try:
-            self.checkpoint_store.keep(worker.task, message)
+            if isinstance(message, Wanted):
+                file = checkpoint.newest(worker.task.path)
+                for part in parts(file) if file else [Part(b"", 0, 0)]:
+                    self.ray.get(
+                        worker.actor.take.remote(part)
+                    )  # one by one, so that only one lies in the cluster's memory
+            else:
+                self.checkpoint_store.keep(worker.task, message)
+        except self.ray.exceptions.RayError as problem:
+            node = self.nodes.roster.name(worker.node)
+            yield Broken("lost", f"{node} did not take a checkpoint: {first_line(problem)}")
         except (OSError, NanostudyError) as problem:
-            yield Noted(f"a checkpoint could not be kept: {problem}")
-
-    def _send_checkpoint(self, worker: _Worker, file: Path | None) -> None:
-        """Part after part, so that only one lies in the cluster's memory."""
-        for part in parts(file) if file else [Part(b"", 0, 0)]:
-            self.ray.get(worker.actor.take.remote(part))
+            wanted = isinstance(message, Wanted)
+            yield _files_problem(problem) if wanted else Noted(f"a checkpoint could not be kept: {problem}")
 
     def _broken(self, problem: Exception, node: str | None) -> Broken:
         errors, name = self.ray.exceptions, self.nodes.roster.name(node)
@@ -252,7 +241,8 @@ class Cluster:
         if isinstance(problem, errors.RayTaskError):
             return Broken("error", first_line(problem.cause))
         if node is None and "node has died" not in str(problem):
-            return Broken("died", f"a worker did not begin: {_last_line(problem)}")
+            last_line = str(problem).strip().rpartition("\n")[2].strip() or type(problem).__name__
+            return Broken("died", f"a worker did not begin: {last_line}")
         gone = "node has died" in str(problem) or node not in {None, *self.nodes.roster.alive()}
         if isinstance(problem, errors.ActorDiedError) and not gone:
             return Broken("died", f"its worker on {name} died")
@@ -278,10 +268,8 @@ class Cluster:
             self.staffed = now
         elif now - self.staffed > WAITED and now - self.demanded < LOOK:
             self.staffed = now + 10 * WAITED  # says it again only then
-            waiting = (
-                f"waiting for a node with room for a worker ({self.nodes.share}); `ray status` shows what there is"
-            )
-            self._arrive(NOBODY, Noted(waiting))
+            room = f"a node with room for a worker ({self.nodes.share})"
+            self._arrive(NOBODY, Noted(f"waiting for {room}; `ray status` shows what there is"))
 
     def _dismiss(self, number: int) -> None:
         worker = self.workers.pop(number)
@@ -299,7 +287,3 @@ class Cluster:
 
 def _files_problem(problem: Exception) -> Broken:
     return Broken("files", str(problem), getattr(problem.__cause__ or problem, "errno", None) or errno.EAGAIN)
-
-
-def _last_line(problem: object) -> str:
-    return next((line.strip() for line in reversed(str(problem).splitlines()) if line.strip()), type(problem).__name__)

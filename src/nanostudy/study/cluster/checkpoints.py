@@ -81,7 +81,10 @@ class CheckpointStore:
             return
         write_atomically(task.folder / POINTER, message.address)
         with contextlib.suppress(Exception):  # the next save tries again
-            _remove_others(message.address)
+            files, place = url_to_fs(message.address)
+            for other in files.ls(_folder(place), detail=False):  # also those that the driver never heard of
+                if other.rpartition("/")[2] != place.rpartition("/")[2]:
+                    files.rm_file(other)
 
     def end(self, task: TrainStack, report: Done | Broken, stopped: bool) -> None:
         """Where the stack failed, its checkpoint is in its folder afterwards: the policy may split it."""
@@ -127,14 +130,6 @@ def _fetch(address: str, path: Path) -> None:
     """Raises FileNotFoundError where there is nothing."""
     files, place = url_to_fs(address)
     files.get_file(place, str(path))
-
-
-def _remove_others(address: str) -> None:
-    """The checkpoints before it, and those that the driver never heard of."""
-    files, place = url_to_fs(address)
-    for other in files.ls(_folder(place), detail=False):
-        if other.rpartition("/")[2] != place.rpartition("/")[2]:
-            files.rm_file(other)
 
 
 def _remove_folder(address: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import threading
 import time
 from collections import Counter
@@ -107,7 +106,6 @@ class Roster:
 class NodeInfo:
     """What the planner must know of a node."""
 
-    device: str  # its kind
     device_name: str
     precision: str
     memory: int | None  # bytes of its device that are free
@@ -184,10 +182,9 @@ class Nodes:
 
     def _inspect(self, id: str) -> None:
         """Needs no free core. A process that has seen all GPUs is used for nothing else."""
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
         options = {"num_cpus": 0, "max_retries": 0, "max_calls": int(bool(self.share.gpus))}
         inspect = self.ray.remote(**options)(self.inspector)
-        affinity = strategies.NodeAffinitySchedulingStrategy(id, soft=False)
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(id, soft=False)
         ref = inspect.options(scheduling_strategy=affinity).remote(self.expected, asdict(self.each))
         self.inspections[ref] = id
 
@@ -277,23 +274,17 @@ def inspector() -> Callable[
         versions["source"] = digest.hexdigest()[:12]
         if versions != expected:
             return versions, None
+        from nanostudy.device import available_memory
         from nanostudy.errors import NanostudyError
         from nanostudy.settings import Resources
-        from nanostudy.study.cluster.nodes import node_info
+        from nanostudy.study.cluster.nodes import NodeInfo
+        from nanostudy.training.machine import resolve
 
         try:
-            return versions, node_info(Resources(**resources))
+            machine = resolve(Resources(**resources))
         except NanostudyError as problem:
             return versions, str(problem)
+        memory = available_memory(machine.device)
+        return versions, NodeInfo(machine.device_name, machine.precision, memory, machine.notes)
 
     return inspect
-
-
-def node_info(resources: Resources) -> NodeInfo:
-    """Of this machine. Raises UsageError where it cannot give these resources."""
-    from nanostudy.device import available_memory
-    from nanostudy.training.machine import resolve
-
-    machine = resolve(resources)
-    memory = available_memory(machine.device)
-    return NodeInfo(machine.device.type, machine.device_name, machine.precision, memory, machine.notes)
