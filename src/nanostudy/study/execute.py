@@ -26,7 +26,7 @@ from nanostudy.study.retry import Retry
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.study.workers import Backend
-from nanostudy.text import duration
+from nanostudy.text import duration, listed
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
@@ -148,11 +148,11 @@ class Execution:
                 names = self.artifacts.waiting.popleft()
                 writing = self.artifacts.task(names)
                 if writing:
-                    self.assignments[worker] = Assignment(f"samples of {_and_more(names)}", names, None)
+                    self.assignments[worker] = Assignment(f"samples of {listed(names, 1)}", names, None)
                     self.backend.start(worker, writing)
             elif self.to_train:
                 stack = self.to_train.popleft()
-                label = _and_more(self.progress.undone(stack))
+                label = listed(self.progress.undone(stack), 1)
                 self.assignments[worker] = Assignment(label, stack.members, stack)
                 self.backend.start(worker, self.training_task(stack))
 
@@ -333,7 +333,7 @@ class Execution:
             self.progress.set_status(culprit, Status.FAILED)
             self.listener.say(f"{culprit} failed: {reason}", "red")
         else:
-            self.listener.say(f"{_and_more(undone)}: {reason} Going on in smaller stacks.", "yellow")
+            self.listener.say(f"{listed(undone, 1)}: {reason} Going on in smaller stacks.", "yellow")
         stacks = self.store.add_stacks((names, width) for names in parts)
         if saved:
             self.retry(lambda: self.divide_checkpoint(path, stacks))
@@ -377,10 +377,6 @@ class Execution:
                 workers.append({"worker": worker, "doing": assignment.label, "tokens_per_second": rate})
             self.store.set_progress(snapshot.seconds_left, workers)
             self.commit()
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 # --- bisecting a stack: half of it needs half the memory, and an experiment alone shows whether it is the culprit
