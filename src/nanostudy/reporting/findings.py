@@ -68,7 +68,7 @@ class Training:
         return self.metadata["corpus"]
 
     def model(self) -> str:
-        e, count = self.experiment, self.metadata["parameters"]["without_positions"]
+        e, count = self.experiment, self.metadata["parameters"]["total"]
         shape = f"{counted(e.n_layer, 'layer')}, {counted(e.n_head, 'head')}, width {e.n_embd}, context {e.block_size}"
         return f"{count:,} parameters ({shape})"
 
