@@ -366,8 +366,8 @@ def _arrive(
     runs.write_run(imported, target, resolve(imported.resources))
     notes = list(imported.notes)
     if imported.corpus is None:
-        notes.append("NOTE: the text is not at hand (name it with corpus=), so there is no report, and no going on")
-        return Conversion(target, tuple(notes))
+        note = "NOTE: the text is not at hand (name it with corpus=), so there is no report, and no going on"
+        return Conversion(target, (*notes, note))
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):

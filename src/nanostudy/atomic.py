@@ -17,14 +17,10 @@ from nanostudy.errors import NanostudyError, UsageError
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes beside the target, flushes to disk, and renames over the target. Raises NanostudyError."""
     data = content.encode() if isinstance(content, str) else content
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    replace_atomically(path, write)
+    replace_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def replace_atomically(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
+def replace_atomically(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
     """`write` fills a temporary file, which then takes the place of `path`. A failure leaves `path` as it was.
 
     The previous file is kept as `before`, if that is given. Raises NanostudyError.
@@ -126,8 +122,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def explain_writing(path: Path, problem: Exception) -> str:
-    full = getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem)
-    if full:
+    if getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem):
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
     return f"{path} could not be written: {problem}. What was there before is unchanged."
 

@@ -35,12 +35,17 @@ def _control_group(name: str) -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
+    name = _processor("model name") if device.type == "cpu" else ""
+    return name or platform.processor() or platform.machine()
+
+
+def _processor(*fields: str) -> str:
+    """What Linux reports of the processor in the first of these fields; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(fields):
+                return line.split(":", 1)[1].strip()
+    return ""
 
 
 def cuda_problem(device: torch.device) -> str | None:
@@ -60,16 +65,9 @@ def cuda_problem(device: torch.device) -> str | None:
 
 def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:
     """Whether code for these architectures runs: sm_XY on its major version from XY on, compute_XY on everything from XY on."""
-    for arch in arch_list:
-        kind, _, number = arch.partition("_")
-        digits = "".join(c for c in number if c.isdigit())
-        if not digits:
-            continue
-        built = (int(digits[:-1] or 0), int(digits[-1]))
-        same_major = built[0] == capability[0] and built <= capability
-        if (kind == "sm" and same_major) or (kind == "compute" and built <= capability):
-            return True
-    return False
+    built = re.findall(r"(sm|compute)_(\d*)(\d)", " ".join(arch_list))
+    versions = [(kind, (int(major or 0), int(minor))) for kind, major, minor in built]
+    return any(v <= capability and (kind == "compute" or v[0] == capability[0]) for kind, v in versions)
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -83,12 +81,8 @@ def has_native_bf16(device: torch.device) -> bool:
 
 def cpu_flags() -> set[str]:
     """Instruction sets of the CPU under Linux's names; elsewhere those that PyTorch detects."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.split(":", 1)[1].split())
-        return set()
+    if Path("/proc/cpuinfo").is_file():
+        return set(_processor("flags", "Features").split())
     flags = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
     return {flag for flag, probe in flags.items() if getattr(torch.cpu, probe, bool)()}
 

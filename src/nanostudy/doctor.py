@@ -45,20 +45,13 @@ def examine() -> Iterator[tuple[str, str]]:
         native = precision != "bf16" or has_native_bf16(machine.device)
         rate = product_rate(machine.device, DTYPES[precision])
         yield f"products in {precision}", f"{rate / 1e9:,.0f} GFLOP/s{'' if native else ' (emulated)'}"
-    yield (
-        "shakespeare",
-        str(locate_shakespeare() or f"not here; `nanostudy corpus fetch shakespeare` puts it into {cache_folder()}"),
-    )
+    missing = f"not here; `nanostudy corpus fetch shakespeare` puts it into {cache_folder()}"
+    yield "shakespeare", str(locate_shakespeare() or missing)
     yield "training would use", f"{machine.device}, {machine.precision}, {machine.threads} threads"
-    yield "because", "; ".join(_reasons(machine.precision, machine.device) + list(machine.notes))
-
-
-def _reasons(precision: str, device: torch.device) -> list[str]:
-    where = {"cpu": "no usable GPU was found", "cuda": "a CUDA GPU works", "mps": "an Apple GPU works"}[device.type]
-    native = (
-        "this device has bf16 instructions" if precision == "bf16" else f"{precision} is what this device does well"
-    )
-    return [where, native]
+    places = {"cpu": "no usable GPU was found", "cuda": "a CUDA GPU works", "mps": "an Apple GPU works"}
+    bf16 = machine.precision == "bf16"
+    why = "this device has bf16 instructions" if bf16 else f"{machine.precision} is what this device does well"
+    yield "because", "; ".join([places[machine.device.type], why, *machine.notes])
 
 
 def _gigabytes(device: torch.device) -> str:

@@ -62,7 +62,8 @@ class TensorBoard:
         # the training repeats what an earlier session wrote after its last checkpoint
         purge = subject.step + 1 if subject.step else None
         self.writer: Any = SummaryWriter(str(subject.folder / "tensorboard"), purge_step=purge)
-        self.settings = {name: _plain(value) for name, value in subject.settings.items()}
+        plain = (bool, int, float, str)
+        self.settings = {k: value if isinstance(value, plain) else str(value) for k, value in subject.settings.items()}
         rows = "\n".join(f"| {name} | {value} |" for name, value in self.settings.items())
         self.writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", subject.step)
 
@@ -121,12 +122,11 @@ class MLflow:
         place = existing.experiment_id if existing else self.client.create_experiment(project)
         tag = _id(subject)
         earlier = self.client.search_runs([place], f"tags.nanostudy = '{tag}'", max_results=1)
+        run = earlier[0] if earlier else self.client.create_run(place, run_name=subject.name, tags={"nanostudy": tag})
+        self.id = run.info.run_id
         if earlier:
-            self.id = earlier[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
-            made = self.client.create_run(place, run_name=subject.name, tags={"nanostudy": tag})
-            self.id = made.info.run_id
             params = [Param(name, str(value)[:500]) for name, value in subject.settings.items()]
             tags = [RunTag("identity", subject.identity), RunTag("folder", str(subject.folder.resolve()))]
             self.client.log_batch(self.id, params=params, tags=tags)
@@ -274,7 +274,3 @@ def _named(group: str, values: Mapping[str, float | None]) -> dict[str, float]:
 def _id(subject: Subject) -> str:
     """Identifies a training in its folder: the same after a resume, another in another folder."""
     return hashlib.sha256(f"{subject.identity} {subject.folder.resolve()}".encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)

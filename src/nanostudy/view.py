@@ -67,10 +67,7 @@ class View:
         """The lines that come first."""
 
     def say(self, text: str, style: str = "") -> None:
-        if self.cell:
-            self.cell.say(text, style)
-        else:
-            self.console.print(text, style=style)
+        (self.cell.say if self.cell else self.console.print)(text, style=style)
 
     def say_corpus(self, corpus: Corpus, more: str = "") -> None:
         if corpus.note:
@@ -221,12 +218,8 @@ def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
     """On one line of this width; the name of the best is cut, or left out."""
     counts = snapshot.counts
     done = sum(count for status, count in counts.items() if not status.is_undone)
-    texts = [f"{done}/{total} done"]
-    texts += [
-        f"{counts[status]} {status}"
-        for status in (Status.RUNNING, Status.DIVERGED, Status.FAILED)
-        if counts.get(status)
-    ]
+    noted = (Status.RUNNING, Status.DIVERGED, Status.FAILED)
+    texts = [f"{done}/{total} done", *(f"{counts[status]} {status}" for status in noted if counts.get(status))]
     if snapshot.seconds_left:
         texts.append(f"about {duration(snapshot.seconds_left)} left")
     if snapshot.best:
@@ -260,6 +253,7 @@ class Cell:
         self.draw()
 
     def progress(self, share: float, *status: str) -> None:
+        """`status`: the text beside the bar, then the lines below it."""
         self.share, self.status = share, status
         if time.monotonic() - self.shown_at >= REFRESH:
             self.draw()
@@ -290,8 +284,8 @@ class Cell:
         lines = [_line(text, style) for text, style in self.kept()]
         if self.share is not None:
             bar = f'<progress max="1" value="{self.share:.4f}" style="{CELL_BAR}"></progress>'
-            lines += [f"{bar} {html.escape(self.status[0]) if self.status else ''}"]
-            lines += [html.escape(text) for text in self.status[1:]]
+            summary, *below = map(html.escape, self.status)
+            lines += [f"{bar} {summary}", *below]
         return f'<pre style="line-height:1.35;margin:0">{chr(10).join(lines)}</pre>'
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanostudy.errors import UsageError
 from nanostudy.study import hardware
 from nanostudy.study.grid import Entry
-from nanostudy.study.hardware import GPUS, LAUNCH, SHARE, AssumedSpeed, Gpu, MeasuredSpeed, parse_machines
+from nanostudy.study.hardware import GPUS, LAUNCH, SHARE, Gpu, Speed, parse_machines
 from nanostudy.study.plan import Capacity, Pace, corpus_key, cost, makespan, plan, update_flops
 from nanostudy.study.simulate import RECORDING, Prediction, Run, Turn, Work, predict, simulate, work
 
@@ -174,19 +174,19 @@ def test_recording_is_a_bound():
 
 def test_the_assumed_speed_is_what_it_says(corpus):
     e, gpu = small(n_layer=3, gradient_accumulation_steps=5), Gpu("X", 1e12, 2**34, "bf16")
-    speed = AssumedSpeed(gpu)
+    speed = Speed.assumed(gpu)
     fixed, each = speed.update(e, corpus)
     assert fixed == pytest.approx(5 * 4 * hardware.KERNELS * LAUNCH)
     assert each == pytest.approx(update_flops(e, corpus) / (SHARE * 1e12))
     evaluations = speed.evaluations(e, corpus) - cost(e, corpus).evaluation_flops / (SHARE * 1e12)
     assert evaluations > 0
-    assert str(speed).startswith("assumed, not measured")
-    assert "published for X" in str(speed)
+    assert hardware.assumption(gpu).startswith("assumed, not measured")
+    assert "published for X" in hardware.assumption(gpu)
 
 
 def test_the_measured_speed_is_the_pace(corpus):
     e = small(max_iters=9)
     pace = Pace(((1e3, 2e6), (1e9, 8e6)), ((1e3, 5e6),))
-    speed = MeasuredSpeed(pace, 4.0)
+    speed = Speed(pace, 4.0)
     fixed, each = speed.update(e, corpus)
     assert fixed + 9 * each + speed.evaluations(e, corpus) == pytest.approx(pace.seconds(e, corpus))

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,28 +91,21 @@ def train(
 
 
 def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
-    """What to train, on what, the tracker, and the run folder."""
+    """What to train, on what, the tracker, and the run folder; prints what of nanoGPT's settings is not used."""
+    from nanostudy.interop.nanogpt_config import read_config
     from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
     given = parse_assignments(assignments)
     if source.endswith(".py"):
-        settings, named = _read_nanogpt(Path(source), given)
-        out = out or named
+        config = read_config(Path(source), given)
+        print(f"config   {source}, read and not executed; what it does not set is as in nanoGPT's train.py")
+        for name, value, reason in config.unused:
+            print(f"unused   {name} = {value}: {reason}")
+        settings, out = config.settings, out or config.out
     else:
         settings = {**read_settings(source), **given}
     experiment, resources = experiment_and_resources(settings)
     return experiment, resources, settings.get("track"), out or _default_folder(source, given)
-
-
-def _read_nanogpt(source: Path, given: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
-    """Settings and the run folder that a configuration of nanoGPT's names; prints what is not used."""
-    from nanostudy.interop.nanogpt_config import read_config
-
-    config = read_config(source, given)
-    print(f"config   {source}, read and not executed; what it does not set is as in nanoGPT's train.py")
-    for name, value, reason in config.unused:
-        print(f"unused   {name} = {value}: {reason}")
-    return config.settings, config.out
 
 
 def _default_folder(source: str, given: dict[str, str]) -> Path:
@@ -160,16 +154,11 @@ def sample(
     sampling["top_k"] = sampling["top_k"] or None
     block_size = loaded.experiment.block_size
     if len(prompt or "") + tokens > block_size:
-        how = (
-            "slides exactly, at full cost"
-            if sampling["exact"]
-            else f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
-        )
+        window = f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
+        how = "slides exactly, at full cost" if sampling["exact"] else window
         print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
     if count == 1:
-        pieces = loaded.stream(prompt, tokens, seed, **sampling)
-        print(prompt or "", end="", flush=True)
-        for piece in pieces:
+        for piece in chain([prompt or ""], loaded.stream(prompt, tokens, seed, **sampling)):
             print(piece, end="", flush=True)
         print()
         return
@@ -240,10 +229,7 @@ def corpus_list() -> None:
 
 
 @corpus_app.command("show")
-def corpus_show(
-    name: Corpus,
-    tokenizer: Tokenizer = "char",
-) -> None:
+def corpus_show(name: Corpus, tokenizer: Tokenizer = "char") -> None:
     """A corpus's sizes, checksum, entropy where known, and first lines."""
     from nanostudy.data.corpus import load_corpus
 
@@ -291,14 +277,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app()
-    except UsageError as problem:
-        print(f"nanostudy: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except ReportedElsewhere:
-        sys.exit(1)
     except NanostudyError as problem:
-        print(f"nanostudy: {problem}", file=sys.stderr)
-        sys.exit(1)
+        if not isinstance(problem, ReportedElsewhere):
+            print(f"nanostudy: {problem}", file=sys.stderr)
+        sys.exit(2 if isinstance(problem, UsageError) else 1)
 
 
 if __name__ == "__main__":

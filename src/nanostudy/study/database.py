@@ -49,9 +49,9 @@ class Database:
         self._pending.append((sql, values))
 
     def commit(self) -> None:
-        """Stores everything written since the last commit, or nothing; then it raises NanostudyError and keeps it for the next one.
+        """Stores everything written since the last commit, or raises NanostudyError and keeps it all for the next commit.
 
-        Only a write that the tables refuse is dropped, since they would always refuse it.
+        Only a write that the tables refuse is dropped, since they would refuse it again.
         """
         if not self._pending:
             return
@@ -189,7 +189,7 @@ def _address(path: Path) -> str:
 
 
 def _copy(path: Path) -> sqlite3.Connection:
-    """The file as of its last whole transaction, in memory, without a lock. Raises sqlite3.OperationalError where it was written meanwhile."""
+    """The file after its last complete transaction, in memory, without a lock. Raises sqlite3.OperationalError if it changed meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.sqlite"
         before = _moment(path)
@@ -207,9 +207,9 @@ def _copy(path: Path) -> sqlite3.Connection:
 
 
 def _moment(path: Path) -> tuple[bytes, bytes]:
-    """The file's header, which counts transactions, and the journal of one under way. If both are the same twice, so is the rest.
+    """The file's header, which counts transactions, and the journal of an open one. If neither changes, a copy made meanwhile is whole.
 
-    Pages that change in between are in the journal as they were, because SQLite writes them there first.
+    SQLite writes the previous content of a page to the journal before it changes the page.
     """
     journal = Path(f"{os.path.realpath(path)}-journal")
     with open(path, "rb") as file:

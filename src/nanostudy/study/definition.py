@@ -172,10 +172,8 @@ def definitions(path: Path) -> list[Study]:
 
 def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
     """A study that comes with nanostudy, by name, or a YAML file, by path; with key=value texts applied. Raises UsageError."""
-    if source in study_names():
-        return with_assignments(_study(parse_yaml(study_text(source), source), source), assignments)
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = study_text(source) if source in study_names() else Path(source).read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
         raise UsageError(f"{source} cannot be read: {problem}.") from None
     except (OSError, ValueError):

@@ -10,8 +10,8 @@ import contextlib
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
@@ -26,7 +26,7 @@ from nanostudy.study.retry import Retry
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.study.workers import Backend
-from nanostudy.text import duration
+from nanostudy.text import duration, listed
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
@@ -148,11 +148,11 @@ class Execution:
                 names = self.artifacts.waiting.popleft()
                 writing = self.artifacts.task(names)
                 if writing:
-                    self.assignments[worker] = Assignment(f"samples of {_and_more(names)}", names, None)
+                    self.assignments[worker] = Assignment(f"samples of {listed(names, 1)}", names, None)
                     self.backend.start(worker, writing)
             elif self.to_train:
                 stack = self.to_train.popleft()
-                label = _and_more(self.progress.undone(stack))
+                label = listed(self.progress.undone(stack), 1)
                 self.assignments[worker] = Assignment(label, stack.members, stack)
                 self.backend.start(worker, self.training_task(stack))
 
@@ -234,8 +234,7 @@ class Execution:
         elif isinstance(event, Logged):
             assignment.rates[name] = event.tokens_per_second
         elif isinstance(event, Evaluated):
-            values = (event.step, event.tokens, event.seconds, event.train_loss, event.val_loss)
-            self.store.evaluated(name, *values)
+            self.store.evaluated(name, event.step, event.tokens, event.seconds, event.train_loss, event.val_loss)
         elif isinstance(event, Stopped):
             self.store.progressed(name, event.step)
         elif isinstance(event, Finished):
@@ -251,8 +250,7 @@ class Execution:
         return recorder
 
     def record_finished(self, assignment: Assignment, event: Finished) -> None:
-        name = event.name
-        result = event.result
+        name, result = event.name, event.result
         self.store.finished(result)
         self.commit()
         self.progress.set_status(name, result.status, assignment.stack)
@@ -328,27 +326,27 @@ class Execution:
         path = self.stack_folder(stack) / CHECKPOINT
         saved, _ = self.retry(lambda: read_checkpoint(path))
         # the first in order have the slots that others left
-        result = bisect(undone, saved or undone[: stack.width])
-        if result.culprit:
-            self.record_failed(result.culprit, reason)
+        culprit, parts, width = bisect(undone, saved or undone[: stack.width])
+        if culprit:
+            self.store.failed(culprit, reason)
+            self.store.note("failed", reason, experiment=culprit)
+            self.progress.set_status(culprit, Status.FAILED)
+            self.listener.say(f"{culprit} failed: {reason}", "red")
         else:
-            self.listener.say(f"{_and_more(undone)}: {reason} Going on in smaller stacks.", "yellow")
-        stacks = self.store.add_stacks([(names, result.width) for names in result.parts])
+            self.listener.say(f"{listed(undone, 1)}: {reason} Going on in smaller stacks.", "yellow")
+        stacks = self.store.add_stacks((names, width) for names in parts)
         if saved:
-            parts = {
-                self.stack_folder(part) / CHECKPOINT: {name: self.identities[name] for name in part.members}
-                for part in stacks
-            }
-            self.retry(lambda: divide_checkpoint(path, parts))
+            self.retry(lambda: self.divide_checkpoint(path, stacks))
         self.close_stack(stack)  # the new stacks appear in the same transaction
         self.queue_samples(stack)
         self.to_train.extendleft(reversed(stacks))
 
-    def record_failed(self, name: str, reason: str) -> None:
-        self.store.failed(name, reason)
-        self.store.note("failed", reason, experiment=name)
-        self.progress.set_status(name, Status.FAILED)
-        self.listener.say(f"{name} failed: {reason}", "red")
+    def divide_checkpoint(self, path: Path, stacks: Sequence[StackRow]) -> None:
+        for stack in stacks:
+            make_folder(self.stack_folder(stack))
+        identities = self.identities
+        parts = {self.stack_folder(s) / CHECKPOINT: {name: identities[name] for name in s.members} for s in stacks}
+        checkpoint.divide(path, parts)
 
     # --- progress
 
@@ -381,24 +379,14 @@ class Execution:
             self.commit()
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 # --- bisecting a stack: half of it needs half the memory, and an experiment alone shows whether it is the culprit
 
 
-@dataclass(frozen=True)
-class Bisection:
-    """The experiment that failed alone, if there is one, and the stacks in which the others go on."""
+def bisect(undone: Sequence[str], in_slots: Collection[str]) -> tuple[str | None, list[list[str]], int]:
+    """The experiment that failed alone, if there is one, and the stacks in which the others go on, with their width.
 
-    culprit: str | None
-    parts: list[list[str]]
-    width: int
-
-
-def bisect(undone: Sequence[str], in_slots: Collection[str]) -> Bisection:
-    """`in_slots` had slots when the stack failed; those of them that are not in `undone` are done, and trained along."""
+    `in_slots` had slots when the stack failed; those of them that are not in `undone` are done, and trained along.
+    """
     suspects = [name for name in undone if name in in_slots]
     behind = [name for name in undone if name not in in_slots]
     culprit = None
@@ -408,7 +396,7 @@ def bisect(undone: Sequence[str], in_slots: Collection[str]) -> Bisection:
         parts = [suspects[::2] + behind[::2], suspects[1::2] + behind[1::2]]
     else:  # one beside members that are done was not alone yet
         parts = [suspects, behind]
-    return Bisection(culprit, [part for part in parts if part], (len(in_slots) + 1) // 2)
+    return culprit, [part for part in parts if part], (len(in_slots) + 1) // 2
 
 
 def read_checkpoint(path: Path) -> tuple[list[str], dict[str, str]]:
@@ -420,12 +408,6 @@ def read_checkpoint(path: Path) -> tuple[list[str], dict[str, str]]:
     except DamagedCheckpoint:
         checkpoint.set_aside(path)
         return [], {}
-
-
-def divide_checkpoint(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
-    for part in parts:
-        make_folder(part.parent)
-    checkpoint.divide(path, parts)
 
 
 def make_folder(place: Path) -> None:

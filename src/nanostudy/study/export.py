@@ -127,13 +127,10 @@ def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
     """Atomically; by a link if `link` is true and that works. False where there is no source."""
 
-    def copy(temporary: Path) -> None:
-        shutil.copyfile(source, temporary)
-
     if link and _link(source, target):
         return True
     try:
-        replace_atomically(target, copy)
+        replace_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
     except NanostudyError:
         if source.exists():
             raise

@@ -36,7 +36,7 @@ AT_ONCE = 10_000  # new experiments per commit
 
 
 def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
-    """All experiments that the definitions ask for, with their ids; and the impossible ones that were skipped."""
+    """All experiments of the definitions, with their ids, and messages about the impossible ones that were skipped."""
     entries: list[Entry] = []
     skipped: dict[str, None] = {}
     for study in studies:
@@ -66,7 +66,7 @@ class StudyFolder:
 
 @dataclass(frozen=True)
 class Design:
-    """What a folder's study is, or becomes. Nothing is written yet."""
+    """A folder's study as it will be. Nothing is written yet."""
 
     path: Path
     before: list[Study]  # the folder's definitions
@@ -85,7 +85,7 @@ class Design:
 
 
 def design(path: Path, study: Study | None = None) -> Design:
-    """The folder's study, begun or extended by `study`, or as it is where that is None. Raises UsageError where that cannot be."""
+    """The folder's study: begun or extended by `study`, or unchanged if that is None. Raises UsageError where they do not fit."""
     before = definitions(path)
     if study is None and not before:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
@@ -107,8 +107,9 @@ def design(path: Path, study: Study | None = None) -> Design:
 
 @contextlib.contextmanager
 def open_study(path: Path, study: Study | Design | None = None) -> Iterator[StudyFolder]:
-    """Writes the design, or that of this study, and holds the folder's lease. Raises NanostudyError where another process holds
-    it, or where the experiments are no longer what they were; then the folder is unchanged.
+    """Writes the design, or the design of this study, and holds the folder's lease.
+
+    Raises NanostudyError and changes nothing where another process holds the lease, or where the experiments changed.
     """
     plan = study if isinstance(study, Design) else design(path, study)
     with hold(path) as lease, contextlib.ExitStack() as stack:
@@ -124,7 +125,7 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
 
 
 def settled(study: Study, before: Sequence[Study] = ()) -> Study:
-    """With the corpus that `auto` stands for: the folder's, or what this machine has."""
+    """The study with the corpus that `auto` stands for: the folder's, or else the one that this machine has."""
     if study.settings.get("corpus") != "auto":
         return study
     existing = before[0].settings.get("corpus") if before else None
@@ -132,7 +133,7 @@ def settled(study: Study, before: Sequence[Study] = ()) -> Study:
 
 
 def _identities(folder: StudyFolder) -> dict[str, str]:
-    """By name. Raises NanostudyError where the folder's experiments are no longer what they were."""
+    """Identities by name. Raises NanostudyError where the folder's experiments changed."""
     identities = {entry.name: folder.inputs.identity(entry.experiment) for entry in folder.entries}
     first: dict[str, str] = {}
     for name, identity in identities.items():
@@ -154,16 +155,16 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
     existing = folder.store.identities()
     new = [entry for entry in folder.entries if entry.name not in existing]
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
-        some = new[start : start + AT_ONCE]
-        shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in some)
+        batch = new[start : start + AT_ONCE]
+        shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in batch)
         counts = [count_parameters(shape).total for shape in shapes]
-        folder.store.add(some, [identities[entry.name] for entry in some], counts)
+        folder.store.add(batch, [identities[entry.name] for entry in batch], counts)
         folder.store.commit()
     folder.store.end_session()
     folder.store.commit()
-    there = set(os.listdir(folder.path))  # read once: most experiments of a large study have no folder yet
+    existing_folders = set(os.listdir(folder.path))  # read once: most experiments of a large study have none yet
     for name, status in folder.store.statuses().items():
-        if status is Status.WAITING and name in there and (folder.run(name) / "run.json").is_file():
+        if status is Status.WAITING and name in existing_folders and (folder.run(name) / "run.json").is_file():
             adopt(folder, name)
 
 

@@ -11,10 +11,10 @@ from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
-from nanostudy.study.hardware import CORE_START, GPU_START, AssumedSpeed, Machines, MeasuredSpeed
+from nanostudy.study.hardware import CORE_START, GPU_START, Machines, Speed, assumption
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
-from nanostudy.study.simulate import Prediction, Speed, predict
+from nanostudy.study.simulate import Prediction, predict
 from nanostudy.study.store import FILE, Store
 from nanostudy.training.machine import resolve
 
@@ -55,12 +55,11 @@ def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Ma
 
 def _here(design: Design, undone: Sequence[Entry], where: Where, experiments: int) -> Plan:
     pool = make_pool(where, experiments)
-    pace: Pace | None = None
+    capacity, pace = pool.capacity, None
     try:
         pace, how = _calibrated(design, undone, pool)
     except NanostudyError as problem:
         how = str(problem)
-    capacity = pool.capacity
     stacks = plan(undone, design.inputs.corpora, capacity, pace)
     seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
     return Plan(stacks, capacity, pool.each.threads or 1, pool.notes, seconds, how, design.skipped)
@@ -84,16 +83,14 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
     corpora = design.inputs.corpora
     stacks = plan(undone, corpora, capacity)
     if gpu:
-        speed: Speed = AssumedSpeed(gpu)
-        how = str(speed)
+        speed, how = Speed.assumed(gpu), assumption(gpu)
     else:
         local = replace(resources, device=here.device.type, threads=None if machines.gpu else 1)
         pace, calibration = _calibrated(design, undone, make_pool(Where.of((), local, {}), machines.workers))
-        speed = MeasuredSpeed(pace, GPU_START if machines.gpu else CORE_START)
+        speed = Speed(pace, GPU_START if machines.gpu else CORE_START)
         how = f"as fast as {here.device_name} here; calibration: {calibration}"
-    predicted = predict(
-        stacks, corpora, speed, machines.workers, len(design.study.prompts) * design.study.sample_tokens
-    )
+    tokens = len(design.study.prompts) * design.study.sample_tokens
+    predicted = predict(stacks, corpora, speed, machines.workers, tokens)
     timed = [replace(s, seconds=t.end - t.begin) for s, t in zip(stacks, predicted.run.turns, strict=True)]
     notes = () if gpu else here.notes
     if not machines.gpu and len(undone) < machines.workers:

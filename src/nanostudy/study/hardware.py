@@ -101,53 +101,46 @@ def _plain(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class MeasuredSpeed:
-    """The speed of the workers that were calibrated, at the width of the calibrated stacks."""
+class Speed:
+    """How many seconds a worker needs: at the pace measured on this machine, or at an assumed one."""
 
     pace: Pace
-    start: float
+    start: float  # from the worker's start to its first step
+    launch: float = 0.0  # per kernel of updates and evaluations; a measured pace contains it
+
+    @staticmethod
+    def assumed(gpu: Gpu) -> Speed:
+        """The speed of a GPU that was not measured."""
+        rate = ((1.0, SHARE * gpu.peak),)
+        return Speed(Pace(rate, rate), GPU_START, LAUNCH)
 
     def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
+        """One step of a stack: a fixed part, and what each member adds."""
         size = update_flops(experiment, corpus)
-        return 0.0, size / self.pace.training_rate(size)
+        fixed = experiment.gradient_accumulation_steps * _kernels(experiment) * self.launch
+        return fixed, size / self.pace.training_rate(size)
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
-        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
-        return cost(experiment, corpus).evaluation_flops / rate
-
-    def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
-        return _launches(experiment) / 3 * LAUNCH, flops_per_token(shape_of(experiment, corpus)) / 3 / rate
-
-
-@dataclass(frozen=True)
-class AssumedSpeed:
-    """The speed of a GPU that was not measured."""
-
-    gpu: Gpu
-    start: float = GPU_START
-
-    def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        fixed = experiment.gradient_accumulation_steps * _launches(experiment) * LAUNCH
-        return fixed, update_flops(experiment, corpus) / (SHARE * self.gpu.peak)
-
-    def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
+        """All evaluations of one experiment, and its final scores."""
         flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
         batches = flops / per_token / EVALUATION_TOKENS
-        return batches * _launches(experiment) / 3 * LAUNCH + flops / (SHARE * self.gpu.peak)
+        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
+        return batches * _kernels(experiment) / 3 * self.launch + flops / rate
 
     def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        per_token = flops_per_token(shape_of(experiment, corpus)) / 3
-        return _launches(experiment) / 3 * LAUNCH, per_token / (SHARE * self.gpu.peak)
-
-    def __str__(self) -> str:
-        return (
-            f"assumed, not measured: {SHARE:.0%} of the {self.gpu.peak / 1e12:,.0f} TFLOP/s in {self.gpu.precision} "
-            f"published for {self.gpu.name}, and {LAUNCH * 1e6:.0f} µs for each of a step's {KERNELS} kernels per layer; "
-            "half or twice that time is well possible"
-        )
+        """One token that models of this shape write together: a fixed part, and what each model adds."""
+        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
+        return _kernels(experiment) / 3 * LAUNCH, flops_per_token(shape_of(experiment, corpus)) / 3 / rate
 
 
-def _launches(experiment: Experiment) -> int:
+def assumption(gpu: Gpu) -> str:
+    """In words, what Speed.assumed takes for granted."""
+    return (
+        f"assumed, not measured: {SHARE:.0%} of the {gpu.peak / 1e12:,.0f} TFLOP/s in {gpu.precision} published for {gpu.name}, "
+        f"and {LAUNCH * 1e6:.0f} µs for each of a step's {KERNELS} kernels per layer; half or twice that time is well possible"
+    )
+
+
+def _kernels(experiment: Experiment) -> int:
     """Kernels of one step: forward, backward and optimizer."""
     return KERNELS * (1 + experiment.n_layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,9 +44,7 @@ def as_csv(table: Iterable[Record]) -> str:
     first = next(rows, {})
     writer = csv.DictWriter(text, list(first), lineterminator="\n")
     writer.writeheader()
-    if first:
-        writer.writerow(first)
-    writer.writerows(rows)
+    writer.writerows(itertools.chain([first] if first else [], rows))
     return text.getvalue()
 
 
@@ -92,22 +91,21 @@ def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -
     """Diverged and failed experiments with their reasons, and how to try again."""
     lines = []
     for status in (Status.DIVERGED, Status.FAILED):
-        those = [row for row in rows if row.status == status]
-        lines += [f"{status:8} {row.name}: {row.reason}" for row in those[:most]]
-        lines += [f"         and {len(those) - most:,} more {status}"] if most and len(those) > most else []
+        unsuccessful = [row for row in rows if row.status == status]
+        lines += [f"{status:8} {row.name}: {row.reason}" for row in unsuccessful[:most]]
+        lines += (
+            [f"         and {len(unsuccessful) - most:,} more {status}"] if most and len(unsuccessful) > most else []
+        )
     if any(row.status == "failed" for row in rows):
         lines.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(path))}")
     return ["", *lines] if lines else []
 
 
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
-    """How far a study is, with its best experiments, or with `every` one of them."""
+    """How far a study is, with its best experiments, or with all of them (`every`)."""
     counts = store.counts()
     others = [f"{counts[status]:,} {status}" for status in Status if counts[status] and status != "finished"]
-    lines = [
-        f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
-        + "".join(f", {o}" for o in others)
-    ]
+    lines = [", ".join([f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished", *others])]
     progress = store.progress()
     if progress and progress[2]:
         lines += _progress_lines(*progress, path)
@@ -120,8 +118,8 @@ def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
 def _progress_lines(recorded: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(recorded)).total_seconds())
     if age > QUIET:
-        again = f"nanostudy study run {shlex.quote(str(path))}"
-        return [f"\nIt recorded no progress for {duration(age)}. If it no longer runs, go on with: {again}"]
+        command = f"nanostudy study run {shlex.quote(str(path))}"
+        return [f"\nIt recorded no progress for {duration(age)}. If it no longer runs, go on with: {command}"]
     remaining = "not known yet" if left is None else f"about {duration(max(0.0, left - age))}"
     doing = [
         {"": f"worker {w['worker']}", " ": str(w["doing"]), "  ": f"{w['tokens_per_second']:,} tokens/s"}

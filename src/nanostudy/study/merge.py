@@ -50,14 +50,12 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     before, _ = _results(into, entries, strict=True)
     results_of: dict[Path, dict[str, FinishedRun]] = {}
     lines = []
+    kept = dict(before)
     for source in sources:
         results_of[source], damaged = _results(source, entries, strict=False)
+        kept = {**results_of[source], **kept}
         lines += damaged
     check_identities([before, *results_of.values()], entries)
-
-    kept = dict(before)
-    for results in results_of.values():
-        kept = {**results, **kept}
     with hold(into):
         remove_leftovers(into)
         if studies != definitions(into):
@@ -72,8 +70,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
         for source, results in results_of.items():
-            lines.append(_source_line(source, results, kept))
-            lines += _differing_results(source, results, kept, entries)
+            lines += _source_lines(source, results, kept, entries)
         return lines + _summary(folder)
 
 
@@ -107,7 +104,7 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
 
 
 def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[str, FinishedRun], list[str]]:
-    """The folder's results by name; and, in words, run folders that cannot be read (strict: raises)."""
+    """The folder's results by name, and messages about run folders that cannot be read (strict: raises)."""
     results, problems = {}, []
     for entry in entries:
         try:
@@ -152,22 +149,17 @@ def _copy_file(source: str, target: str) -> None:
 # --- the report
 
 
-def _source_line(source: Path, results: Mapping[str, FinishedRun], kept: Mapping[str, FinishedRun]) -> str:
-    taken = sum(kept[name] is result for name, result in results.items())
-    rest = f", {len(results) - taken} had from elsewhere" if taken < len(results) else ""
-    return f"{source}: {counted(taken, 'result')} taken{rest}"
-
-
-def _differing_results(
+def _source_lines(
     source: Path, results: Mapping[str, FinishedRun], kept: Mapping[str, FinishedRun], entries: Iterable[Entry]
 ) -> list[str]:
-    """One line for each result of the source that differs from the one that is kept."""
-    lines = []
-    for name in [entry.name for entry in entries if entry.name in results]:
-        difference = None if kept[name] is results[name] else _difference(kept[name], results[name])
-        if difference:
-            lines.append(f"{name}: finished twice, {difference} in {source}")
-    return lines
+    """How many results were taken, then one line for each that differs from the one that is kept."""
+    others = [entry.name for entry in entries if entry.name in results and kept[entry.name] is not results[entry.name]]
+    rest = f", {len(others)} had from elsewhere" if others else ""
+    differences = {name: _difference(kept[name], results[name]) for name in others}
+    return [
+        f"{source}: {counted(len(results) - len(others), 'result')} taken{rest}",
+        *(f"{name}: finished twice, {what} in {source}" for name, what in differences.items() if what),
+    ]
 
 
 def _difference(kept: FinishedRun, other: FinishedRun) -> str | None:
@@ -248,11 +240,11 @@ def _adding(studies: Sequence[Study]) -> list[int]:
 
 
 def _differences(a: Study, b: Study, path_a: Path, path_b: Path) -> list[str]:
-    there, here = _deciding(a), _deciding(b)
+    one, other = _deciding(a), _deciding(b)
     return [
-        f"{what} {_value(there.get(what))} in {path_a}, {_value(here.get(what))} in {path_b}"
-        for what in dict.fromkeys([*there, *here])
-        if there.get(what) != here.get(what)
+        f"{what} {_value(one.get(what))} in {path_a}, {_value(other.get(what))} in {path_b}"
+        for what in {**one, **other}
+        if one.get(what) != other.get(what)
     ]
 
 

@@ -108,9 +108,8 @@ def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str
     e, shape = experiment, shape_of(experiment, corpus)
     element = DTYPES[precision].itemsize / 2
     parameters = 23 * count_parameters(shape).total * width
-    layer = (
-        4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd
-    )  # bytes per token, at two per element
+    # bytes per token, at two per element
+    layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd
     training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
     evaluation = EVALUATION_TOKENS * (1.4 * layer + 14 * shape.vocab_size)
     return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))

@@ -17,7 +17,6 @@ from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inlin
 from nanostudy.text import counted
 from nanostudy.training.inputs import Inputs
 from nanostudy.training.machine import resolve
-from nanostudy.training.train import Job
 
 CALIBRATION_SECONDS = 0.5  # each size takes so long for updates, and again for evaluations
 CALIBRATED_SIZES = 3
@@ -83,7 +82,9 @@ def calibrate(backend: Backend, stacks: Sequence[PlannedStack], inputs: Inputs, 
     for size in tried:
         stack = by_size[size]
         first = stack.members[0].experiment
-        jobs = [_one_micro_batch(inputs.job(entry.name, entry.experiment)) for entry in stack.members[: stack.width]]
+        jobs = [inputs.job(entry.name, entry.experiment) for entry in stack.members[: stack.width]]
+        # one micro-batch: an update of forty would take minutes on a small machine
+        jobs = [replace(j, experiment=replace(j.experiment, gradient_accumulation_steps=1)) for j in jobs]
         ready = _ready(backend, capacity.workers)
         for worker in ready:
             backend.start(worker, Measure(tuple(jobs), inputs.corpus(first), CALIBRATION_SECONDS))
@@ -107,11 +108,6 @@ def _ready(backend: Backend, expected: int) -> list[int]:
     if not ready:
         raise NanostudyError(f"no worker began within {BEGINNING_SECONDS:.0f} seconds")
     return ready
-
-
-def _one_micro_batch(job: Job) -> Job:
-    """An update of forty micro-batches would take minutes on a small machine."""
-    return replace(job, experiment=replace(job.experiment, gradient_accumulation_steps=1))
 
 
 def _results(backend: Backend, expected: int) -> Iterator[Measured]:

@@ -14,12 +14,7 @@ from nanostudy.errors import Interrupted, NanostudyError
 OUT_OF_REACH = {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.ENXIO}
 OUT_OF_REACH |= {getattr(errno, name) for name in ("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN") if hasattr(errno, name)}
 GONE = {errno.ENOENT, errno.ENOTDIR}  # the drive was taken away, and the folder with it
-TRANSIENT_SQLITE = (
-    "IOERR",
-    "CANTOPEN",
-    "BUSY",
-    "PROTOCOL",
-)  # the same faults by SQLite's names, and other programs' locks
+TRANSIENT_SQLITE = ("IOERR", "CANTOPEN", "BUSY", "PROTOCOL")  # likewise by SQLite's names, and other programs' locks
 ATTEMPTS = 4  # how often an action may fail while the folder answers
 
 T = TypeVar("T")

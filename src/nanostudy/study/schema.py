@@ -62,12 +62,8 @@ def create(db: sqlite3.Connection) -> None:
     )
     done = "SELECT 1 FROM experiments WHERE status IN ('finished', 'diverged') AND"
     refuse = partial(_refuse, db)
-    refuse(
-        "experiments_are_themselves",
-        "BEFORE UPDATE ON experiments",
-        _changed(fixed),
-        "id, name, identity and settings of an experiment never change",
-    )
+    unchanging = "id, name, identity and settings of an experiment never change"
+    refuse("experiments_are_themselves", "BEFORE UPDATE ON experiments", _changed(fixed), unchanging)
     refuse("results_stay", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed(results)})", HELD)
     refuse("results_are_kept", "BEFORE DELETE ON experiments", FINISHED, HELD)
     # INSERT OR REPLACE deletes conflicting rows without firing the trigger on DELETE.
@@ -76,12 +72,8 @@ def create(db: sqlite3.Connection) -> None:
     for when, rows in (("INSERT", "(NEW.experiment)"), ("DELETE", "(OLD.experiment)"), ("UPDATE", None)):
         condition = f"EXISTS ({done} id IN {rows or '(NEW.experiment, OLD.experiment)'})"
         refuse(f"curves_stay_{when.lower()}", f"BEFORE {when} ON evaluations", condition, HELD)
-    refuse(
-        "environments_stay",
-        "BEFORE UPDATE ON environments",
-        _changed(("id", "machine")),
-        "a recorded environment never changes",
-    )
+    environment = "a recorded environment never changes"
+    refuse("environments_stay", "BEFORE UPDATE ON environments", _changed(("id", "machine")), environment)
 
 
 def _refuse(db: sqlite3.Connection, name: str, when: str, condition: str, message: str) -> None:

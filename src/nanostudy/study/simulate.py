@@ -12,33 +12,16 @@ import math
 from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from nanostudy.data.corpus import Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.settings import Experiment
 from nanostudy.study.artifacts import models_at_once
+from nanostudy.study.hardware import Speed
 from nanostudy.study.plan import PlannedStack, makespan, shape_of
 from nanostudy.training.inputs import corpus_key
 
 RECORDING = 0.013  # seconds of the study's process per experiment; measured (docs/log.md), mostly the disk's
-
-
-class Speed(Protocol):
-    """How many seconds a worker needs."""
-
-    @property
-    def start(self) -> float:
-        """From the worker's start to its first step."""
-
-    def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        """One step of a stack: a fixed part, and what each member adds."""
-
-    def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
-        """All evaluations of one experiment, and its final scores."""
-
-    def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
-        """One token that models of this shape write together: a fixed part, and what each model adds."""
 
 
 @dataclass(frozen=True)

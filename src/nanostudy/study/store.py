@@ -74,7 +74,7 @@ class Store:
         return Store(database)
 
     def commit(self) -> None:
-        """Makes one transaction of all writes since the last. After a NanostudyError they are kept for the next commit."""
+        """Stores all writes since the last commit in one transaction. After a NanostudyError the next commit tries them again."""
         self._db.commit()
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Store:
     # --- writing
 
     def add(self, entries: Sequence[Entry], identities: Sequence[str], parameters: Sequence[int]) -> None:
-        """Adds experiments, waiting. One that exists already, with the same id, name and identity, is unchanged."""
+        """Adds waiting experiments. One that exists with the same id, name and identity stays as it is."""
         for entry, identity, count in zip(entries, identities, parameters, strict=True):
             settings = json.dumps(entry.experiment.as_dict())
             self._db.write(
@@ -102,13 +102,7 @@ class Store:
             self._ids[entry.name] = entry.id
 
     def started(
-        self,
-        name: str,
-        step: int,
-        evaluated_at: int,
-        members: int,
-        stack: int | None,
-        machine: Mapping[str, Any],
+        self, name: str, step: int, evaluated_at: int, members: int, stack: int | None, machine: Mapping[str, Any]
     ) -> None:
         """Deletes the evaluations after `evaluated_at` (-1: all), since the training repeats them."""
         id, where = self._id(name), json.dumps(dict(machine), sort_keys=True)
@@ -164,13 +158,13 @@ class Store:
             self._db.write("UPDATE experiments SET sampled = 1 WHERE id = ?", self._id(name))
 
     def requeue(self, names: Iterable[str]) -> None:
-        """Failed experiments among these wait again."""
-        again = "UPDATE experiments SET status = 'waiting', reason = NULL WHERE id = ? AND status = 'failed'"
+        """Makes the failed experiments among these wait again."""
+        update = "UPDATE experiments SET status = 'waiting', reason = NULL WHERE id = ? AND status = 'failed'"
         for name in names:
-            self._db.write(again, self._id(name))
+            self._db.write(update, self._id(name))
 
     def end_session(self) -> None:
-        """Running experiments wait: nothing trains now."""
+        """Makes running experiments wait, since nothing trains now."""
         self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
 
     def note(self, kind: str, detail: str, *, experiment: str | None = None, stack: int | None = None) -> None:
@@ -195,7 +189,7 @@ class Store:
         self._db.write("INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", _now(), seconds_left, rows)
 
     def _id(self, name: str) -> int:
-        """Read from memory, so that no write waits for the disk."""
+        """From memory, so that no write waits for the disk."""
         if name not in self._ids:
             raise _unknown(name, self._ids)
         return self._ids[name]
@@ -252,10 +246,9 @@ class Store:
         return {name: Status(status) for name, status in rows}
 
     def results(self, *, sampled: bool) -> dict[str, int | None]:
-        """The last stack of each experiment that has a result, and samples or none, by name."""
-        select = (
-            "SELECT name, stack FROM experiments WHERE status IN ('finished', 'diverged') AND sampled = ? ORDER BY id"
-        )
+        """Each experiment that has a result, and samples or none, by name, with the last stack that it trained in."""
+        with_result = "status IN ('finished', 'diverged')"
+        select = f"SELECT name, stack FROM experiments WHERE {with_result} AND sampled = ? ORDER BY id"
         return dict(self._db.fetch(select, sampled))
 
     def counts(self) -> dict[Status, int]:
@@ -296,11 +289,8 @@ class Store:
 
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
         """When it was recorded (UTC), the seconds left then, and what each worker did."""
-        for updated_at, seconds_left, workers in self._db.fetch(
-            "SELECT updated_at, seconds_left, workers FROM progress"
-        ):
-            return updated_at, seconds_left, json.loads(workers)
-        return None
+        rows = self._db.fetch("SELECT updated_at, seconds_left, workers FROM progress")
+        return (*rows[0][:2], json.loads(rows[0][2])) if rows else None
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,15 +173,14 @@ def _train(task: TrainStack, machine: Machine, stop: Callable[[], bool]) -> Iter
         for leftover in task.folder.glob(".*.tmp"):  # a process was killed while it wrote
             leftover.unlink(missing_ok=True)
         arguments = (task.jobs, task.corpus, machine, task.path)
-        events = train(*arguments, width=task.width, save_every=task.save_every, stop=stop)
+        go_on = partial(train, *arguments, width=task.width, save_every=task.save_every, stop=stop)
+        events = go_on()
         try:
-            first = next(events)
+            yield next(events)
         except DamagedCheckpoint as problem:
             yield Noted(f"{problem} It was set aside; training from the beginning.")
             checkpoint.set_aside(task.path)
-            events = train(*arguments, width=task.width, save_every=task.save_every, stop=stop)
-            first = next(events)
-        yield first
+            events = go_on()
         yield from events
 
 

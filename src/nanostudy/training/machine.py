@@ -88,21 +88,15 @@ def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
 
 
 def _choose_device(requested: str) -> tuple[torch.device, tuple[str, ...]]:
-    if requested == "cpu":
-        return torch.device("cpu"), ()
+    if requested == "auto" and torch.cuda.is_available():
+        problem = cuda_problem(torch.device("cuda", 0))
+        return (torch.device("cpu"), (f"training on the CPU: {problem}",)) if problem else (torch.device("cuda", 0), ())
     if requested == "auto":
-        if torch.cuda.is_available():
-            problem = cuda_problem(torch.device("cuda", 0))
-            if problem is None:
-                return torch.device("cuda", 0), ()
-            return torch.device("cpu"), (f"training on the CPU: {problem}",)
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), ()
-        return torch.device("cpu"), ()
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu"), ()
     device = torch.device(requested)
-    if device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device=mps: this PyTorch sees no Apple GPU. Use device=auto or device=cpu.")
+    if device.type != "cuda":
         return device, ()
     if not torch.cuda.is_available():
         raise UsageError(
@@ -110,7 +104,7 @@ def _choose_device(requested: str) -> tuple[torch.device, tuple[str, ...]]:
             "or install a PyTorch with CUDA and a driver that fits it."
         )
     device = torch.device("cuda", device.index or 0)
-    if (device.index or 0) >= torch.cuda.device_count():
+    if device.index >= torch.cuda.device_count():
         raise UsageError(
             f"device={requested}: this machine has {torch.cuda.device_count()} CUDA GPU(s), counted from 0."
         )

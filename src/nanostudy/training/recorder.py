@@ -19,9 +19,7 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving
 from nanostudy.training.machine import Machine
 from nanostudy.training.run_folder import (
     COLUMNS,
-    EVALUATION_COLUMNS,
     OPTIMIZER,
-    TRAINING_COLUMNS,
     append_rows,
     keep_rows,
     read_metadata,
@@ -60,7 +58,8 @@ class Recorder:
                 )
             self._write_metadata(**{"status": "unfinished", "notes": list(self.machine.notes), **about})
         elif before["identity"] != self.identity:
-            changed = _changes(before["settings"], self.experiment.as_dict())
+            there, now = before["settings"], self.experiment.as_dict()
+            changed = ", ".join(f"{k} {there.get(k)} there, {now[k]} requested" for k in now if there.get(k) != now[k])
             raise NanostudyError(
                 f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
                 "Choose another folder with --out; nothing was changed."
@@ -81,8 +80,8 @@ class Recorder:
         if isinstance(event, Started):
             for rows in self.rows.values():
                 rows.clear()
-            keep_rows(self.folder / "training.csv", TRAINING_COLUMNS, event.step)
-            keep_rows(self.folder / "evaluations.csv", EVALUATION_COLUMNS, event.evaluated_at)
+            keep_rows(self.folder / "training.csv", event.step)
+            keep_rows(self.folder / "evaluations.csv", event.evaluated_at)
             for stale in ("sample.txt", "samples.json", "report.md", "curve.png", "curve.svg"):
                 (self.folder / stale).unlink(missing_ok=True)
             before = read_metadata(self.folder) or {}
@@ -94,11 +93,9 @@ class Recorder:
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
             self.rows["training.csv"][event.step] = row
         elif isinstance(event, Evaluated):
-            bits = (
-                self.corpus.train.bits_per_character(event.train_loss),
-                self.corpus.val.bits_per_character(event.val_loss),
-            )
-            start = (event.step, event.tokens, round(event.seconds, 2), event.train_loss, event.val_loss)
+            train_loss, val_loss = event.train_loss, event.val_loss
+            bits = self.corpus.train.bits_per_character(train_loss), self.corpus.val.bits_per_character(val_loss)
+            start = (event.step, event.tokens, round(event.seconds, 2), train_loss, val_loss)
             self.rows["evaluations.csv"][event.step] = (*start, *bits)
         if isinstance(event, Evaluated | Saving | Stopped | Finished):
             self._write_rows()
@@ -110,7 +107,7 @@ class Recorder:
             path = self.folder / table
             if rows:
                 if table in self.unsure:
-                    keep_rows(path, COLUMNS[table], min(rows) - 1)
+                    keep_rows(path, min(rows) - 1)
                 self.unsure.add(table)
                 append_rows(path, list(rows.values()))
                 self.unsure.discard(table)
@@ -119,24 +116,21 @@ class Recorder:
     def _finish(self, event: Finished) -> None:
         result = event.result
         evaluations = read_rows(self.folder / "evaluations.csv")
-        for name, row, step in (
-            ("last", event.last_weights, result.step),
-            ("best", event.best_weights, result.best_step or 0),
-        ):
+        corpus = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+        last, best = (event.last_weights, result.step), (event.best_weights, result.best_step or 0)
+        for name, (row, step) in {"last": last, "best": best}.items():
             weights = Weights(row, self.experiment, self.config, self.corpus.tokenizer)
-            about = {"step": step, "identity": self.identity}
-            about["corpus"] = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+            about = {"step": step, "identity": self.identity, "corpus": corpus}
             save_weights(self.folder / f"{name}.safetensors", weights, about)
         if event.moments is not None and result.status is Status.FINISHED:
             exp_avg, exp_avg_sq = event.moments
             about = {"kind": "optimizer", "identity": self.identity, "updates": result.updates}
             save_tensors(self.folder / OPTIMIZER, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, about)
-        best = next((row for row in evaluations if row["step"] == result.best_step), None)
         self._write_metadata(
             **result.to_run(),
             initial=_finite(evaluations[0]) if evaluations else None,
             final=_finite(evaluations[-1]) if evaluations and result.status is Status.FINISHED else None,
-            best=best,
+            best=next((row for row in evaluations if row["step"] == result.best_step), None),
         )
 
     def _write_metadata(self, **changes: Any) -> None:
@@ -159,7 +153,3 @@ class Recorder:
 def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {key: finite(value) for key, value in row.items()}
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {before.get(k)} there, {now[k]} requested" for k in now if before.get(k) != now[k])

@@ -89,8 +89,9 @@ def append_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
         raise NanostudyError(explain_writing(path, problem)) from problem
 
 
-def keep_rows(path: Path, columns: tuple[str, ...], last_step: int) -> None:
+def keep_rows(path: Path, last_step: int) -> None:
     """Starts the table, or deletes the rows after the checkpoint, since the training repeats those updates."""
+    columns = COLUMNS[path.name]
     kept = [",".join(columns)]
     if path.is_file():
         for line in _table(path).splitlines()[1:]:
@@ -104,9 +105,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """A table's rows, without a last line that a kill cut short."""
     if not path.is_file():
         return []
-    reader = csv.DictReader(io.StringIO(_table(path)))
     rows = []
-    for row in reader:
+    for row in csv.DictReader(io.StringIO(_table(path))):
         try:
             rows.append({key: int(value) if key in ("step", "tokens") else float(value) for key, value in row.items()})
         except (TypeError, ValueError):

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +106,8 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
         return time.perf_counter() - start
 
     seconds_of(2)
-    count = max(2, min(50, int(seconds / seconds_of(1))))
-    update = seconds_of(count) / count
+    steps = max(2, min(50, int(seconds / seconds_of(1))))
+    update = seconds_of(steps) / steps
     context = run.config.block_size
     run.losses(stack.state.params, "val", context, batches=1)
     tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
@@ -134,8 +134,7 @@ class _Training:
         moments: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.moments = moments
-        self.ranks = ranks
+        self.moments, self.ranks = moments, ranks
         self.jobs = {job.name: job for job in jobs}
         self.identities = {job.name: job.identity for job in jobs}
         self.corpus, self.machine, self.stop, self.stopping = corpus, machine, stop, False
@@ -240,11 +239,8 @@ class _Training:
         return self.stopping
 
     def done(self, stack: Stack) -> list[int]:
-        return [
-            m
-            for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
-            if slot.diverged or slot.step >= e.max_iters
-        ]
+        ends = [e.max_iters for e in self.experiments(stack)]
+        return [m for m, slot in enumerate(stack.slots) if slot.diverged or slot.step >= ends[m]]
 
     def retire(self, stack: Stack) -> Iterator[Event]:
         """One finished member leaves. A waiting experiment takes its slot; if none waits, the stack shrinks."""
@@ -432,8 +428,4 @@ def windows_at_once(context: int, members: int) -> int:
 
 def contexts_within(block_size: int) -> list[int]:
     """The fixed context lengths at which experiments are compared: 32, 64, 128, ... up to block_size."""
-    contexts, c = [], SMALLEST_CONTEXT
-    while c <= block_size:
-        contexts.append(c)
-        c *= 2
-    return contexts
+    return list(takewhile(lambda context: context <= block_size, (SMALLEST_CONTEXT << i for i in count())))

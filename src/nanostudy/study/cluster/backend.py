@@ -121,13 +121,9 @@ class Cluster:
 
     def _hire(self) -> None:
         share, unusable = self.nodes.share, self.nodes.unusable()
-        options: dict[str, Any] = {"num_cpus": share.cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        if share.gpus:
-            options["num_gpus"] = share.gpus
-        if share.memory is not None:
-            options["memory"] = share.memory
-        if unusable:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(unusable)})"}
+        needs = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "memory": share.memory}
+        where = {"label_selector": {"ray.io/node-id": f"!in({','.join(unusable)})"}} if unusable else {}
+        options = {**needs, **where, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         actor = self.ray.remote(WorkerActor).options(**options).remote(share.cpus)
         number = next(n for n in range(len(self.workers) + 1) if n not in self.workers)
         self.workers[number] = _Worker(actor, actor.node.remote())
@@ -222,23 +218,21 @@ class Cluster:
             yield message
             return
         assert isinstance(worker.task, TrainStack)
-        if isinstance(message, Wanted):
-            try:
+        try:
+            if isinstance(message, Wanted):
                 file = checkpoint.newest(worker.task.path)
                 for part in parts(file) if file else [Part(b"", 0, 0)]:
                     self.ray.get(
                         worker.actor.take.remote(part)
                     )  # one by one, so that only one lies in the cluster's memory
-            except self.ray.exceptions.RayError as problem:
-                node = self.nodes.roster.name(worker.node)
-                yield Broken("lost", f"{node} did not take a checkpoint: {first_line(problem)}")
-            except (OSError, NanostudyError) as problem:
-                yield _files_problem(problem)
-            return
-        try:
-            self.checkpoint_store.keep(worker.task, message)
+            else:
+                self.checkpoint_store.keep(worker.task, message)
+        except self.ray.exceptions.RayError as problem:
+            node = self.nodes.roster.name(worker.node)
+            yield Broken("lost", f"{node} did not take a checkpoint: {first_line(problem)}")
         except (OSError, NanostudyError) as problem:
-            yield Noted(f"a checkpoint could not be kept: {problem}")
+            wanted = isinstance(message, Wanted)
+            yield _files_problem(problem) if wanted else Noted(f"a checkpoint could not be kept: {problem}")
 
     def _broken(self, problem: Exception, node: str | None) -> Broken:
         errors, name = self.ray.exceptions, self.nodes.roster.name(node)

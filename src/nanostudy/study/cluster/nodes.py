@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import threading
 import time
 from collections import Counter
@@ -183,10 +182,9 @@ class Nodes:
 
     def _inspect(self, id: str) -> None:
         """Needs no free core. A process that has seen all GPUs is used for nothing else."""
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
         options = {"num_cpus": 0, "max_retries": 0, "max_calls": int(bool(self.share.gpus))}
         inspect = self.ray.remote(**options)(self.inspector)
-        affinity = strategies.NodeAffinitySchedulingStrategy(id, soft=False)
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(id, soft=False)
         ref = inspect.options(scheduling_strategy=affinity).remote(self.expected, asdict(self.each))
         self.inspections[ref] = id
 
