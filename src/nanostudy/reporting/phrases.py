@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -33,8 +34,8 @@ def interval(value: float, low: float, high: float, decimals: int = 3) -> str:
     return f"{signed(value, decimals)} ({signed(low, decimals)} to {signed(high, decimals)})"
 
 
-def ends(low: float, high: float) -> str:
-    return "not known" if missing(low) or missing(high) else f"{number(low)} to {number(high)}"
+def ends(low: float, high: float, text: Callable[[float, int], str] = number) -> str:
+    return "not known" if missing(low) or missing(high) else f"{text(low, 4)} to {text(high, 4)}"
 
 
 def short(value: float) -> str:

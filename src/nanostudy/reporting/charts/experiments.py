@@ -45,7 +45,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     )
     with_intervals = bool(rows["low"].notna().any())
     layers = [
-        base.mark_point(filled=True, size=70, opacity=1).encode(x=marks.x_of("val_loss", "mean", scale=marks.free()))
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=marks.x_of("val_loss", "mean", scale=marks.FREE))
     ]
     if with_intervals:
         layers.insert(0, base.mark_rule(strokeWidth=2).encode(x=marks.x_of("val_loss", "low"), x2="high:Q"))
@@ -61,7 +61,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     return Figure(
         "ranking",
         "Ranking by validation loss",
-        (Panel(marks.layered(*layers), 20 * len(top)),),
+        (Panel(alt.layer(*layers), 20 * len(top)),),
         f"{caption} Ticks are the seeds." if replicated else caption,
         f"{len(rows):,} {what}, from {number(rows['mean'].min())} to {number(rows['mean'].max())} nats per token. "
         f"Lowest: {rows['label'].iloc[0]}. Others that are indistinguishable from it: {tied:,}.",
@@ -77,8 +77,7 @@ def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame,
     names = [str(name) for name in ranking["name"]]
     labels = dict(zip(names, names, strict=True))
     if replicated:
-        axes = [name for name in results.factors if len(levels(results.finished[name])) > 1]
-        table = results.experiments
+        axes, table = marks.varying(results), results.experiments
         labels = {
             name: ", ".join(f"{axis} {value_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names
         }
@@ -98,7 +97,7 @@ def parts_figure(means: pd.DataFrame, colour: str) -> Figure | None:
         .encode(
             y=alt.Y("part:N", sort=order, title=None),
             yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1.6, 1.6])),
-            x=marks.x_of("val_loss", scale=marks.free(), axis=alt.Axis(grid=True)),
+            x=marks.x_of("val_loss", scale=marks.FREE, axis=alt.Axis(grid=True)),
             tooltip=[*marks.WHO, marks.tip("val_loss")],
         )
     )
@@ -120,7 +119,7 @@ def parts_figure(means: pd.DataFrame, colour: str) -> Figure | None:
 def parallel_figure(results: Results) -> Figure | None:
     """One line per experiment through the levels of its settings to its loss."""
     table = results.finished
-    axes = [name for name in results.factors if len(levels(table[name])) > 1]
+    axes = marks.varying(results)
     if not axes or len(table) < 2:
         return None
     loss = table["val_loss"].astype(float)
@@ -192,19 +191,15 @@ def quality_figure(results: Results, quality: pd.DataFrame, kinds: Mapping[str, 
         if len(rows) < 2:
             continue
         percent = axis.endswith("%")
-        medians.append(
-            f"{title}, median {quality[column].median():.0%}"
-            if percent
-            else f"{title}, median {quality[column].median():.0f}"
-        )
+        medians.append(f"{title}, median {format(quality[column].median(), '.0%' if percent else '.0f')}")
         rows["i"] = rows["name"].map(place)
         rows[column] *= 100 if percent else 1
         chart = (
             marks.inline(records(rows, 4))
             .mark_point(filled=True, size=50)
             .encode(
-                x=marks.x_of("val_loss", scale=marks.free()),
-                y=alt.Y(f"{column}:Q", title=axis, scale=marks.free()),
+                x=marks.x_of("val_loss", scale=marks.FREE),
+                y=alt.Y(f"{column}:Q", title=axis, scale=marks.FREE),
                 opacity=marks.fading(0.8, 0.1),
                 tooltip=[marks.WHO[0], alt.Tooltip(f"{column}:Q", title=axis, format=".3~f")],
             )

@@ -105,8 +105,8 @@ def gap_figure(results: Results, curves: Sequence[Row], colour: str) -> Figure |
     if len(gaps) < 2:
         return None
     ends = marks.points("isValid(datum.gap) && isValid(datum.val_loss)", 60).encode(
-        x=marks.x_of("val_loss", scale=marks.free()),
-        y=marks.y_of("gap", scale=marks.free()),
+        x=marks.x_of("val_loss", scale=marks.FREE),
+        y=marks.y_of("gap", scale=marks.FREE),
         tooltip=[*marks.WHO, marks.tip("val_loss"), marks.tip("gap")],
     )
     panels = [Panel(alt.layer(marks.zero_line("y"), ends), 300, title="at the end, against the validation loss")]
@@ -154,8 +154,8 @@ def pareto_figure(fronts: Mapping[str, pd.DataFrame], colour: str) -> Figure | N
 
 
 def _front(cost: str, table: pd.DataFrame) -> Panel:
-    x = marks.x_of(cost, scale=marks.logarithmic(), axis=marks.magnitudes())
-    y = marks.y_of("val_loss", scale=marks.free())
+    x = marks.x_of(cost, scale=marks.logarithmic(), axis=marks.MAGNITUDES)
+    y = marks.y_of("val_loss", scale=marks.FREE)
     points = marks.points(f"datum.{cost} > 0 && isValid(datum.val_loss)").encode(
         x=x, y=y, tooltip=[*marks.WHO, marks.tip("val_loss"), marks.tip(cost)]
     )
@@ -184,7 +184,7 @@ def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Fi
 
 
 def _power_law(against: str, fit: Any) -> Panel:
-    x = marks.x_of(against, scale=marks.logarithmic(), axis=marks.magnitudes())
+    x = marks.x_of(against, scale=marks.logarithmic(), axis=marks.MAGNITUDES)
     y = marks.y_of("val_loss", scale=marks.logarithmic(12), axis=alt.Axis(format=".2f"))
     layers: list[Any] = [
         marks.points(f"datum.{against} > 0 && datum.val_loss > 0", 50, 0.8).encode(x=x, y=y, tooltip=marks.WHO)

@@ -16,17 +16,21 @@ GROUP = f"isValid(datum[{COLOUR}]) ? datum[{COLOUR}] : 'not known'"
 WHO = [alt.Tooltip("name:N", title="experiment"), alt.Tooltip("group:N", title="colour")]
 
 
+def varying(results: Results) -> list[str]:
+    """The settings that vary among the finished experiments."""
+    return [name for name in results.factors if len(levels(results.finished[name])) > 1]
+
+
 def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
     """The columns that can colour points and curves: settings first, those with the strongest effects before others."""
     table = results.experiments
-    order = [name for name in strongest if name in results.factors]
-    settings = [*order, *(name for name in results.factors if name not in order)]
-    varying = [name for name in settings if len(levels(results.finished[name])) > 1]
-    settings = [*varying, *(name for name in settings if name not in varying)]
+    settings = dict.fromkeys(name for name in (*strongest, *results.factors) if name in results.factors)
+    constant = {*results.factors} - {*varying(results)}
+    ordered = sorted(settings, key=lambda name: name in constant)
     others = [name for name in ("part", "status", "device", "precision") if table[name].nunique(dropna=True) > 1]
     seeds = ["seed"] if 1 < table["seed"].nunique(dropna=True) <= 12 else []
     names = [] if len(table) > 12 else ["name"]
-    return [*settings, *others, *seeds, *names] or ["status"]
+    return [*ordered, *others, *seeds, *names] or ["status"]
 
 
 def parameters(colour: str) -> dict[str, Any]:
@@ -77,24 +81,13 @@ def updates_axis() -> alt.X:
 
 
 UPDATE = alt.Tooltip("step:Q", title="update", format=",d")
-
-
-def free() -> alt.Scale:
-    """An axis that need not begin at zero."""
-    return alt.Scale(zero=False)
+FREE = alt.Scale(zero=False)  # an axis that need not begin at zero
+MAGNITUDES = alt.Axis(format="~s", tickCount=5)
 
 
 def logarithmic(padding: int = 14) -> alt.Scale:
     return alt.Scale(type="log", nice=False, padding=padding)
 
 
-def magnitudes() -> alt.Axis:
-    return alt.Axis(format="~s", tickCount=5)
-
-
 def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
-
-
-def layered(*charts: Any) -> Any:
-    return alt.layer(*charts) if len(charts) > 1 else charts[0]

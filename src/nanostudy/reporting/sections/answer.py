@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.frames import Results, levels
 from nanostudy.reporting.charts.experiments import ranked_cells
+from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
 from nanostudy.reporting.phrases import interval, number, short, signed
@@ -32,11 +32,6 @@ def answer(f: Findings) -> Blocks:
         "Do the published claims hold": claims_hold(f.analysis),
     }
     return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
-
-
-def varying(results: Results) -> list[str]:
-    """The settings that vary among the finished experiments."""
-    return [name for name in results.factors if len(levels(results.finished[name])) > 1]
 
 
 def what_matters(analysis: Analysis) -> str:

@@ -11,12 +11,11 @@ from nanostudy.reporting.charts import factors
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose
 from nanostudy.reporting.findings import Findings, strongest_by_factor
-from nanostudy.reporting.phrases import signed
+from nanostudy.reporting.phrases import ends, signed
 from nanostudy.text import value_text
 
 MOST_ROWS = 200  # of the table of effects
 MOST_RANKED = 10  # of the ranking by the gap
-NOT_KNOWN = "not known"
 
 
 def ranking(f: Findings) -> Blocks:
@@ -25,16 +24,12 @@ def ranking(f: Findings) -> Blocks:
         return []
     basis = f.analysis.ranking.attrs.get("basis")
     rows = [
-        (place, row["name"], signed(row["value"], 4), _interval(row["low"], row["high"]), value_text(row["tied"]))
+        (place, row["name"], signed(row["value"], 4), ends(row["low"], row["high"], signed), value_text(row["tied"]))
         for place, row in f.analysis.generalisation.head(MOST_RANKED).iterrows()
     ]
     header = ("place", "experiment", "gap", "95% interval", "indistinguishable from the first")
     by_gap = Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True)
     return [figure, Prose(str(basis)) if basis else None, by_gap]
-
-
-def _interval(low: float, high: float) -> str:
-    return NOT_KNOWN if low != low or high != high else f"{signed(low, 4)} to {signed(high, 4)}"
 
 
 def effects(f: Findings) -> Blocks:
@@ -57,7 +52,7 @@ def _effects_table(table: pd.DataFrame) -> Grid:
         (
             row.what,
             signed(row.effect, 4),
-            _interval(row.low, row.high),
+            ends(row.low, row.high, signed),
             "" if row.se != row.se else f"{row.se:.4f}",
             "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
             "" if row.share != row.share else f"{row.share:.1%}",

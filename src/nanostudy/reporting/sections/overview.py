@@ -8,10 +8,10 @@ import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES, NATS
+from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Blocks, Experiments, Grid, Prose
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, missing, short
-from nanostudy.reporting.sections.answer import varying
 from nanostudy.text import counted, digits, duration, listed, value_text
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
