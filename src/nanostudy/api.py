@@ -245,6 +245,8 @@ def _execute(
 ) -> list[Result]:
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
+        for note in folder.notes:
+            listener.say(note, "yellow")
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(where.track, listener.say))
         stack.callback(_write_results, folder)

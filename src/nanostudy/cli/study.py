@@ -296,5 +296,7 @@ def rebuild_command(folder: Folder) -> None:
     from nanostudy.study.definition import existing_folder
     from nanostudy.study.folder import rebuild
 
-    experiments, results = rebuild(existing_folder(folder))
-    print(f"{experiments:,} experiments, {results:,} results in their run folders")
+    experiments, results, notes = rebuild(existing_folder(folder))
+    for note in notes:
+        print(note)
+    print(f"{experiments:,} experiments, {results:,} results")
