@@ -50,7 +50,7 @@ class CorpusFacts:
         if self.requested in ("shakespeare", "auto") and self.name == "shakespeare" and locate_shakespeare() is None:
             return None
         try:
-            text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested)
+            text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested, self.tokenizer)
         except Exception:  # whatever the reason: a report can do without
             return None
         if text.sha256 != self.sha256:
