@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -42,7 +43,7 @@ def divergence(results: Results) -> pd.DataFrame:
         for value in values if len(values) > 1 else ():
             here = table[factor] == value
             counts = [int(lost[here].sum()), int(here.sum()), int(lost[~here].sum()), int((~here).sum())]
-            square = [[counts[0], counts[1] - counts[0]], [counts[2], counts[3] - counts[2]]]
+            square = np.array([[counts[0], counts[1] - counts[0]], [counts[2], counts[3] - counts[2]]])
             rows.append((factor, value, *counts, float(stats.fisher_exact(square).pvalue)))
     frame = pd.DataFrame(rows, columns=["factor", "value", "diverged", "n", "others_diverged", "others_n", "p"])
     return frame.assign(clear=frame["p"] * len(frame) < 1 - CONFIDENCE)

@@ -10,6 +10,7 @@ import pandas as pd
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.reporting.charts.experiments import ranked_cells
+from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
@@ -51,13 +52,13 @@ def what_diverges(analysis: Analysis) -> str:
         values = [
             f"with {row.factor} {value_text(row.value)} {row.diverged:,} of {row.n:,}, with its other values "
             f"{row.others_diverged or 'none'} of {row.others_n:,}"
-            for row in clear.sort_values("p", kind="stable").itertuples()
+            for row in each(clear.sort_values("p", kind="stable"))
         ]
         return f"{text}: {listed(values, MOST_NAMED)} (95% for all settings at once)."
     if not analysis.results.factors:
         return f"{text}, all with the same settings."
     cells = rates[rates["diverged"] > 0].drop_duplicates("cell").sort_values("diverged", ascending=False, kind="stable")
-    where = [f"{row.cell.replace('=', ' ')} in {row.diverged:,} of {row.n:,}" for row in cells.itertuples()]
+    where = [f"{row.cell.replace('=', ' ')} in {row.diverged:,} of {row.n:,}" for row in each(cells)]
     unclear = "; no value of a setting diverges clearly more often than the others (95%)" if len(table) else ""
     return f"{text}: {listed(where, MOST_NAMED)}{unclear}."
 
