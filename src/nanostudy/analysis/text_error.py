@@ -12,7 +12,7 @@ lengths. What the text does not show is in no interval: how far other texts diff
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ Array = np.ndarray
 class TextErrors:
     """The waves of each experiment's loss, or gap, along the text that all of them read."""
 
-    waves: Mapping[str, Array]  # (splits, COSINES): nats per token; by name, of those whose windows are known
+    waves: Mapping[str, Array]  # (splits, COSINES), in nats per token: by name, of those whose windows are known
     explanation: str  # what the errors are, or why there are none
 
     def of(self, weights: Mapping[str, float]) -> tuple[float, float]:
@@ -46,11 +46,35 @@ class TextErrors:
         """
         if not weights or any(name not in self.waves for name in weights):
             return math.nan, math.nan
-        total = sum(weight * self.waves[name] for name, weight in weights.items())
-        each = np.square(total).mean(axis=1)
-        variance = float(each.sum())
-        # Satterthwaite (1946) for the two texts of a gap
-        return variance, COSINES * variance**2 / float(np.square(each).sum()) if variance > 0 else float(COSINES)
+        total = np.sum([weight * self.waves[name] for name, weight in weights.items()], axis=0)
+        variance, df = combined(0.0, COSINES, np.square(total).mean(axis=-1))
+        return float(variance), float(df)
+
+    def of_cells(self, names: Sequence[str], cells: Array) -> Array:
+        """The waves of each cell's mean, (cells, splits, COSINES); nil for the share of experiments whose windows are not known."""
+        shape = next(iter(self.waves.values())).shape if self.waves else (1, COSINES)
+        each = np.stack([self.waves.get(name, np.zeros(shape)) for name in names])
+        sums = np.zeros((int(cells.max()) + 1, *shape))
+        np.add.at(sums, cells, each)
+        return sums / np.bincount(cells)[:, None, None]
+
+
+def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Array]:
+    """(variance, degrees of freedom) of the error from seeds, with its own `df`, and from texts, one in each of the last axis
+    (Satterthwaite, 1946)."""
+    variance = seeds + texts.sum(axis=-1)
+    spread = np.square(seeds) / df + np.square(texts).sum(axis=-1) / COSINES
+    return variance, np.divide(
+        np.square(variance), spread, out=np.full(np.shape(variance), float(df)), where=spread > 0
+    )
+
+
+def between(waves: Array) -> Array:
+    """The variances of paired differences of cells, (cells, cells, splits), from the cells' waves."""
+    flat = waves.swapaxes(0, 1)  # (splits, cells, COSINES)
+    squares = np.square(flat).sum(axis=-1)
+    distances = squares[:, :, None] + squares[:, None, :] - 2 * flat @ flat.swapaxes(1, 2)
+    return np.moveaxis(distances.clip(min=0) / COSINES, 0, -1)
 
 
 def text_errors(results: Results, by: str = "val_loss") -> TextErrors:
@@ -72,8 +96,8 @@ def text_errors(results: Results, by: str = "val_loss") -> TextErrors:
 
 LEFT_OUT = "the intervals leave out the error of a finite text."
 CONTAINED = (
-    "The error of a finite text is from the losses of single windows: how far a mean over a text of this length lies from that "
-    "of a longer one of the kind. Models that read the same text are compared window by window."
+    "The intervals contain the error of a finite text, too, from the losses of single windows: what differs from passage to "
+    "passage of this text, not what another author's would change."
 )
 
 
@@ -102,6 +126,7 @@ def text_error(results: Results, by: str = "val_loss") -> pd.DataFrame:
 def difference(results: Results, first: str, second: str, by: str = "val_loss") -> tuple[float, float, float]:
     """(difference, low, high) of two experiments by name, paired by text; the 95% interval holds no seed. NaN where unknown."""
     variance, df = text_errors(results, by).of({first: 1.0, second: -1.0})
-    value = float(results.experiments.loc[first, by] - results.experiments.loc[second, by])
+    values = results.finished[by]
+    value = float(values[first]) - float(values[second])
     half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
     return value, value - half, value + half
