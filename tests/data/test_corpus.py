@@ -118,8 +118,8 @@ def test_a_split_in_three_holds_out_the_end(tmp_path):
     corpus.check_window(99)
     with pytest.raises(UsageError, match="The validation split"):
         corpus.check_window(100)
-    with pytest.raises(UsageError, match=r"too short.*test 0"):
-        load_corpus(path, split="0.5/0.49999/0.00001")
+    with pytest.raises(UsageError, match=r"too short.*validation 0"):
+        load_corpus(path, split="0.5/0.0001/0.4999")
 
 
 def test_another_split_is_another_text_and_nanogpts_own_is_none(tmp_path):

@@ -155,7 +155,14 @@ def test_the_published_layout(study, tmp_path):
             name = row.name.replace("=", "-")
             config = (to / folder / each["Config Path"]).read_text(encoding="ascii")
             assert executed(config)["dropout"] == row.experiment.dropout
-            files = ("run.json", "training.csv", "evaluations.csv", WINDOW_LOSSES, "best.safetensors", "last.safetensors")
+            files = (
+                "run.json",
+                "training.csv",
+                "evaluations.csv",
+                WINDOW_LOSSES,
+                "best.safetensors",
+                "last.safetensors",
+            )
             for file in files:
                 assert (to / folder / name / file).read_bytes() == (study / row.name / file).read_bytes()
             sample = to / folder / "samples" / f"{name}.txt"

@@ -13,7 +13,7 @@ from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
-from nanostudy.analysis.text_error import TextErrors, between, combined, text_errors
+from nanostudy.analysis.text_error import TextErrors, combined, text_errors
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
@@ -56,14 +56,20 @@ def _cell_table(design: Design, noise: Noise, errors: TextErrors) -> pd.DataFram
     means = _adjusted_means(design)
     counts = np.bincount(design.cells)
     variance, df = noise.of_one
-    of_seeds, waves = variance / counts, errors.of_cells(list(map(str, design.table.index)), design.cells)
-    whole, dfs = combined(of_seeds, df, np.square(waves).mean(axis=-1))
+    names, of_cells = (
+        list(map(str, design.table.index)),
+        (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
+    )
+    best = int(np.argmin(means))
+    whole, dfs = combined(variance / counts, df, errors.of_contrasts(names, of_cells))
     se = np.sqrt(whole)
     margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
-    if len(means) == 1 or math.isnan(variance):
-        tied = np.full(len(means), True)
-    else:
-        tied = _possibly_best(means, *combined(of_seeds[:, None] + of_seeds[None, :], df, between(waves)))
+    more = variance / counts + variance / counts[best], df, errors.of_contrasts(names, of_cells - of_cells[best])
+    tied = (
+        np.full(len(means), True)
+        if len(means) == 1 or math.isnan(variance)
+        else _possibly_best(means, *combined(*more))
+    )
     values = (means, counts, se, means - margin, means + margin, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
@@ -77,14 +83,13 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
 
 
 def _possibly_best(means: Array, variances: Array, dfs: Array) -> Array:
-    """A cell is out where another is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1).
+    """A cell is out where the lowest is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1).
 
-    `variances` and `dfs` are of the differences of two cells.
+    `variances` and `dfs` are of the differences from the lowest.
     """
     inverse = np.linspace(1 / dfs.max(), 1 / dfs.min(), 6)  # critical values between are very nearly linear in 1 / df
     critical = [critical_value(len(means), 1 / one if one else math.inf) for one in inverse.tolist()]
-    allowance = np.interp(1 / dfs, inverse, critical) * np.sqrt(variances)
-    return np.asarray((means[:, None] - means[None, :] <= allowance).all(axis=1))
+    return np.asarray(means - means.min() <= np.interp(1 / dfs, inverse, critical) * np.sqrt(variances))
 
 
 def _adjusted_means(design: Design) -> Array:

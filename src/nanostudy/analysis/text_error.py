@@ -46,17 +46,18 @@ class TextErrors:
         """
         if not weights or any(name not in self.waves for name in weights):
             return math.nan, math.nan
-        total = np.sum([weight * self.waves[name] for name, weight in weights.items()], axis=0)
-        variance, df = combined(0.0, COSINES, np.square(total).mean(axis=-1))
-        return float(variance), float(df)
+        texts = self.of_contrasts(list(weights), np.array([list(weights.values())]))
+        variance, df = combined(0.0, COSINES, texts)
+        return float(variance[0]), float(df[0])
 
-    def of_cells(self, names: Sequence[str], cells: Array) -> Array:
-        """The waves of each cell's mean, (cells, splits, COSINES); nil for the share of experiments whose windows are not known."""
+    def of_contrasts(self, names: Sequence[str], weights: Array) -> Array:
+        """The variances (contrasts, splits) of weighted sums, (contrasts, experiments), of the losses of these experiments.
+
+        Nothing is counted for experiments whose windows are not known.
+        """
         shape = next(iter(self.waves.values())).shape if self.waves else (1, COSINES)
         each = np.stack([self.waves.get(name, np.zeros(shape)) for name in names])
-        sums = np.zeros((int(cells.max()) + 1, *shape))
-        np.add.at(sums, cells, each)
-        return sums / np.bincount(cells)[:, None, None]
+        return np.square(np.tensordot(weights, each, axes=1)).mean(axis=-1)
 
 
 def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Array]:
@@ -67,14 +68,6 @@ def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Arra
     return variance, np.divide(
         np.square(variance), spread, out=np.full(np.shape(variance), float(df)), where=spread > 0
     )
-
-
-def between(waves: Array) -> Array:
-    """The variances of paired differences of cells, (cells, cells, splits), from the cells' waves."""
-    flat = waves.swapaxes(0, 1)  # (splits, cells, COSINES)
-    squares = np.square(flat).sum(axis=-1)
-    distances = squares[:, :, None] + squares[:, None, :] - 2 * flat @ flat.swapaxes(1, 2)
-    return np.moveaxis(distances.clip(min=0) / COSINES, 0, -1)
 
 
 def text_errors(results: Results, by: str = "val_loss") -> TextErrors:
