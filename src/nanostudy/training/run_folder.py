@@ -20,6 +20,7 @@ from nanostudy import version
 from nanostudy.atomic import explain_writing, write_atomically
 from nanostudy.errors import DamagedRun, NanostudyError
 from nanostudy.result import Result, Status, finite
+from nanostudy.training.window_losses import WINDOW_LOSSES
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ FILES = {
         RunFile("settings.yaml"),
         RunFile("evaluations.csv", 2**28, has_checksum=True, decisive=True, required=True),
         RunFile("training.csv", 2**28, has_checksum=True, required=True),
+        RunFile(WINDOW_LOSSES, 2**28, has_checksum=True),
         RunFile("best.safetensors", None, has_checksum=True, decisive=True),  # a study may delete weights
         RunFile("last.safetensors", None, has_checksum=True, decisive=True),
         RunFile(OPTIMIZER, None, has_checksum=True),
