@@ -18,14 +18,14 @@ from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
-from nanostudy.errors import Interrupted, NanostudyError, UsageError
+from nanostudy.errors import Interrupted, UsageError
 from nanostudy.interop import runs
 from nanostudy.interop.runs import Conversion
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import joined
 from nanostudy.reporting.notebook import NotebookAnalysis
-from nanostudy.result import Result
+from nanostudy.result import Result, Status
 from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
@@ -43,14 +43,14 @@ from nanostudy.settings import (
 from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import definitions, folder_of, has_study, read_study, with_assignments
-from nanostudy.study.execute import Execution
-from nanostudy.study.folder import Design, StudyFolder, design, open_study
+from nanostudy.study.folder import Design, design, is_whole, open_study, rebuild
 from nanostudy.study.forecast import Plan, forecast
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
 from nanostudy.study.merge import merge
-from nanostudy.study.pool import Pool, make_pool
+from nanostudy.study.pool import make_pool
 from nanostudy.study.progress import Listener
+from nanostudy.study.store import FILE, Store
 from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training.events import Evaluated, Event, Stopped
@@ -59,7 +59,7 @@ from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import train as train_stack
 from nanostudy.version import VERSION
-from nanostudy.view import StudyView, TrainingView
+from nanostudy.view import TrainingView
 
 if TYPE_CHECKING:
     from nanostudy.reporting.write import Published
@@ -224,41 +224,29 @@ def retry_study(
     listener: Listener | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Runs the failed experiments of a study's folder again, or those of them that are named. Options as for run_study."""
+    """Runs again those experiments of a study's folder that failed, or whose run folders are lost or damaged; or those of
+    them that are named. Damaged run folders are set aside. Options as for run_study.
+    """
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
-    with open_study(Path(path)) as folder:
+    path = Path(path)
+    with Store.read(path / FILE) as store:
         for name in names:
-            folder.store.row(name)  # raises at an unknown one
-        failed = {row.name for row in folder.store.rows(status="failed") if not names or row.name in names}
-        if not failed:
-            raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
-        chosen = [entry for entry in folder.entries if entry.name in failed]
+            store.row(name)  # raises at an unknown one
+        rows = [row for row in store.rows() if not names or row.name in names]
+    failed = {row.name for row in rows if row.status is Status.FAILED}
+    lost = {row.name for row in rows if row.status.has_result and not is_whole(path, row.name)}
+    if not failed | lost:
+        whole = "has failed, and the run folders of results are whole"
+        raise UsageError(f"No experiment of {path} {whole}{', under these names' if names else ''}.")
+    notes = rebuild(path, lost)[2] if lost else []
+    with open_study(path) as folder:
+        folder.notes += notes
+        chosen = [entry for entry in folder.entries if entry.name in failed | lost]
         pool = make_pool(where, len(chosen))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, pool, where, listener)
-
-
-def _execute(
-    folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
-) -> list[Result]:
-    with contextlib.ExitStack() as stack:
-        listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
-        for note in folder.notes:
-            listener.say(note, "yellow")
-        stop = stack.enter_context(stop_requests())
-        tracked = stack.enter_context(tracking(where.track, listener.say))
-        stack.callback(_write_results, folder)
-        Execution(
-            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
-        ).run()
-    return folder.store.rows(names=[entry.name for entry in chosen])
-
-
-def _write_results(folder: StudyFolder) -> None:
-    with contextlib.suppress(NanostudyError):
-        folder.write_results()
 
 
 @takes(SETTINGS[name] for name in PLAN_OPTIONS)

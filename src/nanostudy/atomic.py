@@ -70,11 +70,14 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
     nothing can be written.
     """
     target = Path(os.path.abspath(target))
-    temporary, previous = temporary_beside(target), temporary_beside(target, "old.tmp")
+    # a mounted folder cannot be moved away, nor one whose parent may not be written: its files are replaced one by one
+    fixed = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
+    place = target / target.name if fixed else target
+    temporary, previous = temporary_beside(place), temporary_beside(place, "old.tmp")
     try:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} is a file. Name a folder.")
-        remove_leftovers(target.parent, f".{target.name}.")
+        remove_leftovers(place.parent, f".{target.name}.")
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
@@ -88,7 +91,7 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
                 f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
                 "nothing was changed."
             )
-        if existing or target == Path.cwd():
+        if existing or fixed or target == Path.cwd():
             for name in new:
                 _move(temporary / name, target / name)
         else:

@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
+def csv_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP's "CSV Injection" advises."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
 def value_text(value: Any) -> str:
     """A setting's value as a settings file has it: 128, 0.1, 0.0003, true, none."""
     if value is None or type(value).__name__ == "NAType" or value != value:

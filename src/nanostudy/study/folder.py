@@ -223,6 +223,15 @@ def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
     return True
 
 
+def is_whole(path: Path, name: str) -> bool:
+    """Whether the experiment's run folder has a result whose files agree with each other. Raises NanostudyError where they are out of reach."""
+    try:
+        metadata = run_folder.read_metadata(path / name)
+        return metadata is not None and metadata["status"] != "unfinished" and not all_faults(path / name, metadata)
+    except DamagedRun:
+        return False
+
+
 def adopt_evaluations(folder: StudyFolder, name: str) -> None:
     """Copies the run folder's evaluations, which a store that was rebuilt may lack."""
     for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):

@@ -17,7 +17,7 @@ from nanostudy.measures import MEASURES
 from nanostudy.result import Result, Status
 from nanostudy.settings import FIELDS
 from nanostudy.study.store import Store
-from nanostudy.text import duration, listed
+from nanostudy.text import csv_cell, duration, listed
 
 Record = Mapping[str, Any]
 
@@ -47,7 +47,8 @@ def as_csv(table: Iterable[Record]) -> str:
     first = next(rows, {})
     writer = csv.DictWriter(text, list(first), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(itertools.chain([first] if first else [], rows))
+    for row in itertools.chain([first] if first else [], rows):
+        writer.writerow({key: csv_cell(value) for key, value in row.items()})
     return text.getvalue()
 
 

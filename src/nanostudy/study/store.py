@@ -382,7 +382,7 @@ def is_file_name(name: Any) -> bool:
         isinstance(name, str)
         and 0 < len(os.fsencode(name)) <= 250
         and name.isprintable()
-        and not name.startswith((".", "-"))
+        and not name.startswith((".", "-", "=", "+", "@"))
         and not any(c in name for c in '/\\:*?"<>|')
     )
 

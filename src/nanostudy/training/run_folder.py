@@ -189,7 +189,7 @@ def faults(folder: Path, metadata: Mapping[str, Any], weights: bool = True) -> d
 
 def decisive(problems: Mapping[str, str]) -> list[str]:
     """The problems for which a result does not count."""
-    return [text for name, text in problems.items() if FILES[name].decisive]
+    return [text for name, text in problems.items() if name in FILES and FILES[name].decisive]
 
 
 def _contradiction(path: Path, metadata: Mapping[str, Any]) -> str | None:
