@@ -249,6 +249,27 @@ def retry_study(
             return _execute(folder, chosen, pool, where, listener)
 
 
+def _execute(
+    folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
+) -> list[Result]:
+    with contextlib.ExitStack() as stack:
+        listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
+        for note in folder.notes:
+            listener.say(note, "yellow")
+        stop = stack.enter_context(stop_requests())
+        tracked = stack.enter_context(tracking(where.track, listener.say))
+        stack.callback(_write_results, folder)
+        Execution(
+            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
+        ).run()
+    return folder.store.rows(names=[entry.name for entry in chosen])
+
+
+def _write_results(folder: StudyFolder) -> None:
+    with contextlib.suppress(NanostudyError):
+        folder.write_results()
+
+
 @takes(SETTINGS[name] for name in PLAN_OPTIONS)
 def plan_study(
     source: str | Path,

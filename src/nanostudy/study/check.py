@@ -110,8 +110,8 @@ def _check_run(path: Path, name: str, row: Result | None, curve: list[dict[str, 
     except NanostudyError as problem:
         yield Finding(name, str(problem), "make the file readable")
         return
-    for problem in problems.values():
-        yield Finding(name, problem, again if done else go_on)
+    for text in problems.values():
+        yield Finding(name, text, again if done else go_on)
     if row is None or run_folder.decisive(problems):
         return
     if not done:
