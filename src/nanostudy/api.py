@@ -18,7 +18,7 @@ from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
-from nanostudy.errors import Interrupted, UsageError
+from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs
 from nanostudy.interop.runs import Conversion
 from nanostudy.model.config import GPTConfig
@@ -43,12 +43,13 @@ from nanostudy.settings import (
 from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import definitions, folder_of, has_study, read_study, with_assignments
-from nanostudy.study.folder import Design, design, is_whole, open_study, rebuild
+from nanostudy.study.execute import Execution
+from nanostudy.study.folder import Design, StudyFolder, design, is_whole, open_study, rebuild
 from nanostudy.study.forecast import Plan, forecast
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
 from nanostudy.study.merge import merge
-from nanostudy.study.pool import make_pool
+from nanostudy.study.pool import Pool, make_pool
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store
 from nanostudy.tracking import check_installed, tracking
@@ -59,7 +60,7 @@ from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import train as train_stack
 from nanostudy.version import VERSION
-from nanostudy.view import TrainingView
+from nanostudy.view import StudyView, TrainingView
 
 if TYPE_CHECKING:
     from nanostudy.reporting.write import Published
