@@ -14,12 +14,12 @@ from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
-from nanostudy.reporting.phrases import interval, number, short, signed
+from nanostudy.reporting.phrases import interval, number, share_text, short, signed
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
-VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tested
+VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims that were tested
 
 
 def answer(f: Findings) -> Blocks:
@@ -189,9 +189,9 @@ def how_it_generalises(analysis: Analysis) -> str:
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
         row = quality.loc[best]
-        text += f"; of the words that the best writes, {row['words_real']:.0%} are real ones"
+        text += f"; of the words that the best writes, {share_text(row, 'words_real')} are real ones"
         if row["speakers_real"] == row["speakers_real"]:
-            text += f", and {row['speakers_real']:.0%} of its speakers exist in the text"
+            text += f", and {share_text(row, 'speakers_real')} of its speakers exist in the text"
     return f"{text}."
 
 
@@ -211,7 +211,7 @@ def claims_hold(analysis: Analysis) -> str:
         rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
     left = len(verdicts) - len(tested) - against
     if left:
-        rest.append(f"{left} {'was' if left == 1 else 'were'} not run or cannot be tested here")
+        rest.append(f"{left} {'is' if left == 1 else 'are'} not tested")
     return f"{text}; {listed(rest)}." if rest else f"{text}."
 
 
