@@ -26,7 +26,7 @@ from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
-VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tested
+VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims that were tested
 
 
 def answer(f: Findings) -> Blocks:
@@ -272,7 +272,7 @@ def claims_hold(analysis: Analysis) -> str:
         rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
     left = len(verdicts) - len(tested) - against
     if left:
-        rest.append(f"{left} {'was' if left == 1 else 'were'} not run or cannot be tested here")
+        rest.append(f"{left} {'is' if left == 1 else 'are'} not tested")
     return f"{text}; {listed(rest)}." if rest else f"{text}."
 
 
