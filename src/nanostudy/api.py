@@ -44,7 +44,7 @@ from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import definitions, folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
-from nanostudy.study.folder import Design, StudyFolder, design, is_whole, open_study, rebuild
+from nanostudy.study.folder import Design, StudyFolder, design, open_study, rebuild, run_faults
 from nanostudy.study.forecast import Plan, forecast
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
@@ -236,10 +236,16 @@ def retry_study(
             store.row(name)  # raises at an unknown one
         rows = [row for row in store.rows() if not names or row.name in names]
     failed = {row.name for row in rows if row.status is Status.FAILED}
-    lost = {row.name for row in rows if row.status.has_result and not is_whole(path, row.name)}
+    keep = definitions(path)[-1].keep if has_study(path) else "none"
+    lost = {
+        row.name
+        for row in rows
+        if row.status.has_result
+        and (run_faults(path / row.name, keep) or not os.path.lexists(path / row.name / "run.json"))
+    }
     if not failed | lost:
-        whole = "has failed, and the run folders of results are whole"
-        raise UsageError(f"No experiment of {path} {whole}{', under these names' if names else ''}.")
+        which = " under these names" if names else ""
+        raise UsageError(f"No experiment of {path} has failed{which}, and no result has lost its run folder.")
     notes = rebuild(path, lost)[2] if lost else []
     with open_study(path) as folder:
         folder.notes += notes

@@ -92,7 +92,9 @@ def hurry(monkeypatch):
 
 def test_an_experiment_from_waiting_to_finished(store, path):
     settings = json.dumps(Experiment(seed=2, dropout=0.1).as_dict())
-    measures = dict.fromkeys(("train_loss", "val_loss", "best_step", "best_val_loss", "updates", "tokens", "seconds"))
+    measures = dict.fromkeys(
+        ("train_loss", "val_loss", "test_loss", "best_step", "best_val_loss", "updates", "tokens", "seconds")
+    )
     measures["parameters"] = 1002
     assert store.row("e2") == Result("e2", "identity 2", settings, Status.WAITING, measures, id=2, part="all")
     assert store.row("e2").experiment == Experiment(seed=2, dropout=0.1)

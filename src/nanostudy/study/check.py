@@ -13,13 +13,12 @@ from nanostudy.atomic import LEFTOVER
 from nanostudy.errors import NanostudyError
 from nanostudy.measures import stored
 from nanostudy.result import Result
-from nanostudy.study.folder import DEFINITION, RESULTS_FILE, STACKS, definitions, entries_of
+from nanostudy.study.folder import DEFINITION, RESULTS_FILE, STACKS, definitions, entries_of, run_faults
 from nanostudy.study.listing import again_command, as_csv, records
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
-from nanostudy.training.weights import all_faults
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,10 @@ def check(path: Path) -> Checked:
     """Reads everything that the study's results depend on. A study that runs meanwhile may look unfinished, not damaged."""
     rebuild, findings = f"nanostudy study rebuild {shlex.quote(str(path))}", []
     try:
-        names = [entry.name for entry in entries_of(definitions(path))[0]]
+        studies = definitions(path)
+        if not studies:
+            raise NanostudyError("it is not there")
+        names = [entry.name for entry in entries_of(studies)[0]]
     except NanostudyError as problem:
         return Checked(path, 0, 0, 0, [Finding(DEFINITION, str(problem), "restore it from a copy")])
     rows: dict[str, Result] = {}
@@ -78,7 +80,7 @@ def check(path: Path) -> Checked:
         findings.append(Finding(FILE, f"{counted(len(absent), 'experiment')} missing, such as {absent[0]}", rebuild))
     whole = 0
     for name in names:
-        found = list(_check_run(path, name, rows.get(name), curves.get(name)))
+        found = list(_check_run(path, studies[-1].keep, name, rows.get(name), curves.get(name)))
         findings += found
         whole += not found and name in rows and rows[name].status.has_result
     if rows and not damaged_rows and not _same_table(path, list(rows.values())):
@@ -87,7 +89,9 @@ def check(path: Path) -> Checked:
     return Checked(path, len(names), sum(row.status.has_result for row in rows.values()), whole, findings)
 
 
-def _check_run(path: Path, name: str, row: Result | None, curve: list[dict[str, Any]] | None) -> Iterator[Finding]:
+def _check_run(
+    path: Path, keep: str, name: str, row: Result | None, curve: list[dict[str, Any]] | None
+) -> Iterator[Finding]:
     run, again = path / name, again_command(path, name)
     go_on = f"nanostudy study run {shlex.quote(str(path))}"
     done = row is not None and row.status.has_result
@@ -105,11 +109,7 @@ def _check_run(path: Path, name: str, row: Result | None, curve: list[dict[str, 
         if done:
             yield Finding(name, f"{FILE} has a result of it, and its run folder is unfinished", again)
         return
-    try:
-        problems = all_faults(run, metadata)
-    except NanostudyError as problem:
-        yield Finding(name, str(problem), "make the file readable")
-        return
+    problems = run_faults(run, keep)
     for text in problems.values():
         yield Finding(name, text, again if done else go_on)
     if row is None or run_folder.decisive(problems):

@@ -223,13 +223,21 @@ def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
     return True
 
 
-def is_whole(path: Path, name: str) -> bool:
-    """Whether the experiment's run folder has a result whose files agree with each other. Raises NanostudyError where they are out of reach."""
+def run_faults(run: Path, keep: str) -> dict[str, str]:
+    """As all_faults, and what is missing of weights where a study keeps `all`; empty where there is no finished run."""
     try:
-        metadata = run_folder.read_metadata(path / name)
-        return metadata is not None and metadata["status"] != "unfinished" and not all_faults(path / name, metadata)
-    except DamagedRun:
-        return False
+        metadata = run_folder.read_metadata(run)
+        if metadata is None or metadata["status"] == "unfinished":
+            return {}
+        return {**missing_weights(run, metadata, keep), **all_faults(run, metadata)}
+    except NanostudyError as problem:
+        return {"run.json": str(problem)}
+
+
+def missing_weights(run: Path, metadata: Mapping[str, Any], keep: str) -> dict[str, str]:
+    """Files that run.json recorded and that are not there, in a study that keeps all."""
+    recorded = (metadata.get("checksums") or {}) if keep == "all" else ()
+    return {name: f"{run / name} is not there." for name in recorded if not os.path.lexists(run / name)}
 
 
 def adopt_evaluations(folder: StudyFolder, name: str) -> None:

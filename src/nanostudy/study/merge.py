@@ -18,7 +18,7 @@ from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.result import Result
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, open_study
+from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, missing_weights, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
 from nanostudy.text import counted, listed, value_text
@@ -112,6 +112,8 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
 def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRun], list[str]]:
     """The folder's results by name, and messages about run folders that do not count."""
     results, problems = {}, []
+    studies = definitions(path)
+    keep = studies[-1].keep if studies else "none"
     for entry in entries:
         run = path / entry.name
         try:
@@ -119,11 +121,11 @@ def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRu
                 raise DamagedRun(f"{run} is a link.")
             metadata = run_folder.read_metadata(run)
             if metadata and metadata["status"] != "unfinished":
-                faults = all_faults(run, metadata)
-                links = [name for name in run_folder.FILES if (run / name).is_symlink()]
-                faults |= {name: f"{run / name} is a link." for name in links}
+                links = {name: f"{run / name} is a link." for name in run_folder.FILES if (run / name).is_symlink()}
+                faults = all_faults(run, metadata) | links
                 if decisive := run_folder.decisive(faults):
                     raise DamagedRun(" ".join(decisive))
+                faults |= missing_weights(run, metadata, keep)
                 results[entry.name] = FinishedRun(run, metadata, faults)
         except NanostudyError as problem:
             problems.append(str(problem))

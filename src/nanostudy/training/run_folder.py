@@ -251,7 +251,7 @@ def copy_bounded(source: Path, target: Path, most: int | None) -> str:
     if source.is_symlink():
         raise ValueError("it is a link")
     try:
-        with open(target, "xb") as file:
+        with open(target, "wb") as file:
 
             def piece(content: bytes) -> None:
                 digest.update(content)
