@@ -293,6 +293,12 @@ def test_a_report_is_swapped_in_whole(study, undrawn, monkeypatch):
     assert [path.name for path in study.iterdir() if path.name.endswith(".tmp")] == []
 
 
+def test_the_files_of_a_run_folder_are_documented():
+    text = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    table = text[: text.index("`training.csv`:")]
+    assert {name for name in run_folder.FILES if f"`{name}`" not in table} == set()
+
+
 # --- the matrix
 
 
