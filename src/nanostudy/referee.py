@@ -107,7 +107,7 @@ def confirm_study(
     """
     plan, folder = confirmation(study, most, seeds, difference)
     run_study(plan, folder, resources=resources, listener=listener, **options)
-    result = winner.confirmed(read_results([folder]))
+    result = winner.confirmed(read_results([folder]), read_results([folder.parent]))
     if result is None:
         raise NanostudyError(f"None of the settings finished with a fresh seed; {folder} has the reasons.")
     return result
@@ -240,14 +240,10 @@ def _look(folder: Path, rows: Sequence[Result], margin: float, context: int | No
     losses_a, losses_b = ([_loss(by_part[part][seed], context) for seed in seeds] for part in ("A", "B"))
     result = compare(losses_a, losses_b, looks, margin)
     shares = [(row.seconds or 0.0) / (row.members or 1) for row in rows]
-    more = None
-    if result.more_seeds:
-        machine = rows[0].machine
-        workers = workers_alike(str(machine.get("device")), machine.get("threads"))
-        more = result.more_seeds * sum(shares) / len(seeds) / workers
+    workers = workers_alike(str(rows[0].machine.get("device")), rows[0].machine.get("threads"))
     return dataclasses.replace(
         result,
-        more_seconds=more,
+        seed_seconds=sum(shares) / len(seeds) / workers,
         measure="val_loss" if context is None else f"val_loss_at_{context}",
         trainings=len(rows),
         seconds=sum(shares),
@@ -272,6 +268,7 @@ def _looks(folder: Path) -> list[int]:
 def as_record(result: Judgement) -> dict[str, Any]:
     """For JSON: None where a number is not known."""
     record = {**dataclasses.asdict(result), "reason": result.reason}
+    record |= {"more_seeds": result.more_seeds, "more_seconds": result.more_seconds}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -57,20 +58,31 @@ class Judgement:
     seconds: float = 0.0  # of training, all seeds together
     folder: str = ""
 
+    @cached_property
+    def more_seeds(self) -> int | None:
+        """Further ones with which the next look decides in 80% of cases, were the change as it seems; None: no need, or not known."""
+        if self.verdict is not Verdict.UNDECIDED or self.pairs < self.seeds:
+            return None
+        return _more_seeds(self.improvement, self.sd, self.pairs, alpha_at(len(self.looks) + 1), self.margin)
+
+    @property
+    def more_seconds(self) -> float | None:
+        """That those take here."""
+        return None if self.more_seeds is None or math.isnan(self.seed_seconds) else self.more_seeds * self.seed_seconds
+
     @property
     def reason(self) -> str:
         """The verdict in a sentence."""
-        change = f"it improves the loss by {_nats(self.improvement)} ({_nats(self.low)} to {_nats(self.high)})"
-        change += f" over {counted(self.pairs, 'seed')}"
         runs = f"A diverged with {self.diverged_a} of {counted(self.seeds, 'seed')}, B with {self.diverged_b}"
         if self.pairs < 2:
             return f"{runs}; too few are left to compare"
+        change = f"loss is {_change(self.improvement, self.low, self.high)} over {counted(self.pairs, 'seed')}"
         if self.diverged_a != self.diverged_b:
-            return f"{runs}; where neither did, {change.replace('it', 'B', 1)}"
-        return f"B {self._standing()}: {change}"
+            return f"{runs}; where neither did, B's {change}"
+        return f"B {self._standing()}: its {change}"
 
     def _standing(self) -> str:
-        small = _nats(abs(self.margin)).lstrip("+")
+        small = f"{abs(self.margin):g}"
         if self.verdict is Verdict.KEEP:
             return "is better than A" if self.low > 0 else f"is not worse than A by {small} or more"
         if self.verdict is Verdict.DISCARD:
@@ -103,8 +115,12 @@ class Judgement:
         return lines
 
 
-def _nats(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+def _change(improvement: float, low: float, high: float) -> str:
+    """0.0123 lower (0.0100 to 0.0146)."""
+    sign, word = (1, "lower") if improvement >= 0 else (-1, "higher")
+    ends = sorted((sign * low, sign * high))
+    texts = [f"{value:.4f}".replace("-", "−") for value in (sign * improvement, *ends)]
+    return f"{texts[0]} {word} ({texts[1]} to {texts[2]})"
 
 
 # --- the rule
@@ -135,8 +151,8 @@ def compare(
     both = ~gone_a & ~gone_b
     gains, n = (a - b)[both], int(both.sum())
     lower, upper = sorted((0.0, margin))
-    verdict, more = Verdict.UNDECIDED, None
-    mean = low = high = p = math.nan
+    verdict = Verdict.UNDECIDED
+    mean = sd = low = high = p = math.nan
     if n > 1:
         mean, sd = float(gains.mean()), float(gains.std(ddof=1))
         half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * sd / math.sqrt(n)
@@ -146,7 +162,6 @@ def compare(
         kept, out = low > lower, high < upper
         if kept or out:
             verdict = Verdict.KEEP if kept and not (out and margin > 0) else Verdict.DISCARD
-        more = _more_seeds(mean, sd, n, alpha_at(len(looks) + 1), (lower, upper))
     verdict = _with_divergences(verdict, only_a, only_b, alpha)
     return Judgement(
         verdict=verdict,
@@ -162,7 +177,7 @@ def compare(
         loss_a=float(a[both].mean()) if n else math.nan,
         loss_b=float(b[both].mean()) if n else math.nan,
         looks=looks,
-        more_seeds=more if verdict is Verdict.UNDECIDED and not only_a + only_b else None,
+        sd=sd,
     )
 
 
@@ -175,14 +190,14 @@ def _with_divergences(verdict: Verdict, only_a: int, only_b: int, alpha: float) 
     return toward if float(stats.binomtest(only_b, only_a + only_b).pvalue) <= alpha else verdict
 
 
-def _more_seeds(mean: float, sd: float, n: int, alpha: float, thresholds: tuple[float, float]) -> int:
-    """Further ones with which a look decides with POWER, were improvement and spread what they seem."""
+def _more_seeds(mean: float, sd: float, n: int, alpha: float, margin: float) -> int:
+    lower, upper = sorted((0.0, margin))
 
     def decides(total: int) -> bool:
         if sd == 0:
-            return mean > thresholds[0] or mean < thresholds[1]
+            return mean > lower or mean < upper
         critical, scale = float(stats.t.ppf(1 - alpha / 2, total - 1)), math.sqrt(total) / sd
-        distance = max(mean - thresholds[0], thresholds[1] - mean)
+        distance = max(mean - lower, upper - mean)
         return beyond(critical, total - 1, distance * scale) >= POWER
 
     return smallest(decides, n + 1) - n

@@ -14,6 +14,7 @@ from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE
 from nanostudy.analysis.power import by_seed
 from nanostudy.analysis.ranking import ranking
+from nanostudy.text import value_text
 
 CONFIRMATION = "confirmation"  # the study of the best settings, in the folder of the study that it confirms
 TEST_LOSS = "test_loss"  # where the corpus has a third part
@@ -64,7 +65,7 @@ class Estimate:
 class Confirmed:
     """What fresh seeds say of the settings that a study had tied for the best."""
 
-    name: str  # an experiment of the winner
+    settings: str  # the winner's, in words: of those that vary in the study
     loss: Estimate  # validation loss
     on_test: Estimate | None  # loss on the test part, which chose nothing; None where the corpus has none
     n: int  # fresh seeds of the winner that finished
@@ -82,8 +83,8 @@ def candidates(results: Results, most: int) -> list[str]:
     return list(tied["name"][~tied["name"].map(results.cells()).duplicated()])[:most]
 
 
-def confirmed(confirmation: Results) -> Confirmed | None:
-    """From the confirmation's results. None until something has finished.
+def confirmed(confirmation: Results, study: Results) -> Confirmed | None:
+    """From the results of the confirmation and of the study that it confirms. None until something has finished.
 
     The candidates are parts of that study, in the order that they had in the first. Those that diverged with a fresh seed win only
     where all did.
@@ -100,7 +101,7 @@ def confirmed(confirmation: Results) -> Confirmed | None:
     tied = {cells[name] for name in ranked["name"][ranked["tied"].astype(bool)]} - {winner}
     on_test = TEST_LOSS in table and bool(table[TEST_LOSS].notna().any())
     return Confirmed(
-        name=str(own.index[0]),
+        settings=", ".join(f"{name} {value_text(own[name].iloc[0])}" for name in study.factors) or str(own.index[0]),
         loss=_estimate(confirmation, winner, "val_loss"),
         on_test=_estimate(confirmation, winner, TEST_LOSS) if on_test else None,
         n=finished,

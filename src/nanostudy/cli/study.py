@@ -271,7 +271,7 @@ def confirm_command(
         _print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
         return
     result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
-    print(f"\n{textwrap.fill(confirmation_sentence(result, result.name), REPORT_WIDTH)}\n\nresults  {folder}")
+    print(f"\n{textwrap.fill(confirmation_sentence(result), REPORT_WIDTH)}\n\nresults  {folder}")
     print(f"report   nanostudy report {shlex.quote(str(existing_folder(study)))}")
 
 

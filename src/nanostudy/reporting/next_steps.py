@@ -104,8 +104,8 @@ def seeds_record(seeds: Seeds) -> dict[str, Any]:
     }
 
 
-def confirmation_sentence(result: Confirmed, settings: str) -> str:
-    """What fresh seeds say; `settings` are the winner's."""
+def confirmation_sentence(result: Confirmed) -> str:
+    """What fresh seeds say."""
     of = (
         f"of {result.candidates} settings tied for the best in the study"
         if result.candidates > 1
@@ -118,7 +118,7 @@ def confirmation_sentence(result: Confirmed, settings: str) -> str:
     if result.on_test:
         losses += f", test loss {_estimate(result.on_test)}"
     runs = counted(result.runs, "run")
-    text = f"On {counted(result.n, 'fresh seed')} {settings} {role}: {losses}; {result.diverged or 'none'} of its {runs} diverged"
+    text = f"On {counted(result.n, 'fresh seed')} {result.settings} {role}: {losses}; {result.diverged or 'none'} of its {runs} diverged"
     if result.tied:
         be = "is" if result.tied == 1 else "are"
         text += f"; {counted(result.tied, 'other')} {be} still indistinguishable from it (95%)"

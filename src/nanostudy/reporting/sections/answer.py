@@ -5,6 +5,8 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 
 from __future__ import annotations
 
+import shlex
+
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
@@ -14,6 +16,7 @@ from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, number, short, signed
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
@@ -27,13 +30,18 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
-    texts = diverged | {
-        "What matters": what_matters(f.analysis),
-        "What does not, and what acts together": what_does_not(f.analysis),
-        "Which model to use": which_model(f.analysis),
-        "How well it generalises and writes": how_it_generalises(f.analysis),
-        "Do the published claims hold": claims_hold(f.analysis),
-    }
+    confirmed = f.analysis.confirmed
+    texts = (
+        {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""}
+        | diverged
+        | {
+            "What matters": what_matters(f.analysis),
+            "What does not, and what acts together": what_does_not(f.analysis),
+            "Which model to use": which_model(f.analysis),
+            "How well it generalises and writes": how_it_generalises(f.analysis),
+            "Do the published claims hold": claims_hold(f.analysis),
+        }
+    )
     return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
 
 
@@ -134,6 +142,30 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
+    return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
+
+
+def _optimism(analysis: Analysis) -> str:
+    """The lowest of several losses was chosen for its luck, too."""
+    rows, replicated = ranked_cells(analysis.results, analysis.ranking)
+    if len(rows) < 2 or analysis.confirmed:
+        return ""
+    mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
+    chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
+    if value != value:
+        text = f"{chosen}."
+    elif number(value) == number(mean):
+        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+    else:
+        text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
+    provenance = analysis.results.provenance
+    paths = provenance.get("paths") or []
+    if len(paths) > 1 or not provenance.get("definition"):
+        return text
+    return f"{text} `nanostudy study confirm {shlex.quote(paths[0])}` runs the best on fresh seeds."
+
+
+def _best(analysis: Analysis) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return ""
