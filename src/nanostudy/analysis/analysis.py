@@ -13,6 +13,7 @@ from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
@@ -67,6 +68,11 @@ class Analysis:
     def seeds(self) -> Seeds:
         """How many tell settings from the best."""
         return power.seeds(self.results)
+
+    @cached_property
+    def text_error(self) -> pd.DataFrame:
+        """What a finite text contributes to each validation loss."""
+        return text_error_.text_error(self.results)
 
     @cached_property
     def part_means(self) -> pd.DataFrame:

@@ -47,10 +47,8 @@ class Judgement:
     loss_a: float  # means over the pairs
     loss_b: float
     looks: tuple[int, ...]  # the numbers of seeds at which a verdict was given; this one is the last
-    more_seeds: (
-        int | None
-    )  # with which the next look decides in 80% of cases, were the change as it seems; None: no need, or not known
-    more_seconds: float | None = None  # that those take here
+    sd: float  # of the paired differences
+    seed_seconds: float = math.nan  # that one more seed of both takes here
     a: str = "A"
     b: str = "B"
     measure: str = "val_loss"
