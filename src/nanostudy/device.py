@@ -146,16 +146,19 @@ def keep_freed_memory() -> None:
     mallopt(m_top_pad, 2**26)
 
 
+MEMORY_ADVICE = (
+    "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
+    "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
+)
+
+
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str = MEMORY_ADVICE) -> Iterator[None]:
     """Turns every kind of out-of-memory error into OutOfMemory, which says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
         text = str(problem)
         if isinstance(problem, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise OutOfMemory(
-                "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
-                "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
-            ) from None
+            raise OutOfMemory(advice) from None
         raise

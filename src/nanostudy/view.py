@@ -22,6 +22,7 @@ from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.pool import Pool
+from nanostudy.study.plan import evaluation_note
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.text import counted, duration
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Started
@@ -31,6 +32,7 @@ PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
 WIDE = 80  # characters of a terminal from which on columns keep these least widths, so that they stand still
 COLUMNS = (8, 0, 11, 15, 15)
+MOST_ODD = 3  # notes on a study's unusual settings
 SHORTEST_NAME = 12  # characters of a name that still tell something
 
 # a notebook's cell
@@ -118,7 +120,7 @@ class TrainingView(View):
             f"device   {machine.device} ({machine.device_name}), {machine.precision}, "
             f"{ranks}{counted(machine.threads, 'thread')}{', compiled kernels' * machine.compiled}"
         )
-        self.say_notes(machine.notes)
+        self.say_notes([*machine.notes, *e.oddities, *filter(None, [evaluation_note([(e, r.corpus)])])])
         self.say(f"folder   {r.folder}")
 
     def __call__(self, event: Event) -> None:
@@ -167,7 +169,11 @@ class StudyView(View):
         self.say_notes([f"skipped as impossible: {text}" for text in folder.skipped])
         threads = counted(self.pool.each.threads or 1, "thread")
         self.say(f"workers  {capacity.workers} on {capacity.device}, {threads} each, {capacity.precision}")
-        self.say_notes(self.pool.notes)
+        experiments = [entry.experiment for entry in self.chosen]
+        odd = list(dict.fromkeys(note for e in experiments for note in e.oddities))
+        odd[MOST_ODD:] = [f"and {len(odd) - MOST_ODD} more like these"] if len(odd) > MOST_ODD else []
+        much = evaluation_note((e, folder.inputs.corpus(e)) for e in experiments)
+        self.say_notes([*self.pool.notes, *odd, *filter(None, [much])])
         self.say(f"folder   {folder.path}")
 
     def show(self, snapshot: Snapshot) -> None:

@@ -144,25 +144,27 @@ def _entropy(text: Text, start: int, stop: int) -> float | None:
     return None if text.nats is None else float(text.nats[start:stop].mean())
 
 
-def evaluation_windows(corpus: Corpus, split: str, context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def evaluation_windows(
+    corpus: Corpus, split: str, context: int, batch: int, tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(inputs, targets), int64 (batch, context): fixed consecutive windows without randomness.
 
-    "val" covers the whole validation split: each token but the first is a target once. "train" takes as many windows, evenly
-    spread over the training split. Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to
+    "val" covers the whole validation split: each token but the first is a target once; with `tokens`, only as many windows
+    as hold so many, evenly spread. "train" takes as many windows, evenly spread over the training split. Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to
     full size, because every new size would compile new kernels.
     """
-    chosen = _starts(len(corpus.val.tokens), context)
-    tokens = corpus.val.tokens
+    available, text = _starts(len(corpus.val.tokens), context), corpus.val.tokens
+    count = len(available) if tokens is None else min(len(available), -(-tokens // context))
     if split == "train":
-        tokens = corpus.train.tokens
-        available = _starts(len(tokens), context)
-        count = min(len(chosen), len(available))
-        chosen = available[np.arange(count) * len(available) // count]
-    filled = np.append(chosen, np.full(-len(chosen) % batch, len(tokens)))
+        text = corpus.train.tokens
+        available = _starts(len(text), context)
+        count = min(count, len(available))
+    chosen = available[np.arange(count) * len(available) // count]
+    filled = np.append(chosen, np.full(-len(chosen) % batch, len(text)))
     for first in range(0, len(filled), batch):
         places = filled[first : first + batch, None] + np.arange(context + 1)
-        window = tokens[places.clip(max=len(tokens) - 1)].astype(np.int64)
-        missing = places[:, 1:] >= len(tokens)
+        window = text[places.clip(max=len(text) - 1)].astype(np.int64)
+        missing = places[:, 1:] >= len(text)
         yield window[:, :-1], np.where(missing, -1, window[:, 1:])
 
 

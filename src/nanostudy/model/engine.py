@@ -1,4 +1,4 @@
-"""One training step and one evaluation of a stack. Letters as in gpt.py.
+"""One training step and one evaluation of a stack. Letters as in gpt.py; C counts batches.
 
 Nothing here waits for the device, except where ranks wait for each other.
 """
@@ -176,15 +176,18 @@ def evaluate(
     `windows` yields (inputs, targets), int64 (B, T), for all members. Target -1 stands for no target.
     """
     weights = working_copies(params_MP, config, dtype)
-    sums_M, counts = [], []
+    # Batch by batch, in tensors that were there before: a small one that each batch left behind would lie in the middle of
+    # what it freed, and the next batch would find no room there (docs/log.md).
+    sums_CM, counts_C, batches = params_MP.new_zeros(64, len(params_MP)), params_MP.new_zeros(64), 0
     for inputs_BT, targets_BT in windows:
+        if batches == len(counts_C):
+            sums_CM, counts_C = (torch.cat([rows, torch.zeros_like(rows)]) for rows in (sums_CM, counts_C))
         size = (len(params_MP), -1, -1)
         logits_MBTV = forward(weights, inputs_BT.expand(size), config, ops=ops)
         losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops)
-        sums_M.append(losses_MBT.sum((1, 2)))
-        counts.append((targets_BT >= 0).sum())
-    if not counts:
-        return torch.zeros(len(params_MP) + 1, dtype=torch.float64)
+        sums_CM[batches] = losses_MBT.sum((1, 2))
+        counts_C[batches] = (targets_BT >= 0).sum()
+        batches += 1
     # summed on the host, because some devices have no double precision
-    total_M = torch.stack(sums_M).cpu().double().sum(0)
-    return torch.cat([total_M, torch.stack(counts).cpu().double().sum(0, keepdim=True)])
+    total_M, total = (rows[:batches].cpu().double().sum(0) for rows in (sums_CM, counts_C))
+    return torch.cat([total_M, total[None]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, takewhile
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, evaluation_windows
+from nanostudy.device import memory_errors
 from nanostudy.errors import RankLost
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
@@ -29,7 +30,14 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progre
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
 
-EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
+# What one batch of an evaluation may hold: tokens of a stack, and logits, of which each token has one per token of the
+# vocabulary. Both bound memory and do not change the result.
+EVALUATION_TOKENS = 8192
+EVALUATION_LOGITS = 2**23
+EVALUATION_ADVICE = (
+    "Memory ran out in an evaluation, in which batch_size plays no part. Lower n_embd, n_layer or block_size, or the number "
+    "of different tokens ({vocabulary:,}): tokenizer=byte has 256. The last checkpoint is whole."
+)
 SMALLEST_CONTEXT = 32
 SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
 
@@ -110,7 +118,7 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     update = seconds_of(steps) / steps
     context = run.config.block_size
     run.losses(stack.state.params, "val", context, batches=1)
-    tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
+    tokens = min(windows_at_once(context, len(jobs), run.config.vocab_size) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not batches:
         run.losses(stack.state.params, "val", context, batches=1)
@@ -187,18 +195,40 @@ class _Training:
             return
         start = time.monotonic()
         self.elapse(stack)
-        params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
-        train_losses, val_losses = (self.losses(params, split, self.config.block_size) for split in ("train", "val"))
+        evaluations = self.evaluations(stack, due)
         self.elapse(stack)
         self.speed.evaluated(time.monotonic() - start)
-        for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
-            slot = stack.slots[m]
+        for m in due:
+            slot, (train_loss, val_loss, compared) = stack.slots[m], evaluations[m]
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
-            if val_loss < slot.best_val_loss:
-                slot.best_step, slot.best_val_loss = slot.step, val_loss
+            if compared < slot.best_val_loss:
+                slot.best_step, slot.best_val_loss = slot.step, compared
                 stack.best[m] = stack.state.params[m]
             yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
+
+    def evaluations(self, stack: Stack, due: Sequence[int]) -> dict[int, tuple[float, float, float]]:
+        """By slot: training loss, validation loss, and the validation loss to compare with those before, on the same windows.
+
+        Exact at the end, or where eval_tokens is unset; else on the subset.
+        """
+        subset = {m: self.jobs[stack.slots[m].name].experiment.eval_tokens for m in due}
+        last = [m for m in self.done(stack) if m in subset]
+        tokens = {m: None if m in last else subset[m] for m in due}
+        train = self.losses_by_slot(stack, "train", tokens)
+        val = self.losses_by_slot(stack, "val", tokens)
+        compared = self.losses_by_slot(stack, "val", {m: subset[m] for m in last if subset[m]})
+        return {m: (train[m], val[m], compared.get(m, val[m])) for m in due}
+
+    def losses_by_slot(self, stack: Stack, split: str, tokens: Mapping[int, int | None]) -> dict[int, float]:
+        """Slots that read the same number of tokens are evaluated together."""
+        losses = {}
+        for count in dict.fromkeys(tokens.values()):
+            rows = [m for m in tokens if tokens[m] == count]
+            params = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[rows]
+            values = self.losses(params, split, self.config.block_size, tokens=count)
+            losses.update(zip(rows, values, strict=True))
+        return losses
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
         """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
@@ -214,10 +244,16 @@ class _Training:
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
             slot.diverged |= diverged  # an evaluation may have set it before
 
-    def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
-        """Mean losses over all windows, or over the first batches. Ranks share the windows and get the same numbers."""
-        windows = islice(self.windows(split, context, len(params)), batches)
-        sums = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
+    def losses(
+        self, params: Tensor, split: str, context: int, batches: int | None = None, tokens: int | None = None
+    ) -> list[float]:
+        """Mean losses over all windows, over the first batches of them, or over a fixed subset of about so many tokens.
+
+        Ranks share the windows and get the same numbers.
+        """
+        windows = islice(self.windows(split, context, len(params), tokens), batches)
+        with memory_errors(EVALUATION_ADVICE.format(vocabulary=self.config.vocab_size)):
+            sums = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
         totals = torch.cat([sums, sums.new_tensor([self.stopping])])
         self.ranks.add(totals)
         *losses, targets, stopping = totals.tolist()
@@ -225,9 +261,12 @@ class _Training:
             raise _StopRequested
         return [loss / targets for loss in losses]
 
-    def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def windows(
+        self, split: str, context: int, members: int, tokens: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of windows; none after a request to stop."""
-        batches = evaluation_windows(self.corpus, split, context, windows_at_once(context, members))
+        at_once = windows_at_once(context, members, self.config.vocab_size)
+        batches = evaluation_windows(self.corpus, split, context, at_once, tokens)
         for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
             if self.stop_requested():
                 return
@@ -422,8 +461,14 @@ class _Speed:
         return None if each is None else steps * each + evaluations * self.evaluation_seconds
 
 
-def windows_at_once(context: int, members: int) -> int:
-    return max(1, EVALUATION_TOKENS // (context * members))
+def windows_at_once(context: int, members: int, vocabulary: int) -> int:
+    """Windows in one batch of an evaluation."""
+    return max(1, evaluation_tokens(vocabulary) // (context * members))
+
+
+def evaluation_tokens(vocabulary: int) -> int:
+    """Tokens of a stack in one batch of an evaluation, as long as a window is no longer."""
+    return min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
 
 
 def contexts_within(block_size: int) -> list[int]:
