@@ -339,6 +339,7 @@ def no_compiler(monkeypatch):
     def forget():
         kernels.gpu.traced_ops.cache_clear()
         kernels.cpu.native_ops.cache_clear()
+        kernels.cpu.library_path.cache_clear()
 
     monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()

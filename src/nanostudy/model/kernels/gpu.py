@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import cache_folder
+from nanostudy.atomic import cache_of_code
 from nanostudy.errors import KernelsUnavailable, error_line
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 
@@ -23,7 +23,11 @@ def traced_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     another kernel. Earlier calls never change the kernel of a later one, so results do not depend on them. Raises
     KernelsUnavailable where the compiler fails on small tensors.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels" / "traced"))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        try:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_of_code("kernels") / "traced")
+        except OSError as problem:
+            raise KernelsUnavailable(f"they cannot be kept: {problem}") from None
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
     ops = Ops(
         **{name: _Traced(op, 2 if name == "adamw_kernel" else 1) for name, op in REFERENCE._asdict().items() if op}
