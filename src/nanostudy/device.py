@@ -110,6 +110,14 @@ def available_memory(device: torch.device) -> int | None:
     return min(limits) if limits else total_memory(device)
 
 
+def memory_kills() -> int | None:
+    """How many processes the system has ended because memory ran out, since it started; None where it does not count them."""
+    counts = re.findall(r"^oom_kill (\d+)$", _control_group("memory.events"), re.M)
+    with contextlib.suppress(OSError):
+        counts += re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(encoding="ascii"), re.M)
+    return sum(map(int, counts)) if counts else None
+
+
 def compiler() -> str | None:
     """The path of a C++ compiler, if one is on the PATH."""
     return next((path for name in ("c++", "g++", "clang++", "cl") if (path := shutil.which(name))), None)

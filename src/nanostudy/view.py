@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import sys
@@ -21,13 +22,14 @@ from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
-from nanostudy.study.pool import Pool
 from nanostudy.study.plan import evaluation_note
+from nanostudy.study.pool import Pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.text import counted, duration
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Started
 from nanostudy.training.recorder import Recorder
 
+PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
 WIDE = 80  # characters of a terminal from which on columns keep these least widths, so that they stand still
@@ -55,21 +57,24 @@ class View:
     def __enter__(self) -> Self:
         self.introduce()
         if self.console.is_terminal and not self.cell:
-            self.live.start()
+            with PRINTING:
+                self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.live.stop()
-        if self.cell:
-            self.cell.close()
+        with PRINTING:
+            self.live.stop()
+            if self.cell:
+                self.cell.close()
 
     def introduce(self) -> None:
         """The lines that come first."""
 
     def say(self, text: str, style: str = "") -> None:
-        (self.cell.say if self.cell else self.console.print)(text, style=style)
+        with PRINTING:
+            (self.cell.say if self.cell else self.console.print)(text, style=style)
 
     def say_corpus(self, corpus: Corpus, more: str = "") -> None:
         if corpus.note:
@@ -95,7 +100,8 @@ class View:
         elif self.live.is_started:
             bar = Table.grid(padding=(0, 1))
             bar.add_row(ProgressBar(total=1.0, completed=share, width=BAR), Text(summary, no_wrap=True))
-            self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), bar), refresh=True)
+            with PRINTING:
+                self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), bar), refresh=True)
         elif plain and not self.console.is_terminal and time.monotonic() - self.printed_at > self.plain_interval:
             self.printed_at = time.monotonic()
             self.say(plain)
@@ -143,7 +149,8 @@ class TrainingView(View):
                 f"{bits:.3f} bits per character   {duration(event.seconds)}"
             )
         elif isinstance(event, Finished):
-            self.live.stop()
+            with PRINTING:
+                self.live.stop()
             result = event.result
             if result.reason:
                 self.say(f"diverged: {result.reason}", "bold red")

@@ -886,7 +886,9 @@ def test_two_processes_that_build_at_once_and_half_a_library(tmp_path):
 
 @needs_compiler
 @pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
-@pytest.mark.parametrize("harm", ["writable library", "writable folder", "another's library", "another's folder", "link"])
+@pytest.mark.parametrize(
+    "harm", ["writable library", "writable folder", "another's library", "another's folder", "link"]
+)
 def test_a_library_that_others_could_have_written_is_not_loaded(anew, tmp_path, monkeypatch, harm):
     """Instead one is built where only this user writes; a folder of this user's own is closed again."""
     folder, me, real = tmp_path / "cache" / "kernels", os.getuid(), os.lstat

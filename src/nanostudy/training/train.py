@@ -222,11 +222,11 @@ class _Training:
 
     def losses_by_slot(self, stack: Stack, split: str, tokens: Mapping[int, int | None]) -> dict[int, float]:
         """Slots that read the same number of tokens are evaluated together."""
-        losses = {}
-        for count in dict.fromkeys(tokens.values()):
-            rows = [m for m in tokens if tokens[m] == count]
+        losses: dict[int, float] = {}
+        for amount in dict.fromkeys(tokens.values()):
+            rows = [m for m in tokens if tokens[m] == amount]
             params = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[rows]
-            values = self.losses(params, split, self.config.block_size, tokens=count)
+            values = self.losses(params, split, self.config.block_size, tokens=amount)
             losses.update(zip(rows, values, strict=True))
         return losses
 

@@ -301,9 +301,7 @@ def _is_whole(path: Path) -> bool:
     """Whether it is a build of this user's or the administrator's, and its content still matches the checksum in its name:
     loading half a library would end the process.
     """
-    return (
-        safe_to_execute(path.parent) and safe_to_execute(path) and path.stem.rpartition("-")[2] == _checksum(path)
-    )
+    return safe_to_execute(path.parent) and safe_to_execute(path) and path.stem.rpartition("-")[2] == _checksum(path)
 
 
 def _checksum(path: Path) -> str:
