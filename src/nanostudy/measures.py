@@ -41,6 +41,7 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         Measure("train_loss", "training loss", NATS, 4, True, "train"),
         Measure("val_loss", "validation loss", NATS, 4, True, "val"),
+        Measure("test_loss", "test loss", NATS, 4, True, "test", brief=False),
         Measure("gap", "loss gap", NATS, 4, True, "gap", "loss_gap", derived=True),
         Measure("best_step", "update of the lowest loss", "updates", heading="best at", brief=False),
         Measure("best_val_loss", "lowest validation loss", NATS, 4, True, "best val", brief=False),
@@ -54,6 +55,7 @@ MEASURES: dict[str, Measure] = {
         Measure("seconds", "time", "seconds", 1, heading="time, s", brief=False),
     )
 }
+AT_THE_END = ("train_loss", "val_loss", "gap")  # what the last evaluation measures, so what a diverged training lacks
 OF_EVALUATIONS = ("train_loss", "val_loss", "best_step", "best_val_loss")
 
 
