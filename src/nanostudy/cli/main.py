@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
 REPORT_WIDTH = 100  # columns
+FILE = "FILE:"  # begins a prompt that is a file's path
+LARGEST_PROMPT = 2**20  # bytes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -139,14 +142,29 @@ def _print_finished(run: Run) -> None:
     print(f"sample   {run.folder / 'sample.txt'}\n")
     print("\n".join((run.folder / "sample.txt").read_text(encoding="utf-8").splitlines()[:12]))
     print(f"\nreport   {run.folder / 'report.md'}")
-    print(f"more     nanostudy sample {run.folder} --prompt ROMEO:")
+    print(f"more     nanostudy sample {shlex.quote(str(run.folder))}{_prompt_option(run)}")
+
+
+def _prompt_option(run: Run) -> str:
+    """With the first words of the run's text, whose characters the model knows; empty where the text is no longer there."""
+    from nanostudy.data.texts import find_text
+    from nanostudy.errors import NanostudyError
+
+    try:
+        text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
+    except NanostudyError:
+        return ""
+    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[: LONGEST_NAME * 10], re.MULTILINE)
+    return f" --prompt {shlex.quote(words[0].rstrip())}" if words and words[0].isprintable() else ""
 
 
 @app.command()
 @options([*settings_of(SamplingParams), "device"])
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
-    prompt: Annotated[str | None, typer.Option(help="What the text goes on from. Default: a new line.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the text goes on from, or FILE:PATH, a text file. Default: a new line.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
     tokens: Annotated[int, typer.Option(min=0, help="New tokens of each sample.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
@@ -156,6 +174,7 @@ def sample(
     """Write text with a trained model."""
     from nanostudy import api
 
+    prompt = _prompt(prompt)
     loaded = api.load(run, which, sampling.pop("device"))
     sampling["top_k"] = sampling["top_k"] or None
     block_size = loaded.experiment.block_size
@@ -170,6 +189,20 @@ def sample(
         return
     for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **sampling)):
         print(f"--- {i + 1}\n{text}")
+
+
+def _prompt(text: str | None) -> str | None:
+    """The text, or that of the file which FILE:PATH names, as nanoGPT's sample.py reads it."""
+    from nanostudy.errors import UsageError
+    from nanostudy.reading import read_text
+
+    if not text or not text.startswith(FILE):
+        return text
+    path = Path(text.removeprefix(FILE))
+    try:
+        return read_text(path, LARGEST_PROMPT)
+    except OSError as problem:
+        raise UsageError(f"--prompt {FILE}{path}: there is no such file to read ({problem.strerror}).") from None
 
 
 @app.command()
