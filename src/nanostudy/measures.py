@@ -54,6 +54,7 @@ MEASURES: dict[str, Measure] = {
         Measure("seconds", "time", "seconds", 1, heading="time, s", brief=False),
     )
 }
+AT_THE_END = ("train_loss", "val_loss", "gap")  # what the last evaluation measures, so what a diverged training lacks
 OF_EVALUATIONS = ("train_loss", "val_loss", "best_step", "best_val_loss")
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from nanostudy.measures import MEASURES, final
+from nanostudy.measures import AT_THE_END, MEASURES, final
 from nanostudy.settings import Experiment, from_settings
 
 
@@ -56,6 +56,12 @@ class Result:
     context_losses: Mapping[int, float | None] = field(default_factory=dict)  # validation losses at fixed contexts
     sampled: bool = False
     finished_at: str | None = None
+
+    def __post_init__(self) -> None:
+        """A diverged training has no losses at its end; those of its last evaluation belong to an earlier update."""
+        if self.status is Status.DIVERGED:
+            measures = {**self.measures, **{name: None for name in AT_THE_END if name in self.measures}}
+            object.__setattr__(self, "measures", measures)
 
     def __getattr__(self, name: str) -> Any:
         if name in MEASURES and "measures" in self.__dict__:
@@ -119,9 +125,12 @@ class Result:
         }
 
     def to_record(self, settings: Sequence[str]) -> dict[str, Any]:
-        """A row of results.csv and of listings, with these of its settings. Losses are in nats per token."""
+        """A row of results.csv and of listings, with these of its settings. Losses are in nats per token, after `step` updates."""
         values = json.loads(self.settings)
         listed = [measure for measure in MEASURES.values() if measure.name not in ("updates", "epochs", "flops")]
+        early = (
+            () if self.status is Status.FINISHED else AT_THE_END
+        )  # updates may have been made since the last evaluation
         return {
             "id": self.id,
             "name": self.name,
@@ -129,7 +138,7 @@ class Result:
             "status": self.status,
             **{name: values.get(name) for name in settings},
             "step": self.step,
-            **{measure.column or measure.name: self[measure.name] for measure in listed},
+            **{m.column or m.name: None if m.name in early else self[m.name] for m in listed},
             "reason": self.reason,
         }
 

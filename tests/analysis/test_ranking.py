@@ -61,7 +61,7 @@ def test_what_seeds_share_ties_nothing():
 
 def test_unbalanced_blocks_are_made_up_for():
     """The seed that one cell lacks was the good one: its mean is not held against it."""
-    results = synthetic({"n_layer": [2, 4, 6], "dropout": [0.0, 0.2]}, seeds=(1, 2), diverged=(1,), noise=0.001)
+    results = synthetic({"n_layer": [2, 4, 6], "dropout": [0.0, 0.2]}, seeds=(1, 2), waiting=(1,), noise=0.001)
     results.experiments["val_loss"] += results.experiments["seed"].map({1: 0.0, 2: 1.0}).astype(float)
     found = ranking(results).set_index("name")
     assert found["mean"].to_numpy() == pytest.approx(2.5, abs=0.01)

@@ -337,7 +337,6 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.gpu.traced_ops.cache_clear()
         kernels.cpu.native_ops.cache_clear()
 
     monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)

@@ -1,9 +1,11 @@
 """Texts, tokenizers and splits; and that no text is ever trained on in place of another without a word."""
 
+import codecs
 import hashlib
 import http.client
 import io
 import math
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -115,13 +117,64 @@ def test_bits_per_character(tmp_path, kind):
     assert corpus.val.bits_per_character(3 * math.log(2)) == pytest.approx(3 * tokens / 40)
 
 
-def test_line_ends_stay_as_they_are(tmp_path):
-    raw = b"To be,\r\nor not\rto be\n" * 40
-    corpus = load_corpus(write(tmp_path / "a.txt", raw))
-    assert "\r" in corpus.tokenizer.characters
-    assert corpus.sha256 == hashlib.sha256(raw).hexdigest()
-    assert corpus.train.characters + corpus.val.characters == len(raw)
-    assert corpus.tokenizer.decode(corpus.train.tokens).encode() == raw[: corpus.train.characters]
+PLAIN = "To be,\nor not\nto be\n" * 40
+
+
+@pytest.mark.parametrize(
+    ("raw", "note"),
+    [
+        (PLAIN.replace("\n", "\r\n").encode(), "120 line ends"),
+        (PLAIN.replace("\n", "\r").encode(), "120 line ends"),
+        (codecs.BOM_UTF8 + PLAIN.encode(), "byte order mark is left out; tokenizer=byte"),
+        (codecs.BOM_UTF8 + PLAIN.replace("be\n", "be\r\n").encode(), "byte order mark is left out and 40 line ends"),
+    ],
+    ids=["Windows", "old Mac", "a mark", "both"],
+)
+def test_a_text_is_read_as_python_reads_text(tmp_path, raw, note):
+    """As nanoGPT's prepare.py reads it; so it is the same corpus as the text that was saved without them."""
+    plain = load_corpus(write(tmp_path / "plain.txt", PLAIN))
+    path = write(tmp_path / "a.txt", raw)
+    corpus = load_corpus(path)
+    with open(path, encoding="utf-8-sig") as file:
+        assert corpus.tokenizer.decode([*corpus.train.tokens, *corpus.val.tokens]) == file.read()
+    assert (corpus.sha256, corpus.tokenizer) == (plain.sha256, plain.tokenizer)
+    assert plain.note is None
+    assert f"a.txt: {'its ' if 'mark' in note else ''}{note}" in corpus.note
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xef\xbb\xbfTo be,\r\nor not\rto be\n" * 40, bytes(range(256)) * 4], ids=["text", "no text"]
+)
+def test_a_byte_tokenizer_keeps_every_byte(tmp_path, raw):
+    corpus = load_corpus(write(tmp_path / "a.txt", raw), "byte")
+    assert bytes([*corpus.train.tokens, *corpus.val.tokens]) == raw
+    assert (corpus.sha256, corpus.note) == (hashlib.sha256(raw).hexdigest(), None)
+
+
+def test_what_has_no_end_is_no_corpus(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names here")
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(UsageError, match=f"{path} is no regular file"):
+            load_corpus(path)
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"no train\.bin"):
+        load_corpus(str(tmp_path))
+    (tmp_path / "train.bin").unlink()
+    (tmp_path / "val.bin").unlink()
+    write(tmp_path / "train.bin", b"")
+    write(tmp_path / "val.bin", b"")
+    with pytest.raises(UsageError, match=r"meta\.pkl"):
+        load_corpus(str(tmp_path))
+
+
+def test_a_text_larger_than_the_memory_is_refused(tmp_path):
+    with open(tmp_path / "large.txt", "wb") as file:
+        file.truncate(texts.LARGEST_TEXT + 1)  # takes no space
+    with pytest.raises(UsageError, match=r"large\.txt has 1,073,741,825 bytes.*1,073,741,824 at most"):
+        load_corpus(str(tmp_path / "large.txt"))
 
 
 def test_one_text_under_two_names_is_one_corpus(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KERNELS, jobs_of, small
+from conftest import jobs_of, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import Child
@@ -22,7 +22,7 @@ from processes import Child
 from nanostudy.device import compiler
 from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
-from nanostudy.model.kernels import cpu, gpu
+from nanostudy.model.kernels import cpu
 from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
 from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
@@ -635,15 +635,10 @@ def test_cross_entropy_sublayer(ops, V):
 @example(([5, 40], [40]), 0)
 @example(([2, 7, 16], [256, 16]), 144)
 @settings(deadline=None)
-def test_words_of_four_and_number_by_number_make_the_same_masks(numbered, start):
-    """As does picking the numbers out of one long row."""
+def test_words_of_four_make_the_masks_of_one_long_row(numbered, start):
     (size, strides), drop = numbered, drop_of((0.0, 0.3, 0.5, 0.99))
     words = drop[:3]
     in_fours = keep_mask(*words, size, [*strides, 1], start)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        one_by_one = keep_mask(*words, size, [*strides, 1], start)
-    assert torch.equal(in_fours, one_by_one)
     places = itertools.product(*map(range, size))
     numbers = [start + sum(i * s for i, s in zip(place, [*strides, 1], strict=True)) for place in places]
     assert torch.equal(kept(drop, max(numbers) + 1)[:, numbers], in_fours.flatten(1))
@@ -658,61 +653,6 @@ def test_numbers_that_are_not_whole_words(size, data, start):
     numbers = [start + sum(i * s for i, s in zip(place, [*strides, 1], strict=True)) for place in places]
     mask = keep_mask(*drop[:3], size, [*strides, 1], start)
     assert torch.equal(kept(drop, max(numbers) + 1)[:, numbers], mask.flatten(1))
-
-
-# --- traced by PyTorch's compiler
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """As a GPU gets them, here for the CPU; compiled at their first call, and kept."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr(gpu, "_call_each", lambda *arguments: None)  # it compiles all of them
-    return gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
-
-
-@needs_compiler
-def test_traced_operations_equal_the_reference_whatever_the_first_dimension(traced):
-    """Also for members and sequences that come later; masks to the bit."""
-    for members, batch in ((2, 2), (3, 2), (2, 5)):
-        drop, size = drop_of((0.3, 0.9, 0.0)[:members], batch), members * batch
-        y, gain = normal(size, 3, 6, seed=1), normal(members, 6, seed=2)
-        results = traced.residual_norm(None, y, drop, gain, gain)
-        for mine, theirs in zip(results, REFERENCE.residual_norm(None, y, drop, gain, gain), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert torch.equal(results[0] == 0, ~kept(drop, 3, 6))
-    assert len(traced.residual_norm.compiled) == 1
-
-
-@needs_compiler
-def test_a_traced_attend_makes_the_masks_of_the_reference(traced):
-    """Of a later block of queries, where the numbers start elsewhere and are no whole words."""
-    scores = normal(Z, 2, 3, 5)
-    results, expected = traced.attend(scores, drop_of(), 0.3, 7), REFERENCE.attend(scores, drop_of(), 0.3, 7)
-    for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
-        assert torch.equal(mine == 0, theirs == 0)
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
-def test_every_operation_can_be_traced_as_a_whole(monkeypatch, backend):
-    """One graph each, without a break; only the soak compiles all of them."""
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda op, **options: compile(op, backend=backend, **options))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
-    ops = gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
-    assert all(op.compiled for op in ops if op)
-
-
-def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
-    def broken(*args, **kwargs):
-        return lambda *arguments: (_ for _ in ()).throw(RuntimeError("backend failed:\nerror: no Triton here"))
-
-    monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "anywhere")
-    with pytest.raises(KernelsUnavailable, match="does not work here: error: no Triton here"):
-        gpu.traced_ops.__wrapped__(torch.device("cpu"), torch.float32)
 
 
 # --- machines without kernels

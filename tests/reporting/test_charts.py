@@ -113,7 +113,7 @@ def test_half_normal_only_with_contrasts():
     figure = factor_charts.half_normal_figure(one_each.effects)
     assert figure is not None
     assert "n_embd" in figure.alternative
-    unbalanced = Analysis(synthetic(FACTORS, EFFECTS, seeds=(1, 2), noise=0.01, diverged=[1, 2, 3]))
+    unbalanced = Analysis(synthetic(FACTORS, EFFECTS, seeds=(1, 2), noise=0.01, waiting=[1, 2, 3]))
     assert factor_charts.half_normal_figure(unbalanced.effects) is None
 
 

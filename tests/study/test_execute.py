@@ -250,6 +250,25 @@ def test_a_refilled_slot_trains_as_the_experiment_alone(run, source, reference, 
 # --- members that go wrong
 
 
+def test_a_study_in_which_all_diverge_ends_with_exit_code_1(tmp_path, monkeypatch, capsys):
+    settings = {"block_size": 8, "max_iters": 12, "eval_interval": 12, "grad_clip": 0.0, "warmup_iters": 0}
+    source = write_study(tmp_path, {"learning_rate": [1e30]}, settings=settings)
+    argv = ["study", "run", str(source), "--out", str(tmp_path / "all"), "--executor", "inline"]
+    monkeypatch.setattr(sys, "argv", ["nanostudy", *argv, "--device", "cpu", "--precision", "fp32", "--threads", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "0 of 2 experiments finished" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "all" / "results.csv").read_text().splitlines()))
+    for row in rows:
+        assert (row["status"], int(row["step"]) > 0, row["best_step"]) == ("diverged", True, "0")
+        assert (row["train_loss"], row["val_loss"], row["loss_gap"]) == (
+            "",
+            "",
+            "",
+        )  # those that there are, are of update 0
+
+
 def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
     """By command: exit code 0, its reason listed, its neighbours as in a study without it."""
     monkeypatch.setitem(plan.WIDEST, "cpu", 2)

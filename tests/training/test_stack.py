@@ -13,7 +13,7 @@ from conftest import cpu, jobs_of, small
 from oracles import Masks, plain_of
 
 from nanostudy.data.corpus import Corpus, Split, evaluation_windows
-from nanostudy.errors import NanostudyError
+from nanostudy.errors import NanostudyError, OutOfMemory
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import FIRST_LOSS_SCALE, Batch, State, train_step
 from nanostudy.model.gpt import forward, initial_parameters, named_views
@@ -623,3 +623,11 @@ def test_a_stop_is_heard_between_the_micro_batches_of_an_update(corpus, machine,
     assert 0 < heard[-1].step < 20
     assert isinstance(heard[-1], Stopped)
     assert story([*heard, *train(jobs, corpus, machine, path)]) == whole
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(run, monkeypatch):
+    jobs = jobs_of(small())
+    monkeypatch.setattr(trainer, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(trainer, "initial_parameters", lambda *_: pytest.fail("it was made"))
+    with pytest.raises(OutOfMemory, match=r"parameters.*GiB at least; this machine's cpu has 0\.0 GiB.*smaller n_embd"):
+        run(jobs)

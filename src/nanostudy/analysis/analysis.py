@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from nanostudy.analysis import curves, sample_quality
+from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import ranking as ranking_
@@ -52,6 +53,11 @@ class Analysis:
     @cached_property
     def part_means(self) -> pd.DataFrame:
         return ranking_.part_means(self.results)
+
+    @cached_property
+    def divergence(self) -> pd.DataFrame:
+        """How often each value of a setting diverged, beside its other values."""
+        return divergence_.divergence(self.results)
 
     @cached_property
     def overfitting(self) -> pd.DataFrame:

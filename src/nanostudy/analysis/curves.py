@@ -139,8 +139,8 @@ def binned(rows: Sequence[Row], most: int) -> tuple[list[Row], int]:
 def overfitting(results: Results) -> pd.DataFrame:
     """name, best_step, last_step, best_val_loss, val_loss, rise (from the best evaluation to the last), overfits.
 
-    `overfits` is that of `find_overfitting`. Experiments without a curve have what their last and best losses say, and NA there;
-    those without a loss are left out.
+    `overfits` is that of `find_overfitting`; NA where it cannot be judged: without a curve, and where the training diverged or has
+    not ended. Experiments without a curve have what their last and best losses say; those without a loss are left out.
     """
     curves = rows_by_name(results.evaluations)
     rows: list[tuple[object, ...]] = []
@@ -149,7 +149,8 @@ def overfitting(results: Results) -> pd.DataFrame:
         if points:
             lowest, last = best(points), points[-1]
             ends = (lowest["step"], last["step"], lowest["val_loss"], last["val_loss"])
-            rows.append((name, *ends, ends[3] - ends[2], find_overfitting(points) is not None))
+            over = find_overfitting(points) is not None if one["status"] == "finished" else pd.NA
+            rows.append((name, *ends, ends[3] - ends[2], over))
         elif math.isfinite(one["val_loss"]):
             ends = (one["best_step"], one["updates"], one["best_val_loss"], one["val_loss"])
             rows.append((name, *ends, ends[3] - ends[2], pd.NA))
@@ -172,9 +173,9 @@ def stability(results: Results) -> pd.DataFrame:
 
 
 def convergence(results: Results) -> pd.DataFrame:
-    """name, plateau (the step where it begins, or NA), reason, of the experiments that have curves."""
-    rows = []
-    for name, evaluations in rows_by_name(results.evaluations).items():
+    """name, plateau (the step where it begins, or NA), reason, of the finished experiments that have curves."""
+    rows, finished = [], results.evaluations["name"].isin(results.finished.index)
+    for name, evaluations in rows_by_name(results.evaluations[finished]).items():
         points = finite(evaluations, "val_loss")
         flat = plateau(points) if len(points) > 1 else None
         if len(points) < 2:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nanostudy.analysis.divergence import unreliable
 from nanostudy.analysis.frames import Results, known, levels
 from nanostudy.text import counted, listed, value_text
 
@@ -150,6 +151,13 @@ def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd
         missing.append(f"Left out: {sum(others.values()):,} of {counted(len(everything), 'experiment')} ({statuses}).")
     if len(finished) > len(table):
         missing.append(f"Left out: {counted(len(finished) - len(table), 'finished experiment')} without {measure}.")
+    survivors = table.index.isin(unreliable(results))
+    if survivors.any():
+        missing.append(
+            f"Left out: {counted(int(survivors.sum()), 'finished experiment')} whose settings diverged with another seed: a "
+            "mean over the survivors would flatter these settings."
+        )
+        table = table[~survivors]
     unknown = [name for name in varied if not all(known(value) for value in table[name])]
     if unknown:
         whole = table[[all(known(value) for value in row) for row in table[unknown].itertuples(index=False)]]

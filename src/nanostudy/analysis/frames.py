@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
-from nanostudy.measures import MEASURES
+from nanostudy.measures import AT_THE_END, MEASURES
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted, value_text
 
@@ -50,7 +50,7 @@ class CorpusFacts:
         if self.requested in ("shakespeare", "auto") and self.name == "shakespeare" and locate_shakespeare() is None:
             return None
         try:
-            text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested)
+            text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested, self.tokenizer)
         except Exception:  # whatever the reason: a report can do without
             return None
         if text.sha256 != self.sha256:
@@ -123,7 +123,7 @@ def levels(column: pd.Series) -> list[Any]:
 def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The table of experiments from a mapping each, `name` among its keys: with every column, in its type.
 
-    `gap` and `epochs` need not be given where they follow from the rest.
+    `gap` and `epochs` need not be given where they follow from the rest. What diverged has no losses at its end.
     """
     contexts = {key for record in records for key in record if key.startswith(AT_CONTEXT)}
     scored = sorted(contexts, key=lambda key: int(key.removeprefix(AT_CONTEXT)))
@@ -131,6 +131,7 @@ def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in values.items()})
     for name in (*MEASURES, *scored):
         table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+    table.loc[(table["status"] == "diverged").to_numpy(), list(AT_THE_END)] = math.nan
     table["gap"] = table["gap"].fillna(table["val_loss"] - table["train_loss"])
     table["source"] = table["source"].map(lambda value: value or "table")
     table.index = pd.Index([record["name"] for record in records], name="name", dtype=object)

@@ -10,11 +10,12 @@ import pandas as pd
 from scipy import optimize, special, stats
 
 from nanostudy.analysis.design import Array, Design, design_of
+from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
 from nanostudy.text import counted
 
-RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied")
+RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
 NODES = 60  # of the quadratures behind the critical value
 SAMPLING = (
     "The intervals leave out the sampling error of a finite validation text: every model is scored on the same text."
@@ -26,17 +27,20 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
 
     `value` is the experiment's own. The rest describes its settings: the `mean` over its `n` seeds, its standard error and
     95% interval, and `tied`: these settings are indistinguishable from the best by multiple comparisons with the best (Hsu,
-    1984), at 95% for all together, paired by seed. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
+    1984), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
+    tied: the survivors' would flatter them. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
     """
     design = design_of(results, by)
     noise = judged(design)[1]
     table = _cell_table(design, noise)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
-    names = list(cell)
+    measured = results.finished[by].notna()
+    survivors = [name for name in sorted(unreliable(results)) if measured[name]]
+    names = [*cell, *survivors]
     rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
     rows["id"] = results.experiments.loc[names, "id"].to_numpy()
-    rows = rows.join(table.take([cell[name] for name in names]).reset_index(drop=True))
+    rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
     rows.attrs["basis"] = _basis(design, noise)
@@ -46,9 +50,10 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
 
 def _cell_table(design: Design, noise: Noise) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
-    columns = RANKING[2:]
+    columns = RANKING[2:-1]
     if not design.n:
-        return pd.DataFrame({name: pd.Series(dtype=bool if name == "tied" else float) for name in columns})
+        kinds = {"n": int, "tied": bool}
+        return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
     means = _adjusted_means(design)
     counts = np.bincount(design.cells)
     variance, df = noise.of_one
@@ -59,7 +64,16 @@ def _cell_table(design: Design, noise: Noise) -> pd.DataFrame:
         tied = np.full(len(means), True)
     else:
         tied = _possibly_best(means, se, critical_value(len(means), df))
-    return pd.DataFrame(dict(zip(columns, (means, counts, se, means - margin, means + margin, tied), strict=True)))
+    values = (means, counts, se, means - margin, means + margin, tied)
+    return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
+
+
+def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
+    """Rows without a mean, of experiments whose settings diverged with other seeds."""
+    rates = by_settings(results).loc[names]
+    finished = rates["n"] - rates["diverged"]
+    rows = pd.DataFrame({"n": finished, "tied": False, "diverged": rates["diverged"]})
+    return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
 
 
 def _possibly_best(means: Array, se: Array, critical: float) -> Array:

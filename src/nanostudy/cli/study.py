@@ -56,7 +56,7 @@ def retry_command(
 
 
 def _run(run: Callable[[], list[Result]], path: Path) -> None:
-    """Runs it and prints the results; exit code 1 where something failed."""
+    """Runs it and prints the results; exit code 1 where something failed, or all that was trained diverged."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
     from nanostudy.study.listing import best_lines, failure_lines
@@ -79,7 +79,7 @@ def _run(run: Callable[[], list[Result]], path: Path) -> None:
         print(f"more     nanostudy sample {shlex.quote(str(best))}")
     for line in failure_lines(rows, path):
         print(line)
-    if any(row.status == "failed" for row in rows):
+    if any(row.status == "failed" for row in rows) or (not finished and any(row.status == "diverged" for row in rows)):
         raise typer.Exit(1)
 
 

@@ -112,7 +112,7 @@ class Corpus:
 
 def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
     """A named corpus, or the file or folder at a path. A given Tokenizer must know all characters of the text. Raises UsageError."""
-    text = find_text(requested)
+    text = find_text(requested, tokenizer if isinstance(tokenizer, str) else tokenizer.kind)
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
     if isinstance(tokenizer, str):

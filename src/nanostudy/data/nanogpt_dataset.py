@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ import numpy as np
 
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.reading import read_file
 from nanostudy.settings import check_value
 
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
 ID = np.dtype("<u2")
 LARGEST_META = 2**26  # bytes
+LARGEST_SPLIT = 2**31
 
 
 class Table(NamedTuple):
@@ -42,19 +45,23 @@ class _Plain(pickle.Unpickler):
 
 def read_meta(path: Path) -> Table:
     """The table of a meta.pkl, read without running code. Raises UsageError, NanostudyError."""
+    content = _bytes(path, LARGEST_META)
     try:
-        if path.stat().st_size > LARGEST_META:
-            raise UsageError(f"is larger than {LARGEST_META:,} bytes")
-        meta = _Plain(io.BytesIO(path.read_bytes())).load()
+        meta = _Plain(io.BytesIO(content)).load()
         if not isinstance(meta, dict):
             raise UsageError("holds no dictionary")
         return _table(meta)
     except UsageError as problem:
         raise UsageError(f"{path} {problem}. It must be as nanoGPT's prepare.py for characters writes it.") from None
-    except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
     except Exception:  # a damaged pickle may raise anything
         raise UsageError(f"{path} is damaged or is no pickle.") from None
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    try:
+        return read_file(path, most)
+    except OSError as problem:
+        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
 
 
 def _table(meta: dict[Any, Any]) -> Table:
@@ -68,12 +75,12 @@ def _table(meta: dict[Any, Any]) -> Table:
     tokens = [itos[i] for i in range(len(itos))]
     odd = next((t for t in tokens if not isinstance(t, str) or len(t) != 1 or "\ud800" <= t <= "\udfff"), None)
     if odd is not None or len(set(tokens)) != len(tokens):
-        what = "the same character twice" if odd is None else f"{odd!r:.40}"
+        what = "the same character twice" if odd is None else reprlib.repr(odd)
         raise UsageError(f"has tokens that are not one character each ({what})")
     if stoi is not None and stoi != {token: i for i, token in enumerate(tokens)}:
         raise UsageError("has an itos and a stoi that do not belong together")
     if meta.get("vocab_size", len(tokens)) != len(tokens):
-        raise UsageError(f"has vocab_size {meta['vocab_size']!r:.40} and {len(tokens)} tokens")
+        raise UsageError(f"has vocab_size {reprlib.repr(meta['vocab_size'])} and {len(tokens)} tokens")
     if meta.get("tokenizer") == "byte":
         return Table("byte")
     return Table("char", "".join(tokens))
@@ -109,10 +116,7 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def _text(path: Path, table: Table) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
+    raw = _bytes(path, LARGEST_SPLIT)
     size = len(table.characters) or 256
     if len(raw) % ID.itemsize:
         raise UsageError(f"{path} is cut short: its tokens are two bytes each, and it has {len(raw):,} bytes.")

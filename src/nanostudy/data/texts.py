@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.client
 import os
@@ -15,7 +16,9 @@ from nanostudy.atomic import cache_folder, write_atomically
 from nanostudy.data.nanogpt_dataset import Table, is_dataset, read_dataset
 from nanostudy.data.playhouse import write_plays
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.reading import read_file
 
+LARGEST_TEXT = 2**30  # bytes; a text is read whole, and its tokens take several times as much memory
 TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the characters train
 
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
@@ -36,15 +39,19 @@ CHOICES = (
 class Text:
     name: str
     content: str
-    sha256: str  # of the UTF-8 bytes; for a dataset with its own split or table, of those as well
+    sha256: str  # of the content's bytes; for a dataset with its own split or table, of those as well
     nats: np.ndarray | None = None  # float64, the true surprisal of each character
     note: str | None = None
     cut: int | None = None  # the number of training characters, if the text has its own split
     table: Table | None = None  # the meaning of its tokens, if it comes as tokens
 
 
-def find_text(requested: str) -> Text:
-    """A named text, or the UTF-8 file or dataset folder at a path. Raises UsageError, NanostudyError."""
+def find_text(requested: str, tokenizer: str = "char") -> Text:
+    """A named text, or the file or dataset folder at a path. Raises UsageError, NanostudyError.
+
+    A file is UTF-8 and read as Python reads text: every line end is a new line. For tokenizer="byte" it may be anything and
+    stays as it is; bytes that are not UTF-8 become surrogates.
+    """
     if requested == "playhouse":
         return _playhouse()
     if requested == "shakespeare":
@@ -57,7 +64,7 @@ def find_text(requested: str) -> Text:
             text = _playhouse()
             return Text(text.name, text.content, text.sha256, text.nats, note)
     path = Path(requested)
-    return _dataset(path) if os.path.isdir(path) else _read(path)
+    return _dataset(path) if os.path.isdir(path) else _read(path, tokenizer)
 
 
 def locate_shakespeare() -> Path | None:
@@ -121,16 +128,26 @@ def _dataset(folder: Path) -> Text:
     return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, table=table)
 
 
-def _read(path: Path) -> Text:
+def _read(path: Path, tokenizer: str = "char") -> Text:
     try:
-        raw = path.read_bytes()
-        content = raw.decode("utf-8")
+        raw = read_file(path, LARGEST_TEXT)
+        if tokenizer == "byte":
+            return Text(path.name, raw.decode(errors="surrogateescape"), hashlib.sha256(raw).hexdigest())
+        content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise UsageError(
-            f"{path} is not UTF-8 text (byte {problem.start}). Save it as UTF-8, for example with an editor or iconv."
+            f"{path} is not UTF-8 text (byte {problem.start}). Save it as UTF-8, for example with an editor or iconv, or train "
+            "on its bytes with tokenizer=byte."
         ) from None
     except OSError as problem:
         raise UsageError(
             f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}). {CHOICES}"
         ) from None
-    return Text(path.name, content, hashlib.sha256(raw).hexdigest())
+    changes, ends = ["its byte order mark is left out"] if raw.startswith(codecs.BOM_UTF8) else [], content.count("\r")
+    if ends:
+        content = content.replace("\r\n", "\n").replace("\r", "\n")
+        changes.append(f"{ends:,} line ends with a carriage return are read as new lines")
+    if not changes:
+        return Text(path.name, content, hashlib.sha256(raw).hexdigest())
+    note = f"{path.name}: {' and '.join(changes)}; tokenizer=byte keeps every byte."
+    return Text(path.name, content, hashlib.sha256(content.encode()).hexdigest(), note=note)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, evaluation_windows
-from nanostudy.errors import RankLost
-from nanostudy.model.config import GPTConfig
+from nanostudy.device import total_memory
+from nanostudy.errors import OutOfMemory, RankLost
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
 from nanostudy.model.gpt import Dropout, initial_parameters
 from nanostudy.model.optim import StepSettings, learning_rate
@@ -29,6 +30,7 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progre
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
 
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
 EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
 SMALLEST_CONTEXT = 32
 SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
@@ -141,6 +143,7 @@ class _Training:
         first = jobs[0].experiment
         corpus.check_window(first.block_size)
         self.config = GPTConfig.of(first, corpus.tokenizer.vocab_size)
+        _check_memory(self.config, machine.device)
         self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
         self.speed = _Speed()
         self.clock = time.monotonic()
@@ -381,6 +384,16 @@ class _Training:
         if self.machine.device.type != "cpu":  # on a GPU a narrower stack is no faster
             share = max(share, *updates)
         return self.speed.estimate(share, (evaluations + scores) / len(stack.slots))
+
+
+def _check_memory(config: GPTConfig, device: torch.device) -> None:
+    """Before any of it is allocated: Linux promises memory that it does not have, and then ends processes."""
+    parameters, memory = count_parameters(config).total, total_memory(device)
+    if memory is not None and BYTES_PER_PARAMETER * parameters > memory:
+        raise OutOfMemory(
+            f"This model has {parameters:,} parameters, and to train it takes {BYTES_PER_PARAMETER * parameters / 2**30:,.1f} GiB "
+            f"at least; this machine's {device.type} has {memory / 2**30:,.1f} GiB. Take a smaller n_embd, n_layer or block_size."
+        )
 
 
 class _Speed:

@@ -14,8 +14,8 @@ from nanostudy.analysis.claims.claim_tests import TESTS
 from nanostudy.analysis.claims.evidence import Evidence, Settings
 from nanostudy.analysis.claims.judging import Judgement, contradiction
 from nanostudy.analysis.frames import Results
-from nanostudy.settings_files import parse_yaml
 from nanostudy.text import listed, value_text
+from nanostudy.yaml_input import parse_yaml
 
 VERDICTS = (*("claim", "statement", "source", "setting", "published"), *("verdict", "ours", "n", "low", "high", "why"))
 

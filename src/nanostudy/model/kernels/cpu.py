@@ -163,7 +163,9 @@ class _Kernels:
         self.call("attention", tensors, [Z, heads, T, D], qkv_ZTF.numel(), 1 / math.sqrt(D))
         return y_ZTE, lse_ZHT
 
-    def attention_backward(self, d_y_ZTE: Tensor, qkv_ZTF: Tensor, lse_ZHT: Tensor, drop: DropoutKeys | None) -> Tensor:
+    def attention_backward(
+        self, d_y_ZTE: Tensor, qkv_ZTF: Tensor, y_ZTE: Tensor, lse_ZHT: Tensor, drop: DropoutKeys | None
+    ) -> Tensor:
         (Z, heads, T), D = lse_ZHT.shape, d_y_ZTE.shape[2] // lse_ZHT.shape[1]
         d_qkv_ZTF = _new(qkv_ZTF)
         tensors = [d_y_ZTE, qkv_ZTF, lse_ZHT, drop, d_qkv_ZTF]

@@ -27,6 +27,8 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     if len(ranking) < 2:
         return None
     rows, replicated = ranked_cells(results, ranking)
+    if rows.empty:
+        return None
     top = rows.head(MOST_RANKED).copy()
     top["kind"] = np.where(top["tied"].astype(bool), KINDS[1], KINDS[2])
     top.loc[top.index[0], "kind"] = KINDS[0]
@@ -57,6 +59,8 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     what = "settings" if replicated else "experiments"
     count = f"The best {len(top)} of {len(rows):,} {what}" if len(top) < len(rows) else f"All {len(rows):,} {what}"
     caption = f"{count} by validation loss{', with 95% intervals' if with_intervals else ''}."
+    lost = int((ranking["diverged"] > 0).sum())
+    caption += f" Left out: {counted(lost, 'experiment')} whose settings diverged with another seed." if lost else ""
     tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
     return Figure(
         "ranking",
@@ -69,7 +73,8 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
 
 
 def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """label, mean, low, high, n, tied by settings, the lowest mean first, and whether any have several seeds.
+    """label, mean, low, high, n, tied by settings, the lowest mean first, and whether any have several seeds. Settings that diverged
+    with a seed are left out.
 
     Labels are names where each stands alone; attrs["labels"] maps names to them.
     """
@@ -81,7 +86,10 @@ def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame,
         labels = {
             name: ", ".join(f"{axis} {value_text(table.loc[name][axis])}" for axis in axes) or "all" for name in names
         }
-    rows = ranking.assign(label=ranking["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
+    reliable = ranking[ranking["diverged"] == 0]
+    rows = (
+        reliable.assign(label=reliable["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
+    )
     rows.attrs["labels"] = labels
     return rows, replicated
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.reporting.charts.experiments import ranked_cells
+from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
@@ -22,9 +24,10 @@ VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tes
 
 def answer(f: Findings) -> Blocks:
     """In the order in which a reader asks; only what the results can say."""
+    diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
-        return []
-    texts = {
+        return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
+    texts = diverged | {
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
         "Which model to use": which_model(f.analysis),
@@ -32,6 +35,32 @@ def answer(f: Findings) -> Blocks:
         "Do the published claims hold": claims_hold(f.analysis),
     }
     return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
+
+
+def what_diverges(analysis: Analysis) -> str:
+    """Of trainings; first the values of settings that diverge clearly more often than the others of their setting."""
+    rates = by_settings(analysis.results)
+    lost = trained(analysis.results)["status"] == "diverged"
+    if not lost.any() or len(lost) < 2:
+        return ""
+    if lost.all():
+        return f"All {len(lost):,} trainings diverged."
+    text = f"{lost.sum():,} of {counted(len(lost), 'training')} diverged"
+    table = analysis.divergence
+    clear = table[table["clear"] & (table["diverged"] * table["others_n"] > table["others_diverged"] * table["n"])]
+    if len(clear):
+        values = [
+            f"with {row.factor} {value_text(row.value)} {row.diverged:,} of {row.n:,}, with its other values "
+            f"{row.others_diverged or 'none'} of {row.others_n:,}"
+            for row in each(clear.sort_values("p", kind="stable"))
+        ]
+        return f"{text}: {listed(values, MOST_NAMED)} (95% for all settings at once)."
+    if not analysis.results.factors:
+        return f"{text}, all with the same settings."
+    cells = rates[rates["diverged"] > 0].drop_duplicates("cell").sort_values("diverged", ascending=False, kind="stable")
+    where = [f"{row.cell.replace('=', ' ')} in {row.diverged:,} of {row.n:,}" for row in each(cells)]
+    unclear = "; no value of a setting diverges clearly more often than the others (95%)" if len(table) else ""
+    return f"{text}: {listed(where, MOST_NAMED)}{unclear}."
 
 
 def what_matters(analysis: Analysis) -> str:
@@ -109,14 +138,18 @@ def which_model(analysis: Analysis) -> str:
     if ranking.empty:
         return ""
     rows, replicated = ranked_cells(results, ranking)
+    if rows.empty:
+        return "Every setting diverged with some seed, so none can be recommended."
     first, table = rows.iloc[0], results.experiments
     size = table.loc[first["name"]]["parameters"]
     sized = f", with {short(size)} parameters" if size == size else ""
     if replicated:
         single = ranking.iloc[0]
+        lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
         text = (
             f"{_capital(first['label'])} has the lowest mean validation loss, {number(first['mean'])} nats per token over "
             f"{counted(int(first['n']), 'seed')}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
+            f"{lost if single['diverged'] else ''}"
         )
     else:
         through = ", ".join(f"{name} {value_text(table.loc[first['name']][name])}" for name in varying(results))
@@ -124,7 +157,7 @@ def which_model(analysis: Analysis) -> str:
         text = (
             f"{first['name']}{settings} has the lowest validation loss, {number(first['value'])} nats per token{sized}"
         )
-    others = f"other {'settings' if replicated else 'experiments'}"
+    others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
         return f"{text}; there is no other to compare it with."
     if not rows["low"].notna().any():
@@ -141,15 +174,18 @@ def which_model(analysis: Analysis) -> str:
 
 def how_it_generalises(analysis: Analysis) -> str:
     finished = analysis.results.finished.dropna(subset=["gap"])
-    if finished.empty:
+    rows = analysis.ranking[analysis.ranking["diverged"] == 0]
+    if finished.empty or rows.empty:
         return ""
-    gaps, best = finished["gap"], str(finished["val_loss"].idxmin())
+    gaps, best = finished["gap"], str(rows["name"].iloc[0])
     text = f"The loss gap (validation less training) of the best is {signed(float(gaps[best]))} nats per token"
     if gaps.max() > gaps.min():
         text += f", and between {signed(gaps.min())} and {signed(gaps.max())} over all"
-    judged = analysis.overfitting["overfits"].dropna()
+    overfits = analysis.overfitting["overfits"]
+    judged = overfits.dropna()
     if len(judged):
         text += f"; {int(judged.sum()) or 'none'} of {counted(len(judged), 'training')} overfit"
+        text += f" ({len(overfits) - len(judged):,} cannot be judged)" if len(judged) < len(overfits) else ""
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
         row = quality.loc[best]

@@ -62,10 +62,15 @@ def _overfitting(f: Findings) -> list[str]:
     table = f.analysis.overfitting
     if table.empty:
         return []
-    over, early = table["overfits"].fillna(False).sum(), (table["best_step"] < table["last_step"]).sum()
+    judged = table[table["overfits"].notna()]
+    if judged.empty:
+        return ["Overfitting: no training can be judged: none has ended with a curve."]
+    over, early = int(judged["overfits"].sum()), int((judged["best_step"] < judged["last_step"]).sum())
+    left = len(table) - len(judged)
     return [
-        f"Overfitting: {int(over) or 'none'} of {len(table):,} end more than 1% above their lowest validation loss while the "
-        f"training loss falls; the best evaluation came before the last in {int(early) or 'none'}."
+        f"Overfitting: {over or 'none'} of {len(judged):,} end more than 1% above their lowest validation loss while the "
+        f"training loss falls; the best evaluation came before the last in {early or 'none'}."
+        + (f" {counted(left, 'training')} without a curve or an end cannot be judged." if left else "")
     ]
 
 
