@@ -261,8 +261,8 @@ def _powers(places: Array, degree: int) -> Array:
 def _twins(a: Factor, b: Factor) -> bool:
     """Whether the two always vary together. Of two numbers that hardly repeat, that is a straight line through all points."""
     if a.degree and b.degree:
-        at = [factor.scaled(np.array(factor.levels))[factor.codes] for factor in (a, b)]
-        return bool(abs(np.corrcoef(*at)[0, 1]) > 1 - SAME)
+        one, other = (factor.scaled(np.array(factor.levels))[factor.codes] for factor in (a, b))
+        return bool(abs(np.corrcoef(one, other)[0, 1]) > 1 - SAME)
     return _determines(a, b) and _determines(b, a)
 
 

@@ -54,7 +54,7 @@ def forest(results: Results, measure: str = "val_loss") -> Forest:
         for factor, one, q in zip(design.factors, own, p, strict=True)
     ]
     table = pd.DataFrame(rows, columns=list(IMPORTANCE))
-    table = table.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
+    table = table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
     return Forest(table, _dependence(design, x), predicted, design.n)
 
 

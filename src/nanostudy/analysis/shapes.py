@@ -18,7 +18,7 @@ from nanostudy.analysis.noise import CONFIDENCE
 from nanostudy.text import counted, value_text
 
 CHANGES = ("factor", "change", "se", "df", "low", "high", "p", "clear", "at_lowest", "at_highest")
-OPTIMA = ("factor", "where", "best", "low", "high")
+OPTIMA = ("factor", "where", "best", "low", "high", "lowest", "highest", "log")
 CURVES = ("factor", "value", "loss", "low", "high")
 POINTS = 41  # of a curve
 PLACES = 401  # where the optimum is looked for
@@ -35,15 +35,16 @@ class Shapes:
         pd.DataFrame
     )  # columns CHANGES; a row per factor: from its lowest to its highest loss; at 95% for all that is compared
     leader: str | None  # the factor that changes the loss more than every other, at 95%
-    optima: pd.DataFrame  # columns OPTIMA; a row per number; `low` and `high` hold the value of the lowest loss at 95%
+    optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
     curves: pd.DataFrame  # columns CURVES: the mean loss along a number, the others at their average, with its 95% band
     points: pd.DataFrame  # columns CURVES without the band: each experiment, others' effects taken out
-    expected: pd.DataFrame  # index: name; loss, low, high: what the curves expect of each experiment's settings
+    expected: tuple[float, float, float]  # loss, low, high: what the curves expect of the settings with the lowest loss
     misfit: float  # p of the test that the curves leave nothing but noise; NaN where it cannot be tested
     noise: float  # standard deviation of one experiment around the curves
     df: int  # of it
     n: int
     configurations: int
+    seed: str  # that all experiments have; empty where they have several
     explanation: str
 
 
@@ -71,15 +72,15 @@ def shapes(results: Results, measure: str = "val_loss") -> Shapes:
         fit.residual_df,
         design.n,
         design.cell_count,
+        _one_seed(design),
         _explanation(robust),
     )
 
 
 def _nothing(design: Design, why: str) -> Shapes:
     empty = {columns: pd.DataFrame(columns=list(columns)) for columns in (CHANGES, OPTIMA, CURVES)}
-    expected = pd.DataFrame(columns=["loss", "low", "high"])
-    tables = (empty[OPTIMA], empty[CURVES], empty[CURVES][["factor", "value", "loss"]], expected)
-    return Shapes(empty[CHANGES], None, *tables, math.nan, math.nan, 0, design.n, design.cell_count, why)
+    tables = (empty[OPTIMA], empty[CURVES], empty[CURVES][["factor", "value", "loss"]], (math.nan,) * 3)
+    return Shapes(empty[CHANGES], None, *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
 
 
 # --- the noise
@@ -103,7 +104,7 @@ class Robust:
         self._order = np.concatenate(members)
         self._starts = np.cumsum([0, *map(len, members[:-1])])
         roots = [_inverse_root(np.eye(len(rows)) - self._span[rows] @ self._span[rows].T) for rows in members]
-        self._roots = sparse.block_diag(roots, format="csr")
+        self._roots: Any = sparse.block_diag(roots, format="csr")
 
     def estimate(self, weights: Array) -> tuple[float, float, float]:
         """(a linear function of the parameters, its standard error, its degrees of freedom)."""
@@ -133,7 +134,7 @@ def misfit(fit: Fit) -> float:
     Against the spread of equal configurations where there are any; otherwise whether squares and cubes of the fitted values
     explain more (RESET; Ramsey, 1969).
     """
-    design, df = fit.design, fit.residual_df
+    design = fit.design
     left = float(fit.residuals @ fit.residuals)
     cells = (design.cells[:, None] == np.arange(design.cells.max() + 1)).astype(float)
     more = np.hstack([fit.columns[:, : fit.offset], cells])
@@ -251,15 +252,14 @@ def _points(fit: Fit, term: Term) -> pd.DataFrame:
     return pd.DataFrame({"factor": factor.name, "value": values, "loss": losses})
 
 
-def _expected(robust: Robust) -> pd.DataFrame:
+def _expected(robust: Robust) -> tuple[float, float, float]:
     fit = robust.fit
-    weights = fit.columns.copy()
-    weights[:, : fit.offset] = _mean(fit)[: fit.offset]
-    rows = [_interval(robust, row) for row in weights]
-    return pd.DataFrame(rows, columns=["loss", "low", "high"], index=fit.design.table.index)
+    weights = fit.columns[fit.design.y.argmin()].copy()
+    weights[: fit.offset] = _mean(fit)[: fit.offset]
+    return _interval(robust, weights)
 
 
-def _optimum(robust: Robust, term: Term, factors: int) -> tuple[str, Where, float, float, float]:
+def _optimum(robust: Robust, term: Term, factors: int) -> tuple[Any, ...]:
     """Where a number's curve is lowest, and the values whose slope may be nil: Fieller's interval (1954).
 
     Inside, where the curve falls at the lowest value and rises at the highest, each at 97.5% for all factors together (Lind
@@ -271,8 +271,7 @@ def _optimum(robust: Robust, term: Term, factors: int) -> tuple[str, Where, floa
     slopes[:, term.columns] = np.stack([power * places ** (power - 1) for power in range(1, factor.degree + 1)], axis=1)
     judged = np.array([robust.estimate(row) for row in slopes])
     t = judged[:, 0] / judged[:, 1]
-    alone = stats.t.isf((1 - CONFIDENCE) / 2, judged[:, 2])
-    together = stats.t.isf((1 - CONFIDENCE) / 2 / factors, judged[:, 2])
+    alone, together = (np.asarray(stats.t.isf((1 - CONFIDENCE) / 2 / count, judged[:, 2])) for count in (1, factors))
     falls, rises = t < -together, t > together
     curve = _powered(places, factor.degree) @ robust.fit.params[term.columns]
     best = float(factor.unscaled(places[[int(curve.argmin())]])[0])
@@ -286,8 +285,10 @@ def _optimum(robust: Robust, term: Term, factors: int) -> tuple[str, Where, floa
     flat = np.abs(t) <= alone
     flat[0] |= t[0] > -alone[0]
     flat[-1] |= t[-1] < alone[-1]
+    flat[curve.argmin()] = True
     inside = factor.unscaled(places[flat])
-    return factor.name, where, best, float(inside.min()), float(inside.max())
+    ends = (float(factor.levels[0]), float(factor.levels[-1]))
+    return factor.name, where, best, float(inside.min()), float(inside.max()), *ends, factor.log
 
 
 def _powered(places: Array, degree: int) -> Array:
@@ -300,10 +301,9 @@ def _powered(places: Array, degree: int) -> Array:
 def _explanation(robust: Robust) -> str:
     fit, design = robust.fit, robust.fit.design
     numbers = [design.factors[place] for place in design.numbers]
-    kinds = {1: "a straight line", 2: "a parabola"}
     logs = [factor.name for factor in numbers if factor.log]
-    text = f"Each number is fitted as {kinds[numbers[0].degree]}{_on(logs, len(numbers))}, beside the other settings by least squares (n = {design.n}). "
-    seeds = {value_text(seed) for seed in design.table["seed"] if known(seed)}
+    line = "a straight line, because the experiments are too few for bends," if numbers[0].degree == 1 else "a parabola"
+    text = f"Each number is fitted as {line}{_on(logs, len(numbers))}, beside the other settings by least squares (n = {design.n}). "
     if robust.by_seed:
         text += (
             f"The noise is how the {len(set(robust.clusters))} {design.block_words} disagree about the curves (CR2), whatever one "
@@ -315,14 +315,19 @@ def _explanation(robust: Robust) -> str:
             f"{counted(fit.residual_df, 'degree')} of freedom, and may differ in size from place to place (HC2). What the curves "
             "miss counts as noise."
         )
-        if len(seeds) == 1 and design.n > 1:
-            text += f" All have seed {seeds.pop()}: what that seed does is in no interval."
+        if _one_seed(design):
+            text += f" All have seed {_one_seed(design)}: what another would change is in no interval."
     p = misfit(fit)
     if p != p:
         return f"{text} Whether the curves miss anything cannot be tested."
     if p < 1 - CONFIDENCE:
         return f"{text} The curves miss something (p = {p:.2g}): a bend of another form, or settings that act together."
     return f"{text} A test finds nothing that the curves miss (p = {p:.2f})."
+
+
+def _one_seed(design: Design) -> str:
+    seeds = {value_text(seed) if known(seed) else "" for seed in design.table["seed"]}
+    return seeds.pop() if len(seeds) == 1 else ""
 
 
 def _on(logs: Sequence[str], numbers: int) -> str:
