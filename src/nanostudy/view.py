@@ -16,14 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanostudy.data.corpus import Corpus
+from nanostudy.data.corpus import LABELS, Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.pool import Pool
 from nanostudy.study.progress import Assignment, Snapshot
-from nanostudy.text import counted, duration
+from nanostudy.text import counted, duration, listed
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Started
 from nanostudy.training.recorder import Recorder
 
@@ -72,8 +72,8 @@ class View:
     def say_corpus(self, corpus: Corpus, more: str = "") -> None:
         if corpus.note:
             self.say(f"NOTE: {corpus.note}", "bold yellow")
-        train, val = len(corpus.train.tokens), len(corpus.val.tokens)
-        self.say(f"corpus   {corpus.name}: {train:,} training and {val:,} validation tokens{more}")
+        sizes = listed([f"{len(split.tokens):,} {LABELS[name]}" for name, split in corpus.splits.items()])
+        self.say(f"corpus   {corpus.name}: {sizes} tokens{more}")
 
     def say_notes(self, notes: Sequence[str]) -> None:
         for note in notes:

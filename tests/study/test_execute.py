@@ -586,7 +586,7 @@ def finished(folder: Path) -> bool:
 
 
 def weights_of(study: Path) -> dict[str, set[str]]:
-    return {name: {path.stem for path in (study / name).glob("*.safetensors")} for name in experiments(study)}
+    return {name: {path.stem for path in (study / name).glob("*t.safetensors")} for name in experiments(study)}
 
 
 @pytest.mark.parametrize("keep", ["all", "final", "best 2", "none"])

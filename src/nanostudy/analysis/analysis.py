@@ -15,6 +15,7 @@ from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import forest as forest_
 from nanostudy.analysis import ranking as ranking_
 from nanostudy.analysis import shapes as shapes_
+from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
@@ -63,6 +64,11 @@ class Analysis:
     def generalisation(self) -> pd.DataFrame:
         """The ranking by the gap."""
         return ranking_.ranking(self.results, "gap")
+
+    @cached_property
+    def text_error(self) -> pd.DataFrame:
+        """What a finite text contributes to each validation loss."""
+        return text_error_.text_error(self.results)
 
     @cached_property
     def part_means(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -36,18 +37,35 @@ def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
     return _at_context(results, table) if at == "context" else _at_budget(results, table, at)
 
 
+@dataclass(frozen=True)
+class CommonContext:
+    """The longest window in which all experiments were scored, and the column of that loss."""
+
+    context: int
+    column: str
+
+
+def common_context(results: Results) -> CommonContext | None:
+    scored = (CommonContext(context, f"{AT_CONTEXT}{context}") for context in reversed(results.contexts))
+    return next((one for one in scored if np.isfinite(results.finished[one.column].astype(float)).all()), None)
+
+
+def at_common_context(results: Results) -> CommonContext | None:
+    """Where the experiments' own contexts differ, so that their validation losses are not like for like; else None."""
+    return common_context(results) if results.finished["block_size"].nunique() > 1 else None
+
+
 def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    scores = {context: table[f"{AT_CONTEXT}{context}"].astype(float) for context in results.contexts}
-    common = [context for context, losses in scores.items() if np.isfinite(losses).all()]
-    if not common:
-        scored = sum(pd.concat(scores, axis=1).notna().any(axis=1)) if scores else 0
+    common = common_context(results)
+    if common is None:
+        scored = int(table[[f"{AT_CONTEXT}{context}" for context in results.contexts]].notna().any(axis=1).sum())
         why = f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share."
         return _ranked([], why)
-    context = max(common)
+    context = common.context
     own = sorted({int(size) for size in table["block_size"] if size is not None})
     note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
     note += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
-    return _ranked([(name, loss, context, False) for name, loss in scores[context].items()], note)
+    return _ranked([(name, loss, context, False) for name, loss in table[common.column].items()], note)
 
 
 def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFrame:

@@ -5,22 +5,29 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.divergence import by_settings, trained
+from nanostudy.analysis.effects import effects
+from nanostudy.analysis.equal_budget import at_common_context
+from nanostudy.analysis.frames import Results
+from nanostudy.analysis.ranking import ranking
+from nanostudy.analysis.text_error import expected
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
-from nanostudy.reporting.phrases import interval, number, short, signed
+from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
 from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
-VERDICTS = ("reproduced", "better", "not reproduced")  # of claims that were tested
+VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims that were tested
 
 
 def answer(f: Findings) -> Blocks:
@@ -72,21 +79,21 @@ def what_diverges(analysis: Analysis) -> str:
 
 
 def what_matters(analysis: Analysis) -> str:
-    effects, results = analysis.effects, analysis.results
-    if effects.table.empty:
+    found, results = analysis.effects, analysis.results
+    if found.table.empty:
         if not results.factors:
             return "No setting varies between the experiments, so none can be said to matter."
-        return effects.explanation or "The effects of the settings cannot be estimated from these experiments."
-    mains = strongest_by_factor(effects.table)
+        return found.explanation or "The effects of the settings cannot be estimated from these experiments."
+    mains = strongest_by_factor(found.table)
     clear = mains[mains["clear"].astype(bool)]
     if mains.empty:
         return "No setting's own effect can be estimated from these experiments."
     if clear.empty:
-        confidence = "" if effects.method == "none" else " at 95%"
+        confidence = "" if found.method == "none" else " at 95%"
         first = mains.iloc[0]
         return (
             f"No setting's effect differs from zero{confidence}: the largest estimate, {_change(first)}, changes the validation "
-            f"loss by {_effect(first)} nats per token."
+            f"loss by {_effect(first)} nats per token{longer_windows(results, first)}."
         )
     first = clear.iloc[0]
     low, high = sorted(abs(first[key]) for key in ("low", "high"))
@@ -96,7 +103,8 @@ def what_matters(analysis: Analysis) -> str:
         f"{'lowers' if first['effect'] < 0 else 'raises'} the validation loss by {number(abs(first['effect']), 3)} nats per "
         f"token (95% interval {number(low, 3)} to {number(high, 3)}{share})"
     )
-    others = [f"{_change(row)} by {_effect(row)}" for _, row in clear.iloc[1:].iterrows()]
+    text += longer_windows(results, first)
+    others = [f"{_change(row)} by {_effect(row)}{longer_windows(results, row)}" for _, row in clear.iloc[1:].iterrows()]
     if not others:
         return f"{text}; no other setting's effect differs from zero at 95%."
     return f"{text}, then {listed(others, MOST_NAMED)}."
@@ -110,12 +118,29 @@ def _change(row: pd.Series) -> str:
     return f"{row['factor_a']} {value_text(row['reference'])} → {value_text(row['level'])}"
 
 
+def longer_windows(results: Results, row: pd.Series) -> str:
+    """Of an effect of block_size: what it is where both are scored in equal windows, since a longer window alone helps."""
+    if row["factor_a"] != "block_size":
+        return ""
+    common = at_common_context(results)
+    if common is None:
+        return " (a longer window alone gives a part of it, which was not scored)"
+    table = effects(results, common.column).table
+    same = table[(table["term"] == "block_size") & (table["level"] == row["level"])]
+    if same.empty:
+        return f" (a longer window alone gives a part of it: see the losses in windows of {common.context} tokens)"
+    return f" ({_effect(same.iloc[0])} in windows of {common.context} tokens for both: the rest is the longer window's alone)"
+
+
 def what_does_not(analysis: Analysis) -> str:
     table = analysis.effects.table
     if table.empty:
         return ""
     mains = strongest_by_factor(table)
-    unclear = [f"{_change(row)} by {_effect(row)}" for _, row in mains[~mains["clear"].astype(bool)].iterrows()]
+    unclear = [
+        f"{_change(row)} by {_effect(row)}{longer_windows(analysis.results, row)}"
+        for _, row in mains[~mains["clear"].astype(bool)].iterrows()
+    ]
     all_pairs = table[(table["order"] == 2) & table["effect"].notna()]
     # Šidák: with many pairs, some would look clear each on its own where none acts together
     bound = 1 - 0.95 ** (1 / max(1, all_pairs["term"].nunique()))
@@ -142,30 +167,34 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
-    ranking, results = analysis.ranking, analysis.results
-    if ranking.empty:
+    places, results = analysis.ranking, analysis.results
+    if places.empty:
         return ""
-    rows, replicated = ranked_cells(results, ranking)
+    rows, replicated = ranked_cells(results, places)
     if rows.empty:
         return "Every setting diverged with some seed, so none can be recommended."
     first, table = rows.iloc[0], results.experiments
+    seeds = _seeds_of(rows)
+    loss = expected(results, seeds)
     size = table.loc[first["name"]]["parameters"]
     sized = f", with {short(size)} parameters" if size == size else ""
     if replicated:
-        single = ranking.iloc[0]
+        single = places.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
         text = (
-            f"{_capital(first['label'])} has the lowest mean validation loss, {number(first['mean'])} nats per token over "
-            f"{counted(int(first['n']), 'seed')}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
+            f"{_capital(first['label'])} has the lowest mean validation loss, {number(loss.mean)} nats per token over "
+            f"{counted(loss.n, 'seed')}{interval_text(loss)}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
             f"{lost if single['diverged'] else ''}"
         )
     else:
         through = ", ".join(f"{name} {value_text(table.loc[first['name']][name])}" for name in varying(results))
         settings = f" ({through})" if through else ""
         text = (
-            f"{first['name']}{settings} has the lowest validation loss, {number(first['value'])} nats per token{sized}"
+            f"{first['name']}{settings} has the lowest validation loss, {number(loss.mean)} nats per token"
+            f"{interval_text(loss)}{sized}"
         )
-    others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
+    text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
+    others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (places['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
         return f"{text}; there is no other to compare it with."
     if not rows["low"].notna().any():
@@ -180,15 +209,47 @@ def which_model(analysis: Analysis) -> str:
     return f"{text}; {len(tied):,} of the {len(rows) - 1:,} {others} {verb} indistinguishable from it (95%){cheaper}."
 
 
+def _seeds_of(rows: pd.DataFrame) -> list[str]:
+    """The experiments of the first settings."""
+    return [name for name, label in rows.attrs["labels"].items() if label == rows.iloc[0]["label"]]
+
+
+def _in_equal_windows(analysis: Analysis, chosen: str) -> str:
+    """Where contexts differ: which settings are the best if all read windows of one length."""
+    common = at_common_context(analysis.results)
+    if common is None:
+        return ""
+    rows, _ = ranked_cells(analysis.results, ranking(analysis.results, common.column))
+    if rows.empty:
+        return ""
+    best = rows.iloc[0]
+    which = "it still has" if best["label"] == chosen else f"{best['label']} has"
+    return f"; in windows of {common.context} tokens for all, {which} the lowest, {number(best['mean'])}"
+
+
+def _on_the_test_part(results: Results, names: Sequence[str]) -> str:
+    """A confirmation: the settings were chosen before."""
+    if not results.finished.loc[list(names), "test_loss"].notna().all():
+        return ""
+    loss = expected(results, names, "test_loss")
+    return f"; on the test part, which no choice has read, its loss is {number(loss.mean)}{interval_text(loss)}"
+
+
 def how_it_generalises(analysis: Analysis) -> str:
     finished = analysis.results.finished.dropna(subset=["gap"])
     rows = analysis.ranking[analysis.ranking["diverged"] == 0]
     if finished.empty or rows.empty:
         return ""
     gaps, best = finished["gap"], str(rows["name"].iloc[0])
-    text = f"The loss gap (validation less training) of the best is {signed(float(gaps[best]))} nats per token"
+    gap = expected(analysis.results, _seeds_of(ranked_cells(analysis.results, analysis.ranking)[0]), "gap")
+    text = f"The loss gap (validation less training) of the best is {signed(gap.mean)} nats per token"
+    text += interval_text(gap, signed, 3)
     if gaps.max() > gaps.min():
         text += f", and between {signed(gaps.min())} and {signed(gaps.max())} over all"
+        cells, tied = (analysis.generalisation.attrs[key] for key in ("cells", "tied_cells"))
+        if cells > 1 and tied > 1:
+            which = f"{tied:,} of {cells:,} settings'" if tied < cells else "all settings'"
+            text += f" ({which} are indistinguishable from the smallest)"
     overfits = analysis.overfitting["overfits"]
     judged = overfits.dropna()
     if len(judged):
@@ -197,9 +258,9 @@ def how_it_generalises(analysis: Analysis) -> str:
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
         row = quality.loc[best]
-        text += f"; of the words that the best writes, {row['words_real']:.0%} are real ones"
+        text += f"; of the words that the best writes, {share_text(row, 'words_real')} are real ones"
         if row["speakers_real"] == row["speakers_real"]:
-            text += f", and {row['speakers_real']:.0%} of its speakers exist in the text"
+            text += f", and {share_text(row, 'speakers_real')} of its speakers exist in the text"
     return f"{text}."
 
 
@@ -219,7 +280,7 @@ def claims_hold(analysis: Analysis) -> str:
         rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
     left = len(verdicts) - len(tested) - against
     if left:
-        rest.append(f"{left} {'was' if left == 1 else 'were'} not run or cannot be tested here")
+        rest.append(f"{left} {'is' if left == 1 else 'are'} not tested")
     return f"{text}; {listed(rest)}." if rest else f"{text}."
 
 

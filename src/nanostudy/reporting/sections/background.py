@@ -29,7 +29,7 @@ def claims(f: Findings) -> Blocks:
         ("Claims that these results test", verdicts[tested], False),
         ("Claims that contradict themselves or each other", verdicts[against], True),
         ("Claims that arithmetic decides, whatever was run", verdicts[counted], True),
-        ("Claims that were not run, or cannot be tested here", verdicts[~tested & ~against & ~counted], True),
+        ("Claims that these results do not test, or none can", verdicts[~tested & ~against & ~counted], True),
     )
     return [
         Claims(f"{caption}: {len(table)}", [_claim(row) for row in each(table)], folded)
