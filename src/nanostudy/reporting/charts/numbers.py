@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import altair as alt
@@ -51,9 +52,17 @@ def _value(value: float) -> str:
     return value_text(float(f"{value:.3g}"))
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten in the range; over more than two decades, the powers alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if high / low > 200 else (1, 2, 5)
+    return [float(f"{factor}e{power}") for power in powers for factor in factors if low <= factor * 10.0**power <= high]
+
+
 def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Panel:
     scale = alt.Scale(type="log" if row.log else "linear", nice=False, zero=False, padding=8)
-    x = alt.X("value:Q", title=row.factor, scale=scale, axis=alt.Axis(format="~g", tickCount=5, labelOverlap=True))
+    axis = alt.Axis(format="~g", values=_ticks(row.lowest, row.highest) if row.log else alt.Undefined, tickCount=5)
+    x = alt.X("value:Q", title=row.factor, scale=scale, axis=axis)
     y = marks.y_of("val_loss", "loss", scale=alt.Scale(zero=False, domain=domain, nice=False))
     tips = [alt.Tooltip("value:Q", title=row.factor, format=DIGITS), alt.Tooltip("loss:Q", title=NATS, format=".4f")]
 
@@ -68,7 +77,7 @@ def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Pan
         curve.mark_line(strokeWidth=2.2).encode(tooltip=tips),
     ]
     if len(forest.dependence):
-        layers.append(of(forest.dependence).mark_line(style="zero", strokeWidth=1.2, interpolate="step-after"))
+        layers.append(of(forest.dependence).mark_line(style="zero", strokeWidth=1.2))
     if row.where == "inside":
         at = [{"value": row.low, "end": row.high, "best": row.best, "loss": domain[0]}]
         base = marks.inline(at).encode(y=y)
