@@ -31,7 +31,7 @@ def test_a_search_has_true_sentences(points):
     assert "what another seed than 1337 would change is in no interval" in texts["What matters"]
     assert "weight_decay (by at most 0." in texts["What does not, and what acts together"]
     assert "is undecided" in texts["What does not, and what acts together"]
-    assert "learning_rate is best near 0.0016" in texts["Which values are best"]
+    assert "learning_rate is best near 0.001" in texts["Which values are best"]
     best = results.experiments["val_loss"].idxmin()
     model = texts["Which model to use"]
     assert model.startswith(f"{best} (n_embd ")
@@ -68,7 +68,7 @@ def test_a_sweep_with_one_seed_and_with_three():
     once = sentences(synthetic({"learning_rate": RATES}, lambda s: valley({**s, "dropout": 0}), noise=0.01))
     assert once["What matters"].startswith("learning_rate matters: from 0.0001 to 0.001")
     assert "lowest validation loss of 7 configurations, each run once" in once["Which model to use"]
-    assert "learning_rate is best near 0.0016" in once["Which values are best"]
+    assert "learning_rate is best near 0.001" in once["Which values are best"]
     seeds = synthetic({"learning_rate": RATES}, lambda s: valley({**s, "dropout": 0}), noise=0.01, seeds=(1, 2, 3))
     thrice = sentences(seeds)
     assert "what another seed" not in thrice["What matters"]
@@ -102,7 +102,7 @@ def test_the_page_has_curves_changes_and_shares():
     section = next(section for section in page.sections if section.id == "curves-of-numbers")
     figure, explanation, changes, about, shares = section.blocks
     assert len(figure.panels) == 4
-    assert "learning_rate is lowest near 0.0016" in figure.alternative
+    assert "learning_rate is lowest near 0.001" in figure.alternative
     assert "All have seed 1337" in explanation.text
     assert next(row[0] for row in changes.rows) == "learning_rate"
     assert "(n = 40)" in about.text
