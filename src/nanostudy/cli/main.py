@@ -99,6 +99,8 @@ def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[E
     if source.endswith(".py"):
         config = read_config(Path(source), given)
         print(f"config   {source}, read and not executed; what it does not set is as in nanoGPT's train.py")
+        for note in config.notes:
+            print(f"read     {note}")
         for name, value, reason in config.unused:
             print(f"unused   {name} = {value}: {reason}")
         settings, out = config.settings, out or config.out
