@@ -49,12 +49,22 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     pattern: str | None = None,
+    form: Callable[[Any], str] | None = None,
 ) -> Any:
     """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
 
-    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows.
+    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
+    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
     """
-    rules = {"kind": kind, "meaning": meaning, "low": low, "high": high, "above": above, "pattern": pattern}
+    rules = {
+        "kind": kind,
+        "meaning": meaning,
+        "low": low,
+        "high": high,
+        "above": above,
+        "pattern": pattern,
+        "form": form,
+    }
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -71,6 +81,7 @@ class Setting:
     high: float | None
     above: float | None
     pattern: str | None
+    form: Callable[[Any], str] | None
 
     @functools.cached_property
     def base(self) -> type:
@@ -101,9 +112,8 @@ class Setting:
             typed = self._typed(value)
         except (TypeError, ValueError, OverflowError):
             also = " or none" if self.optional else ""
-            raise UsageError(
-                f"{self.name}={_brief(value)} must be {TYPES[self.base]}{also} ({self.meaning})."
-            ) from None
+            kind = "" if self.form else f"{TYPES[self.base]}{also} "
+            raise UsageError(f"{self.name}={_brief(value)} must be {kind}({self.meaning}).") from None
         if self.range and not self.range[0] <= typed <= self.range[1]:
             bounds = self.bounds() if self.high is not None or typed < self.range[0] else "below 2**63"
             raise UsageError(f"{self.name}={_brief(typed)} must be {bounds} ({self.meaning}).")
@@ -123,6 +133,8 @@ class Setting:
 
     def _typed(self, value: Any) -> Any:
         """Raises TypeError, ValueError or OverflowError where it is not of the type."""
+        if self.form:
+            return self.form(value)
         if self.base is bool and isinstance(value, str):
             value = {"true": True, "false": False}.get(value.lower())
         elif self.base is str and isinstance(value, bool) and "yes" in (self.pattern or ""):
@@ -208,6 +220,15 @@ def takes(
 # --- experiments
 
 
+def split_text(shares: Any) -> str:
+    """0.8/0.1/0.1 from a list of shares, or a text that separates them by / or commas. Raises ValueError."""
+    parts = re.split("[/,]", shares.strip(" []")) if isinstance(shares, str) else shares
+    numbers = [float(part) for part in parts]
+    if not (2 <= len(numbers) <= 3 and all(number > 0 for number in numbers) and math.isclose(sum(numbers), 1)):
+        raise ValueError
+    return "/".join(f"{number:.12g}" for number in numbers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Settings under nanoGPT's names. Frozen, and checked when made: a bad value raises UsageError."""
@@ -220,6 +241,13 @@ class Experiment:
     )
     tokenizer: str = setting(
         "char", "data", "char (one token per character) or byte (one token per UTF-8 byte)", pattern="char|byte"
+    )
+    split: str | None = setting(
+        None,
+        "data",
+        "shares of the text for training, validation and, where there are three, a held-out test, such as "
+        "[0.8, 0.1, 0.1]; none: nanoGPT's 90/10, or a dataset's own",
+        form=split_text,
     )
     init_from: str | None = setting(None, "data", "a run whose weights to start from; none: fresh weights")
 

@@ -33,6 +33,7 @@ from nanostudy.settings_files import (
     preset_text,
     read_settings,
 )
+from nanostudy.study.definition import Study, parse_studies, study_yaml, with_assignments
 from nanostudy.training.machine import resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import settings_yaml
@@ -175,6 +176,7 @@ BAD_VALUES = {
     "sample_tokens": [-1, 10**7],
     "corpus": [5, None, ""],
     "tokenizer": ["word", 8],
+    "split": [[0.9], [0.5, 0.4], [0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25], [1.2, -0.2], "all", 0.9, True],
     "init_from": [7],
     "device": ["gpu", "cuda:x", "cuda:-1", "auto:1", "cuda:0:1", 5, None, ["cpu"]],
     "precision": ["fp8", 16, None, ["fp32"]],
@@ -193,6 +195,17 @@ def test_a_refusal_tells_the_true_bound():
     with pytest.raises(UsageError) as refusal:
         Experiment(beta2=1.0)
     assert "to 1 (" not in str(refusal.value), "1.0 was just refused"
+
+
+def test_a_split_is_one_setting_however_it_is_written():
+    written = ([0.8, 0.1, 0.1], (0.8, 0.1, 0.1), "[0.8, 0.1, 0.1]", "0.8,0.1,0.1", "0.8/0.1/0.1", "0.80/.1/1e-1")
+    assert {Experiment(split=split).split for split in written} == {"0.8/0.1/0.1"}
+    assert Experiment(split="none").split is None
+    study = Study("s", {"split": [0.8, 0.1, 0.1]}, {}, {"all": {}}, (1,))
+    assert study.settings == with_assignments(replace(study, settings={}), {"split": "0.8,0.1,0.1"}).settings
+    assert parse_studies(study_yaml(study), "s") == [study]
+    axis = Study("s", {}, {"split": ([0.8, 0.2], "0.8/0.1/0.1")}, {"all": {}}, (1,))
+    assert axis.grid == {"split": ("0.8/0.2", "0.8/0.1/0.1")}
 
 
 @pytest.mark.parametrize("name", ["corpus", "sample_prompt", "init_from"])
@@ -348,7 +361,7 @@ def another(name: str):
     """A valid value other than the default one."""
     value = getattr(BASE, name)
     if value is None:
-        return {"init_from": "elsewhere", "sample_prompt": "O"}.get(name, 7)
+        return {"init_from": "elsewhere", "sample_prompt": "O", "split": "0.8/0.2"}.get(name, 7)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -164,20 +165,18 @@ def together(count: int, work) -> list:
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(on_batches):
     """What every place of the global batch got, by seed, step and place: tokens and dropout words."""
-    held, original = {}, trainer._Training.batch
+    held = {}
 
-    def spy(self, experiments, steps, sequences):
-        batch = original(self, experiments, steps, sequences)
+    def record(updates, experiments, steps, sequences, batch):
         words = [word.unflatten(0, (len(steps), -1)) for word in next(iter(batch.dropout or ()), ())[:3]]
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             for i, place in enumerate(sequences):
                 parts = [t[m, i].tolist() for t in (batch.inputs, batch.targets, *words)]
-                assert held.setdefault((self.ranks.count, e.seed, step, place), parts) == parts
-        return batch
+                assert held.setdefault((updates.ranks.count, e.seed, step, place), parts) == parts
 
-    monkeypatch.setattr(trainer._Training, "batch", spy)
+    on_batches(record)
     return held
 
 
@@ -218,6 +217,15 @@ def assert_copies(everyone):
         for ours, theirs in zip(select(first, Finished), select(other, Finished), strict=True):
             assert torch.equal(ours.last_weights, theirs.last_weights)
             assert torch.equal(ours.best_weights, theirs.best_weights)
+            assert_same_windows(ours.windows, theirs.windows, 0)
+        assert_same_windows(select(first, Evaluated)[-1].windows, select(other, Evaluated)[-1].windows, 0)
+
+
+def assert_same_windows(ours, theirs, bound):
+    assert ours.keys() == theirs.keys()
+    for name, windows in ours.items():
+        np.testing.assert_allclose(windows.losses, theirs[name].losses, rtol=bound)
+        assert (windows.context, windows.last) == (theirs[name].context, theirs[name].last)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +245,9 @@ def test_many_ranks_train_as_one(corpus, machine, tmp_path, monkeypatch, drawn, 
     everyone = together(count, lambda ranks: events_of(jobs, corpus, machine, tmp_path, ranks))
     assert_copies(everyone)
     assert_same_training(everyone[0], alone)
+    ends = [select(events, Evaluated)[-1].windows for events in (everyone[0], alone)]
+    assert set(ends[0]) == {"train", "val"}
+    assert_same_windows(*ends, 1e-3)
     ours = {key[1:]: parts for key, parts in drawn.items() if key[0] == count}
     assert ours == {key[1:]: parts for key, parts in drawn.items() if key[0] == 1}
     assert len(ours) == 20 * batch_size * accumulation

@@ -126,22 +126,19 @@ def test_training_equals_a_loop_of_plain_modules(run, corpus, dropout, parts):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(on_batches):
     """What every micro-batch held, by seed, step and place: inputs, targets, and the masks of two dropouts."""
-    held, original = {}, trainer._Training.batch
+    held = {}
 
-    def spy(self, experiments, steps, sequences):
-        batch = original(self, experiments, steps, sequences)
-        drop = batch.dropout
-        drops = list(drop or ())
+    def record(_, experiments, steps, sequences, batch):
+        drops = list(batch.dropout or ())
         masks = [keep_mask(*drops[s][:3], (128,), (1,)).unflatten(0, (len(steps), -1)) for s in (1, 5) if drops]
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             key = e.seed, step, sequences
             assert key not in held
             held[key] = [t[m].clone() for t in (batch.inputs, batch.targets, *(masks if e.dropout else ()))]
-        return batch
 
-    monkeypatch.setattr(trainer._Training, "batch", spy)
+    on_batches(record)
     return held
 
 
@@ -341,6 +338,48 @@ def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypa
         assert end.train_loss == pytest.approx(mean_by_hand(weights, config, text, 64, spread), rel=1e-5)
         by_hand = {context: mean_by_hand(weights, config, val, context) for context in (32, 64)}
         assert last(events, name).result.context_losses == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_windows_of_the_last_evaluation_are_a_loop_by_hand(run, corpus, machine, monkeypatch):
+    """Each window's loss, of every split and context, in the order of the text; of members that end at different times, too."""
+    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 64 * 2 * 2)
+    lengths = {"job0": 6, "job1": 4}
+    experiments = [small(seed=i, block_size=64, max_iters=n, eval_interval=3) for i, n in enumerate(lengths.values())]
+    held_out = dataclasses.replace(corpus, test=Split(corpus.val.tokens[:700][::-1].copy(), 700, None))
+    events = run(jobs_of(*experiments), corpus=held_out)
+    config = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
+    for name, length in lengths.items():
+        finished, evaluated = last(events, name), of(events, Evaluated, name)
+        assert [set(event.windows) for event in evaluated[:-1]] == [set()] * (len(evaluated) - 1)
+        assert evaluated[-1].step == length
+        windows = {**evaluated[-1].windows, **finished.windows}
+        assert set(windows) == {"train", "val", "val_at_32", "test"}
+        for which, tokens, context in (
+            ("val", held_out.val.tokens, 64),
+            ("val_at_32", held_out.val.tokens, 32),
+            ("test", held_out.test.tokens, 64),
+        ):
+            starts = range(0, len(tokens) - 1, context)
+            each = [mean_by_hand(finished.last_weights, config, tokens, context, [start]) for start in starts]
+            assert windows[which].losses == pytest.approx(np.array(each), rel=1e-4)
+            assert windows[which].targets.tolist() == [min(context, len(tokens) - 1 - start) for start in starts]
+        result = finished.result
+        assert windows["train"].mean == pytest.approx(evaluated[-1].train_loss, rel=1e-6)
+        assert windows["val"].mean == pytest.approx(evaluated[-1].val_loss, rel=1e-6)
+        assert windows["val_at_32"].mean == pytest.approx(result.context_losses[32], rel=1e-6)
+        assert windows["test"].mean == pytest.approx(result.test_loss, rel=1e-6)
+        whole = mean_by_hand(finished.last_weights, config, held_out.test.tokens, 64)
+        assert result.test_loss == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_held_out_part_changes_no_training(run, corpus):
+    """Neither weights nor losses: nothing reads it before the end."""
+    held_out = dataclasses.replace(corpus, test=Split(corpus.val.tokens[::-1].copy(), len(corpus.val.tokens), None))
+    with_test, without = (run(jobs_of(small(dropout=0.1)), corpus=one) for one in (held_out, corpus))
+    assert torch.equal(last(with_test).last_weights, last(without).last_weights)
+    assert [event.val_loss for event in of(with_test, Evaluated)] == [e.val_loss for e in of(without, Evaluated)]
+    assert last(without).result.test_loss is None
+    assert "test_loss" not in last(without).result.to_run()
 
 
 def test_contexts_that_fit(run):

@@ -13,13 +13,11 @@ from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
+from nanostudy.analysis.text_error import TextErrors, combined, text_errors
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
 NODES = 60  # of the quadratures behind the critical value
-SAMPLING = (
-    "The intervals leave out the sampling error of a finite validation text: every model is scored on the same text."
-)
 
 
 def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
@@ -32,7 +30,8 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     """
     design = design_of(results, by)
     noise = judged(design)[1]
-    table = _cell_table(design, noise)
+    errors = text_errors(results, by)
+    table = _cell_table(design, noise, errors)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
     measured = results.finished[by].notna()
@@ -43,12 +42,12 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(design, noise)
+    rows.attrs["basis"] = _basis(design, noise, errors)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
 
-def _cell_table(design: Design, noise: Noise) -> pd.DataFrame:
+def _cell_table(design: Design, noise: Noise, errors: TextErrors) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
     columns = RANKING[2:-1]
     if not design.n:
@@ -57,13 +56,20 @@ def _cell_table(design: Design, noise: Noise) -> pd.DataFrame:
     means = _adjusted_means(design)
     counts = np.bincount(design.cells)
     variance, df = noise.of_one
-    sd = math.sqrt(variance)
-    se = sd / np.sqrt(counts)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-    if len(means) == 1 or math.isnan(sd):
-        tied = np.full(len(means), True)
-    else:
-        tied = _possibly_best(means, se, critical_value(len(means), df))
+    names, of_cells = (
+        list(map(str, design.table.index)),
+        (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
+    )
+    best = int(np.argmin(means))
+    whole, dfs = combined(variance / counts, df, errors.of_contrasts(names, of_cells))
+    se = np.sqrt(whole)
+    margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
+    more = variance / counts + variance / counts[best], df, errors.of_contrasts(names, of_cells - of_cells[best])
+    tied = (
+        np.full(len(means), True)
+        if len(means) == 1 or math.isnan(variance)
+        else _possibly_best(means, *combined(*more))
+    )
     values = (means, counts, se, means - margin, means + margin, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
@@ -76,10 +82,14 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
 
 
-def _possibly_best(means: Array, se: Array, critical: float) -> Array:
-    """A cell is out where another is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1)."""
-    allowance = critical * np.sqrt(se[:, None] ** 2 + se[None, :] ** 2)
-    return ~(means[:, None] - means[None, :] > allowance).any(axis=1)
+def _possibly_best(means: Array, variances: Array, dfs: Array) -> Array:
+    """A cell is out where the lowest is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1).
+
+    `variances` and `dfs` are of the differences from the lowest.
+    """
+    inverse = np.linspace(1 / dfs.max(), 1 / dfs.min(), 6)  # critical values between are very nearly linear in 1 / df
+    critical = [critical_value(len(means), 1 / one if one else math.inf) for one in inverse.tolist()]
+    return np.asarray(means - means.min() <= np.interp(1 / dfs, inverse, critical) * np.sqrt(variances))
 
 
 def _adjusted_means(design: Design) -> Array:
@@ -102,16 +112,16 @@ def _mean_by(values: Array, groups: Array) -> Array:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _basis(design: Design, noise: Noise) -> str:
+def _basis(design: Design, noise: Noise, errors: TextErrors) -> str:
     if design.n < 2:
         return noise.explanation
     if noise.method == "none":
-        return f"{noise.explanation} So all settings count as indistinguishable. {SAMPLING}"
+        return f"{noise.explanation} So all settings count as indistinguishable. {errors.explanation}"
     means = "Each experiment stands for its settings" if design.cell_count == design.n else "Seeds are averaged"
     return (
         f"{means}; the standard deviation of one experiment is {math.sqrt(noise.of_one[0]):.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "
-        f"it, at 95% for all {counted(design.cell_count, 'cell')} together. {SAMPLING}"
+        f"it, at 95% for all {counted(design.cell_count, 'cell')} together. {errors.explanation}"
     )
 
 

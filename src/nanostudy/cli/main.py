@@ -233,14 +233,15 @@ def corpus_list() -> None:
 @corpus_app.command("show")
 def corpus_show(name: Corpus, tokenizer: Tokenizer = "char") -> None:
     """A corpus's sizes, checksum, entropy where known, and first lines."""
-    from nanostudy.data.corpus import load_corpus
+    from nanostudy.data.corpus import LABELS, load_corpus
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
     print(f"{corpus.name}   SHA-256 {corpus.sha256}")
     print(f"tokenizer    {corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens")
-    for label, split in (("training", corpus.train), ("validation", corpus.val)):
+    for name, split in corpus.splits.items():
+        label = LABELS[name]
         entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats per character"
         print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
     print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))

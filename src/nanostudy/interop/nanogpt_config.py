@@ -231,7 +231,7 @@ def dataset_name(experiment: Experiment) -> str:
 
 
 def _nanogpt_prepares(experiment: Experiment) -> bool:
-    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
+    return (experiment.corpus, experiment.tokenizer, experiment.split) == ("shakespeare", "char", None)
 
 
 def differences(experiment: Experiment) -> list[str]:
@@ -247,7 +247,7 @@ def differences(experiment: Experiment) -> list[str]:
     if not _nanogpt_prepares(e):
         comments.append(
             f"data/{dataset_name(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a} (tokenizer "
-            f"{e.tokenizer}), split as they were here."
+            f"{e.tokenizer}), split as they were here{'' if e.split is None else f', {e.split}'}."
         )
     if not e.tie_embeddings:
         comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")

@@ -170,21 +170,24 @@ def evaluate(
     config: GPTConfig,
     dtype: torch.dtype,
     ops: Ops = REFERENCE,
-) -> Tensor:
-    """Each member's loss in nats, summed over the windows, then the number of targets: float64 (M + 1,), on the host.
+) -> tuple[Tensor, Tensor]:
+    """Each member's loss in nats, summed over all windows, then the number of targets: float64 (M + 1,), on the host; and the
+    same of each window, fp32 (M + 1, W), on the host.
 
     `windows` yields (inputs, targets), int64 (B, T), for all members. Target -1 stands for no target.
     """
     weights = working_copies(params_MP, config, dtype)
-    sums_M, counts = [], []
+    sums_M, each_MB, counts_B = [], [], []
     for inputs_BT, targets_BT in windows:
         size = (len(params_MP), -1, -1)
         logits_MBTV = forward(weights, inputs_BT.expand(size), config, ops=ops)
         losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops)
         sums_M.append(losses_MBT.sum((1, 2)))
-        counts.append((targets_BT >= 0).sum())
-    if not counts:
-        return torch.zeros(len(params_MP) + 1, dtype=torch.float64)
+        each_MB.append(losses_MBT.sum(2))
+        counts_B.append((targets_BT >= 0).sum(1))
+    if not sums_M:
+        return torch.zeros(len(params_MP) + 1, dtype=torch.float64), torch.zeros(len(params_MP) + 1, 0)
     # summed on the host, because some devices have no double precision
-    total_M = torch.stack(sums_M).cpu().double().sum(0)
-    return torch.cat([total_M, torch.stack(counts).cpu().double().sum(0, keepdim=True)])
+    total_M, counts_W = torch.stack(sums_M).cpu().double().sum(0), torch.cat(counts_B).cpu()
+    totals = torch.cat([total_M, counts_W.double().sum(0, keepdim=True)])
+    return totals, torch.cat([torch.cat(each_MB, 1).float().cpu(), counts_W.float()[None]])

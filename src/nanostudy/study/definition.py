@@ -104,7 +104,7 @@ def _check_parts(parts: Mapping[Any, Any]) -> None:
 
 
 def _fixed(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not FIELDS[name].form:
         raise UsageError(f"settings holds several values of {name}: an axis belongs under `grid:`.")
     return check_value(name, value)
 
@@ -259,7 +259,7 @@ def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
     settings, grid = dict(study.settings), dict(study.grid)
     changes: dict[str, Any] = {}
     for key, text in assignments.items():
-        values = [value.strip() for value in text.split(",")]
+        values = [value.strip() for value in ([text] if key in FIELDS and FIELDS[key].form else text.split(","))]
         if key in ("seed", "seeds"):
             changes["seeds"] = _seeds(text) if len(values) == 1 else values
         elif key in ("keep", "sample_tokens", "skip_impossible"):

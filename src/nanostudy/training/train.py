@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanostudy.data.corpus import Corpus, evaluation_windows
+from nanostudy.data.corpus import Corpus, evaluation_windows, window_count
 from nanostudy.device import total_memory
 from nanostudy.errors import OutOfMemory, RankLost
 from nanostudy.model.config import GPTConfig, count_parameters
@@ -28,6 +28,7 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progre
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
 from nanostudy.training.updates import Updates
+from nanostudy.training.window_losses import Windows, name_at
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
 EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
@@ -110,11 +111,11 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     steps = max(2, min(50, int(seconds / seconds_of(1))))
     update = seconds_of(steps) / steps
     context = run.config.block_size
-    run.losses(stack.state.params, "val", context, batches=1)
+    run.evaluation(stack.state.params, "val", context, batches=1)
     tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not batches:
-        run.losses(stack.state.params, "val", context, batches=1)
+        run.evaluation(stack.state.params, "val", context, batches=1)
         batches += 1
     return update, (time.perf_counter() - start) / batches / tokens
 
@@ -191,17 +192,25 @@ class _Training:
         start = time.monotonic()
         self.elapse(stack)
         params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
-        train_losses, val_losses = (self.losses(params, split, self.config.block_size) for split in ("train", "val"))
+        experiments, context = self.experiments(stack), self.config.block_size
+        last = any(stack.slots[m].step >= experiments[m].max_iters for m in due)
+        (train_losses, train_windows), (val_losses, val_windows) = (
+            self.evaluation(params, split, context, with_windows=last) for split in ("train", "val")
+        )
         self.elapse(stack)
         self.speed.evaluated(time.monotonic() - start)
-        for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
+        for i, (m, train_loss, val_loss) in enumerate(zip(due, train_losses, val_losses, strict=True)):
             slot = stack.slots[m]
+            windows = {}
+            if slot.step >= experiments[m].max_iters:
+                windows = {"train": train_windows[i], "val": val_windows[i]}
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
             if val_loss < slot.best_val_loss:
                 slot.best_step, slot.best_val_loss = slot.step, val_loss
                 stack.best[m] = stack.state.params[m]
-            yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
+            tokens, seconds = self.tokens_seen(slot), slot.seconds
+            yield Evaluated(slot.name, slot.step, tokens, seconds, train_loss, val_loss, windows)
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
         """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
@@ -217,16 +226,33 @@ class _Training:
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
             slot.diverged |= diverged  # an evaluation may have set it before
 
-    def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
-        """Mean losses over all windows, or over the first batches. Ranks share the windows and get the same numbers."""
+    def evaluation(
+        self, params: Tensor, split: str, context: int, *, batches: int | None = None, with_windows: bool = False
+    ) -> tuple[list[float], list[Windows]]:
+        """Mean losses over all windows, or over the first batches; and each window's own, on request.
+
+        Ranks share the windows and get the same numbers.
+        """
         windows = islice(self.windows(split, context, len(params)), batches)
-        sums = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
+        sums, own_MW = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
         totals = torch.cat([sums, sums.new_tensor([self.stopping])])
         self.ranks.add(totals)
         *losses, targets, stopping = totals.tolist()
         if stopping:
             raise _StopRequested
-        return [loss / targets for loss in losses]
+        means = [loss / targets for loss in losses]
+        return means, self.of_windows(own_MW, split, context) if with_windows else []
+
+    def of_windows(self, own_MW: Tensor, split: str, context: int) -> list[Windows]:
+        """Each member's windows in the order of the text, from what `evaluate` returned at each rank."""
+        count, batch = window_count(self.corpus, split, context), windows_at_once(context, len(own_MW) - 1)
+        turns = -(-count // (batch * self.ranks.count))
+        own_MKB = own_MW.unflatten(1, (-1, batch))
+        all_MKRB = own_MW.new_zeros(len(own_MW), turns, self.ranks.count, batch)
+        all_MKRB[:, : own_MKB.shape[1], self.ranks.rank] = own_MKB
+        self.ranks.add(all_MKRB)
+        *sums, targets = all_MKRB.flatten(1)[:, :count].numpy()
+        return [Windows.of(one, targets, context) for one in sums]
 
     def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of windows; none after a request to stop."""
@@ -258,13 +284,20 @@ class _Training:
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
-        status, reason, contexts = Status.FINISHED, None, {}
+        status, reason, contexts = Status.FINISHED, None, dict[int, float]()
+        tested, windows = dict[str, float](), dict[str, Windows]()
         self.elapse(stack)
         if slot.diverged:
             status, reason = Status.DIVERGED, f"the loss or its gradient was not finite after update {updates}"
             slot.step = slot.step if self.machine.precision == "fp16" else updates
         else:
-            contexts = {c: self.score(slot, params, c) for c in contexts_within(self.config.block_size)}
+            for context in contexts_within(self.config.block_size):
+                if context == self.config.block_size and not math.isnan(slot.val_loss):
+                    contexts[context] = slot.val_loss  # the last evaluation's
+                else:
+                    contexts[context], windows[name_at(context)] = self.score(params, "val", context)
+            if self.corpus.test:
+                tested["test_loss"], windows["test"] = self.score(params, "test", self.config.block_size)
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
         job = self.jobs[slot.name]
@@ -273,16 +306,16 @@ class _Training:
             job.identity,
             json.dumps(job.experiment.as_dict()),
             status,
-            self.final_measures(stack, m),
+            {**self.final_measures(stack, m), **tested},
             reason=reason,
             step=slot.step,
             skipped=slot.step - updates,
             context_losses=contexts,
         )
-        return Finished(slot.name, result, last, best, moments)
+        return Finished(slot.name, result, last, best, moments, windows)
 
     def final_measures(self, stack: Stack, m: int) -> dict[str, float | None]:
-        """The measures (see measures.py) of a member at its end, besides those of its evaluations and its size."""
+        """The measures (see measures.py) of a member at its end, besides those of evaluations and its size."""
         slot = stack.slots[m]
         return {
             "updates": int(stack.state.updates[m]),
@@ -291,10 +324,10 @@ class _Training:
             "best_step": slot.best_step if slot.best_step >= 0 else None,
         }
 
-    def score(self, slot: Slot, params: Tensor, context: int) -> float:
-        """The validation loss at a fixed context. For its own context length the last evaluation has it."""
-        evaluated = context == self.config.block_size and not math.isnan(slot.val_loss)
-        return slot.val_loss if evaluated else self.losses(params, "val", context)[0]
+    def score(self, params: Tensor, split: str, context: int) -> tuple[float, Windows]:
+        """One member's loss at a fixed context, and that of each window."""
+        [loss], [windows] = self.evaluation(params, split, context, with_windows=True)
+        return loss, windows
 
     # --- stepping
 

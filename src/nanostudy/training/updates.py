@@ -125,16 +125,18 @@ class Updates:
         """This rank's share of the update in nearly equal parts; no more of them after a request to stop."""
         share = self.ranks.share(experiments[0].sequences_per_update)
         parts = -(-len(share) // experiments[0].batch_size)
-        positions, dropout = torch.arange(self.config.block_size + 1, device=now.starts.device), _drops(experiments)
         for i in range(parts):
             if stop():
                 return
-            places = share[i * len(share) // parts : (i + 1) * len(share) // parts]
-            window = self.tokens[now.starts[:, places.start : places.stop, None] + positions].long()
-            keys_MB = now.keys[:, places.start : places.stop]
-            yield Batch(
-                window[..., :-1], window[..., 1:], Dropout(keys_MB, now.rates, self.config) if dropout else None
-            )
+            yield self.batch(experiments, share[i * len(share) // parts : (i + 1) * len(share) // parts], now)
+
+    def batch(self, experiments: Sequence[Experiment], sequences: range, now: Inputs) -> Batch:
+        """The micro-batch at these places of the global batch, for every member."""
+        places = slice(sequences.start, sequences.stop)
+        positions = torch.arange(self.config.block_size + 1, device=now.starts.device)
+        window = self.tokens[now.starts[:, places, None] + positions].long()
+        dropout = Dropout(now.keys[:, places], now.rates, self.config) if _drops(experiments) else None
+        return Batch(window[..., :-1], window[..., 1:], dropout)
 
 
 def _drops(experiments: Sequence[Experiment]) -> bool:

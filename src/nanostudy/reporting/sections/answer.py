@@ -14,7 +14,7 @@ from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
-from nanostudy.reporting.phrases import interval, number, short, signed
+from nanostudy.reporting.phrases import interval, number, share_text, short, signed
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
@@ -189,9 +189,9 @@ def how_it_generalises(analysis: Analysis) -> str:
     quality = analysis.quality
     if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
         row = quality.loc[best]
-        text += f"; of the words that the best writes, {row['words_real']:.0%} are real ones"
+        text += f"; of the words that the best writes, {share_text(row, 'words_real')} are real ones"
         if row["speakers_real"] == row["speakers_real"]:
-            text += f", and {row['speakers_real']:.0%} of its speakers exist in the text"
+            text += f", and {share_text(row, 'speakers_real')} of its speakers exist in the text"
     return f"{text}."
 
 
