@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,8 @@ def read_settings(source: str) -> dict[str, Any]:
     except OSError:
         if path.name == "settings.yaml" and path.with_name("ckpt.pt").is_file():
             raise UsageError(
-                f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert {source}/ckpt.pt --to RUN"
+                f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert "
+                f"{shlex.quote(str(path.with_name('ckpt.pt')))} --to RUN"
             ) from None
         raise UsageError(
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."

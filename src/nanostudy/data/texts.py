@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import http.client
 import os
+import shlex
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,8 @@ def _shakespeare() -> Text:
     if text.sha256 != SHAKESPEARE_SHA256:
         raise NanostudyError(
             f"{path} is not tiny Shakespeare: its SHA-256 is {text.sha256}, not {SHAKESPEARE_SHA256}. "
-            f"Delete it and run `nanostudy corpus fetch shakespeare`, or train on it as a text of your own with corpus={path}."
+            f"Delete it and run `nanostudy corpus fetch shakespeare`, or train on it as a text of your own with "
+            f"corpus={shlex.quote(str(path))}."
         )
     return Text("shakespeare", text.content, text.sha256)
 
