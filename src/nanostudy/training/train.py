@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count, islice, takewhile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
