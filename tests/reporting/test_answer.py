@@ -16,6 +16,7 @@ from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.answer import (
     claims_hold,
     how_it_generalises,
+    longer_windows,
     what_does_not,
     what_matters,
     which_model,
@@ -176,15 +177,22 @@ def with_contexts(results: Results, longer: float = -0.03) -> Results:
 def test_the_effect_of_block_size_says_what_the_longer_window_alone_gives():
     factors = {"block_size": [32, 64], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
     results = synthetic(factors, {"block_size": -0.1, "n_embd": -0.05}, seeds=(1, 2, 3), noise=0.003)
-    text = what_matters(Analysis(with_contexts(results)))
-    whole, same = (Analysis(with_contexts(results, part)).effects for part in (-0.03, 0.0))
-    effect = whole.table.query("term == 'block_size'")["effect"].iloc[0]
-    assert same.table.query("term == 'block_size'")["effect"].iloc[0] == effect
-    assert f"({signed(effect + 0.03)} (" in text
-    assert "in windows of 32 tokens for both: the rest is the longer window's alone)" in text
-    unknown = what_matters(Analysis(results))
-    assert "(a longer window alone gives a part of it, which was not scored)" in unknown
-    assert "window" not in what_matters(analysis({"n_embd": -0.2}))
+    whole, scored = Analysis(results), Analysis(with_contexts(results))
+    text = what_matters(scored)
+    assert "block_size" in text
+    effect, same = (
+        one.table.query("term == 'block_size'")["effect"].iloc[0]
+        for one in (whole.effects, scored.equal_windows.effects)
+    )
+    assert same == pytest.approx(effect + 0.03)
+    after = longer_windows(scored, text)
+    assert after.startswith(f" In windows of 32 tokens for all, block_size 32 → 64 by {signed(same)} (")
+    assert after.endswith("the rest of its effect is what a longer window alone gives.")
+    assert "gives a part of the effect of block_size, which was not scored" in longer_windows(
+        whole, what_matters(whole)
+    )
+    assert longer_windows(scored, "n_embd matters") == ""
+    assert text + after in [one.text for one in document(scored).answer]
 
 
 def test_the_best_settings_are_compared_in_equal_windows():

@@ -8,18 +8,34 @@ from functools import cached_property
 
 import pandas as pd
 
-from nanostudy.analysis import curves, sample_quality
+from nanostudy.analysis import curves, power, sample_quality, winner
 from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
+from nanostudy.analysis import forest as forest_
 from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import shapes as shapes_
 from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
-from nanostudy.analysis.results import Results
+from nanostudy.analysis.forest import Forest
+from nanostudy.analysis.frames import AT_CONTEXT
+from nanostudy.analysis.power import Seeds
+from nanostudy.analysis.results import Results, read_study_folder
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
+from nanostudy.analysis.shapes import Shapes
+from nanostudy.analysis.winner import Confirmed
 from nanostudy.text import counted
+
+
+@dataclass(frozen=True)
+class EqualWindows:
+    """Validation losses scored in windows of one length, the longest that all experiments share."""
+
+    context: int
+    effects: Effects
+    ranking: pd.DataFrame
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +58,16 @@ class Analysis:
         return effects_.effects(self.results, "gap")
 
     @cached_property
+    def shapes(self) -> Shapes:
+        """Of the settings that are numbers, on the validation loss."""
+        return shapes_.shapes(self.results)
+
+    @cached_property
+    def forest(self) -> Forest:
+        """On the validation loss."""
+        return forest_.forest(self.results)
+
+    @cached_property
     def ranking(self) -> pd.DataFrame:
         """By validation loss."""
         return ranking_.ranking(self.results)
@@ -52,9 +78,34 @@ class Analysis:
         return ranking_.ranking(self.results, "gap")
 
     @cached_property
+    def best_unbiased(self) -> float:
+        """The best's validation loss on seeds that did not choose it; NaN without two seeds."""
+        return winner.unbiased(self.results)
+
+    @cached_property
+    def confirmed(self) -> Confirmed | None:
+        """What fresh seeds say of the best settings, where `nanostudy study confirm` ran them."""
+        folder = winner.confirmation_of(self.results)
+        return winner.confirmed(read_study_folder(folder), self.results) if folder else None
+
+    @cached_property
+    def seeds(self) -> Seeds:
+        """How many tell settings from the best."""
+        return power.seeds(self.results)
+
+    @cached_property
     def text_error(self) -> pd.DataFrame:
         """What a finite text contributes to each validation loss."""
         return text_error_.text_error(self.results)
+
+    @cached_property
+    def equal_windows(self) -> EqualWindows | None:
+        """Where the experiments' own contexts differ, and all were scored at one."""
+        common = equal_budget_.common_context(self.results)
+        if common is None or self.results.finished["block_size"].nunique() < 2:
+            return None
+        column = f"{AT_CONTEXT}{common}"
+        return EqualWindows(common, effects_.effects(self.results, column), ranking_.ranking(self.results, column))
 
     @cached_property
     def part_means(self) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,35 +36,24 @@ def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
     return _at_context(results, table) if at == "context" else _at_budget(results, table, at)
 
 
-@dataclass(frozen=True)
-class CommonContext:
-    """The longest window in which all experiments were scored, and the column of that loss."""
-
-    context: int
-    column: str
-
-
-def common_context(results: Results) -> CommonContext | None:
-    scored = (CommonContext(context, f"{AT_CONTEXT}{context}") for context in reversed(results.contexts))
-    return next((one for one in scored if np.isfinite(results.finished[one.column].astype(float)).all()), None)
-
-
-def at_common_context(results: Results) -> CommonContext | None:
-    """Where the experiments' own contexts differ, so that their validation losses are not like for like; else None."""
-    return common_context(results) if results.finished["block_size"].nunique() > 1 else None
+def common_context(results: Results) -> int | None:
+    """The longest windows in which all experiments were scored."""
+    finished = results.finished
+    return next(
+        (c for c in reversed(results.contexts) if np.isfinite(finished[f"{AT_CONTEXT}{c}"].astype(float)).all()), None
+    )
 
 
 def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    common = common_context(results)
-    if common is None:
+    context = common_context(results)
+    if context is None:
         scored = int(table[[f"{AT_CONTEXT}{context}" for context in results.contexts]].notna().any(axis=1).sum())
         why = f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share."
         return _ranked([], why)
-    context = common.context
     own = sorted({int(size) for size in table["block_size"] if size is not None})
     note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
     note += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
-    return _ranked([(name, loss, context, False) for name, loss in table[common.column].items()], note)
+    return _ranked([(name, loss, context, False) for name, loss in table[f"{AT_CONTEXT}{context}"].items()], note)
 
 
 def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 The losses of single windows (window_losses.safetensors) vary along a text, from word to word and from scene to scene. Their slow
 waves decide how far the mean lies from that of a longer text: the long-run variance is estimated from the first COSINES cosines
-over the text's length, with Student's t at as many degrees of freedom (Lazarus, Lewis, Stock and Watson, 2018, HAR inference,
-equation 10; Müller, 2007). A block bootstrap with blocks of a fourteenth of the text gives the same standard errors.
+over the text's length, with Student's t at as many degrees of freedom (equal-weighted cosines: Müller, 2007; Lazarus, Lewis, Stock
+and Watson, 2018, HAR inference). A block bootstrap with blocks of a fourteenth of the text gives the same standard errors.
 
 The waves of two experiments that read the same text are subtracted wave by wave: differences are paired, whatever the windows'
 lengths. What the text does not show is in no interval: how far other texts differ from all passages of this one.

@@ -5,23 +5,23 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.divergence import by_settings, trained
-from nanostudy.analysis.effects import effects
-from nanostudy.analysis.equal_budget import at_common_context
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.ranking import ranking
 from nanostudy.analysis.text_error import expected
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
@@ -34,14 +34,24 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
-    texts = diverged | {
-        "What matters": what_matters(f.analysis),
-        "What does not, and what acts together": what_does_not(f.analysis),
-        "Which model to use": which_model(f.analysis),
+    confirmed = f.analysis.confirmed
+    first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
+    shapes = f.analysis.shapes
+    numeric = bool(shapes.explanation)
+    texts = first | {
+        "What matters": numbers.what_matters(shapes) if numeric else what_matters(f.analysis),
+        "What does not, and what acts together": numbers.what_does_not(shapes)
+        if numeric
+        else what_does_not(f.analysis),
+        "Which values are best": numbers.best_values(shapes),
+        "Which model to use": numbers.lowest_of_search(f.analysis)
+        if numeric and shapes.configurations == shapes.n
+        else which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
+    sentences = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
+    return [Answer([Sentence(about, text) for about, text in sentences.items()])]
 
 
 def what_diverges(analysis: Analysis) -> str:
@@ -71,21 +81,21 @@ def what_diverges(analysis: Analysis) -> str:
 
 
 def what_matters(analysis: Analysis) -> str:
-    found, results = analysis.effects, analysis.results
-    if found.table.empty:
+    effects, results = analysis.effects, analysis.results
+    if effects.table.empty:
         if not results.factors:
             return "No setting varies between the experiments, so none can be said to matter."
-        return found.explanation or "The effects of the settings cannot be estimated from these experiments."
-    mains = strongest_by_factor(found.table)
+        return effects.explanation or "The effects of the settings cannot be estimated from these experiments."
+    mains = strongest_by_factor(effects.table)
     clear = mains[mains["clear"].astype(bool)]
     if mains.empty:
         return "No setting's own effect can be estimated from these experiments."
     if clear.empty:
-        confidence = "" if found.method == "none" else " at 95%"
+        confidence = "" if effects.method == "none" else " at 95%"
         first = mains.iloc[0]
         return (
             f"No setting's effect differs from zero{confidence}: the largest estimate, {_change(first)}, changes the validation "
-            f"loss by {_effect(first)} nats per token{longer_windows(results, first)}."
+            f"loss by {_effect(first)} nats per token."
         )
     first = clear.iloc[0]
     low, high = sorted(abs(first[key]) for key in ("low", "high"))
@@ -95,8 +105,7 @@ def what_matters(analysis: Analysis) -> str:
         f"{'lowers' if first['effect'] < 0 else 'raises'} the validation loss by {number(abs(first['effect']), 3)} nats per "
         f"token (95% interval {number(low, 3)} to {number(high, 3)}{share})"
     )
-    text += longer_windows(results, first)
-    others = [f"{_change(row)} by {_effect(row)}{longer_windows(results, row)}" for _, row in clear.iloc[1:].iterrows()]
+    others = [f"{_change(row)} by {_effect(row)}" for _, row in clear.iloc[1:].iterrows()]
     if not others:
         return f"{text}; no other setting's effect differs from zero at 95%."
     return f"{text}, then {listed(others, MOST_NAMED)}."
@@ -110,29 +119,12 @@ def _change(row: pd.Series) -> str:
     return f"{row['factor_a']} {value_text(row['reference'])} → {value_text(row['level'])}"
 
 
-def longer_windows(results: Results, row: pd.Series) -> str:
-    """Of an effect of block_size: what it is where both are scored in equal windows, since a longer window alone helps."""
-    if row["factor_a"] != "block_size":
-        return ""
-    common = at_common_context(results)
-    if common is None:
-        return " (a longer window alone gives a part of it, which was not scored)"
-    table = effects(results, common.column).table
-    same = table[(table["term"] == "block_size") & (table["level"] == row["level"])]
-    if same.empty:
-        return f" (a longer window alone gives a part of it: see the losses in windows of {common.context} tokens)"
-    return f" ({_effect(same.iloc[0])} in windows of {common.context} tokens for both: the rest is the longer window's alone)"
-
-
 def what_does_not(analysis: Analysis) -> str:
     table = analysis.effects.table
     if table.empty:
         return ""
     mains = strongest_by_factor(table)
-    unclear = [
-        f"{_change(row)} by {_effect(row)}{longer_windows(analysis.results, row)}"
-        for _, row in mains[~mains["clear"].astype(bool)].iterrows()
-    ]
+    unclear = [f"{_change(row)} by {_effect(row)}" for _, row in mains[~mains["clear"].astype(bool)].iterrows()]
     all_pairs = table[(table["order"] == 2) & table["effect"].notna()]
     # Šidák: with many pairs, some would look clear each on its own where none acts together
     bound = 1 - 0.95 ** (1 / max(1, all_pairs["term"].nunique()))
@@ -159,10 +151,34 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
-    places, results = analysis.ranking, analysis.results
-    if places.empty:
+    return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
+
+
+def _optimism(analysis: Analysis) -> str:
+    """The lowest of several losses was chosen for its luck, too."""
+    rows, replicated = ranked_cells(analysis.results, analysis.ranking)
+    if len(rows) < 2 or analysis.confirmed:
         return ""
-    rows, replicated = ranked_cells(results, places)
+    mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
+    chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
+    if value != value:
+        text = f"{chosen}."
+    elif number(value) == number(mean):
+        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+    else:
+        text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
+    provenance = analysis.results.provenance
+    paths = provenance.get("paths") or []
+    if len(paths) > 1 or not provenance.get("definition"):
+        return text
+    return f"{text} `nanostudy study confirm {shlex.quote(paths[0])}` runs the best on fresh seeds."
+
+
+def _best(analysis: Analysis) -> str:
+    ranking, results = analysis.ranking, analysis.results
+    if ranking.empty:
+        return ""
+    rows, replicated = ranked_cells(results, ranking)
     if rows.empty:
         return "Every setting diverged with some seed, so none can be recommended."
     first, table = rows.iloc[0], results.experiments
@@ -171,7 +187,7 @@ def which_model(analysis: Analysis) -> str:
     size = table.loc[first["name"]]["parameters"]
     sized = f", with {short(size)} parameters" if size == size else ""
     if replicated:
-        single = places.iloc[0]
+        single = ranking.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
         text = (
             f"{_capital(first['label'])} has the lowest mean validation loss, {number(loss.mean)} nats per token over "
@@ -186,7 +202,7 @@ def which_model(analysis: Analysis) -> str:
             f"{interval_text(loss)}{sized}"
         )
     text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
-    others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (places['diverged'] > 0).any() else ''}"
+    others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
         return f"{text}; there is no other to compare it with."
     if not rows["low"].notna().any():
@@ -208,15 +224,32 @@ def _seeds_of(rows: pd.DataFrame) -> list[str]:
 
 def _in_equal_windows(analysis: Analysis, chosen: str) -> str:
     """Where contexts differ: which settings are the best if all read windows of one length."""
-    common = at_common_context(analysis.results)
-    if common is None:
+    if analysis.equal_windows is None:
         return ""
-    rows, _ = ranked_cells(analysis.results, ranking(analysis.results, common.column))
+    rows, _ = ranked_cells(analysis.results, analysis.equal_windows.ranking)
     if rows.empty:
         return ""
     best = rows.iloc[0]
     which = "it still has" if best["label"] == chosen else f"{best['label']} has"
-    return f"; in windows of {common.context} tokens for all, {which} the lowest, {number(best['mean'])}"
+    return (
+        f"; in windows of {analysis.equal_windows.context} tokens for all, {which} the lowest, {number(best['mean'])}"
+    )
+
+
+def longer_windows(analysis: Analysis, text: str) -> str:
+    """After a text that names the effect of block_size: what it is in equal windows, since a longer window alone helps."""
+    if "block_size" not in text or analysis.results.finished["block_size"].nunique() < 2:
+        return ""
+    if analysis.equal_windows is None:
+        return " A longer window alone gives a part of the effect of block_size, which was not scored."
+    table = analysis.equal_windows.effects.table
+    changes = [f"{_change(row)} by {_effect(row)}" for _, row in table[table["term"] == "block_size"].iterrows()]
+    if not changes:
+        return " A longer window alone gives a part of the effect of block_size."
+    return (
+        f" In windows of {analysis.equal_windows.context} tokens for all, {listed(changes, MOST_NAMED)}: the rest of its effect is "
+        "what a longer window alone gives."
+    )
 
 
 def _on_the_test_part(results: Results, names: Sequence[str]) -> str:

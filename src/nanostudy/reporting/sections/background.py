@@ -9,6 +9,7 @@ from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.next_steps import decision
 from nanostudy.reporting.phrases import number
 from nanostudy.reporting.sections.answer import VERDICTS
 from nanostudy.settings import FIELDS
@@ -54,6 +55,12 @@ def method(f: Findings) -> Blocks:
         "Losses are mean cross entropies in nats per token, over the whole validation split in fixed windows, and over as many "
         "windows of the training split; they draw nothing at random."
     ]
+    read = levels(results.experiments["eval_tokens"]) if "eval_tokens" in results.experiments else []
+    if tokens := [f"{int(value):,}" for value in read if value != "none"]:
+        lines.append(
+            f"Some evaluations before the last read a fixed subset of each split, of {' or '.join(tokens)} tokens "
+            "(eval_tokens): points of curves and lowest losses may differ from exact ones. Final losses are exact."
+        )
     if f.compares:
         lines += [
             "Intervals are 95%. They say how far the same settings may differ by the luck of the draw of weights, batches and "
@@ -110,3 +117,8 @@ def reproduce(f: Findings) -> Blocks:
     if provenance.get("definition"):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return blocks
+
+
+def what_next(f: Findings) -> Blocks:
+    """How many seeds would decide between the best settings."""
+    return [Prose(decision(f.analysis.seeds))] if f.compares and f.results.factors else []

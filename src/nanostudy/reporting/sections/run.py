@@ -116,6 +116,11 @@ def _how_measured(t: Training) -> str:
         "update, final after the last, best at the lowest validation loss. "
         f"Guessing all tokens alike costs ln {t.vocabulary} = {math.log(t.vocabulary):.4f} nats per token."
     )
+    if t.experiment.eval_tokens:
+        text += (
+            f" Evaluations before the last read a fixed subset of {t.experiment.eval_tokens:,} tokens of each split "
+            "(eval_tokens): their losses may differ from exact ones. The last is exact."
+        )
     if measured := curves.median_speed(t.log):
         text += f" The speed while training is the median of {counted(measured[1], 'log row')}, evaluations left out."
     return text
