@@ -236,7 +236,7 @@ def matrix(
                 kind, words, results = attempt(command, path)
                 if kind == "done":
                     same, quiet = results == good[command][2], words == good[command][1]
-                    if file == "study.yaml" and not same and results[0] == good[command][2][0]:
+                    if file == "study.yaml" and command == "report" and results[0] == good[command][2][0]:
                         quiet = False  # a person may edit the description and the like, which a report then has; the numbers are the same
                     kind = "noted" if not quiet else "same" if same else "SILENT"
                 yield file, harm, command, Outcome(kind, str(words))

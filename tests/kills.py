@@ -91,7 +91,8 @@ def child(do: Callable[[], Any], place: Path, at: int, torn: bool, report: Path)
 
 
 def main() -> None:
-    command, source, work, stride = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    command, stride = sys.argv[1], int(sys.argv[4])
+    source, work = (Path(path).resolve() for path in sys.argv[2:4])
     torch.set_num_threads(1)
     write.draw = lambda figures, tables: ({}, "")  # its process takes seconds, and writes nothing here
     copied, do = COMMANDS[command]
@@ -106,6 +107,7 @@ def main() -> None:
     fresh()
     operations, end = child(lambda: do(source, place), place, -1, False, report)
     assert end == "done", end
+    assert operations > 0, "the shim saw nothing"
     reference, wrong, tried = image(place), [], 0
     for at in range(0, operations, stride):
         fresh()

@@ -167,7 +167,7 @@ def faults(folder: Path, metadata: Mapping[str, Any], weights: bool = True) -> d
     for file in FILES.values():
         path = folder / file.name
         if not os.path.lexists(path):
-            if file.required:
+            if file.required or (file.name in checksums and file.most is not None):  # weights may be deleted
                 problems[file.name] = f"{path} is not there."
         elif file.has_checksum and file.name in checksums and (weights or file.most is not None):
             try:

@@ -65,7 +65,7 @@ def _from_text(path: Path, prompt: str | None, asked: Sequence[Sequence[str | No
     if not os.path.lexists(path):
         return []
     try:
-        text = read_bounded(path, FILES[TEXT].most).decode(errors="replace")
+        text = read_bounded(path, FILES[TEXT].most).decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as problem:
         raise NanostudyError(f"{path} is damaged or cannot be read ({problem}). Restore or delete it.") from None
     for prompts in asked:
