@@ -223,7 +223,7 @@ def test_a_damaged_waiting_one_is_set_aside_and_the_study_goes_on(study):
     assert [line for line in lines if foreign in line and "lost its run.json" in line]
     assert losses(study) == before
     assert (study / bad / "run.json.damaged").exists()
-    assert (study / f"{foreign}.damaged" / "training.csv").read_text() == "of something else"
+    assert (study / f"{foreign}.damaged.2" / "training.csv").read_text() == "of something else"
 
 
 def test_one_damaged_table_costs_a_curve(study):

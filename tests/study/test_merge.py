@@ -248,7 +248,8 @@ def test_what_decides_no_result_may_differ(parts, tmp_path, made):
     shutil.copy(made / "words.txt", tmp_path / "elsewhere.txt")
     old = (made / "words.txt").as_posix()
     redefine(parts["b"], old, (tmp_path / "elsewhere.txt").as_posix())
-    redefine(parts["b"], "sample_tokens: 5", "sample_tokens: 7\ndescription: mine\nkeep: final")
+    redefine(parts["b"], "sample_tokens: 5", "sample_tokens: 7")
+    redefine(parts["b"], "keep: all", "keep: final")
     redefine(parts["b"], "log_interval: 1", "log_interval: 3")
     merge([parts["a"], parts["b"]], tmp_path / "all")
     assert len(done(tmp_path / "all")) == 4
