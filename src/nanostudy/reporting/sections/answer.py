@@ -207,7 +207,10 @@ def longer_windows(analysis: Analysis, text: str) -> str:
     if analysis.equal_windows is None:
         return " A longer window alone gives a part of the effect of block_size, which was not scored."
     table = analysis.equal_windows.effects.table
-    changes = [f"{_change(row)} by {_effect(row)}" for _, row in table[table["term"] == "block_size"].iterrows()]
+    changes = [
+        f"block_size {value_text(row['reference'])} → {value_text(row['level'])} by {_effect(row)}"
+        for _, row in table[table["term"] == "block_size"].iterrows()
+    ]
     if not changes:
         return " A longer window alone gives a part of the effect of block_size."
     return (
