@@ -13,7 +13,7 @@ from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
-from nanostudy.analysis.text_error import TextErrors, combined, text_errors
+from nanostudy.analysis.text_error import COSINES, TextErrors, margin, text_errors
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
@@ -60,17 +60,16 @@ def _cell_table(design: Design, noise: Noise, errors: TextErrors) -> pd.DataFram
         list(map(str, design.table.index)),
         (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
     )
-    best = int(np.argmin(means))
-    whole, dfs = combined(variance / counts, df, errors.of_contrasts(names, of_cells))
-    se = np.sqrt(whole)
-    margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
-    more = variance / counts + variance / counts[best], df, errors.of_contrasts(names, of_cells - of_cells[best])
-    tied = (
-        np.full(len(means), True)
-        if len(means) == 1 or math.isnan(variance)
-        else _possibly_best(means, *combined(*more))
-    )
-    values = (means, counts, se, means - margin, means + margin, tied)
+    best, own, df_text = int(np.argmin(means)), variance / counts, float(COSINES)
+    texts, apart = (errors.of_contrasts(names, weights) for weights in (of_cells, of_cells - of_cells[best]))
+    se, half = np.sqrt(own + texts.sum(axis=-1)), margin(own, df, texts, CONFIDENCE)
+    if len(means) == 1 or math.isnan(variance):
+        tied = np.full(len(means), True)
+    else:
+        # Hsu, 1996, Multiple comparisons, section 4.1; as in `margin`, for seeds and text
+        of_seeds, of_text = (critical_value(len(means), freedom) ** 2 for freedom in (df, df_text))
+        tied = means - means.min() <= np.sqrt(of_seeds * (own + own[best]) + of_text * apart.sum(axis=-1))
+    values = (means, counts, se, means - half, means + half, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
 
@@ -80,16 +79,6 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
     finished = rates["n"] - rates["diverged"]
     rows = pd.DataFrame({"n": finished, "tied": False, "diverged": rates["diverged"]})
     return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
-
-
-def _possibly_best(means: Array, variances: Array, dfs: Array) -> Array:
-    """A cell is out where the lowest is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1).
-
-    `variances` and `dfs` are of the differences from the lowest.
-    """
-    inverse = np.linspace(1 / dfs.max(), 1 / dfs.min(), 6)  # critical values between are very nearly linear in 1 / df
-    critical = [critical_value(len(means), 1 / one if one else math.inf) for one in inverse.tolist()]
-    return np.asarray(means - means.min() <= np.interp(1 / dfs, inverse, critical) * np.sqrt(variances))
 
 
 def _adjusted_means(design: Design) -> Array:
