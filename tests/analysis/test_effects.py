@@ -478,12 +478,17 @@ def test_losses_that_are_not_finite_are_left_out():
     assert any("1 finished experiment without val_loss" in text for text in found.missing)
 
 
-def test_search_over_many_values_is_refused_by_name():
-    results = synthetic({DROPOUT: [0.0, 0.2]}, seeds=range(30))
-    results.experiments["learning_rate"] = np.linspace(1e-4, 1e-3, 60)
+def test_settings_of_many_values_are_numbers_beside_the_effects():
+    results = synthetic({DROPOUT: [0.0, 0.2]}, {DROPOUT: 0.1}, seeds=range(30), noise=0.001)
+    rates = np.random.default_rng(1).uniform(1e-4, 1e-3, 60)
+    results.experiments["learning_rate"] = rates
+    results.experiments["val_loss"] += 300 * rates
     found = effects(results)
     assert set(found.table["term"]) == {DROPOUT}
-    assert any("learning_rate is left out: it has 60 values in 60 experiments" in text for text in found.missing)
+    assert row(found, DROPOUT)["effect"] == pytest.approx(0.1, abs=0.002)  # the rates' effect, up to 0.27, is taken out
+    assert not any("learning_rate" in text for text in found.missing)
+    results.experiments["corpus"] = [f"text {i}" for i in range(60)]
+    assert any("corpus is left out: it has 60 values in 60 experiments" in text for text in effects(results).missing)
 
 
 def test_unknown_measure():

@@ -12,14 +12,18 @@ from nanostudy.analysis import curves, sample_quality
 from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
+from nanostudy.analysis import forest as forest_
 from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import shapes as shapes_
 from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
+from nanostudy.analysis.forest import Forest
 from nanostudy.analysis.frames import AT_CONTEXT
 from nanostudy.analysis.results import Results
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
+from nanostudy.analysis.shapes import Shapes
 from nanostudy.text import counted
 
 
@@ -50,6 +54,16 @@ class Analysis:
     def gap_effects(self) -> Effects:
         """On the gap, validation less training loss."""
         return effects_.effects(self.results, "gap")
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of the settings that are numbers, on the validation loss."""
+        return shapes_.shapes(self.results)
+
+    @cached_property
+    def forest(self) -> Forest:
+        """On the validation loss."""
+        return forest_.forest(self.results)
 
     @cached_property
     def ranking(self) -> pd.DataFrame:

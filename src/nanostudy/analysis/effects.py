@@ -48,7 +48,8 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
     design = design_of(results, measure)
     fit, noise = judged(design)
     shares = fit.shares()
-    rows = [row for term in fit.terms for row in _rows(fit, noise, term, shares[term.name])]
+    compared = [term for term in fit.terms if not set(term.factors) & set(design.numbers)]  # numbers: shapes.py
+    rows = [row for term in compared for row in _rows(fit, noise, term, shares[term.name])]
     table = pd.DataFrame(rows, columns=list(EFFECTS)).astype({"level": object, "reference": object, "clear": bool})
     explained = sum(shares.values())
     return Effects(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanostudy.analysis.design import TIMES, Array, Design, coded, coding
+from nanostudy.analysis.design import TIMES, Array, Design, coded
 
 TOLERANCE = 1e-8  # relative to a column's length: what is left of it beside others, and counts as nothing
 NEGLIGIBLE = 1e-12  # relative to the largest value: smaller differences are rounding
@@ -105,6 +105,8 @@ def fit_design(design: Design, order: int) -> Fit:
     groups = itertools.chain.from_iterable(itertools.combinations(indices, size) for size in range(1, order + 1))
     for group in groups:
         factors = [design.factors[i] for i in group]
+        if len(group) > 1 and any(factor.degree for factor in factors):
+            continue  # numbers add up: shapes.py tests whether that leaves more than noise
         name = TIMES.join(factor.name for factor in factors)
         start = basis.count
         if basis.add(_product([coded(factor) for factor in factors]), partly=len(group) == 1):
@@ -179,8 +181,8 @@ def _product(columns: Sequence[Array]) -> Array:
 
 def level_effect(fit: Fit, term: Term, levels: Sequence[int], reference: int = 0) -> Array:
     """The weights of an effect: a level against the reference; of two factors, half the difference of such differences."""
-    counts = [len(fit.design.factors[i].levels) for i in term.factors]
-    steps = [coding(count)[level] - coding(count)[reference] for count, level in zip(counts, levels, strict=True)]
+    codings = [fit.design.factors[i].coding for i in term.factors]
+    steps = [each[level] - each[reference] for each, level in zip(codings, levels, strict=True)]
     weights = np.zeros(fit.columns.shape[1])
     weights[term.columns] = _product([step[None, :] for step in steps])[0] / 2 ** (len(levels) - 1)
     return weights
@@ -200,6 +202,6 @@ def level_mean(fit: Fit, levels: dict[int, int]) -> Array | None:
         term = by_factors.get(group)
         if term is None:
             return None
-        rows = [coding(len(fit.design.factors[index].levels))[levels[index]][None, :] for index in group]
+        rows = [fit.design.factors[index].coding[levels[index]][None, :] for index in group]
         weights[term.columns] = _product(rows)[0]
     return weights if fit.estimable(weights) else None

@@ -19,6 +19,7 @@ from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
@@ -31,10 +32,17 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
+    shapes = f.analysis.shapes
+    numeric = bool(shapes.explanation)
     texts = diverged | {
-        "What matters": what_matters(f.analysis),
-        "What does not, and what acts together": what_does_not(f.analysis),
-        "Which model to use": which_model(f.analysis),
+        "What matters": numbers.what_matters(shapes) if numeric else what_matters(f.analysis),
+        "What does not, and what acts together": numbers.what_does_not(shapes)
+        if numeric
+        else what_does_not(f.analysis),
+        "Which values are best": numbers.best_values(shapes),
+        "Which model to use": numbers.lowest_of_search(f.analysis)
+        if numeric and shapes.configurations == shapes.n
+        else which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
