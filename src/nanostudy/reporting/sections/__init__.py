@@ -45,6 +45,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "hardware": ("Hardware", of_run(run.hardware)),
     "method": ("Method and caveats", background.method),
     "reproduce": ("How to reproduce it", background.reproduce),
+    "next": ("What to run next", background.what_next),
 }
 
 

@@ -5,6 +5,7 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import pandas as pd
@@ -18,6 +19,7 @@ from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
 from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
@@ -32,9 +34,11 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
+    confirmed = f.analysis.confirmed
+    first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
     shapes = f.analysis.shapes
     numeric = bool(shapes.explanation)
-    texts = diverged | {
+    texts = first | {
         "What matters": numbers.what_matters(shapes) if numeric else what_matters(f.analysis),
         "What does not, and what acts together": numbers.what_does_not(shapes)
         if numeric
@@ -147,6 +151,30 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
+    return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
+
+
+def _optimism(analysis: Analysis) -> str:
+    """The lowest of several losses was chosen for its luck, too."""
+    rows, replicated = ranked_cells(analysis.results, analysis.ranking)
+    if len(rows) < 2 or analysis.confirmed:
+        return ""
+    mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
+    chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
+    if value != value:
+        text = f"{chosen}."
+    elif number(value) == number(mean):
+        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+    else:
+        text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
+    provenance = analysis.results.provenance
+    paths = provenance.get("paths") or []
+    if len(paths) > 1 or not provenance.get("definition"):
+        return text
+    return f"{text} `nanostudy study confirm {shlex.quote(paths[0])}` runs the best on fresh seeds."
+
+
+def _best(analysis: Analysis) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return ""
