@@ -145,7 +145,7 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
         means = np.array([[[dict(cell)[seed] for seed in seeds] for cell in row] for row in runs]).mean(axis=0)
         rest = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
         df = (len(means) - 1) * (len(seeds) - 1)
-        return (float((rest**2).sum()) / df / len(seeds), df) if df else None
+        return float((rest**2).sum()) / df / len(seeds), df
     losses = [[np.array([loss for _, loss in cell]) for cell in row] for row in runs]
     df = sum(len(cell) - 1 for row in losses for cell in row)
     if df < 1:
