@@ -11,8 +11,9 @@ from scipy import optimize, special, stats
 
 from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
+from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
+from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
@@ -27,12 +28,12 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
 
     `value` is the experiment's own. The rest describes its settings: the `mean` over its `n` seeds, its standard error and
     95% interval, and `tied`: these settings are indistinguishable from the best by multiple comparisons with the best (Hsu,
-    1984), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
+    1984, Bonferroni where cells have replicates, else Dunnett), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
     tied: the survivors' would flatter them. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
     """
     design = design_of(results, by)
-    noise = judged(design)[1]
-    table = _cell_table(design, noise)
+    fit, noise = judged(design)
+    table = _cell_table(fit, noise)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
     measured = results.finished[by].notna()
@@ -43,27 +44,32 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(design, noise)
+    rows.attrs["basis"] = _basis(fit, noise)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
 
-def _cell_table(design: Design, noise: Noise) -> pd.DataFrame:
+def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
-    columns = RANKING[2:-1]
+    columns, design = RANKING[2:-1], fit.design
     if not design.n:
         kinds = {"n": int, "tied": bool}
         return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
-    means = _adjusted_means(design)
-    counts = np.bincount(design.cells)
-    variance, df = noise.of_one
-    sd = math.sqrt(variance)
-    se = sd / np.sqrt(counts)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-    if len(means) == 1 or math.isnan(sd):
-        tied = np.full(len(means), True)
+    means, counts = _adjusted_means(design), np.bincount(design.cells)
+    cells = len(means)
+    if fit.of_cells:
+        weights = cell_weights(fit)
+        own = estimates(fit, weights - weights.mean(axis=0))
+        more = estimates(fit, weights - weights[np.argmin(means)])
+        se, margin = own.se, own.margin()
+        # Bonferroni: differences have standard errors of their own, for which there is no Dunnett's value
+        allowance = stats.t.ppf(1 - (1 - CONFIDENCE) / max(1, cells - 1), more.df) * more.se
     else:
-        tied = _possibly_best(means, se, critical_value(len(means), df))
+        se = noise.sd / np.sqrt(counts)
+        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, noise.df)) * se
+        critical = math.nan if cells == 1 or math.isnan(noise.sd) else critical_value(cells, noise.df)
+        allowance = critical * np.sqrt(se**2 + se[np.argmin(means)] ** 2)
+    tied = ~(means - means.min() > allowance)  # where the allowance is not known, too
     values = (means, counts, se, means - margin, means + margin, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
@@ -74,12 +80,6 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
     finished = rates["n"] - rates["diverged"]
     rows = pd.DataFrame({"n": finished, "tied": False, "diverged": rates["diverged"]})
     return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
-
-
-def _possibly_best(means: Array, se: Array, critical: float) -> Array:
-    """A cell is out where another is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1)."""
-    allowance = critical * np.sqrt(se[:, None] ** 2 + se[None, :] ** 2)
-    return ~(means[:, None] - means[None, :] > allowance).any(axis=1)
 
 
 def _adjusted_means(design: Design) -> Array:
@@ -102,16 +102,18 @@ def _mean_by(values: Array, groups: Array) -> Array:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _basis(design: Design, noise: Noise) -> str:
-    if design.n < 2:
+def _basis(fit: Fit, noise: Noise) -> str:
+    if fit.design.n < 2:
         return noise.explanation
-    if noise.method == "none":
+    if math.isnan(noise.sd):
         return f"{noise.explanation} So all settings count as indistinguishable. {SAMPLING}"
-    means = "Each experiment stands for its settings" if design.cell_count == design.n else "Seeds are averaged"
+    means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
+    judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
     return (
-        f"{means}; the standard deviation of one experiment is {math.sqrt(noise.of_one[0]):.4f}. {noise.explanation} "
+        f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "
-        f"it, at 95% for all {counted(design.cell_count, 'cell')} together. {SAMPLING}"
+        f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. An interval is that of a mean's "
+        f"distance from the mean of all. {SAMPLING}"
     )
 
 
