@@ -94,7 +94,8 @@ def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
             rows.append((*names, *(one if len(factors) == 1 else (TIMES.join(at), TIMES.join(against)))))
             weights.append(level_effect(fit, term.factors, levels, (reference,) * len(levels)))
     if not rows:
-        return pd.DataFrame(columns=list(EFFECTS)).astype(dict.fromkeys(("clear", "together"), bool))
+        kinds = dict.fromkeys(EFFECTS[6:], float) | dict.fromkeys(("clear", "together"), bool)
+        return pd.DataFrame(columns=list(EFFECTS)).astype(kinds)
     found = estimates(fit, np.stack(weights))
     smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
     found = replace(

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class Fit:
     @property
     def residual_df(self) -> int:
         return self.design.n - self.span.shape[1]
+
+    @cached_property
+    def clusters(self) -> list[tuple[Array, Array, Array]]:
+        """Of each cluster its rows, and the directions and eigenvalues of its block of the hat matrix."""
+        rows = [np.flatnonzero(self.design.clusters == c) for c in range(len(np.unique(self.design.clusters)))]
+        parts = [np.linalg.svd(self.span[own], full_matrices=False)[:2] for own in rows]
+        return [(own, sides, sizes**2) for own, (sides, sizes) in zip(rows, parts, strict=True)]
 
     def estimable(self, weights: Array) -> bool:
         """Whether the experiments determine this function of the parameters (Searle, 1971, Linear models, section 5.4)."""
@@ -209,9 +217,14 @@ def level_mean(fit: Fit, levels: Mapping[int, int]) -> Array | None:
 
 def cell_weights(fit: Fit) -> Array:
     """(cells, parameters): the weights of the mean of every cell, in the order of `Design.cells`; of a fit of cell means."""
-    cells = itertools.product(*(range(len(factor.levels)) for factor in fit.design.factors))
-    means = [level_mean(fit, dict(enumerate(cell))) for cell in cells]
-    return np.stack([weights for weights in means if weights is not None])
+    counts = [len(factor.levels) for factor in fit.design.factors]
+    cells = np.array(list(itertools.product(*map(range, counts))), dtype=int)
+    weights = np.zeros((len(cells), fit.columns.shape[1]))
+    weights[:, 0] = 1.0
+    weights[:, 1 : fit.offset] = 1 / fit.offset
+    for term in fit.terms:
+        weights[:, term.columns] = _product([coding(counts[i])[cells[:, i]] for i in term.factors])
+    return weights
 
 
 def level_effect(fit: Fit, factors: Sequence[int], levels: Sequence[int], reference: Sequence[int]) -> Array:

@@ -27,7 +27,7 @@ def importance(fit: Fit) -> pd.DataFrame:
     """
     searched = _pairs(fit)
     if not searched:
-        return pd.DataFrame(columns=list(IMPORTANCE))
+        return pd.DataFrame(columns=list(IMPORTANCE)).astype({"clear": bool, "rival": bool})
     weights = np.stack([level_effect(fit, (index,), (level,), (other,)) for index, other, level in searched])
     found = estimates(fit, weights)
     margin = found.margin(len(searched))

@@ -47,17 +47,15 @@ def estimates(fit: Fit, weights: Array) -> Estimates:
     estimate; without an estimate of half of the noise there is none.
     """
     m, p = len(weights), fit.span.shape[1]
-    clusters = int(fit.design.clusters.max()) + 1 if fit.design.n else 0
+    clusters = len(fit.clusters)
     most = max(1, MOST_NUMBERS // max(1, clusters * p))
     if m > most:
         parts = [estimates(fit, weights[start : start + most]) for start in range(0, m, most)]
         return Estimates(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("effect", "se", "df")))
     combined = weights @ fit.inverse  # what each experiment's loss counts
     scores, sizes, shadows = np.zeros((m, clusters)), np.zeros((m, clusters)), np.zeros((m, clusters, p))
-    for cluster in range(clusters):
-        rows = fit.design.clusters == cluster
-        sides, singular, _ = np.linalg.svd(fit.span[rows], full_matrices=False)
-        left = 1 - singular**2
+    for cluster, (rows, sides, leverages) in enumerate(fit.clusters):
+        left = 1 - leverages
         factor = np.where(left > TOLERANCE, 1 / np.sqrt(np.maximum(left, TOLERANCE)), 0.0)
         adjusted = combined[:, rows] + (combined[:, rows] @ sides * (factor - 1)) @ sides.T
         scores[:, cluster] = adjusted @ fit.residuals[rows]
