@@ -59,7 +59,7 @@ def cache_in(folder: Path) -> Path:
     for scripts in KERNELS.parent.glob("vega-*.js"):
         shutil.copy(scripts, folder / "cache")
     if KERNELS.is_dir():
-        shutil.copytree(KERNELS, folder / "cache" / "kernels", ignore=shutil.ignore_patterns("tmp*", "traced"))
+        shutil.copytree(KERNELS, folder / "cache" / "kernels", ignore=shutil.ignore_patterns("tmp*", "triton"))
     return folder / "cache"
 
 

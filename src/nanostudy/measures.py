@@ -41,6 +41,7 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         Measure("train_loss", "training loss", NATS, 4, True, "train"),
         Measure("val_loss", "validation loss", NATS, 4, True, "val"),
+        Measure("test_loss", "test loss", NATS, 4, True, "test", brief=False),
         Measure("gap", "loss gap", NATS, 4, True, "gap", "loss_gap", derived=True),
         Measure("best_step", "update of the lowest loss", "updates", heading="best at", brief=False),
         Measure("best_val_loss", "lowest validation loss", NATS, 4, True, "best val", brief=False),

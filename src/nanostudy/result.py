@@ -124,10 +124,14 @@ class Result:
             "context_losses": dict(self.context_losses),
         }
 
-    def to_record(self, settings: Sequence[str]) -> dict[str, Any]:
-        """A row of results.csv and of listings, with these of its settings. Losses are in nats per token, after `step` updates."""
+    def to_record(self, settings: Sequence[str], tested: bool) -> dict[str, Any]:
+        """A row of results.csv and of listings, with these of its settings, and the test loss where any was `tested`.
+
+        Losses are in nats per token, after `step` updates.
+        """
         values = json.loads(self.settings)
-        listed = [measure for measure in MEASURES.values() if measure.name not in ("updates", "epochs", "flops")]
+        left_out = ("updates", "epochs", "flops", *(() if tested else ("test_loss",)))
+        listed = [measure for measure in MEASURES.values() if measure.name not in left_out]
         early = (
             () if self.status is Status.FINISHED else AT_THE_END
         )  # updates may have been made since the last evaluation

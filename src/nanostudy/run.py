@@ -148,7 +148,7 @@ def load_on(folder: Path, which: str, machine: Machine) -> Run:
         raise NanostudyError(f"The training of {folder} has not finished. Go on with: {resume_command(folder)}")
     if folder.suffix == ".pt" and folder.is_file():
         raise UsageError(
-            f"{folder} is a checkpoint of PyTorch's. Make a run of it: nanostudy convert {folder} --to RUN"
+            f"{folder} is a checkpoint of PyTorch's. Make a run of it: nanostudy convert {shlex.quote(str(folder))} --to RUN"
         )
     # a training begun elsewhere has weights from its first day on
     weights = runs.read_trained(folder, which).weights if unfinished else load_weights(folder, which)

@@ -27,6 +27,11 @@ from nanostudy.errors import UsageError
 # option: where and how the work is done, or how text is drawn; no part of an experiment.
 Kind = Literal["data", "shape", "number", "record", "option"]
 PRECISIONS = ("fp32", "bf16", "fp16")
+NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # NUL, and halves of characters
+TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"
+LONGEST_VALUE = 200  # characters of a value in a message
+LARGEST_MODEL = 10**10  # parameters
+LARGEST_BATCH = 2**30  # tokens of a micro-batch
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,12 +49,22 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     pattern: str | None = None,
+    form: Callable[[Any], str] | None = None,
 ) -> Any:
     """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
 
-    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows.
+    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
+    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
     """
-    rules = {"kind": kind, "meaning": meaning, "low": low, "high": high, "above": above, "pattern": pattern}
+    rules = {
+        "kind": kind,
+        "meaning": meaning,
+        "low": low,
+        "high": high,
+        "above": above,
+        "pattern": pattern,
+        "form": form,
+    }
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -66,6 +81,7 @@ class Setting:
     high: float | None
     above: float | None
     pattern: str | None
+    form: Callable[[Any], str] | None
 
     @functools.cached_property
     def base(self) -> type:
@@ -80,13 +96,13 @@ class Setting:
         """The least and the greatest number, both finite; None where it is no number."""
         if self.base not in (int, float):
             return None
-        most = math.inf if self.base is int else sys.float_info.max
+        most = 2**63 - 1 if self.base is int else sys.float_info.max
         low = self.low if self.above is None else math.nextafter(self.above, math.inf)
         return (-most if low is None else low), (most if self.high is None else self.high)
 
     @functools.cached_property
     def matches(self) -> Callable[[str], Any] | None:
-        return re.compile(self.pattern, re.DOTALL).fullmatch if self.pattern else None
+        return re.compile(self.pattern or TEXT, re.DOTALL).fullmatch if self.base is str else None
 
     def read(self, value: Any) -> Any:
         """The value in the declared type, or UsageError. Numbers may be text; 1e3 is not how a whole number is written."""
@@ -96,11 +112,15 @@ class Setting:
             typed = self._typed(value)
         except (TypeError, ValueError, OverflowError):
             also = " or none" if self.optional else ""
-            raise UsageError(f"{self.name}={value!r} must be {TYPES[self.base]}{also} ({self.meaning}).") from None
+            kind = "" if self.form else f"{TYPES[self.base]}{also} "
+            raise UsageError(f"{self.name}={_brief(value)} must be {kind}({self.meaning}).") from None
         if self.range and not self.range[0] <= typed <= self.range[1]:
-            raise UsageError(f"{self.name}={typed} must be {self.bounds()} ({self.meaning}).")
+            bounds = self.bounds() if self.high is not None or typed < self.range[0] else "below 2**63"
+            raise UsageError(f"{self.name}={_brief(typed)} must be {bounds} ({self.meaning}).")
         if self.matches and not self.matches(typed):
-            raise UsageError(f"{self.name}={typed!r} is not known: {self.meaning}.")
+            wrong = NO_CHARACTER.search(typed)
+            reason = f"holds U+{ord(wrong[0]):04X}, which is no character of a text" if wrong else "is not known"
+            raise UsageError(f"{self.name}={_brief(typed)} {reason}: {self.meaning}.")
         return typed
 
     def bounds(self) -> str:
@@ -113,9 +133,11 @@ class Setting:
 
     def _typed(self, value: Any) -> Any:
         """Raises TypeError, ValueError or OverflowError where it is not of the type."""
+        if self.form:
+            return self.form(value)
         if self.base is bool and isinstance(value, str):
             value = {"true": True, "false": False}.get(value.lower())
-        elif self.base is str and isinstance(value, bool) and self.matches and self.matches("yes"):
+        elif self.base is str and isinstance(value, bool) and "yes" in (self.pattern or ""):
             value = "yes" if value else "no"  # YAML reads these words as true and false
         if isinstance(value, bool) != (self.base is bool) or (self.base is str and not isinstance(value, str)):
             raise TypeError
@@ -125,6 +147,14 @@ class Setting:
         if number != int(number) and self.base is int:
             raise ValueError
         return self.base(number)
+
+
+def _brief(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "..."
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 @functools.cache
@@ -164,9 +194,9 @@ def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
-            raise UsageError(f"There is no setting {name!r}.{hint}")
+            raise UsageError(f"There is no setting {_brief(name)}.{hint}")
 
 
 def takes(
@@ -190,19 +220,38 @@ def takes(
 # --- experiments
 
 
+def split_text(shares: Any) -> str:
+    """0.8/0.1/0.1 from a list of shares, or a text that separates them by / or commas. Raises ValueError."""
+    parts = re.split("[/,]", shares.strip(" []")) if isinstance(shares, str) else shares
+    numbers = [float(part) for part in parts]
+    if not (2 <= len(numbers) <= 3 and all(number > 0 for number in numbers) and math.isclose(sum(numbers), 1)):
+        raise ValueError
+    return "/".join(f"{number:.12g}" for number in numbers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Settings under nanoGPT's names. Frozen, and checked when made: a bad value raises UsageError."""
 
     corpus: str = setting(
-        "shakespeare", "data", "shakespeare, playhouse, auto, a UTF-8 text, or a nanoGPT dataset folder", pattern=".+"
+        "shakespeare",
+        "data",
+        "shakespeare, playhouse, auto, a UTF-8 text, or a nanoGPT dataset folder",
+        pattern=TEXT.replace("*", "+"),
     )
     tokenizer: str = setting(
         "char", "data", "char (one token per character) or byte (one token per UTF-8 byte)", pattern="char|byte"
     )
+    split: str | None = setting(
+        None,
+        "data",
+        "shares of the text for training, validation and, where there are three, a held-out test, such as "
+        "[0.8, 0.1, 0.1]; none: nanoGPT's 90/10, or a dataset's own",
+        form=split_text,
+    )
     init_from: str | None = setting(None, "data", "a run whose weights to start from; none: fresh weights")
 
-    n_layer: int = setting(4, "shape", "transformer blocks", low=1)
+    n_layer: int = setting(4, "shape", "transformer blocks", low=1, high=10_000)
     n_head: int = setting(4, "shape", "attention heads per block", low=1)
     n_embd: int = setting(128, "shape", "width of the residual stream", low=1)
     block_size: int = setting(64, "shape", "context length, in tokens", low=1)
@@ -224,10 +273,16 @@ class Experiment:
     beta2: float = setting(0.99, "number", "AdamW's second-moment decay", low=0.0, high=0.99999999)
     grad_clip: float = setting(1.0, "number", "largest gradient norm; 0: no clipping", low=0.0)
     eval_interval: int = setting(250, "number", "updates between evaluations", low=1)
+    eval_tokens: int | None = setting(
+        None,
+        "number",
+        "tokens of each split that evaluations before the last read, in fixed windows; none: the whole validation split",
+        low=1,
+    )
 
     log_interval: int = setting(10, "record", "updates between rows of the training log", low=1)
     sample_prompt: str | None = setting(None, "record", "what the sample at the end goes on from; none: a new line")
-    sample_tokens: int = setting(500, "record", "length of that sample, in tokens", low=0)
+    sample_tokens: int = setting(500, "record", "length of that sample, in tokens", low=0, high=10**6)
 
     def __post_init__(self) -> None:
         check(self)
@@ -235,6 +290,17 @@ class Experiment:
             raise UsageError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: every head has n_embd / n_head "
                 f"channels. Nearest widths that fit: {_neighbours(self.n_embd, self.n_head)}."
+            )
+        least = self.n_embd * (12 * self.n_layer * self.n_embd + self.block_size)
+        if least > LARGEST_MODEL:
+            raise UsageError(
+                f"n_layer={self.n_layer}, n_embd={self.n_embd} and block_size={self.block_size} make a model of more than "
+                f"{least:,} parameters, and {LARGEST_MODEL:,} is the most."
+            )
+        if self.batch_size * self.block_size > LARGEST_BATCH:
+            raise UsageError(
+                f"batch_size={self.batch_size} and block_size={self.block_size} make a micro-batch of "
+                f"{self.batch_size * self.block_size:,} tokens, and {LARGEST_BATCH:,} is the most."
             )
 
     @property
@@ -251,6 +317,20 @@ class Experiment:
         return tuple(getattr(self, name) for name in names_of("shape"))
 
     @property
+    def oddities(self) -> list[str]:
+        """What is allowed and seldom meant, in words."""
+        least, notes = self.min_lr, []
+        if self.decay_lr and 0 < self.max_iters < self.warmup_iters:
+            notes.append(
+                f"warmup_iters={self.warmup_iters} is more than max_iters={self.max_iters}: the learning rate never reaches its peak"
+            )
+        if self.decay_lr and least is not None and least > self.learning_rate:
+            notes.append(
+                f"min_lr={least:g} is above learning_rate={self.learning_rate:g}: the learning rate rises to it instead of decaying"
+            )
+        return notes
+
+    @property
     def sequences_per_update(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps
 
@@ -264,6 +344,8 @@ class Experiment:
         Names and paths do not count, what they stand for does: the text's and the first weights' checksums.
         """
         settings = {name: getattr(self, name) for name in (*names_of("shape"), *names_of("number"))}
+        if self.eval_tokens is None:  # identities are older than this setting
+            del settings["eval_tokens"]
         parts = {
             "settings": settings,
             "corpus": corpus_sha256,

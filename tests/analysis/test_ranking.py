@@ -29,7 +29,7 @@ def test_ranking_is_by_the_experiments_own_value():
     margin = stats.t.ppf(0.975, 5) * noise.noise
     assert (found["high"] - found["value"]).to_numpy() == pytest.approx(margin)
     assert "three and more factors" in found.attrs["basis"]
-    assert "finite validation text" in found.attrs["basis"]
+    assert "leave out the error of a finite text" in found.attrs["basis"]
 
 
 def test_seeds_of_one_cell_are_judged_together():

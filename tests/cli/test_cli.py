@@ -14,11 +14,13 @@ import os
 import pickle
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,13 +120,22 @@ def unchanged(folder: Path):
     assert contents(folder) == before
 
 
+def once(args: Iterable[object]) -> list[str]:
+    """Arguments without the settings that later ones give again: SMALL's are where a test begins."""
+    texts = [str(arg) for arg in args]
+    last = {text.partition("=")[0]: i for i, text in enumerate(texts) if "=" in text}
+    return [text for i, text in enumerate(texts) if last.get(text.partition("=")[0], i) == i]
+
+
 def start(*args: str, cwd: Path, **options) -> subprocess.Popen:
     """`python -m nanostudy` with these arguments, begun."""
     # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
     calm = {"OMP_WAIT_POLICY": "PASSIVE", "NANOSTUDY_CACHE": str(cwd / "cache")}
     environment = {**os.environ, **calm, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-    return subprocess.Popen([sys.executable, "-m", "nanostudy", *args], cwd=cwd, env=environment, **pipes, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "nanostudy", *once(args)], cwd=cwd, env=environment, **pipes, **options
+    )
 
 
 def outcome(process: subprocess.Popen) -> Outcome:
@@ -160,7 +171,7 @@ def call(here, monkeypatch, capsys):
     monkeypatch.setattr(machine, "available_cores", lambda: 1)
 
     def call(*args: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["nanostudy", *map(str, args)])
+        monkeypatch.setattr(sys, "argv", ["nanostudy", *once(args)])
         capsys.readouterr()
         code = 0
         try:
@@ -337,8 +348,8 @@ def test_half_precision_trains_on_a_cpu(call, here):
 @pytest.fixture
 def no_compiler(monkeypatch):
     def forget():
-        kernels.gpu.traced_ops.cache_clear()
         kernels.cpu.native_ops.cache_clear()
+        kernels.cpu.library_path.cache_clear()
 
     monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()
@@ -584,6 +595,36 @@ def test_sample_is_a_function_of_its_arguments(call, run):
     assert call("sample", "run", "--prompt", "The ", "--tokens", "12", "--seed", "7").out == samples[0]
     assert call("sample", "run", "--prompt", "The ", "--tokens", "12", "--seed", "8").out != samples[0]
     assert call("sample", "run", "--prompt", "The ", "--tokens", "0").out == "The \n"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ('-- 17: "it\'s a sea", he said\r\n' * 90, "it's a sea\", he said"),
+        ("0123456789 " * 90, None),
+        ("Ω😀 " * 300, "Ω😀 Ω😀 Ω😀 Ω😀 Ω😀 Ω😀 Ω😀"),
+    ],
+    ids=["quotes", "digits", "no Latin"],
+)
+def test_the_command_that_is_printed_at_the_end_works_on_any_text(call, here, text, prompt):
+    Path("my text.txt").write_bytes(text.encode())
+    told = call("train", "quickstart", *SMALL, "max_iters=0", "corpus=my text.txt", "--out", "a run; $(x) 'of' mine")
+    said(told, 0)
+    command = shlex.split(told.out.splitlines()[-1].removeprefix("more     nanostudy "))
+    assert command == ["sample", "a run; $(x) 'of' mine", *(["--prompt", prompt] if prompt else [])]
+    again = call(*command, "--tokens", "5")
+    said(again, 0)
+    assert again.out.startswith(prompt or "")
+
+
+def test_a_prompt_from_a_file_is_that_of_nanogpt(call, run):
+    """FILE:PATH, whose line ends are read as Python reads them."""
+    Path("prompt.txt").write_bytes("\ufeffThe king\r\n".encode())
+    told = call("sample", "run", "--prompt", "FILE:prompt.txt", "--tokens", "3")
+    said(told, 0)
+    assert told.out == call("sample", "run", "--prompt", "The king\n", "--tokens", "3").out
+    said(call("sample", "run", "--prompt", "FILE:nowhere.txt"), 2, "FILE:nowhere.txt: there is no such file")
+    said(call("sample", "run", "--prompt", "FILE:/dev/zero"), 2, "no regular file")
 
 
 def test_sample_past_the_context(call, run):

@@ -445,8 +445,8 @@ def test_studies_are_listed(study, form):
         (["run", "asks.yaml"], "prompts: .*é"),
         (["run", "empty.yaml"], "no values"),
         (["run", "twice.yaml"], "duplicate experiments"),
-        (["run", "broken.yaml"], r"broken\.yaml is not YAML"),
-        (["run", "binary.yaml"], r"binary\.yaml cannot be read"),
+        (["run", "broken.yaml"], r"broken\.yaml, line 1 is not YAML"),
+        (["run", "binary.yaml"], r"binary\.yaml is not UTF-8"),
         (["status", "."], r"no study in \.\. .*nanostudy study run"),
         (["status", "small.txt"], r"no study in small\.txt"),
         (["retry", "nothing"], "no study in nothing, and none in studies/nothing"),
@@ -539,9 +539,9 @@ def test_a_store_of_another_version_is_told(study, done):
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
-        (b"settings: {", 2, r"study\.yaml is not YAML"),
+        (b"settings: {", 2, r"study\.yaml, line 1 is not YAML"),
         (b"", 2, r"study\.yaml must hold lines"),
-        (b"\xff\xfe\x00", 1, r"study\.yaml cannot be read"),
+        (b"\xff\xfe\x00", 2, r"study\.yaml is not UTF-8"),
         (b"setings: {}", 2, "settings"),
     ],
 )

@@ -33,6 +33,7 @@ from nanostudy.settings_files import (
     preset_text,
     read_settings,
 )
+from nanostudy.study.definition import Study, parse_studies, study_yaml, with_assignments
 from nanostudy.training.machine import resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import settings_yaml
@@ -135,6 +136,9 @@ def test_assignments():
     for text in ("max_iters", "=5", ""):
         with pytest.raises(UsageError, match="setting=value"):
             parse_assignments([text])
+    for again in ("n_layer=2", "--n_layer=3"):
+        with pytest.raises(UsageError, match=r"n_layer is given twice, as '2' and '[23]'"):
+            parse_assignments(["n_layer=2", "dropout=0.1", again])
 
 
 @pytest.mark.parametrize(
@@ -158,20 +162,21 @@ def test_an_outlandish_setting_lists_the_known_ones():
 
 
 BAD_VALUES = {
-    "n_layer": [0, -1, 1.5, "two", None, True, [1], "1e3"],
+    "n_layer": [0, -1, 1.5, "two", None, True, [1], "1e3", 10**6],
     "seed": [-1, 2**63, 1.5, "x"],
     "dropout": [1, 1.0, -0.1, "half", float("nan"), None],
     "learning_rate": [-1, float("nan"), float("inf"), "fast", True, {}],
     "beta1": [1, -0.1],
     "bias": [1, "yes please", None],
-    "max_iters": [-1, 2.5],
+    "max_iters": [-1, 2.5, 2**63],
     "min_lr": [-1e-9, "low"],
     "lr_decay_iters": [-5, 0.5],
     "eval_interval": [0],
     "log_interval": [0],
-    "sample_tokens": [-1],
+    "sample_tokens": [-1, 10**7],
     "corpus": [5, None, ""],
     "tokenizer": ["word", 8],
+    "split": [[0.9], [0.5, 0.4], [0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25], [1.2, -0.2], "all", 0.9, True],
     "init_from": [7],
     "device": ["gpu", "cuda:x", "cuda:-1", "auto:1", "cuda:0:1", 5, None, ["cpu"]],
     "precision": ["fp8", 16, None, ["fp32"]],
@@ -190,6 +195,45 @@ def test_a_refusal_tells_the_true_bound():
     with pytest.raises(UsageError) as refusal:
         Experiment(beta2=1.0)
     assert "to 1 (" not in str(refusal.value), "1.0 was just refused"
+
+
+def test_a_split_is_one_setting_however_it_is_written():
+    written = ([0.8, 0.1, 0.1], (0.8, 0.1, 0.1), "[0.8, 0.1, 0.1]", "0.8,0.1,0.1", "0.8/0.1/0.1", "0.80/.1/1e-1")
+    assert {Experiment(split=split).split for split in written} == {"0.8/0.1/0.1"}
+    assert Experiment(split="none").split is None
+    study = Study("s", {"split": [0.8, 0.1, 0.1]}, {}, {"all": {}}, (1,))
+    assert study.settings == with_assignments(replace(study, settings={}), {"split": "0.8,0.1,0.1"}).settings
+    assert parse_studies(study_yaml(study), "s") == [study]
+    axis = Study("s", {}, {"split": ([0.8, 0.2], "0.8/0.1/0.1")}, {"all": {}}, (1,))
+    assert axis.grid == {"split": ("0.8/0.2", "0.8/0.1/0.1")}
+
+
+@pytest.mark.parametrize("name", ["corpus", "sample_prompt", "init_from"])
+@pytest.mark.parametrize("wrong", ["\0", "\ud800"])
+def test_what_is_no_character_is_refused(name, wrong):
+    with pytest.raises(UsageError, match=f"{name}=.*holds U\\+{ord(wrong):04X}, which is no character"):
+        from_settings({name: f"a{wrong}b"})
+
+
+def test_a_value_too_long_to_print_is_refused():
+    for value in (10**5000, "9" * 5000, "x" * 5000, list(range(5000))):
+        with pytest.raises(UsageError, match="n_layer=") as refusal:
+            from_settings({"n_layer": value})
+        assert len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_layer": 10_000, "n_embd": 4096}, "more than 2,013,266,182,144 parameters"),
+        ({"n_embd": 10**9}, "parameters"),
+        ({"block_size": 10**9}, "parameters"),
+        ({"batch_size": 10**9}, "64,000,000,000 tokens"),
+    ],
+)
+def test_sizes_that_no_machine_has_are_refused_before_anything_is_made(settings, message):
+    with pytest.raises(UsageError, match=message):
+        from_settings(settings)
 
 
 def test_heads_must_divide_the_width():
@@ -231,7 +275,8 @@ def test_a_source_that_is_nothing_lists_the_presets(tmp_path, monkeypatch):
 # --- what a run folder keeps
 
 
-OPTIONAL_TEXT = st.none() | st.text(min_size=1).filter(lambda text: text.lower() not in ("none", "null"))
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+OPTIONAL_TEXT = st.none() | TEXTS.filter(lambda text: text.lower() not in ("none", "null"))
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -242,7 +287,7 @@ SETTINGS = st.fixed_dictionaries(
         "lr_decay_iters": st.none() | st.integers(0, 10**9),
         "bias": st.booleans(),
         "init_from": OPTIONAL_TEXT,
-        "corpus": st.text(min_size=1),
+        "corpus": TEXTS,
         "sample_prompt": OPTIONAL_TEXT,
     },
 )
@@ -316,7 +361,7 @@ def another(name: str):
     """A valid value other than the default one."""
     value = getattr(BASE, name)
     if value is None:
-        return {"init_from": "elsewhere", "sample_prompt": "O"}.get(name, 7)
+        return {"init_from": "elsewhere", "sample_prompt": "O", "split": "0.8/0.2"}.get(name, 7)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nanostudy.cli import main as cli
 from nanostudy.data import texts
 from nanostudy.data.corpus import Tokenizer, load_corpus
+from nanostudy.data.nanogpt_dataset import Table, write_dataset
 from nanostudy.data.texts import SHAKESPEARE_FILE, SHAKESPEARE_SHA256, fetch_shakespeare, find_text, locate_shakespeare
 from nanostudy.errors import NanostudyError, UsageError
 
@@ -105,6 +106,39 @@ def test_the_first_nine_tenths_of_the_characters_train(tmp_path):
     assert decode(corpus.train.tokens) + decode(corpus.val.tokens) == text
     assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert (corpus.name, corpus.requested, corpus.note) == ("a.txt", str(tmp_path / "a.txt"), None)
+
+
+def test_a_split_in_three_holds_out_the_end(tmp_path):
+    text = "".join(f"{i:03d}" for i in range(334))[:1001]
+    path = write(tmp_path / "a.txt", text)
+    corpus = load_corpus(path, split="0.8/0.1/0.1")
+    decode = corpus.tokenizer.decode
+    assert [split.characters for split in corpus.splits.values()] == [800, 100, 101]
+    assert "".join(decode(split.tokens) for split in corpus.splits.values()) == text
+    corpus.check_window(99)
+    with pytest.raises(UsageError, match="The validation split"):
+        corpus.check_window(100)
+    with pytest.raises(UsageError, match=r"too short.*validation 0"):
+        load_corpus(path, split="0.5/0.0001/0.4999")
+
+
+def test_another_split_is_another_text_and_nanogpts_own_is_none(tmp_path):
+    path = write(tmp_path / "a.txt", "To be, or not to be. " * 50)
+    plain = load_corpus(path)
+    assert load_corpus(path, split="0.9/0.1").sha256 == plain.sha256
+    others = {load_corpus(path, split=split).sha256 for split in ("0.8/0.2", "0.8/0.1/0.1", "0.8/0.15/0.05")}
+    assert len(others | {plain.sha256}) == 4
+    assert plain.test is None
+    assert "test" not in plain.as_dict()
+
+
+def test_a_dataset_of_nanogpts_has_no_test_part(tmp_path):
+    corpus = load_corpus(write(tmp_path / "a.txt", "To be, or not to be. " * 50))
+    (tmp_path / "set").mkdir()
+    write_dataset(tmp_path / "set", corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    assert load_corpus(str(tmp_path / "set")).sha256 == corpus.sha256
+    with pytest.raises(UsageError, match=r"split=0\.8/0\.1/0\.1: set is a dataset .* no test part"):
+        load_corpus(str(tmp_path / "set"), split="0.8/0.1/0.1")
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])

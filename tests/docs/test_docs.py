@@ -31,10 +31,11 @@ from nanostudy.data import texts
 from nanostudy.model import sample
 from nanostudy.reporting import write as figure
 from nanostudy.settings import IN_FILES
-from nanostudy.settings_files import experiment_and_resources, parse_yaml
+from nanostudy.settings_files import experiment_and_resources
 from nanostudy.study import definition, pool
 from nanostudy.training import train
 from nanostudy.training.train import Job
+from nanostudy.yaml_input import parse_yaml
 
 README = ROOT / "README.md"
 LANGUAGES = ("sh", "console", "python", "yaml", "text")

@@ -4,6 +4,8 @@ import math
 import os
 import pickle
 import sys
+import tracemalloc
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -490,6 +492,71 @@ def test_a_checkpoint_that_carries_code_is_refused_and_named(here, legacy, capsy
 def test_files_that_are_no_checkpoints(here, content):
     (here / "ckpt.pt").write_bytes(content)
     refusal(lambda: nanostudy.convert(here / "ckpt.pt", "run"), "ckpt.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_numbers_of_numpy_are_numbers(here, legacy):
+    """As forks save them that compute their losses in NumPy."""
+    content = nanogpt_checkpoint(False)
+    sizes = {name: np.int32(content["model_args"][name]) for name in ("n_layer", "vocab_size")}
+    odd = {"best_val_loss": np.float64(2.5), "iter_num": np.int64(content["iter_num"])}
+    odd["model_args"] = {**content["model_args"], **sizes, "bias": np.bool_(False)}
+    odd["config"] = {**content["config"], "learning_rate": np.float32(0.5), "max_iters": np.uint16(9)}
+    torch.save({**content, **odd}, here / "ckpt.pt", _use_new_zipfile_serialization=not legacy)
+    read = read_checkpoint(here / "ckpt.pt")
+    assert (read.best_val_loss, read.iter_num, read.config["learning_rate"], read.config["max_iters"]) == (
+        2.5,
+        7,
+        0.5,
+        9,
+    )
+    for value in (np.zeros(3), np.str_("text"), np.datetime64("2020-01-01"), np.complex64(1), np.void(b"abc")):
+        torch.save({**content, "best_val_loss": value}, here / "ckpt.pt")
+        refusal(lambda: read_checkpoint(here / "ckpt.pt"), "ckpt.pt")
+
+
+def test_a_checkpoint_that_grows_when_it_is_read_is_refused(here):
+    large = here / "large.pt"
+    torch.save({**nanogpt_checkpoint(False), "rest": torch.zeros(10**7)}, large)
+    path = here / "ckpt.pt"
+    with zipfile.ZipFile(large) as parts, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in parts.infolist():
+            packed.writestr(part.filename, parts.read(part))
+    assert path.stat().st_size < 10**6
+    tracemalloc.start()
+    refusal(lambda: read_checkpoint(path), "ckpt.pt has", "takes 40,0", "compressed")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    refusal(lambda: read_checkpoint(Path("/dev/zero")), "no regular file")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"activation": "relu"},
+        {"rope": True},
+        {"norm_placement": "post"},
+        {"n_kv_head": 1},
+        {"flash": 1.0},
+        {"extra": [[]]},
+        {7: 1},
+    ],
+)
+def test_a_fork_whose_model_computes_something_else_is_refused(here, args):
+    content = nanogpt_checkpoint(False)
+    content["model_args"].update(args)
+    name, value = next(iter(args.items()))
+    message = refusal(lambda: nanostudy.convert(put(here, content), "run"), "its model_args have", f"{name}={value!r}")
+    assert "save the checkpoint again" in message
+    assert not Path("run").exists()
+
+
+def test_a_fork_that_computes_the_same_is_told(here):
+    content = nanogpt_checkpoint(False)
+    content["model_args"].update(activation="gelu", rope=False, norm_placement="pre", window=None)
+    done = nanostudy.convert(put(here, content), "run", **ON_CPU)
+    note = "model_args has activation='gelu', rope=False, norm_placement='pre' and window=None"
+    assert any(note in line for line in done.notes)
 
 
 def test_a_checkpoint_that_was_cut_short(here):

@@ -1,6 +1,9 @@
 """nanoGPT's configurations train as they are: read as literals, never executed, and nothing dropped without a word."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ from conftest import write_text
 
 from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
-from nanostudy.interop.literals import Code, read_assignments
+from nanostudy.interop.assignments import MOST_FILES, Assignments
+from nanostudy.interop.literals import Code
 from nanostudy.interop.nanogpt_config import DEFAULTS, NO_COUNTERPART, SHARED, TRANSLATED, find_corpus, read_config
 from nanostudy.settings_files import experiment_and_resources
 from nanostudy.training.run_folder import read_metadata
@@ -69,6 +73,10 @@ def put(text: str, name: str = "small.py") -> Path:
     return Path(name)
 
 
+def assignments(path: Path, known: dict) -> dict:
+    return Assignments([Path()]).read(path, known)
+
+
 def settings_of(text: str, **overrides: str) -> dict:
     return read_config(put(text), {"corpus": "playhouse", **overrides}).settings
 
@@ -122,7 +130,6 @@ def test_what_has_no_counterpart_is_listed(here):
     assert message == {
         **{"eval_iters": "20", "wandb_log": "False", "favourite": "3"},
         **{"wandb_run_name": "'small' + str(time.time()) (code, not executed)"},
-        **{"time": "import time (code, not executed)"},
     }
     assert all(unused.reason for unused in result.unused)
 
@@ -134,12 +141,14 @@ def test_eval_only_is_a_training_without_updates(here):
 
 CODE = [
     "import os\nos.system('echo harm > sprung')",
-    "print('hello')",
+    "print(max_iters := 3)",
+    "print(globals().update(max_iters=3))",
+    "favourite = exec('max_iters = 3')",
+    "favourite = (max_iters := 3)",
+    "def f():\n    global max_iters\n    max_iters = 3",
     "if True:\n    max_iters = 3",
     "for max_iters in range(3): pass",
     "while True: pass",
-    "def f(): pass",
-    "class A: pass",
     "with open('sprung', 'w') as f: pass",
     "globals()['max_iters'] = 3",
     "a, b = 1, 2",
@@ -170,7 +179,11 @@ def test_a_file_with_code_in_it_is_refused_and_not_executed(here, text):
         "[3][0]",
         "3 if True else 4",
         "lambda: 3",
-        "f'{3}'",
+        "f'{3:999999999}'",
+        "f'{open(3)}'",
+        "str(open(3))",
+        "max(time)",
+        "round('3')",
         "nobody",
         "math.pi",
         "1 / 0",
@@ -198,17 +211,153 @@ def test_a_setting_whose_value_is_code_is_refused(here, value):
 def test_what_an_import_may_have_set_is_not_known(here):
     with pytest.raises(UsageError, match="line 1: learning_rate = from secrets import"):
         settings_of("from secrets import learning_rate\n")
-    assert isinstance(read_assignments(put("import os.path as batch_size"), {})["batch_size"], Code)
+    assert isinstance(assignments(put("import os.path as batch_size"), {})["batch_size"], Code)
 
 
-@pytest.mark.parametrize("text", ["max_iters = (", "max_iters = 3\0", "(" * 5000, "é" * 2**21, "max_iters =\t= 3"])
+def test_what_sets_nothing_does_not_stand_in_the_way(here):
+    """print, functions, classes and imports; and none of them is listed as a setting."""
+    text = "import time, os.path as place\nfrom sys import argv\ndef schedule(it):\n    return 3\n@f\nclass A:\n    n_layer = 7\n"
+    translation = read_config(
+        put(f"{text}print('hello', f'{{n_layer}}', time.time())\npass\nn_head = 3\n"), {"corpus": "playhouse"}
+    )
+    assert (translation.settings["n_head"], translation.settings["n_layer"]) == (3, TRAIN_PY["n_layer"])
+    assert translation.unused == translation.notes == ()
+    with pytest.raises(UsageError, match=r"line 1: learning_rate = def learning_rate\(it\): is code"):
+        settings_of("def learning_rate(it):\n    return 3\n")
+
+
+def test_fstrings_and_calls_of_literals_are_computed(here):
+    text = (
+        "out_dir = f'out-{n_layer}x{n_embd:04d}-{2e-3:.1e}-{\"a\"!r:>5}'\nn_head = int('3')\nbatch_size = round(10 * 0.35)\n"
+        "learning_rate = float('1e-3')\nmax_iters = max(min(5, 7), 3)\nwandb_run_name = 'r' + str(n_head)\n"
+    )
+    translation = read_config(put(text), {"corpus": "playhouse"})
+    assert translation.out == Path(eval("f'out-{12}x{768:04d}-{2e-3:.1e}-{\"a\"!r:>5}'"))
+    expected = {"n_head": 3, "batch_size": 4, "learning_rate": 1e-3, "max_iters": 5}
+    assert {name: translation.settings[name] for name in expected} == expected
+    assert [unused.value for unused in translation.unused] == ["'r3'"]
+    with pytest.raises(UsageError, match="is code"):
+        settings_of("def str(x):\n    return 7\nmax_iters = str(3)\n")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "'bfloat16' if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 'float16'",
+        "'float32' if not torch.cuda.is_available() else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'",
+    ],
+)
+def test_what_the_machine_decides_is_auto(here, dtype):
+    """The first line is nanoGPT's own."""
+    text = f"import torch\ndtype = {dtype}\ndevice = 'cuda' if torch.cuda.is_available() else 'cpu'\n"
+    translation = read_config(put(text), {"corpus": "playhouse"})
+    _, resources = experiment_and_resources(translation.settings)
+    assert (resources.precision, resources.device) == ("auto", "auto")
+    assert [note.split(" = ")[0] for note in translation.notes] == ["dtype", "device"]
+    with pytest.raises(UsageError, match=r"dtype = .* is code"):
+        settings_of("dtype = 'float32' if mine else 'bfloat16'\n")
+
+
+# --- the files that a file takes in
+
+
+BASE = "import math\nbatch_size = 32\ngradient_accumulation_steps = 2 * 2\nn_layer = 6\n_private = 1\nlr = learning_rate = 2e-3\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from config.base import *",
+        "exec(open('config/base.py').read())",
+        "exec(open('config/' + 'base.py', encoding='utf-8').read())",
+        "from config.base import batch_size, gradient_accumulation_steps, n_layer, learning_rate",
+        "from config.base import lr as learning_rate, batch_size, gradient_accumulation_steps, n_layer as n_layer",
+    ],
+)
+@pytest.mark.parametrize("folder", [".", "checkout"])
+def test_a_configuration_on_top_of_another_is_the_experiment_that_nanogpt_trains(here, line, folder):
+    """Python itself says what that is."""
+    config = Path(folder, "config")
+    config.mkdir(parents=True)
+    put(BASE, str(config / "base.py"))
+    text = f"n_layer = 5\n{line}\nbatch_size = batch_size * 2\n"
+    translation = read_config(put(text, str(config / "small.py")), {"corpus": "playhouse"})
+    script = "import json, sys; names = dict(n_layer=12, batch_size=12); exec(sys.stdin.read(), names); print(json.dumps([names[n] for n in sys.argv[1:]]))"
+    names = ("batch_size", "gradient_accumulation_steps", "n_layer", "learning_rate")
+    run = subprocess.run(
+        [sys.executable, "-c", script, *names], cwd=folder, input=text, capture_output=True, text=True, check=True
+    )
+    assert [translation.settings[name] for name in names] == json.loads(run.stdout) == [64, 4, 6, 2e-3]
+    assert translation.notes == (f"{config / 'base.py'}, as {config / 'small.py'} says",)
+
+
+def test_a_module_does_not_see_its_reader_and_exec_does(here):
+    put("n_embd = 8 * n_head\n", "base.py")
+    assert settings_of("n_head = 2\nexec(open('base.py').read())\n")["n_embd"] == 16
+    with pytest.raises(UsageError, match=r"n_embd = 8 \* n_head is code"):
+        settings_of("n_head = 2\nfrom base import *\n")
+
+
+REFUSED_FILES = {
+    "from config.nowhere import *": r"line 1: `from config.nowhere import \*` may set anything",
+    "from math import *": r"line 1: `from math import \*` may set anything",
+    "from . import *": "may set anything",
+    "from .base import *": "may set anything",
+    "exec(open('nowhere.py').read())": r"line 1: .* is code \(there is no file nowhere.py",
+    "exec(open(path).read())": "is code",
+    "exec(open('base.py').read().replace('3', '4'))": "is code",
+    "exec('max_iters = 3')": "is code",
+    "from base import absent": r"base\.py does not say what absent is",
+    "from code import *": r"code\.py, line 2: `os.system",
+    "from round import *": r"takes in itself, by way of small\.py, round\.py, other\.py",
+    "from chosen import *": "is code",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED_FILES)
+def test_what_cannot_be_taken_in_is_refused_by_name(here, text):
+    put("max_iters = 3\n", "base.py")
+    put("import os\nos.system('echo harm > sprung')\n", "code.py")
+    put("from other import *\n", "round.py")
+    put("exec(open('round.py').read())\n", "other.py")
+    put("__all__ = ['max_iters']\nmax_iters = 3\n", "chosen.py")
+    with pytest.raises(UsageError, match=REFUSED_FILES[text]):
+        settings_of(text)
+    assert not Path("sprung").exists()
+
+
+def test_files_without_number_are_refused(here):
+    """Each takes in the next one ten times."""
+    for i in range(10):
+        put(f"exec(open('f{i + 1}.py').read())\n" * 10, f"f{i}.py")
+    put("max_iters = 3\n", "f10.py")
+    with pytest.raises(UsageError, match=f"more than {MOST_FILES} files"):
+        settings_of("exec(open('f0.py').read())\n")
+
+
+def test_a_configuration_without_end_is_refused(here):
+    with pytest.raises(UsageError, match="no regular file"):
+        read_config(Path("/dev/zero"), {"corpus": "playhouse"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_iters = (",
+        "max_iters = 3\0",
+        "(" * 5000,
+        "é" * 2**21,
+        "max_iters =\t= 3",
+        "max_iters = f(1" + " + 1" * 9000 + ")",
+    ],
+)
 def test_files_that_are_no_configuration(here, text):
     with pytest.raises(UsageError, match=r"small\.py"):
         settings_of(text)
 
 
 def test_more_than_a_name_may_be_assigned(here):
-    result = read_assignments(put("'a text'\na = b = 3\na += 2\nc: float = a / 2\na = 'x' + 'y'\nd = None\n"), {})
+    result = assignments(put("'a text'\na = b = 3\na += 2\nc: float = a / 2\na = 'x' + 'y'\nd = None\n"), {})
     assert result == {"a": "xy", "b": 3, "c": 2.5, "d": None}
 
 

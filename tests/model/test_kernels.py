@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KERNELS, jobs_of, small
+from conftest import jobs_of, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import Child
@@ -22,7 +22,7 @@ from processes import Child
 from nanostudy.device import compiler
 from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
-from nanostudy.model.kernels import cpu, gpu
+from nanostudy.model.kernels import cpu
 from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
 from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
@@ -635,15 +635,10 @@ def test_cross_entropy_sublayer(ops, V):
 @example(([5, 40], [40]), 0)
 @example(([2, 7, 16], [256, 16]), 144)
 @settings(deadline=None)
-def test_words_of_four_and_number_by_number_make_the_same_masks(numbered, start):
-    """As does picking the numbers out of one long row."""
+def test_words_of_four_make_the_masks_of_one_long_row(numbered, start):
     (size, strides), drop = numbered, drop_of((0.0, 0.3, 0.5, 0.99))
     words = drop[:3]
     in_fours = keep_mask(*words, size, [*strides, 1], start)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        one_by_one = keep_mask(*words, size, [*strides, 1], start)
-    assert torch.equal(in_fours, one_by_one)
     places = itertools.product(*map(range, size))
     numbers = [start + sum(i * s for i, s in zip(place, [*strides, 1], strict=True)) for place in places]
     assert torch.equal(kept(drop, max(numbers) + 1)[:, numbers], in_fours.flatten(1))
@@ -660,61 +655,6 @@ def test_numbers_that_are_not_whole_words(size, data, start):
     assert torch.equal(kept(drop, max(numbers) + 1)[:, numbers], mask.flatten(1))
 
 
-# --- traced by PyTorch's compiler
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """As a GPU gets them, here for the CPU; compiled at their first call, and kept."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr(gpu, "_call_each", lambda *arguments: None)  # it compiles all of them
-    return gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
-
-
-@needs_compiler
-def test_traced_operations_equal_the_reference_whatever_the_first_dimension(traced):
-    """Also for members and sequences that come later; masks to the bit."""
-    for members, batch in ((2, 2), (3, 2), (2, 5)):
-        drop, size = drop_of((0.3, 0.9, 0.0)[:members], batch), members * batch
-        y, gain = normal(size, 3, 6, seed=1), normal(members, 6, seed=2)
-        results = traced.residual_norm(None, y, drop, gain, gain)
-        for mine, theirs in zip(results, REFERENCE.residual_norm(None, y, drop, gain, gain), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert torch.equal(results[0] == 0, ~kept(drop, 3, 6))
-    assert len(traced.residual_norm.compiled) == 1
-
-
-@needs_compiler
-def test_a_traced_attend_makes_the_masks_of_the_reference(traced):
-    """Of a later block of queries, where the numbers start elsewhere and are no whole words."""
-    scores = normal(Z, 2, 3, 5)
-    results, expected = traced.attend(scores, drop_of(), 0.3, 7), REFERENCE.attend(scores, drop_of(), 0.3, 7)
-    for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
-        assert torch.equal(mine == 0, theirs == 0)
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
-def test_every_operation_can_be_traced_as_a_whole(monkeypatch, backend):
-    """One graph each, without a break; only the soak compiles all of them."""
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda op, **options: compile(op, backend=backend, **options))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(KERNELS / "traced"))
-    ops = gpu.traced_ops.__wrapped__(torch.device("cpu"), FP32)
-    assert all(op.compiled for op in ops if op)
-
-
-def test_a_tracer_that_does_not_work_is_no_crash(monkeypatch):
-    def broken(*args, **kwargs):
-        return lambda *arguments: (_ for _ in ()).throw(RuntimeError("backend failed:\nerror: no Triton here"))
-
-    monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "anywhere")
-    with pytest.raises(KernelsUnavailable, match="does not work here: error: no Triton here"):
-        gpu.traced_ops.__wrapped__(torch.device("cpu"), torch.float32)
-
-
 # --- machines without kernels
 
 
@@ -724,6 +664,7 @@ def anew(monkeypatch, tmp_path):
 
     def forget():
         cpu.native_ops.cache_clear()
+        cpu.library_path.cache_clear()
 
     monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cpu, "OPTIONS", ("-std=c++20", "-O0", "-fPIC"))
@@ -881,6 +822,62 @@ def test_two_processes_that_build_at_once_and_half_a_library(tmp_path):
     assert building().communicate() == "[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"
     assert built(tmp_path) == [name]
     assert path.read_bytes() == whole
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+@pytest.mark.parametrize(
+    "harm", ["writable library", "writable folder", "another's library", "another's folder", "link"]
+)
+def test_a_library_that_others_could_have_written_is_not_loaded(anew, tmp_path, monkeypatch, harm):
+    """Instead one is built where only this user writes; a folder of this user's own is closed again."""
+    folder, me, real = tmp_path / "cache" / "kernels", os.getuid(), os.lstat
+    cpu.native_ops(FP32)
+    (name,) = built(tmp_path)
+    foreign = {"another's library": folder / name, "another's folder": folder}.get(harm)
+    if harm == "link":
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    elif "writable" in harm:
+        (folder / name if harm == "writable library" else folder).chmod(0o777)
+
+    def lstat(path, **options):
+        state = real(path, **options)
+        if foreign and Path(path) == foreign:
+            return os.stat_result((*state[:4], me + 1, *state[5:]))
+        return state
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(Path, "lstat", lambda path: lstat(path))
+    builds, build = [], cpu._build
+    monkeypatch.setattr(cpu, "_build", lambda *arguments: builds.append(arguments[2]) or build(*arguments))
+    anew()
+    cpu.native_ops(FP32)
+    assert builds == [folder.with_name(f"kernels-{me}") if harm == "another's folder" else folder]
+    assert builds[0].stat().st_mode & 0o777 == 0o700
+    assert cpu.library_path().parent == builds[0]
+    anew()
+    if harm != "another's library":  # which has the name of the new one, and would look as foreign here
+        cpu.native_ops(FP32)
+        assert len(builds) == 1, "what is this user's own is kept"
+
+
+@needs_compiler
+def test_a_given_library_is_the_one_that_is_loaded(anew, tmp_path, monkeypatch):
+    """Without asking a compiler; where it is damaged, nothing takes its place."""
+    cpu.native_ops(FP32)
+    path = cpu.library_path()
+    monkeypatch.setenv(cpu.GIVEN, str(path))
+    monkeypatch.setattr(cpu, "compiler", lambda: pytest.fail("asked for a compiler"))
+    anew()
+    cpu.native_ops(BF16)
+    assert cpu.library_path() == path
+    half = path.read_bytes()[:-1]
+    path.unlink()  # it is loaded, and stays so
+    path.write_bytes(half)
+    anew()
+    with pytest.raises(KernelsUnavailable, match=r"the study's library .* is damaged"):
+        cpu.native_ops(FP32)
 
 
 # --- trainings with and without

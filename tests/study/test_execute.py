@@ -478,8 +478,8 @@ def test_stopped_in_the_midst_of_an_evaluation(run, source, reference, tmp_path,
     monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 32)
     read, original = [], trainer._Training.windows
 
-    def windows(self, split, context, members):
-        for window in original(self, split, context, members):
+    def windows(self, split, context, members, tokens=None):
+        for window in original(self, split, context, members, tokens):
             read.append(split)
             if len(read) == 100:
                 signal.raise_signal(signal.SIGINT)
@@ -586,7 +586,7 @@ def finished(folder: Path) -> bool:
 
 
 def weights_of(study: Path) -> dict[str, set[str]]:
-    return {name: {path.stem for path in (study / name).glob("*.safetensors")} for name in experiments(study)}
+    return {name: {path.stem for path in (study / name).glob("*t.safetensors")} for name in experiments(study)}
 
 
 @pytest.mark.parametrize("keep", ["all", "final", "best 2", "none"])

@@ -22,6 +22,7 @@ from nanostudy.study.export import COLUMNS, config_py, export_published, results
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Store
 from nanostudy.training.tensors import load_tensors
+from nanostudy.training.window_losses import WINDOW_LOSSES
 
 STUDY = """
 settings: {{corpus: '{text}', n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, batch_size: 4, max_iters: 4, warmup_iters: 1,
@@ -154,7 +155,14 @@ def test_the_published_layout(study, tmp_path):
             name = row.name.replace("=", "-")
             config = (to / folder / each["Config Path"]).read_text(encoding="ascii")
             assert executed(config)["dropout"] == row.experiment.dropout
-            files = ("run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors")
+            files = (
+                "run.json",
+                "training.csv",
+                "evaluations.csv",
+                WINDOW_LOSSES,
+                "best.safetensors",
+                "last.safetensors",
+            )
             for file in files:
                 assert (to / folder / name / file).read_bytes() == (study / row.name / file).read_bytes()
             sample = to / folder / "samples" / f"{name}.txt"

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -218,6 +219,15 @@ def assert_copies(everyone):
         for ours, theirs in zip(select(first, Finished), select(other, Finished), strict=True):
             assert torch.equal(ours.last_weights, theirs.last_weights)
             assert torch.equal(ours.best_weights, theirs.best_weights)
+            assert_same_windows(ours.windows, theirs.windows, 0)
+        assert_same_windows(select(first, Evaluated)[-1].windows, select(other, Evaluated)[-1].windows, 0)
+
+
+def assert_same_windows(ours, theirs, bound):
+    assert ours.keys() == theirs.keys()
+    for name, windows in ours.items():
+        np.testing.assert_allclose(windows.losses, theirs[name].losses, rtol=bound)
+        assert (windows.context, windows.last) == (theirs[name].context, theirs[name].last)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,9 @@ def test_many_ranks_train_as_one(corpus, machine, tmp_path, monkeypatch, drawn, 
     everyone = together(count, lambda ranks: events_of(jobs, corpus, machine, tmp_path, ranks))
     assert_copies(everyone)
     assert_same_training(everyone[0], alone)
+    ends = [select(events, Evaluated)[-1].windows for events in (everyone[0], alone)]
+    assert set(ends[0]) == {"train", "val"}
+    assert_same_windows(*ends, 1e-3)
     ours = {key[1:]: parts for key, parts in drawn.items() if key[0] == count}
     assert ours == {key[1:]: parts for key, parts in drawn.items() if key[0] == 1}
     assert len(ours) == 20 * batch_size * accumulation

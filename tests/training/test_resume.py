@@ -53,7 +53,7 @@ SETTINGS = {
 RESOURCES = {"device": "cpu", "precision": "fp32", "threads": 1}
 # threads that wait without spinning: what else runs on this machine would slow them down a hundredfold
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-RESULTS = {"best.safetensors", "last.safetensors"}
+RESULTS = {"best.safetensors", "last.safetensors", "window_losses.safetensors"}
 
 
 def text_in(folder: Path) -> Path:

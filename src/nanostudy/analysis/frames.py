@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.data.texts import TRAIN_SHARE, find_text, locate_shakespeare
+from nanostudy.data.texts import cuts_of, find_text, locate_shakespeare, split_checksum
 from nanostudy.measures import AT_THE_END, MEASURES
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted, value_text
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
-WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
+WITHOUT_EFFECT = (*names_of("record"), "eval_interval", "eval_tokens")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
 SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
 # `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there
@@ -44,6 +44,7 @@ class CorpusFacts:
     train_tokens: int
     val_tokens: int
     entropy: float | None  # of the validation text, nats per token
+    characters: tuple[int, ...] = ()  # of its parts: training, validation and, where there is one, test
 
     def parts(self) -> tuple[str, str] | None:
         """The training and the validation text, or None where they lie no longer here. Nothing is downloaded."""
@@ -53,10 +54,10 @@ class CorpusFacts:
             text = find_text(self.name if self.name in ("shakespeare", "playhouse") else self.requested, self.tokenizer)
         except Exception:  # whatever the reason: a report can do without
             return None
-        if text.sha256 != self.sha256:
+        cuts = [0, *itertools.accumulate(self.characters)] if self.characters else cuts_of(text)
+        if split_checksum(text, cuts) != self.sha256:
             return None
-        cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
-        return text.content[:cut], text.content[cut:]
+        return text.content[: cuts[1]], text.content[cuts[1] : cuts[2]]
 
 
 def _empty(columns: Sequence[str]) -> pd.DataFrame:

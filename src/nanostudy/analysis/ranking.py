@@ -14,13 +14,11 @@ from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
+from nanostudy.analysis.text_error import TextErrors, combined, text_errors
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
 NODES = 60  # of the quadratures behind the critical value
-SAMPLING = (
-    "The intervals leave out the sampling error of a finite validation text: every model is scored on the same text."
-)
 
 
 def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
@@ -33,7 +31,8 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     """
     design = design_of(results, by)
     fit, noise = judged(design)
-    table = _cell_table(fit, noise)
+    errors = text_errors(results, by)
+    table = _cell_table(fit, noise, errors)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
     measured = results.finished[by].notna()
@@ -44,32 +43,37 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(fit, noise)
+    rows.attrs["basis"] = _basis(fit, noise, errors)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
 
-def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
+def _cell_table(fit: Fit, noise: Noise, errors: TextErrors) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
     columns, design = RANKING[2:-1], fit.design
     if not design.n:
         kinds = {"n": int, "tied": bool}
         return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
     means, counts = _adjusted_means(design), np.bincount(design.cells)
-    cells = len(means)
+    best = int(np.argmin(means))
+    names, of_cells = (
+        list(map(str, design.table.index)),
+        (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
+    )
     if fit.of_cells:
         weights = cell_weights(fit)
-        own = estimates(fit, weights - weights.mean(axis=0))
-        more = estimates(fit, weights - weights[np.argmin(means)])
-        se, margin = own.se, own.margin()
-        # Bonferroni: differences have standard errors of their own, for which there is no Dunnett's value
-        allowance = stats.t.ppf(1 - (1 - CONFIDENCE) / max(1, cells - 1), more.df) * more.se
+        own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
+        of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
     else:
-        se = noise.sd / np.sqrt(counts)
-        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, noise.df)) * se
-        critical = math.nan if cells == 1 or math.isnan(noise.sd) else critical_value(cells, noise.df)
-        allowance = critical * np.sqrt(se**2 + se[np.argmin(means)] ** 2)
-    tied = ~(means - means.min() > allowance)  # where the allowance is not known, too
+        of_seeds = (noise.sd**2 / counts, noise.df)
+        of_differences = (noise.sd**2 * (1 / counts + 1 / counts[best]), noise.df)
+    whole, dfs = combined(*of_seeds, errors.of_contrasts(names, of_cells))
+    se = np.sqrt(whole)
+    margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
+    variances, dfs = combined(*of_differences, errors.of_contrasts(names, of_cells - of_cells[best]))
+    tied = ~(
+        means - means.min() > _critical(len(means), dfs, fit.of_cells) * np.sqrt(variances)
+    )  # where nothing is known, too
     values = (means, counts, se, means - margin, means + margin, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
@@ -80,6 +84,20 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
     finished = rates["n"] - rates["diverged"]
     rows = pd.DataFrame({"n": finished, "tied": False, "diverged": rates["diverged"]})
     return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
+
+
+def _critical(cells: int, dfs: Array, of_cells: bool) -> Array:
+    """Of comparisons with the lowest mean (Hsu, 1996, Multiple comparisons, section 4.1), one for each degree of freedom.
+
+    Cells with replicates give each difference a standard error of its own: Bonferroni's t. One noise for all: Dunnett's value.
+    """
+    if cells < 2 or np.isnan(dfs).all():
+        return np.full(len(dfs), np.nan)
+    if of_cells:
+        return np.asarray(stats.t.ppf(1 - (1 - CONFIDENCE) / (cells - 1), dfs))
+    inverse = np.linspace(1 / np.nanmax(dfs), 1 / np.nanmin(dfs), 6)  # values between are very nearly linear in 1 / df
+    critical = [critical_value(cells, 1 / one if one else math.inf) for one in inverse.tolist()]
+    return np.asarray(np.interp(1 / dfs, inverse, critical))
 
 
 def _adjusted_means(design: Design) -> Array:
@@ -102,18 +120,18 @@ def _mean_by(values: Array, groups: Array) -> Array:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _basis(fit: Fit, noise: Noise) -> str:
+def _basis(fit: Fit, noise: Noise, errors: TextErrors) -> str:
     if fit.design.n < 2:
         return noise.explanation
     if math.isnan(noise.sd):
-        return f"{noise.explanation} So all settings count as indistinguishable. {SAMPLING}"
+        return f"{noise.explanation} So all settings count as indistinguishable. {errors.explanation}"
     means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
     judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
     return (
         f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "
-        f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. An interval is that of a mean's "
-        f"distance from the mean of all. {SAMPLING}"
+        f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. Intervals leave out what a seed does "
+        f"to all settings alike. {errors.explanation}"
     )
 
 

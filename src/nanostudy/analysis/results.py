@@ -81,15 +81,16 @@ def read_study_folder(path: Path) -> Results:
 
 
 CorpusRecord = tuple[CorpusFacts, dict[str, Any]]  # a text, and a run.json that describes it
+TextKey = tuple[str | None, ...]
 
 
-def _text_key(experiment: Experiment) -> tuple[str, str, str | None]:
-    return experiment.corpus, experiment.tokenizer, experiment.init_from
+def _text_key(experiment: Experiment) -> TextKey:
+    return experiment.corpus, experiment.tokenizer, experiment.split, experiment.init_from
 
 
-def _texts(path: Path, results: Sequence[Result]) -> dict[tuple[str, str, str | None], CorpusRecord]:
+def _texts(path: Path, results: Sequence[Result]) -> dict[TextKey, CorpusRecord]:
     """Each text that the experiments read, from the first run folder of one that did."""
-    texts: dict[tuple[str, str, str | None], CorpusRecord] = {}
+    texts: dict[TextKey, CorpusRecord] = {}
     for one in results:
         key = _text_key(one.experiment)
         if key not in texts and (one.step or one.status.has_result):
@@ -105,7 +106,8 @@ def _facts(corpus: Mapping[str, Any]) -> CorpusFacts:
     known = val["entropy_nats_per_character"]
     entropy = None if known is None else known * val["characters"] / val["tokens"]
     kind, sizes = corpus["tokenizer"]["kind"], (corpus["train"]["tokens"], val["tokens"])
-    return CorpusFacts(corpus["name"], corpus["sha256"], corpus["requested"], kind, *sizes, entropy)
+    characters = tuple(corpus[split]["characters"] for split in ("train", "val", "test") if split in corpus)
+    return CorpusFacts(corpus["name"], corpus["sha256"], corpus["requested"], kind, *sizes, entropy, characters)
 
 
 def _vocabulary(corpus: Mapping[str, Any]) -> int:

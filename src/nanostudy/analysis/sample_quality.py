@@ -1,7 +1,7 @@
 """How good samples are: measures of what models write, against the training text of their corpus.
 
 A sample counts without its prompt and without what is cut: a word that touches the end (or continues the prompt), and the first and
-the last of the blocks, which blank lines separate. Shares are pooled over a model's samples.
+the last of the blocks, which blank lines separate. Shares are pooled over a model's samples; each has its n and a 95% interval.
 
 words_real             share of the words (letters, apostrophes inside) that occur in the training text; case aside
 speakers_real          share of the speaker lines whose speaker has one in the training text; case counts
@@ -30,7 +30,9 @@ from nanostudy.text import counted
 # a share, and its whole
 SHARES = {"words_real": "words", "speakers_real": "speakers", "dialogue_well_formed": "blocks"}
 MEASURES = (*SHARES, "longest_copied")
-QUALITY = (*MEASURES, "characters", "samples", *SHARES.values())
+ENDS = tuple(f"{share}_{end}" for share in SHARES for end in ("low", "high"))  # of the shares' 95% intervals
+QUALITY = (*MEASURES, "characters", "samples", *SHARES.values(), *ENDS)
+FEWEST_SAMPLES = 3  # of one model, to see that shares differ between its samples
 
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")  # what separates blocks
@@ -55,10 +57,34 @@ class QualityCounts:
     def __add__(self, other: QualityCounts) -> QualityCounts:
         return QualityCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
+    def pairs(self) -> dict[str, tuple[int, int]]:
+        """The part and the whole of each share."""
+        pairs = ((self.real_words, self.words), (self.real_speakers, self.speakers), (self.well_formed, self.blocks))
+        return dict(zip(SHARES, pairs, strict=True))
+
     def shares(self) -> dict[str, float]:
         """NaN where the whole is 0."""
-        pairs = ((self.real_words, self.words), (self.real_speakers, self.speakers), (self.well_formed, self.blocks))
-        return {name: part / whole if whole else math.nan for name, (part, whole) in zip(SHARES, pairs, strict=True)}
+        return {name: part / whole if whole else math.nan for name, (part, whole) in self.pairs().items()}
+
+
+def share_interval(parts: Sequence[int], wholes: Sequence[int]) -> tuple[float, float]:
+    """The 95% interval of a share that is pooled over samples: Wilson's (1927). NaN where the whole is 0.
+
+    What one sample holds may be alike. Where the shares of FEWEST_SAMPLES or more differ by more than chance, n is divided by the
+    design effect (Kish, 1965, Survey sampling, section 8.2).
+    """
+    part, whole = np.array(parts, dtype=float), np.array(wholes, dtype=float)
+    part, whole = part[whole > 0], whole[whole > 0]
+    n, samples = float(whole.sum()), len(whole)
+    if not n:
+        return math.nan, math.nan
+    share, z = float(part.sum()) / n, float(stats.norm.ppf(0.975))
+    if samples >= FEWEST_SAMPLES and 0 < share < 1:
+        between = samples / (samples - 1) * float(np.square(part - share * whole).sum()) / n**2
+        n /= max(1.0, between / (share * (1 - share) / n))
+    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((centre + side * spread) / (1 + z * z / n) for side in (-1, 1))
+    return max(0.0, low), min(1.0, high)  # rounding
 
 
 @dataclass(frozen=True)
@@ -141,12 +167,16 @@ def _texts(results: Results, notes: list[str]) -> Iterator[tuple[str, tuple[str,
 
 
 def _row(samples: pd.DataFrame, reference: Reference | None) -> dict[str, Any]:
-    counts = QualityCounts(characters=sum(len(text) for text in _without_prompts(samples)))
+    each = [QualityCounts(characters=len(text)) for text in _without_prompts(samples)]
     if reference:
-        pairs = zip(samples["text"], samples["prompt"], strict=True)
-        counts = sum((reference.measure(text, prompt) for text, prompt in pairs), QualityCounts())
+        each = [
+            reference.measure(text, prompt) for text, prompt in zip(samples["text"], samples["prompt"], strict=True)
+        ]
+    counts = sum(each, QualityCounts())
     numbers = {name: getattr(counts, name) for name in ("characters", *SHARES.values())}
-    return {**counts.shares(), "longest_copied": math.nan, **numbers, "samples": len(samples)}
+    ends = [end for share in SHARES for end in share_interval(*zip(*(one.pairs()[share] for one in each), strict=True))]
+    intervals = dict(zip(ENDS, ends, strict=True))
+    return {**counts.shares(), "longest_copied": math.nan, **numbers, "samples": len(samples), **intervals}
 
 
 def _without_prompts(samples: pd.DataFrame) -> list[str]:

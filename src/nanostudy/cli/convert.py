@@ -47,7 +47,7 @@ def convert(
 
 def _next_steps(folder: Path, to: str, dataset: str | None) -> str:
     if to == "huggingface":
-        return f'use      AutoModelForCausalLM.from_pretrained("{folder}")'
+        return f"use      AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     if to != "nanogpt":
         return f"more     nanostudy sample {shlex.quote(str(folder))}"
     place = shlex.quote(str(folder.resolve()))

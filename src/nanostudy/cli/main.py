@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from nanostudy.run import Run
     from nanostudy.settings import Experiment, Resources
 
+PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
 REPORT_WIDTH = 100  # columns
+FILE = "FILE:"  # begins a prompt that is a file's path
+LARGEST_PROMPT = 2**20  # bytes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,6 +106,8 @@ def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[E
     if source.endswith(".py"):
         config = read_config(Path(source), given)
         print(f"config   {source}, read and not executed; what it does not set is as in nanoGPT's train.py")
+        for note in config.notes:
+            print(f"read     {note}")
         for name, value, reason in config.unused:
             print(f"unused   {name} = {value}: {reason}")
         settings, out = config.settings, out or config.out
@@ -133,14 +142,29 @@ def _print_finished(run: Run) -> None:
     print(f"sample   {run.folder / 'sample.txt'}\n")
     print("\n".join((run.folder / "sample.txt").read_text(encoding="utf-8").splitlines()[:12]))
     print(f"\nreport   {run.folder / 'report.md'}")
-    print(f"more     nanostudy sample {run.folder} --prompt ROMEO:")
+    print(f"more     nanostudy sample {shlex.quote(str(run.folder))}{_prompt_option(run)}")
+
+
+def _prompt_option(run: Run) -> str:
+    """With the first words of the run's text, whose characters the model knows; empty where the text is no longer there."""
+    from nanostudy.data.texts import find_text
+    from nanostudy.errors import NanostudyError
+
+    try:
+        text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
+    except NanostudyError:
+        return ""
+    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[: LONGEST_NAME * 10], re.MULTILINE)
+    return f" --prompt {shlex.quote(words[0].rstrip())}" if words and words[0].isprintable() else ""
 
 
 @app.command()
 @options([*settings_of(SamplingParams), "device"])
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
-    prompt: Annotated[str | None, typer.Option(help="What the text goes on from. Default: a new line.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the text goes on from, or FILE:PATH, a text file. Default: a new line.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
     tokens: Annotated[int, typer.Option(min=0, help="New tokens of each sample.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
@@ -150,6 +174,7 @@ def sample(
     """Write text with a trained model."""
     from nanostudy import api
 
+    prompt = _prompt(prompt)
     loaded = api.load(run, which, sampling.pop("device"))
     sampling["top_k"] = sampling["top_k"] or None
     block_size = loaded.experiment.block_size
@@ -164,6 +189,20 @@ def sample(
         return
     for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **sampling)):
         print(f"--- {i + 1}\n{text}")
+
+
+def _prompt(text: str | None) -> str | None:
+    """The text, or that of the file which FILE:PATH names, as nanoGPT's sample.py reads it."""
+    from nanostudy.errors import UsageError
+    from nanostudy.reading import read_text
+
+    if not text or not text.startswith(FILE):
+        return text
+    path = Path(text.removeprefix(FILE))
+    try:
+        return read_text(path, LARGEST_PROMPT)
+    except OSError as problem:
+        raise UsageError(f"--prompt {FILE}{path}: there is no such file to read ({problem.strerror}).") from None
 
 
 @app.command()
@@ -231,14 +270,15 @@ def corpus_list() -> None:
 @corpus_app.command("show")
 def corpus_show(name: Corpus, tokenizer: Tokenizer = "char") -> None:
     """A corpus's sizes, checksum, entropy where known, and first lines."""
-    from nanostudy.data.corpus import load_corpus
+    from nanostudy.data.corpus import LABELS, load_corpus
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
     print(f"{corpus.name}   SHA-256 {corpus.sha256}")
     print(f"tokenizer    {corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens")
-    for label, split in (("training", corpus.train), ("validation", corpus.val)):
+    for name, split in corpus.splits.items():
+        label = LABELS[name]
         entropy = "" if split.entropy is None else f", true entropy {split.entropy:.4f} nats per character"
         print(f"{label:13}{split.characters:,} characters, {len(split.tokens):,} tokens{entropy}")
     print("\n" + corpus.tokenizer.decode(corpus.train.tokens[:400]))
@@ -268,19 +308,71 @@ def doctor() -> None:
         print(f"{label:20}{finding}")
 
 
+class Output:
+    """A standard stream for which nothing is a reason to stop: neither a character that the console cannot show, nor a full disk,
+    a closed pipe or a closed terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.problem: OSError | None = None  # the first one
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as problem:
+            self._give_up(problem)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as problem:
+            self._give_up(problem)
+
+    def _give_up(self, problem: OSError) -> None:
+        self.problem = self.problem or problem
+        with contextlib.suppress(OSError, ValueError):  # what follows, and what is in buffers, goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _lenient_output() -> Iterator[None]:
+    """Where a command's whole result is what it prints, and that could not be written, the exit code is 1."""
+    before = sys.stdout, sys.stderr
+    outputs = [Output(stream or io.StringIO()) for stream in before]  # none where they were closed
+    sys.stdout, sys.stderr = outputs
+    try:
+        yield
+    finally:
+        for output in outputs:
+            output.flush()
+        sys.stdout, sys.stderr = before
+        lost = outputs[0].problem
+        if lost and lost.errno not in (errno.EPIPE, errno.EIO):
+            print(f"nanostudy: what it prints could not be written: {lost.strerror}", file=outputs[1])
+            if PRINTING_COMMANDS.intersection(sys.argv[1:3]):
+                sys.exit(1)
+
+
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
     from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
-    for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        app()
-    except NanostudyError as problem:
-        if not isinstance(problem, ReportedElsewhere):
-            print(f"nanostudy: {problem}", file=sys.stderr)
-        sys.exit(2 if isinstance(problem, UsageError) else 1)
+    with _lenient_output():
+        try:
+            app()
+        except NanostudyError as problem:
+            if not isinstance(problem, ReportedElsewhere):
+                print(f"nanostudy: {problem}", file=sys.stderr)
+            sys.exit(2 if isinstance(problem, UsageError) else 1)
 
 
 if __name__ == "__main__":

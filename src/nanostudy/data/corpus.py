@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nanostudy.data.texts import TRAIN_SHARE, Text, find_text
+from nanostudy.data.texts import Text, cuts_of, find_text, split_checksum
 from nanostudy.errors import UsageError
 from nanostudy.settings import check_value
+
+LABELS = {"train": "training", "val": "validation", "test": "test"}  # of splits
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,17 @@ class Corpus:
     tokenizer: Tokenizer
     train: Split
     val: Split
+    test: Split | None = None  # held out: no training and no choice reads it
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """By the names "train", "val" and, where there is one, "test"."""
+        return {"train": self.train, "val": self.val, **({"test": self.test} if self.test else {})}
 
     def check_window(self, block_size: int) -> None:
         """Raises UsageError where a split is shorter than one window and the token after it."""
-        for label, split in (("training", self.train), ("validation", self.val)):
+        for name, split in self.splits.items():
+            label = LABELS[name]
             if len(split.tokens) <= block_size:
                 raise UsageError(
                     f"The {label} split of {self.name} has {len(split.tokens)} tokens, and one window of block_size="
@@ -105,13 +115,16 @@ class Corpus:
             "tokenizer": self.tokenizer.as_dict(),
             **{
                 label: {"tokens": len(s.tokens), "characters": s.characters, "entropy_nats_per_character": s.entropy}
-                for label, s in (("train", self.train), ("val", self.val))
+                for label, s in self.splits.items()
             },
         }
 
 
-def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
-    """A named corpus, or the file or folder at a path. A given Tokenizer must know all characters of the text. Raises UsageError."""
+def load_corpus(requested: str, tokenizer: str | Tokenizer = "char", split: str | None = None) -> Corpus:
+    """A named corpus, or the file or folder at a path. A given Tokenizer must know all characters of the text.
+
+    `split` has the shares of the parts, as Experiment.split. Raises UsageError.
+    """
     text = find_text(requested, tokenizer if isinstance(tokenizer, str) else tokenizer.kind)
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
@@ -125,45 +138,51 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char") -> Corpus:
             tokenizer.encode(text.content)
         except UsageError as problem:
             raise UsageError(f"{text.name} has characters that the model does not know. {problem}") from None
-    cut = int(len(text.content) * TRAIN_SHARE) if text.cut is None else text.cut
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-
-    def split(start: int, stop: int) -> Split:
-        tokens = tokenizer.encode(text.content[start:stop]).astype(dtype)
-        return Split(tokens, stop - start, _entropy(text, start, stop))
-
-    if not 0 < cut < len(text.content):
+    cuts = cuts_of(text, split)
+    sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
+    if min(sizes) < 1:
+        parts = ", ".join(f"{label} {size}" for label, size in zip(LABELS.values(), sizes, strict=False))
         raise UsageError(
-            f"The text {text.name} is too short: of {len(text.content)} characters {cut} are for training, and "
-            f"{len(text.content) - cut} for validation."
+            f"The text {text.name} is too short: of its {len(text.content)} characters the splits get {parts}."
         )
-    return Corpus(requested, text.name, text.sha256, text.note, tokenizer, split(0, cut), split(cut, len(text.content)))
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    splits = [
+        Split(tokenizer.encode(text.content[start:stop]).astype(dtype), stop - start, _entropy(text, start, stop))
+        for start, stop in itertools.pairwise(cuts)
+    ]
+    return Corpus(requested, text.name, split_checksum(text, cuts), text.note, tokenizer, *splits)
 
 
 def _entropy(text: Text, start: int, stop: int) -> float | None:
     return None if text.nats is None else float(text.nats[start:stop].mean())
 
 
-def evaluation_windows(corpus: Corpus, split: str, context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def evaluation_windows(
+    corpus: Corpus, split: str, context: int, batch: int, tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(inputs, targets), int64 (batch, context): fixed consecutive windows without randomness.
 
-    "val" covers the whole validation split: each token but the first is a target once. "train" takes as many windows, evenly
-    spread over the training split. Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to
-    full size, because every new size would compile new kernels.
+    "val" and "test" cover their whole split: each token but the first is a target once. "train" takes as many windows as "val",
+    evenly spread over the training split. With `tokens`, both take only so many windows as hold about so many, evenly spread.
+    Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to full size, because every new
+    size would compile new kernels.
     """
-    chosen = _starts(len(corpus.val.tokens), context)
-    tokens = corpus.val.tokens
-    if split == "train":
-        tokens = corpus.train.tokens
-        available = _starts(len(tokens), context)
-        count = min(len(chosen), len(available))
-        chosen = available[np.arange(count) * len(available) // count]
-    filled = np.append(chosen, np.full(-len(chosen) % batch, len(tokens)))
+    text = corpus.splits[split].tokens
+    available, count = _starts(len(text), context), window_count(corpus, split, context, tokens)
+    chosen = available[np.arange(count) * len(available) // count]
+    filled = np.append(chosen, np.full(-len(chosen) % batch, len(text)))
     for first in range(0, len(filled), batch):
         places = filled[first : first + batch, None] + np.arange(context + 1)
-        window = tokens[places.clip(max=len(tokens) - 1)].astype(np.int64)
-        missing = places[:, 1:] >= len(tokens)
+        window = text[places.clip(max=len(text) - 1)].astype(np.int64)
+        missing = places[:, 1:] >= len(text)
         yield window[:, :-1], np.where(missing, -1, window[:, 1:])
+
+
+def window_count(corpus: Corpus, split: str, context: int, tokens: int | None = None) -> int:
+    """How many windows an evaluation reads: all, or as many as hold about so many tokens."""
+    counts = {name: -(-(len(one.tokens) - 1) // context) for name, one in corpus.splits.items()}
+    count = min(counts["train"], counts["val"]) if split == "train" else counts[split]
+    return count if tokens is None else min(count, -(-tokens // context))
 
 
 def _starts(tokens: int, context: int) -> np.ndarray:

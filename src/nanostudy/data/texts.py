@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import http.client
 import os
+import shlex
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,28 @@ def find_text(requested: str, tokenizer: str = "char") -> Text:
     return _dataset(path) if os.path.isdir(path) else _read(path, tokenizer)
 
 
+def cuts_of(text: Text, split: str | None = None) -> list[int]:
+    """Where its parts begin, and the end: in characters. Raises UsageError where a dataset has a split of its own."""
+    size = len(text.content)
+    if split is None:
+        return [0, int(size * TRAIN_SHARE) if text.cut is None else text.cut, size]
+    if text.cut is not None:
+        raise UsageError(
+            f"split={split}: {text.name} is a dataset with a split of its own, train.bin and val.bin, and has no test part. "
+            "Leave split out, or train on the text itself."
+        )
+    train, val, *_ = map(float, split.split("/"))
+    test = [int(size * (train + val))] if split.count("/") == 2 else []
+    return [0, int(size * train), *test, size]
+
+
+def split_checksum(text: Text, cuts: list[int]) -> str:
+    """The text's, and of the cuts as well where they are not its own: another split is another experiment."""
+    if cuts == cuts_of(text):
+        return text.sha256
+    return hashlib.sha256(f"{text.sha256} {cuts}".encode()).hexdigest()
+
+
 def locate_shakespeare() -> Path | None:
     """The file in the folder NANOSTUDY_CORPORA or in the cache, or None."""
     folders = [Path(os.environ["NANOSTUDY_CORPORA"])] if os.environ.get("NANOSTUDY_CORPORA") else []
@@ -105,7 +128,8 @@ def _shakespeare() -> Text:
     if text.sha256 != SHAKESPEARE_SHA256:
         raise NanostudyError(
             f"{path} is not tiny Shakespeare: its SHA-256 is {text.sha256}, not {SHAKESPEARE_SHA256}. "
-            f"Delete it and run `nanostudy corpus fetch shakespeare`, or train on it as a text of your own with corpus={path}."
+            f"Delete it and run `nanostudy corpus fetch shakespeare`, or train on it as a text of your own with "
+            f"corpus={shlex.quote(str(path))}."
         )
     return Text("shakespeare", text.content, text.sha256)
 

@@ -1,19 +1,16 @@
-"""A Python file's assignments, read as literals and never executed."""
+"""Python expressions that are computed from literals alone. Nothing is executed."""
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from nanostudy.errors import UsageError
 
 Value = bool | int | float | str | None
 
-LARGEST_FILE = 2**20  # bytes
 LARGEST_NUMBER = 2**63
 LARGEST_EXPONENT = 64
 LONGEST_TEXT = 10_000
@@ -26,73 +23,37 @@ OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+CALLS: dict[str, Callable[..., Any]] = {call.__name__: call for call in (str, int, float, bool, round, abs, min, max)}
+CONVERSIONS: dict[int, Callable[[object], str]] = {ord("s"): str, ord("r"): repr, ord("a"): ascii}
+FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?#?\d{0,3}[_,]?(\.\d{1,3})?[a-zA-Z%]?")  # widths of three digits are small
 
 
 @dataclass(frozen=True)
 class Code:
-    """A value that is not a literal: a call, an attribute, an imported name."""
+    """What is not computed from literals: a call, an attribute, an imported name."""
 
     text: str
     line: int
+    definition: bool = False  # an import, a function or a class: it gives a name, and most often no setting
 
 
-def read_assignments(path: Path, known: Mapping[str, Value]) -> dict[str, Value | Code]:
-    """Names and values in the order of the file. A value may use arithmetic, `known` names and names assigned before it.
-
-    Raises UsageError at anything that is not an assignment, an import or a comment.
-    """
-    names: dict[str, Value | Code] = {}
-    for statement in _statements(path):
-        for name, value in _assignments(path, statement):
-            names[name] = value if isinstance(value, Code) else _literal_or_code(value, {**known, **names})
-    return names
-
-
-def _literal_or_code(node: ast.expr, names: Mapping[str, Value | Code]) -> Value | Code:
+def literal_or_code(node: ast.expr, names: Mapping[str, Value | Code]) -> Value | Code:
+    """The value of an expression, in which `names` stand for theirs."""
     try:
         return _literal(node, names)
-    except (ArithmeticError, ValueError):
-        return Code(ast.unparse(node), node.lineno)
-    except RecursionError:
-        return Code("a very long expression", node.lineno)
+    except (ArithmeticError, ValueError, TypeError, RecursionError):
+        return Code(source(node), node.lineno)
 
 
-def _statements(path: Path) -> list[ast.stmt]:
+def source(node: ast.AST) -> str:
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError(f"{path} is no configuration: it is larger than {LARGEST_FILE:,} bytes.")
-        return ast.parse(path.read_text(encoding="utf-8-sig"), str(path)).body
-    except OSError as problem:
-        raise UsageError(f"{path} cannot be read: {problem.strerror}.") from None
-    except SyntaxError as problem:
-        raise UsageError(f"{path} is not Python, in line {problem.lineno}: {problem.msg}.") from None
-    except (ValueError, RecursionError, MemoryError) as problem:
-        raise UsageError(f"{path} cannot be read: {problem}.") from None
-
-
-def _assignments(path: Path, statement: ast.stmt) -> Iterator[tuple[str, ast.expr | Code]]:
-    match statement:
-        case ast.Expr(value=ast.Constant()):  # a text that stands alone is a comment
-            pass
-        case ast.Import() | ast.ImportFrom():
-            for alias in statement.names:
-                code = Code(ast.unparse(statement), statement.lineno)
-                yield (alias.asname or alias.name).partition(".")[0], code
-        case ast.Assign(targets, value) if all(isinstance(target, ast.Name) for target in targets):
-            yield from ((ast.unparse(target), value) for target in targets)
-        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
-            yield name, value
-        case ast.AugAssign(target=ast.Name(name), op=operation, value=value):
-            yield name, ast.copy_location(ast.BinOp(ast.Name(name, ast.Load()), operation, value), statement)
-        case _:
-            raise UsageError(
-                f"{path}, line {statement.lineno}: `{ast.unparse(statement).splitlines()[0]:.60}` is code. A configuration "
-                "is read and never executed: only lines of the form `setting = value` are understood. Write the value itself."
-            )
+        return ast.unparse(node)
+    except RecursionError:
+        return "..."
 
 
 def _literal(node: ast.expr, names: Mapping[str, Value | Code]) -> Value:
-    """Raises ValueError or ArithmeticError where the expression is not a literal, or gets too large."""
+    """Raises ValueError, TypeError or ArithmeticError where the expression is not a literal, or gets too large."""
     match node:
         case ast.Constant(bool() | int() | float() | str() | None as value):
             return _bounded(value)
@@ -109,7 +70,21 @@ def _literal(node: ast.expr, names: Mapping[str, Value | Code]) -> Value:
             if isinstance(node.op, ast.Pow) and abs(_number(right)) > LARGEST_EXPONENT:
                 raise ValueError
             return _bounded(OPERATIONS[type(node.op)](_number(left), _number(right)))
+        case ast.Call(ast.Name(name), args, []) if name in CALLS and name not in names:
+            return _bounded(CALLS[name](*(_literal(argument, names) for argument in args)))
+        case ast.JoinedStr(parts):
+            return _bounded("".join(_formatted(part, names) for part in parts))
     raise ValueError
+
+
+def _formatted(part: ast.expr, names: Mapping[str, Value | Code]) -> str:
+    """One piece of an f-string."""
+    if not isinstance(part, ast.FormattedValue):
+        return str(_literal(part, names))
+    value, form = _literal(part.value, names), str(_literal(part.format_spec, names)) if part.format_spec else ""
+    if not FORMAT.fullmatch(form):
+        raise ValueError
+    return format(CONVERSIONS[part.conversion](value) if part.conversion > 0 else value, form)
 
 
 def _number(value: Value) -> int | float:

@@ -9,12 +9,15 @@ import hashlib
 import io
 import pickle
 import re
+import reprlib
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +26,8 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, Parameter, parameter_table
 from nanostudy.model.gpt import named_views
 from nanostudy.model.optim import EPSILON, learning_rate
+from nanostudy.reading import read_file
+from nanostudy.text import listed
 from nanostudy.training.weights import Weights
 
 NOT_EVALUATED = 1e9  # nanoGPT's best_val_loss before its first evaluation
@@ -30,7 +35,15 @@ PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parall
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # a buffer of older versions, not a parameter
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+OWN_ARGS = (*SIZES, "bias", "dropout")
+# What forks call that which nanoGPT's model does. Other values of their model_args, unless they are off, make another model.
+AS_IN_NANOGPT: dict[str, str | bool] = {
+    **{"activation": "gelu", "act": "gelu", "norm": "layernorm", "norm_type": "layernorm", "norm_placement": "pre"},
+    **{"pos_emb": "learned", "position_embedding": "learned", "flash": True, "tie_weights": True},
+}
 LARGEST_COUNT = 2**53
+LARGEST_FILE = 2**37  # bytes
+NUMPY_CODES = ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8")
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Runs nothing that the file may carry. Raises UsageError, NanostudyError."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, LARGEST_FILE)
     except FileNotFoundError:
         raise UsageError(f"There is no file {path}.") from None
     except OSError as problem:
@@ -73,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     table = parameter_table(shape)
     if sum(p.numel for p in table) > len(data):  # tensors may be larger than what is stored of them
         raise UsageError(f"{path} is too small to hold a model of the sizes that its model_args say.")
-    params_P, notes = _params(path, table, tensors, tied), []
+    params_P, notes = _params(path, table, tensors, tied), _foreign_args(path, model_args)
     if any(tensors[p.nanogpt_key].dtype != torch.float32 for p in table):
         notes.append("the checkpoint's weights were not all in fp32; they are now")
     try:
@@ -93,9 +106,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+class _NumpyType:
+    """Stands in for numpy.dtype while a checkpoint is read: the type of a plain number, and no other."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code not in NUMPY_CODES:
+            raise ValueError(code)
+        self.code = code
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.code = {"<": "<", ">": ">", "|": ""}[state[1]] + self.code
+
+
+def _numpy_scalar(kind: _NumpyType, content: bytes) -> Any:
+    return np.frombuffer(content, kind.code)[0].item()
+
+
+PLAIN_NUMBERS: list[Any] = [
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
 def _load(path: Path, data: bytes) -> dict[str, Any]:
+    if data[:2] == b"PK":
+        _check_parts(path, data)
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles, meant for those who wrote them
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(PLAIN_NUMBERS):
+            # the warnings are about pickles, meant for those who wrote them
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged file can raise anything
         name = re.search(r"(?:GLOBAL|global|function|class|call) ([\w.]+\.[\w.]+)", str(problem))
@@ -111,10 +150,49 @@ def _load(path: Path, data: bytes) -> dict[str, Any]:
     return content
 
 
+def _check_parts(path: Path, data: bytes) -> None:
+    """torch.save writes an archive of files as they are; compressed ones may be a thousand times as large in memory."""
+    try:
+        parts = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        raise NanostudyError(f"{path} is damaged or is no checkpoint of PyTorch's.") from None
+    size = sum(part.file_size for part in parts)
+    if size > len(data) or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise UsageError(
+            f"{path} has {len(data):,} bytes and takes {size:,} when it is read: it was compressed after torch.save. Unpack it, "
+            "or save it again."
+        )
+
+
+def _foreign_args(path: Path, model_args: Mapping[Any, Any]) -> list[str]:
+    """A note on a fork's model_args that are off or say what nanoGPT does. Raises UsageError at any other."""
+    foreign = {str(name): value for name, value in model_args.items() if name not in OWN_ARGS}
+    texts = {name: f"{name:.40}={reprlib.repr(value)}" for name, value in foreign.items()}
+    other = [
+        texts[name]
+        for name, value in foreign.items()
+        if value is not None and value is not False and not _same(value, AS_IN_NANOGPT.get(name))
+    ]
+    if other:
+        raise UsageError(
+            f"{path}: its model_args have {listed(other, most=5)}, and nanoGPT's model does not: here its weights would compute "
+            "something else. If that changes nothing in the model, take it out of model_args and save the checkpoint again."
+        )
+    return (
+        [f"model_args has {listed(list(texts.values()), most=5)}, which is what nanoGPT's model does"]
+        if foreign
+        else []
+    )
+
+
+def _same(value: object, nanogpt: object) -> bool:
+    return type(value) is type(nanogpt) and value == nanogpt
+
+
 def _count(path: Path, values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
-        raise UsageError(f"{path}: {name} is {value!r:.40}, and must be a whole number.")
+        raise UsageError(f"{path}: {name} is {reprlib.repr(value)}, and must be a whole number.")
     return value
 
 
@@ -151,7 +229,7 @@ def _shape(path: Path, model_args: Mapping[str, Any], tensors: Mapping[str, Tens
         raise UsageError(f"{path}: no model has the sizes {', '.join(f'{k}={v}' for k, v in sizes.items())}.")
     bias = model_args.get("bias", True)  # older versions always had biases
     if not isinstance(bias, bool):
-        raise UsageError(f"{path}: bias is {bias!r:.40}, and must be true or false.")
+        raise UsageError(f"{path}: bias is {reprlib.repr(bias)}, and must be true or false.")
     return GPTConfig(**sizes, bias=bias, tie_embeddings=tied)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from nanostudy.data.nanogpt_dataset import is_dataset
 from nanostudy.errors import UsageError
-from nanostudy.interop.literals import Code, Value, read_assignments
+from nanostudy.interop.assignments import Assignments
+from nanostudy.interop.literals import Code, Value
 from nanostudy.settings import IN_FILES, Experiment, check_names
 
 # Settings of the same name and meaning, with train.py's defaults.
@@ -48,7 +49,7 @@ TRANSLATED: dict[str, Value] = {
     "eval_only": False,
 }
 NO_COUNTERPART: dict[str, tuple[Value, str]] = {
-    "eval_iters": (200, "an evaluation reads the whole validation split"),
+    "eval_iters": (200, "an evaluation reads the whole validation split, or fixed windows with eval_tokens"),
     "always_save_checkpoint": (True, "the best and the last weights are both kept"),
     "wandb_log": (False, "losses are written to the run folder; True is track=wandb"),
     "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),
@@ -74,6 +75,7 @@ class Translation:
     settings: dict[str, Any]  # of an experiment and of resources
     out: Path | None  # the run folder: out_dir
     unused: tuple[Unused, ...]
+    notes: tuple[str, ...] = ()  # what else a person may want to know of how it was read
 
 
 # --- reading
@@ -86,14 +88,20 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
     """
     requested = {name: _typed(name, text) for name, text in (overrides or {}).items()}
     check_names(requested, (*IN_FILES, *DEFAULTS))
-    given = {**read_assignments(path, DEFAULTS), **requested}
+    file = Assignments(_folders(path))
+    given, notes = {**file.read(path, DEFAULTS), **requested}, [f"{other}, as {path} says" for other in file.files[1:]]
+    for name in ("dtype", "device"):
+        value = given.get(name)
+        if isinstance(value, Code) and _chosen_by_machine(value):
+            notes.append(f"{name} = {value.text}: what this machine has")
+            del given[name]
     for name, value in given.items():
         if isinstance(value, Code) and (name in IN_FILES or name in TRANSLATED):
             raise UsageError(
                 f"{path}, line {value.line}: {name} = {value.text:.60} is code. A configuration is read and never "
                 f"executed: write the value itself, or give it as {name}=VALUE in the command."
             )
-    translation = translate({**SHARED, **given})
+    translation = replace(translate({**SHARED, **given}), notes=tuple(notes))
     if "corpus" in given:
         return translation
     dataset = str(given.get("dataset", DEFAULTS["dataset"]))
@@ -106,6 +114,14 @@ def read_config(path: Path, overrides: Mapping[str, str] | None = None) -> Trans
         )
     translation.settings["corpus"] = corpus
     return translation
+
+
+def _chosen_by_machine(code: Code) -> bool:
+    """Whether it is `'bfloat16' if torch.cuda.is_available() and ... else 'float16'`, or the like."""
+    match ast.parse(code.text, mode="eval").body:
+        case ast.IfExp(test, ast.Constant(str()), ast.Constant(str()) | ast.IfExp()):
+            return "torch." in ast.unparse(test)
+    return False
 
 
 def _typed(name: str, text: str) -> Value:
@@ -124,6 +140,8 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
     settings: dict[str, Any] = {"seed": SEED}
     unused = []
     for name, value in given.items():
+        if isinstance(value, Code) and value.definition:
+            continue
         text = f"{value.text} (code, not executed)" if isinstance(value, Code) else repr(value)
         if name == "wandb_log" and value is True:
             settings.setdefault("track", "wandb")
@@ -163,8 +181,12 @@ def _first_weights(init_from: object) -> dict[str, str]:
 
 def dataset_folders(dataset: object, near: Path) -> list[Path]:
     """Where nanoGPT's dataset may lie, seen from a file of its checkout: data/DATASET, here or above the file."""
-    folders = (Path(), near.parent, near.parent.parent)
-    return [folder / "data" / dataset for folder in folders] if isinstance(dataset, str) else []
+    return [folder / "data" / dataset for folder in _folders(near)] if isinstance(dataset, str) else []
+
+
+def _folders(near: Path) -> tuple[Path, ...]:
+    """Where nanoGPT's checkout may be, seen from one of its files."""
+    return Path(), near.parent, near.parent.parent
 
 
 def find_corpus(dataset: object, near: Path) -> str | None:
@@ -209,7 +231,7 @@ def dataset_name(experiment: Experiment) -> str:
 
 
 def _nanogpt_prepares(experiment: Experiment) -> bool:
-    return (experiment.corpus, experiment.tokenizer) == ("shakespeare", "char")
+    return (experiment.corpus, experiment.tokenizer, experiment.split) == ("shakespeare", "char", None)
 
 
 def differences(experiment: Experiment) -> list[str]:
@@ -225,7 +247,7 @@ def differences(experiment: Experiment) -> list[str]:
     if not _nanogpt_prepares(e):
         comments.append(
             f"data/{dataset_name(e)} must hold train.bin, val.bin and meta.pkl of the text {e.corpus!a} (tokenizer "
-            f"{e.tokenizer}), split as they were here."
+            f"{e.tokenizer}), split as they were here{'' if e.split is None else f', {e.split}'}."
         )
     if not e.tie_embeddings:
         comments.append("tie_embeddings false has no counterpart: nanoGPT's head shares the token embedding's weights.")

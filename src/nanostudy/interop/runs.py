@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,7 +92,9 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
     if not checkpoint.exists(path):
-        raise NanostudyError(f"The training of {run} has saved nothing yet. Go on with `nanostudy train {run}`.")
+        raise NanostudyError(
+            f"The training of {run} has saved nothing yet. Go on with `nanostudy train {shlex.quote(str(run))}`."
+        )
     _, identities = checkpoint.members(path)
     stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state

@@ -59,11 +59,11 @@ class ResidualNorm(Function):
     @staticmethod
     def backward(ctx: Any, d_sum_MBTE: Tensor, d_norm_MBTE: Tensor) -> tuple[Tensor | None, ...]:
         (sum_ZTE, gain_ME), size, dtype = ctx.saved_tensors, d_sum_MBTE.shape, d_norm_MBTE.dtype
-        d_x_ZTE, d_y_ZTE, d_gain_ZE, d_bias_ZE = ctx.ops.residual_norm_backward(
+        d_x_ZTE, d_y_ZTE, d_gain_NE, d_bias_NE = ctx.ops.residual_norm_backward(
             d_sum_MBTE.flatten(0, 1), d_norm_MBTE.flatten(0, 1), sum_ZTE, ctx.drop, gain_ME
         )
-        d_gain_ME = d_gain_ZE.view(*size[:2], -1).sum(1).to(dtype)
-        d_bias_ME = d_bias_ZE.view(*size[:2], -1).sum(1).to(dtype) if ctx.has_bias else None
+        d_gain_ME = d_gain_NE.view(size[0], -1, size[3]).sum(1).to(dtype)
+        d_bias_ME = d_bias_NE.view(size[0], -1, size[3]).sum(1).to(dtype) if ctx.has_bias else None
         d_x_MBTE = d_x_ZTE.view(size) if ctx.has_x else None
         return d_x_MBTE, d_y_ZTE.view(size), d_gain_ME, d_bias_ME, None, None
 
@@ -79,7 +79,7 @@ class Attention(Function):
         qkv_ZTF = qkv_MBTF.flatten(0, 1)
         if ops.attention:
             y_ZTE, lse_ZHT = ops.attention(qkv_ZTF, drop, heads, ctx.needs_input_grad[0])
-            ctx.save_for_backward(qkv_ZTF, lse_ZHT)
+            ctx.save_for_backward(qkv_ZTF, y_ZTE, lse_ZHT)
         else:
             y_ZTE, kept = _attend_blocks(qkv_ZTF, drop, heads, ops)
             ctx.save_for_backward(*kept)

@@ -38,8 +38,6 @@ def _dropped(x: Tensor, drop: DropoutKeys | None, strides: tuple[int, ...], star
         return x
     kept = keep_mask(drop.low, drop.high, drop.threshold, x.shape[1:], strides, start)
     scale = drop.scale.view(-1, *(1 for _ in strides))
-    if torch.compiler.is_compiling():
-        return torch.where(kept, x.float() * scale, 0.0).to(x.dtype)
     return x * kept.to(x.dtype).mul_(scale.to(x.dtype))
 
 
@@ -68,7 +66,7 @@ def residual_norm(
 def residual_norm_backward(
     d_sum_ZTE: Tensor, d_norm_ZTE: Tensor, sum_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d x, d y, d gain, d bias); the last two per sequence, fp32 (Z, E)."""
+    """(d x, d y, d gain, d bias); the last two per sequence or piece of one, in order: fp32 (N, E)."""
     E = sum_ZTE.shape[2]
     normal_ZTE, mean, rstd = torch.ops.aten.native_layer_norm(sum_ZTE, [E], None, None, EPSILON)
     d_gain_ZE = (d_norm_ZTE * normal_ZTE).sum(1, dtype=torch.float32)

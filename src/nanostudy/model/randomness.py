@@ -76,7 +76,7 @@ def keep_mask(
     """
     key = [word.view(-1, *(1 for _ in size)) for word in (low_Z, high_Z, threshold_Z)]
     fours = [stride // 4 for stride in strides[:-1]]
-    if not torch.compiler.is_compiling() and [4 * four for four in fours] == list(strides[:-1]) and start % 4 == 0:
+    if [4 * four for four in fours] == list(strides[:-1]) and start % 4 == 0:
         # one word has the bytes of four activations: unfused operations are bound by memory
         word_N = _numbers([*size[:-1], -(-size[-1] // 4)], [*fours, 1], start // 4, low_Z.device)
         bytes_ZN = _mixed(word_N, key[0], key[1]).view(torch.uint8)[..., : size[-1]]

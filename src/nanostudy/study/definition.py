@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,13 +15,16 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import FIELDS, check, check_names, check_value, names_of, setting
-from nanostudy.settings_files import parse_documents, parse_yaml
-from nanostudy.text import value_text
+from nanostudy.reading import read_text
+from nanostudy.settings import FIELDS, NO_CHARACTER, check, check_names, check_value, names_of, setting
+from nanostudy.text import counted, value_text
+from nanostudy.yaml_input import LARGEST_FILE, parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
 
 DEFINITION = "study.yaml"  # the file in a study's folder
+LARGEST_DEFINITION = 2**26  # bytes
+MOST_EXPERIMENTS = 2_000_000  # a million are planned in half a minute and a gigabyte
 BEST = r"best ([1-9]\d{0,8})"  # N weights that stay, of all
 ONE_PER_EXPERIMENT = "one per experiment"
 GIVEN_ELSEWHERE = {  # settings that a study gives once for all of its experiments
@@ -40,7 +44,7 @@ class Study:
     parts: dict[str, Axes]  # a part's own axes come before the grid's, and replace those of the same names
     seeds: tuple[int, ...] | None  # None: one per experiment, its number within its part
     prompts: tuple[str | None, ...] = (None,)  # None: a new line
-    sample_tokens: int = setting(300, "option", "length of each sample, in tokens", low=0)
+    sample_tokens: int = setting(300, "option", "length of each sample, in tokens", low=0, high=10**6)
     keep: str = setting(
         "all", "option", "all, final, best N (for example best 5) or none", pattern=rf"all|final|none|{BEST}"
     )
@@ -61,11 +65,12 @@ class Study:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         check(self)
-        if not isinstance(self.name, str):
-            raise UsageError(f"name={self.name!r} must be text (in quotes where YAML would read a number).")
+        if not isinstance(self.name, str) or NO_CHARACTER.search(self.name):
+            raise UsageError(f"name={self.name!r:.80} must be text (in quotes where YAML would read a number).")
         for name in self.grid:
             if name in self.settings:
                 raise UsageError(f"{name} is both fixed (settings) and an axis (grid): keep one of the two.")
+        _check_size(self)
 
 
 def kept_best(keep: str) -> int | None:
@@ -99,7 +104,7 @@ def _check_parts(parts: Mapping[Any, Any]) -> None:
 
 
 def _fixed(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not FIELDS[name].form:
         raise UsageError(f"settings holds several values of {name}: an axis belongs under `grid:`.")
     return check_value(name, value)
 
@@ -121,6 +126,20 @@ def _axes(axes: Any, where: str) -> Axes:
         if name in axes:
             raise UsageError(f"{where}: {name} changes no result, so it cannot be an axis; put it under `settings:`.")
     return {name: _values(name, values, where) for name, values in axes.items()}
+
+
+def _check_size(study: Study) -> None:
+    """Before anything is expanded. Raises UsageError."""
+    total, seeds = 0, len(study.seeds or (None,))
+    for part, own in study.parts.items():
+        axes = {**study.grid, **own}
+        total += math.prod(len(values) for values in axes.values()) * seeds
+        if total > MOST_EXPERIMENTS:
+            product = " × ".join(f"{len(values):,} {name}" for name, values in axes.items())
+            raise UsageError(
+                f"This study has {total:,} experiments or more ({product} in part {part}, {counted(seeds, 'seed')}), and "
+                f"{MOST_EXPERIMENTS:,} is the most. Take fewer values, or several studies."
+            )
 
 
 # --- study files and folders
@@ -165,18 +184,16 @@ def definitions(path: Path) -> list[Study]:
     """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
     file = path / DEFINITION
     try:
-        return parse_studies(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else []
-    except (OSError, UnicodeDecodeError) as problem:
+        return parse_studies(read_text(file, LARGEST_DEFINITION), str(file)) if file.is_file() else []
+    except OSError as problem:
         raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
 
 
 def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
     """A study that comes with nanostudy, by name, or a YAML file, by path; with key=value texts applied. Raises UsageError."""
     try:
-        text = study_text(source) if source in study_names() else Path(source).read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise UsageError(f"{source} cannot be read: {problem}.") from None
-    except (OSError, ValueError):
+        text = study_text(source) if source in study_names() else read_text(Path(source), LARGEST_FILE)
+    except OSError:
         raise UsageError(f"There is no study or study file {source!r}. Studies: {', '.join(study_names())}.") from None
     return with_assignments(_study(parse_yaml(text, source), source), assignments)
 
@@ -242,7 +259,7 @@ def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
     settings, grid = dict(study.settings), dict(study.grid)
     changes: dict[str, Any] = {}
     for key, text in assignments.items():
-        values = [value.strip() for value in text.split(",")]
+        values = [value.strip() for value in ([text] if key in FIELDS and FIELDS[key].form else text.split(","))]
         if key in ("seed", "seeds"):
             changes["seeds"] = _seeds(text) if len(values) == 1 else values
         elif key in ("keep", "sample_tokens", "skip_impossible"):

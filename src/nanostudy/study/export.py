@@ -24,6 +24,7 @@ from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.result import Result, Status
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
+from nanostudy.training.window_losses import WINDOW_LOSSES
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 COPIED = ("run.json", "training.csv", "evaluations.csv")
@@ -100,6 +101,7 @@ def _export_run(run: Path, folder: Path, row: Result) -> list[str]:
     _make(target)
     write_atomically(target / f"{name}.py", config_py(row))
     missing = [file for file in COPIED if not _copy(run / file, target / file)]
+    _copy(run / WINDOW_LOSSES, target / WINDOW_LOSSES)  # older runs have none
     for file in WEIGHTS:
         _copy(run / file, target / file, link=True)
     _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")

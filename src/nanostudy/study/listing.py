@@ -34,8 +34,9 @@ def records(rows: Sequence[Result]) -> Iterator[dict[str, Any]]:
             if len(values) < 2:
                 values.add(str(each.get(name)))
     varying = [name for name, values in differing.items() if len(values) > 1]
+    tested = any(row.test_loss is not None for row in rows)
     for row in rows:
-        yield row.to_record(varying)
+        yield row.to_record(varying, tested)
 
 
 def as_csv(table: Iterable[Record]) -> str:

@@ -301,6 +301,7 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     values = [(name, a["settings"].get(name), b["settings"].get(name)) for name in compared]
     one, other = a["corpus"], b["corpus"]
     values += [
+        ("split", a["settings"].get("split"), b["settings"].get("split")),
         ("the text's SHA-256", one.get("sha256"), other.get("sha256")),
         ("the tokenizer", (one.get("tokenizer") or {}).get("kind"), (other.get("tokenizer") or {}).get("kind")),
         ("the numerics version", a.get("numerics_version"), b.get("numerics_version")),

@@ -6,6 +6,7 @@ it makes, even where other code has the same, because older files hold what it m
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -127,7 +128,7 @@ def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
     _refuse_newer(applied, path)
     if len(applied) < len(MIGRATIONS):
         raise NanostudyError(
-            f"{path} was written by an older nanostudy. `nanostudy study run {path.parent}` brings it to this version."
+            f"{path} was written by an older nanostudy. `nanostudy study run {shlex.quote(str(path.parent))}` brings it to this version."
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 from nanostudy.result import Result
+from nanostudy.training.window_losses import Windows
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Evaluated(Event):
     seconds: float  # over all sessions, evaluations included
     train_loss: float  # nats per token, over fixed windows of the training split
     val_loss: float  # nats per token, over the validation split
+    windows: Mapping[str, Windows] = field(default_factory=dict)  # "train" and "val", of the last evaluation
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,6 @@ class Finished(Event):
     last_weights: Tensor
     best_weights: Tensor
     moments: Tensor | None = None  # AdamW's exp_avg and exp_avg_sq, fp32 (2, P); on request
+    windows: Mapping[str, Windows] = field(
+        default_factory=dict
+    )  # of the evaluations at the end: other contexts, and "test"

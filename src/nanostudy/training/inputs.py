@@ -13,9 +13,9 @@ from nanostudy.training.train import Job
 from nanostudy.training.weights import Weights, fitted, load_weights
 
 
-def corpus_key(experiment: Experiment) -> tuple[str, str, str | None]:
+def corpus_key(experiment: Experiment) -> tuple[str | None, ...]:
     """What decides the tokens that an experiment reads."""
-    return experiment.corpus, experiment.tokenizer, experiment.init_from
+    return experiment.corpus, experiment.tokenizer, experiment.split, experiment.init_from
 
 
 @dataclass
@@ -45,7 +45,8 @@ class Inputs:
         key = corpus_key(experiment)
         if key not in self.corpora:
             first = self.first_weights(experiment)
-            self.corpora[key] = load_corpus(experiment.corpus, first.tokenizer if first else experiment.tokenizer)
+            tokenizer = first.tokenizer if first else experiment.tokenizer
+            self.corpora[key] = load_corpus(experiment.corpus, tokenizer, experiment.split)
         self.corpora[key].check_window(experiment.block_size)
         return self.corpora[key]
 

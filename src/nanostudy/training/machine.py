@@ -84,7 +84,7 @@ def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
         keep_freed_memory()
     compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
     machine = Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
-    return replace(machine, tiles=machine.ops.attention is not None)
+    return replace(machine, tiles=device.type == "cpu" and machine.ops.attention is not None)
 
 
 def _choose_device(requested: str) -> tuple[torch.device, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from nanostudy.training.run_folder import (
 )
 from nanostudy.training.tensors import save_tensors
 from nanostudy.training.weights import Weights, save_weights
+from nanostudy.training.window_losses import Windows, read_window_losses, write_window_losses
 
 
 class Recorder:
@@ -39,6 +40,8 @@ class Recorder:
         self.config = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
         # rows by step that are not written yet
         self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
+        # of the last evaluation, until they are written with those that follow it
+        self.windows: dict[str, Windows] = {}
         # tables that a failed write may have left with a part of a row
         self.unsure: set[str] = set()
 
@@ -80,6 +83,7 @@ class Recorder:
         if isinstance(event, Started):
             for rows in self.rows.values():
                 rows.clear()
+            self.windows.clear()
             keep_rows(self.folder / "training.csv", event.step)
             keep_rows(self.folder / "evaluations.csv", event.evaluated_at)
             for stale in ("sample.txt", "samples.json", "report.md", "curve.png", "curve.svg"):
@@ -97,6 +101,9 @@ class Recorder:
             bits = self.corpus.train.bits_per_character(train_loss), self.corpus.val.bits_per_character(val_loss)
             start = (event.step, event.tokens, round(event.seconds, 2), train_loss, val_loss)
             self.rows["evaluations.csv"][event.step] = (*start, *bits)
+            self.windows.update(event.windows)
+        if isinstance(event, Saving | Stopped) and self.windows:
+            write_window_losses(self.folder, self.windows, self.identity)
         if isinstance(event, Evaluated | Saving | Stopped | Finished):
             self._write_rows()
         if isinstance(event, Finished):
@@ -122,6 +129,9 @@ class Recorder:
             weights = Weights(row, self.experiment, self.config, self.corpus.tokenizer)
             about = {"step": step, "identity": self.identity, "corpus": corpus}
             save_weights(self.folder / f"{name}.safetensors", weights, about)
+        if result.status is Status.FINISHED:
+            evaluated = self.windows or read_window_losses(self.folder)  # a resume did not evaluate again
+            write_window_losses(self.folder, {**evaluated, **event.windows}, self.identity)
         if event.moments is not None and result.status is Status.FINISHED:
             exp_avg, exp_avg_sq = event.moments
             about = {"kind": "optimizer", "identity": self.identity, "updates": result.updates}

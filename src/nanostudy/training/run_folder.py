@@ -4,6 +4,7 @@ settings.yaml            trains the same run again
 run.json                 versions, device, corpus, times, losses
 training.csv             one row every log_interval updates
 evaluations.csv          one row per evaluation
+window_losses.safetensors  the last evaluation's losses window by window (window_losses.py)
 best.safetensors         weights at the lowest validation loss, with settings and tokenizer: all that sampling needs
 last.safetensors         weights after the last update
 optimizer.safetensors    AdamW's state after it, where it is kept, for going on in nanoGPT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, takewhile
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanostudy.data.corpus import Corpus, evaluation_windows
-from nanostudy.errors import RankLost
-from nanostudy.model.config import GPTConfig
+from nanostudy.data.corpus import Corpus, evaluation_windows, window_count
+from nanostudy.device import memory_errors, total_memory
+from nanostudy.errors import OutOfMemory, RankLost
+from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
 from nanostudy.model.gpt import Dropout, initial_parameters
 from nanostudy.model.optim import StepSettings, learning_rate
@@ -28,8 +29,18 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
+from nanostudy.training.window_losses import Windows, name_at
 
-EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
+# What one batch of an evaluation may hold: tokens of a stack, and logits, of which each token has one per token of the
+# vocabulary. Both bound memory and do not change the result.
+EVALUATION_TOKENS = 8192
+EVALUATION_LOGITS = 2**23
+EVALUATION_ADVICE = (
+    "Memory ran out in an evaluation, in which batch_size plays no part. Lower n_embd, n_layer or block_size, or the number "
+    "of different tokens ({vocabulary:,}): tokenizer=byte has 256. The last checkpoint is whole."
+)
+NO_WINDOWS = Windows(np.zeros(0, np.float32), 0, 0)
 SMALLEST_CONTEXT = 32
 SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
 
@@ -109,11 +120,11 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     steps = max(2, min(50, int(seconds / seconds_of(1))))
     update = seconds_of(steps) / steps
     context = run.config.block_size
-    run.losses(stack.state.params, "val", context, batches=1)
-    tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
+    run.evaluation(stack.state.params, "val", context, batches=1)
+    tokens = min(windows_at_once(context, len(jobs), run.config.vocab_size) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not batches:
-        run.losses(stack.state.params, "val", context, batches=1)
+        run.evaluation(stack.state.params, "val", context, batches=1)
         batches += 1
     return update, (time.perf_counter() - start) / batches / tokens
 
@@ -141,6 +152,7 @@ class _Training:
         first = jobs[0].experiment
         corpus.check_window(first.block_size)
         self.config = GPTConfig.of(first, corpus.tokenizer.vocab_size)
+        _check_memory(self.config, machine.device)
         self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
         self.speed = _Speed()
         self.clock = time.monotonic()
@@ -187,18 +199,50 @@ class _Training:
             return
         start = time.monotonic()
         self.elapse(stack)
-        params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
-        train_losses, val_losses = (self.losses(params, split, self.config.block_size) for split in ("train", "val"))
+        evaluations = self.evaluations(stack, due)
         self.elapse(stack)
         self.speed.evaluated(time.monotonic() - start)
-        for m, train_loss, val_loss in zip(due, train_losses, val_losses, strict=True):
-            slot = stack.slots[m]
+        for m in due:
+            slot, (train_loss, val_loss, compared, windows) = stack.slots[m], evaluations[m]
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
-            if val_loss < slot.best_val_loss:
-                slot.best_step, slot.best_val_loss = slot.step, val_loss
+            if compared < slot.best_val_loss:
+                slot.best_step, slot.best_val_loss = slot.step, compared
                 stack.best[m] = stack.state.params[m]
-            yield Evaluated(slot.name, slot.step, self.tokens_seen(slot), slot.seconds, train_loss, val_loss)
+            tokens, seconds = self.tokens_seen(slot), slot.seconds
+            yield Evaluated(slot.name, slot.step, tokens, seconds, train_loss, val_loss, windows)
+
+    def evaluations(
+        self, stack: Stack, due: Sequence[int]
+    ) -> dict[int, tuple[float, float, float, dict[str, Windows]]]:
+        """By slot: training loss, validation loss, the validation loss to compare with those before, on the same windows; and of
+        the last evaluation each window's loss.
+
+        Exact at the end, or where eval_tokens is unset; else on the subset.
+        """
+        subset = {m: self.jobs[stack.slots[m].name].experiment.eval_tokens for m in due}
+        last = [m for m in self.done(stack) if m in subset]
+        tokens = {m: None if m in last else subset[m] for m in due}
+        train, val = (self.evaluate_split(stack, split, tokens, last) for split in ("train", "val"))
+        compared = self.evaluate_split(stack, "val", {m: subset[m] for m in last if subset[m]}, [])
+        windows = {m: {"train": train[m][1], "val": val[m][1]} for m in last}
+        return {m: (train[m][0], val[m][0], compared.get(m, val[m])[0], windows.get(m, {})) for m in due}
+
+    def evaluate_split(
+        self, stack: Stack, split: str, tokens: Mapping[int, int | None], last: Sequence[int]
+    ) -> dict[int, tuple[float, Windows]]:
+        """By slot its loss, and for those at their `last` evaluation each window's. Slots that read the same number of tokens are
+        evaluated together.
+        """
+        results: dict[int, tuple[float, Windows]] = {}
+        for amount in dict.fromkeys(tokens.values()):
+            rows = [m for m in tokens if tokens[m] == amount]
+            params = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[rows]
+            means, windows = self.evaluation(
+                params, split, self.config.block_size, tokens=amount, with_windows=not set(rows).isdisjoint(last)
+            )
+            results |= dict(zip(rows, zip(means, windows or [NO_WINDOWS] * len(rows), strict=True), strict=True))
+        return results
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
         """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
@@ -214,20 +258,52 @@ class _Training:
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
             slot.diverged |= diverged  # an evaluation may have set it before
 
-    def losses(self, params: Tensor, split: str, context: int, batches: int | None = None) -> list[float]:
-        """Mean losses over all windows, or over the first batches. Ranks share the windows and get the same numbers."""
-        windows = islice(self.windows(split, context, len(params)), batches)
-        sums = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
+    def evaluation(
+        self,
+        params: Tensor,
+        split: str,
+        context: int,
+        *,
+        batches: int | None = None,
+        tokens: int | None = None,
+        with_windows: bool = False,
+    ) -> tuple[list[float], list[Windows]]:
+        """Mean losses over all windows, over the first batches of them, or over a fixed subset of about so many tokens; and each
+        window's own, on request and over all.
+
+        Ranks share the windows and get the same numbers.
+        """
+        windows = islice(self.windows(split, context, len(params), tokens), batches)
+        with memory_errors(EVALUATION_ADVICE.format(vocabulary=self.config.vocab_size)):
+            sums, own_MW = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
         totals = torch.cat([sums, sums.new_tensor([self.stopping])])
         self.ranks.add(totals)
         *losses, targets, stopping = totals.tolist()
         if stopping:
             raise _StopRequested
-        return [loss / targets for loss in losses]
+        means = [loss / targets for loss in losses]
+        return means, self.of_windows(own_MW, split, context) if with_windows else []
 
-    def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def of_windows(self, own_MW: Tensor, split: str, context: int) -> list[Windows]:
+        """Each member's windows in the order of the text, from what `evaluate` returned at each rank."""
+        count, batch = (
+            window_count(self.corpus, split, context),
+            windows_at_once(context, len(own_MW) - 1, self.config.vocab_size),
+        )
+        turns = -(-count // (batch * self.ranks.count))
+        own_MKB = own_MW.unflatten(1, (-1, batch))
+        all_MKRB = own_MW.new_zeros(len(own_MW), turns, self.ranks.count, batch)
+        all_MKRB[:, : own_MKB.shape[1], self.ranks.rank] = own_MKB
+        self.ranks.add(all_MKRB)
+        *sums, targets = all_MKRB.flatten(1)[:, :count].numpy()
+        return [Windows.of(one, targets, context) for one in sums]
+
+    def windows(
+        self, split: str, context: int, members: int, tokens: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of windows; none after a request to stop."""
-        batches = evaluation_windows(self.corpus, split, context, windows_at_once(context, members))
+        at_once = windows_at_once(context, members, self.config.vocab_size)
+        batches = evaluation_windows(self.corpus, split, context, at_once, tokens)
         for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
             if self.stop_requested():
                 return
@@ -255,13 +331,20 @@ class _Training:
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
-        status, reason, contexts = Status.FINISHED, None, {}
+        status, reason, contexts = Status.FINISHED, None, dict[int, float]()
+        tested, windows = dict[str, float](), dict[str, Windows]()
         self.elapse(stack)
         if slot.diverged:
             status, reason = Status.DIVERGED, f"the loss or its gradient was not finite after update {updates}"
             slot.step = slot.step if self.machine.precision == "fp16" else updates
         else:
-            contexts = {c: self.score(slot, params, c) for c in contexts_within(self.config.block_size)}
+            for context in contexts_within(self.config.block_size):
+                if context == self.config.block_size and not math.isnan(slot.val_loss):
+                    contexts[context] = slot.val_loss  # the last evaluation's
+                else:
+                    contexts[context], windows[name_at(context)] = self.score(params, "val", context)
+            if self.corpus.test:
+                tested["test_loss"], windows["test"] = self.score(params, "test", self.config.block_size)
         last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
         job = self.jobs[slot.name]
@@ -270,16 +353,16 @@ class _Training:
             job.identity,
             json.dumps(job.experiment.as_dict()),
             status,
-            self.final_measures(stack, m),
+            {**self.final_measures(stack, m), **tested},
             reason=reason,
             step=slot.step,
             skipped=slot.step - updates,
             context_losses=contexts,
         )
-        return Finished(slot.name, result, last, best, moments)
+        return Finished(slot.name, result, last, best, moments, windows)
 
     def final_measures(self, stack: Stack, m: int) -> dict[str, float | None]:
-        """The measures (see measures.py) of a member at its end, besides those of its evaluations and its size."""
+        """The measures (see measures.py) of a member at its end, besides those of evaluations and its size."""
         slot = stack.slots[m]
         return {
             "updates": int(stack.state.updates[m]),
@@ -288,10 +371,10 @@ class _Training:
             "best_step": slot.best_step if slot.best_step >= 0 else None,
         }
 
-    def score(self, slot: Slot, params: Tensor, context: int) -> float:
-        """The validation loss at a fixed context. For its own context length the last evaluation has it."""
-        evaluated = context == self.config.block_size and not math.isnan(slot.val_loss)
-        return slot.val_loss if evaluated else self.losses(params, "val", context)[0]
+    def score(self, params: Tensor, split: str, context: int) -> tuple[float, Windows]:
+        """One member's loss at a fixed context, and that of each window."""
+        [loss], [windows] = self.evaluation(params, split, context, with_windows=True)
+        return loss, windows
 
     # --- stepping
 
@@ -383,6 +466,16 @@ class _Training:
         return self.speed.estimate(share, (evaluations + scores) / len(stack.slots))
 
 
+def _check_memory(config: GPTConfig, device: torch.device) -> None:
+    """Before any of it is allocated: Linux promises memory that it does not have, and then ends processes."""
+    parameters, memory = count_parameters(config).total, total_memory(device)
+    if memory is not None and BYTES_PER_PARAMETER * parameters > memory:
+        raise OutOfMemory(
+            f"This model has {parameters:,} parameters, and to train it takes {BYTES_PER_PARAMETER * parameters / 2**30:,.1f} GiB "
+            f"at least; this machine's {device.type} has {memory / 2**30:,.1f} GiB. Take a smaller n_embd, n_layer or block_size."
+        )
+
+
 class _Speed:
     """Seconds per step and evaluation in this session, for people. Measured when the host has caught up with the device."""
 
@@ -422,8 +515,14 @@ class _Speed:
         return None if each is None else steps * each + evaluations * self.evaluation_seconds
 
 
-def windows_at_once(context: int, members: int) -> int:
-    return max(1, EVALUATION_TOKENS // (context * members))
+def windows_at_once(context: int, members: int, vocabulary: int) -> int:
+    """Windows in one batch of an evaluation."""
+    return max(1, evaluation_tokens(vocabulary) // (context * members))
+
+
+def evaluation_tokens(vocabulary: int) -> int:
+    """Tokens of a stack in one batch of an evaluation, as long as a window is no longer."""
+    return min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
 
 
 def contexts_within(block_size: int) -> list[int]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.analysis.claims.claim_tests import TESTS
-from nanostudy.analysis.claims.evidence import Evidence, Settings
+from nanostudy.analysis.claims.claim_tests import STATISTICAL, TESTS
+from nanostudy.analysis.claims.evidence import DIVERGED, Evidence, Settings
 from nanostudy.analysis.claims.judging import Judgement, contradiction
 from nanostudy.analysis.frames import Results
-from nanostudy.settings_files import parse_yaml
 from nanostudy.text import listed, value_text
+from nanostudy.yaml_input import parse_yaml
 
 VERDICTS = (*("claim", "statement", "source", "setting", "published"), *("verdict", "ours", "n", "low", "high", "why"))
 
@@ -79,11 +79,15 @@ def verdicts(
 
 
 def judge(claim: Claim, evidence: Evidence) -> Judgement:
-    """The test's judgement, unless the source's own figures contradict the claim."""
+    """The test's judgement, unless the source's own figures contradict the claim, or some of the runs diverged."""
     judgement = TESTS[claim.test](claim.settings, claim.parameters, evidence)
-    command = f"study run {claim.make}" if claim.make.startswith("shakespeare-grid") else f"train {claim.make}"
-    hint = f"`nanostudy {command}` makes a run that tests it." if claim.make and judgement.verdict == "not run" else ""
-    judgement = replace(judgement, why=" ".join(text for text in (judgement.why, hint, claim.note) if text))
+    lost = evidence.diverged(claim.settings) if claim.test in STATISTICAL and "machine" not in claim.parameters else 0
+    if lost and judgement.n > 0 and judgement.ours != DIVERGED:
+        why = f"{lost} of {lost + judgement.n} runs with these settings diverged: a mean over the others says nothing of them."
+        judgement = replace(judgement, verdict="undecided", why=why)
+    judgement = replace(
+        judgement, why=" ".join(text for text in (judgement.why, _hint(claim, judgement), claim.note) if text)
+    )
     if claim.implied is None:
         return judgement
     figures = claim.implied
@@ -92,3 +96,14 @@ def judge(claim: Claim, evidence: Evidence) -> Judgement:
         return judgement
     ours = f" Ours: {judgement.why}" if judgement.n and judgement.why else ""
     return replace(judgement, verdict="contradicts itself", why=f"{figures['says'].format(instead)}{ours}")
+
+
+def _hint(claim: Claim, judgement: Judgement) -> str:
+    """The command that makes a run for it, or one more, where that would tell; on this machine, if the claim names one."""
+    if not claim.make or claim.parameters.get("machine", "cpu") != "cpu":
+        return ""
+    study = claim.make.startswith("shakespeare-grid")
+    if judgement.verdict == "not tested":
+        return f"`nanostudy {'study run' if study else 'train'} {claim.make}` makes a run that tests it."
+    more = judgement.verdict == "undecided" and not study
+    return f"`nanostudy train {claim.make} seed=2` adds a run, and so does every other seed." if more else ""

@@ -19,6 +19,7 @@ from nanostudy.text import counted, listed
 
 Settings = Mapping[str, Any]  # a list holds values any of which will do
 DONE = ("finished", "diverged")
+DIVERGED = "diverged"  # what stands for our figure, where there is none
 MOST_NAMED = 3
 
 
@@ -69,23 +70,27 @@ class Evidence:
         names = {name for settings in alternatives for name in self.matching(settings).index}
         return table[table.index.isin(names)]
 
+    def diverged(self, alternatives: Sequence[Settings]) -> int:
+        """How many of the experiments that match any of the settings diverged."""
+        return sum(int((self.matching(settings)["status"] == "diverged").sum()) for settings in alternatives)
+
     def absent(self, alternatives: Sequence[Settings]) -> Judgement:
         """The judgement where no finished run that matches has what the test needs."""
         if len(self.finished(alternatives)):
-            return Judgement("not run", why="The runs with these settings did not record what the test needs.")
+            return Judgement("not tested", why="The runs with these settings did not record what the test needs.")
         every = pd.concat([self.matching(settings) for settings in alternatives])
-        diverged = int((every["status"] == "diverged").sum())
+        diverged = self.diverged(alternatives)
         if diverged and diverged == len(every):
             why = "Every run with these settings diverged."
-            return Judgement("not reproduced", "diverged", diverged, why=why)
+            return Judgement("not reproduced", DIVERGED, diverged, why=why)
         if len(every):
-            return Judgement("not run", why=f"{counted(len(every), 'run')} with these settings without a result.")
+            return Judgement("not tested", why=f"{counted(len(every), 'run')} with these settings without a result.")
         silent = [row for row in self.rows if any(matches(row, settings, unknown=True) for settings in alternatives)]
         if not silent:
-            return Judgement("not run", why="No run has these settings.")
+            return Judgement("not tested", why="No run has these settings.")
         missing = listed([name for name in alternatives[0] if not known(silent[0][name])], MOST_NAMED)
         rows = f"{counted(len(silent), 'row')} of the table may have these settings"
-        return Judgement("not run", why=f"{rows}, but it does not give {missing}.")
+        return Judgement("not tested", why=f"{rows}, but it does not give {missing}.")
 
     def on(self, machine: str, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         """(those of the runs that were alone on such a machine, why there are none).

@@ -1,4 +1,4 @@
-"""Compiled operations for a device: C++ on a CPU (cpu.py), PyTorch's compiler on a GPU (gpu.py).
+"""Compiled operations for a device: C++ on a CPU (cpu.py), Triton on a GPU (gpu.py).
 
 A machine builds them once and keeps them in the user's cache. They are optional: ops.REFERENCE computes the same, more slowly.
 """
@@ -9,7 +9,7 @@ import torch
 
 from nanostudy.errors import KernelsUnavailable
 from nanostudy.model.kernels.cpu import native_ops
-from nanostudy.model.kernels.gpu import traced_ops
+from nanostudy.model.kernels.gpu import triton_ops
 from nanostudy.model.ops import Ops
 
 
@@ -18,5 +18,5 @@ def compiled_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     if device.type == "cpu":
         return native_ops(dtype)
     if device.type == "cuda":
-        return traced_ops(device, dtype)
+        return triton_ops(device)
     raise KernelsUnavailable(f"there are none for {device.type}")

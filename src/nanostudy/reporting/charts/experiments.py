@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
+from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
@@ -195,31 +196,39 @@ def quality_figure(results: Results, quality: pd.DataFrame, kinds: Mapping[str, 
     place = {name: i for i, name in enumerate(results.experiments.index)}
     panels, medians = [], []
     for column, (title, axis) in kinds.items():
-        rows = quality[[column]].dropna().join(results.finished[["val_loss"]], how="inner").reset_index(names="name")
+        interval = [f"{column}_low", f"{column}_high"] if column in SHARES else []
+        rows = (
+            quality[[column, *interval]]
+            .dropna()
+            .join(results.finished[["val_loss"]], how="inner")
+            .reset_index(names="name")
+        )
         if len(rows) < 2:
             continue
         percent = axis.endswith("%")
+        tips = {column: axis, **dict(zip(interval, ("from", "to"), strict=False))}
         medians.append(f"{title}, median {format(quality[column].median(), '.0%' if percent else '.0f')}")
         rows["i"] = rows["name"].map(place)
-        rows[column] *= 100 if percent else 1
-        chart = (
-            marks.inline(records(rows, 4))
-            .mark_point(filled=True, size=50)
-            .encode(
-                x=marks.x_of("val_loss", scale=marks.FREE),
-                y=alt.Y(f"{column}:Q", title=axis, scale=marks.FREE),
-                opacity=marks.fading(0.8, 0.1),
-                tooltip=[marks.WHO[0], alt.Tooltip(f"{column}:Q", title=axis, format=".3~f")],
-            )
+        rows[[column, *interval]] *= 100 if percent else 1
+        base = marks.inline(records(rows, 4))
+        dots = base.mark_point(filled=True, size=50).encode(
+            x=marks.x_of("val_loss", scale=marks.FREE),
+            y=alt.Y(f"{column}:Q", title=axis, scale=marks.FREE),
+            opacity=marks.fading(0.8, 0.1),
+            tooltip=[marks.WHO[0], *(alt.Tooltip(f"{c}:Q", title=t, format=".3~f") for c, t in tips.items())],
         )
-        panels.append(Panel(chart, 220, title=title))
+        layers = [dots]
+        if interval:
+            low, high = interval
+            layers.insert(0, base.mark_rule(opacity=0.35).encode(x="val_loss:Q", y=f"{low}:Q", y2=f"{high}:Q"))
+        panels.append(Panel(alt.layer(*layers), 220, title=title))
     if not panels:
         return None
     return Figure(
         "quality",
         "What the samples are like, against loss",
         tuple(panels),
-        "Each dot is an experiment's samples, measured; to the left are the lower losses.",
+        "Each dot is an experiment's samples, measured, shares with their 95% intervals; to the left are the lower losses.",
         f"Of {counted(len(quality), 'experiment')}: {'; '.join(medians)}.",
         columns=2,
         parameters={"chosen": []},

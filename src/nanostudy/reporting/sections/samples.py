@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.reporting.charts.experiments import quality_figure
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose, Samples
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import interval
+from nanostudy.reporting.phrases import interval, share_text
 from nanostudy.settings import SamplingParams
 
 KINDS = {  # what is measured of samples: a plot's title, its axis
@@ -27,7 +28,10 @@ def writing(f: Findings) -> Blocks:
     if quality.empty:
         return []
     figure = quality_figure(results, quality, KINDS)
-    lines = list(quality.attrs.get("notes", ()))
+    lines = [
+        "Of each share, the 95% interval and its n: Wilson's; of few, the numbers themselves.",
+        *quality.attrs["notes"],
+    ]
     if f.compares:
         lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in KINDS]
     best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
@@ -38,8 +42,14 @@ def writing(f: Findings) -> Blocks:
 
 
 def _measured(row: pd.Series) -> list[str]:
-    values = [(row[column], axis.endswith("%")) for column, (_, axis) in KINDS.items()]
-    return ["not known" if value != value else f"{value:.0%}" if share else f"{value:,.0f}" for value, share in values]
+    return [
+        "not known"
+        if row[column] != row[column]
+        else share_text(row, column)
+        if column in SHARES
+        else f"{row[column]:,.0f}"
+        for column in KINDS
+    ]
 
 
 def _against_loss(row: Any) -> str:

@@ -1,0 +1,121 @@
+"""Compiles every Triton kernel for GPUs that are not here, with the arguments of real launches, and prints what each takes.
+
+python tests/model/compile_ahead.py [compute capability ...]     needs Triton, which brings NVIDIA's assembler
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from nanostudy.model.kernels import gpu, triton_kernels
+from nanostudy.model.ops import DropoutKeys
+
+SHAPES = (
+    *(
+        (384, 6, 65, torch.bfloat16),
+        (128, 8, 65, torch.bfloat16),
+        (256, 2, 65, torch.bfloat16),
+        (512, 2, 65, torch.bfloat16),
+    ),
+    *(
+        (384, 6, 65, torch.float32),
+        (256, 2, 65, torch.float32),
+        (512, 2, 65, torch.float32),
+        (768, 12, 50304, torch.float16),
+    ),
+)
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+
+
+class Recorder:
+    """Stands in for triton_kernels: remembers each launch instead of making it."""
+
+    def __init__(self):
+        self.launches = []
+
+    def __getattr__(self, name):
+        return Grid(name, self.launches)
+
+
+class Grid:
+    def __init__(self, name, launches):
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **how: self.launches.append((self.name, arguments, how))
+
+
+def launches(E, H, V, dtype, M=4, B=2, T=128):
+    """Those of every operation, with dropout and biases."""
+    recorder = Recorder()
+    ops, Z = gpu._Triton(recorder), M * B
+    with FakeTensorMode():
+        word = torch.zeros(Z, dtype=torch.int32)
+        drop = DropoutKeys(word, word, word, torch.ones(Z))
+        x, gain = torch.zeros(Z, T, E, dtype=dtype), torch.ones(M, E, dtype=dtype)
+        qkv, logits = torch.zeros(Z, T, 3 * E, dtype=dtype), torch.zeros(Z, T, V, dtype=dtype)
+        targets, losses = torch.zeros(Z, T, dtype=torch.int64), torch.zeros(Z, T)
+        ops.residual_norm(x, x, drop, gain, gain)
+        ops.residual_norm_backward(x, x, x, drop, gain)
+        y, lse = ops.attention(qkv, drop, H, True)
+        ops.attention_backward(x, qkv, y, lse, drop)
+        ops.cross_entropy(logits, targets)
+        ops.cross_entropy_backward(losses, logits, targets)
+        ops.gelu_backward(x, ops.gelu(x, True)[1])
+        rows, grads, column = torch.zeros(M, 5000), torch.zeros(M, 5000, dtype=dtype), torch.ones(M, 1)
+        ops.norms(grads)
+        ops.adamw_kernel(rows, grads, rows, rows, column, column > 0, *(column,) * 5)
+    return recorder.launches
+
+
+def compiled(name, arguments, how, capability):
+    """(registers, bytes spilled, bytes of shared memory) of one launch's kernel."""
+    function = getattr(triton_kernels, name)
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(function.params, arguments, strict=True)):
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{TYPES[value.dtype]}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(function, signature, constants, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=how)
+    architecture = re.search(r"\.target (\w+)", kernel.asm["ptx"])[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", "-o", "/dev/null", file.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = re.search(r"Used (\d+) registers", output), re.search(r"(\d+) bytes spill stores", output)
+    return int(registers[1]), int(spilled[1]), kernel.metadata.shared
+
+
+def main(capabilities):
+    for capability in capabilities:
+        for E, H, V, dtype in SHAPES:
+            for name, arguments, how in launches(E, H, V, dtype):
+                registers, spilled, shared = compiled(name, arguments, how, capability)
+                row = {"capability": capability, "kernel": name, "E": E, "H": H, "V": V, "dtype": TYPES[dtype]}
+                print(json.dumps(row | {"registers": registers, "spilled": spilled, "shared": shared}), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(one) for one in sys.argv[1:]] or [80, 90])
