@@ -42,17 +42,11 @@ def answer(f: Findings) -> Blocks:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
     confirmed = f.analysis.confirmed
     first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
-    shapes = f.analysis.shapes
-    numeric = bool(shapes.explanation)
     texts = first | {
-        "What matters": numbers.what_matters(shapes) if numeric else what_matters(f.analysis),
-        "What does not, and what acts together": numbers.what_does_not(shapes)
-        if numeric
-        else what_does_not(f.analysis),
-        "Which values are best": numbers.best_values(shapes),
-        "Which model to use": numbers.lowest_of_search(f.analysis)
-        if numeric and shapes.configurations == shapes.n
-        else which_model(f.analysis),
+        "What matters": what_matters(f.analysis),
+        "What does not, and what acts together": what_does_not(f.analysis),
+        "Which values are best": numbers.best_values(f.analysis.shapes),
+        "Which model to use": which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
@@ -87,6 +81,8 @@ def what_diverges(analysis: Analysis) -> str:
 
 
 def what_matters(analysis: Analysis) -> str:
+    if analysis.shapes.explanation:
+        return numbers.what_matters(analysis.shapes)
     effects, results = analysis.effects, analysis.results
     if effects.table.empty:
         if not results.factors:
@@ -166,6 +162,8 @@ def _change(effects: Effects, row: pd.Series) -> str:
 
 
 def what_does_not(analysis: Analysis) -> str:
+    if analysis.shapes.explanation:
+        return numbers.what_does_not(analysis.shapes)
     effects, table = analysis.effects, analysis.effects.table
     if table.empty:
         return ""
@@ -219,6 +217,8 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
+    if analysis.shapes.explanation and analysis.shapes.configurations == analysis.shapes.n:
+        return numbers.lowest_of_search(analysis)
     return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
 
 
