@@ -315,11 +315,11 @@ def test_unequal_noise_is_named_where_it_is():
 
 def test_largest_difference_is_between_any_two_levels():
     """A factor shaped like a U: its ends are alike."""
-    levels = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-    loss = lambda s: {1e-4: 0.3, 3e-4: 0.1, 1e-3: 0.0, 3e-3: 0.12, 1e-2: 0.32}[s["learning_rate"]] - s[WIDTH] / 640  # noqa: E731
+    levels = [1e-4, 3e-4, 1e-3, 1e-2]
+    loss = lambda s: {1e-4: 0.3, 3e-4: 0.1, 1e-3: 0.0, 1e-2: 0.32}[s["learning_rate"]] - s[WIDTH] / 640  # noqa: E731
     found = effects(synthetic({WIDTH: [64, 128], "learning_rate": levels}, loss, seeds=(1, 2, 3, 4), noise=0.01))
     first, second = (one for _, one in found.importance.iterrows())
-    assert (first["factor"], first["reference"], first["level"], first["levels"]) == ("learning_rate", 1e-3, 1e-2, 5)
+    assert (first["factor"], first["reference"], first["level"], first["levels"]) == ("learning_rate", 1e-3, 1e-2, 4)
     assert first["effect"] == pytest.approx(0.32, abs=0.03)
     assert (first["clear"], second["clear"], second["rival"]) == (True, True, False)
 

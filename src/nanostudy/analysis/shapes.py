@@ -195,8 +195,11 @@ def _exceeds(fit: Fit, a: _Course, b: _Course, others: int) -> bool:
 
 
 def _curve(fit: Fit, term: Term) -> pd.DataFrame:
-    course = _course(fit, term)
-    values = dict(zip(("loss", "low", "high"), _interval(fit, _mean(fit) + course.weights), strict=True))
+    """The band is of the distance from the mean of all, whose own noise all values share."""
+    course, level = _course(fit, term), float(_mean(fit) @ _params(fit))
+    values = {
+        name: level + each for name, each in zip(("loss", "low", "high"), _interval(fit, course.weights), strict=True)
+    }
     return pd.DataFrame({"factor": course.factor.name, "value": course.values, **values})
 
 
