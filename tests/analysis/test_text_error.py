@@ -9,6 +9,7 @@ import pytest
 from scipy import fft, stats
 from synthetic import synthetic
 
+from nanostudy.analysis.effects import effects
 from nanostudy.analysis.ranking import ranking
 from nanostudy.analysis.text_error import COSINES, TextErrors, difference, margin, text_error, text_errors, waves_of
 from nanostudy.data.playhouse import write_plays
@@ -210,3 +211,20 @@ def test_windows_of_some_are_counted(tmp_path):
     for path in tmp_path.glob(f"{first.rpartition('/')[2]}/*"):
         path.unlink()
     assert "not known of 1 of 12 experiments" in text_errors(results).explanation
+
+
+def test_effects_contain_the_error_of_the_text(tmp_path):
+    """What models of other settings find hard widens their effects; what all find hard does not; nothing narrows them."""
+    plain = small_gaps()
+    without = effects(plain).table
+    for own, folder in ((0.0, tmp_path / "alike"), (0.3, tmp_path / "apart")):
+        folder.mkdir()
+        found = effects(with_windows(plain, folder, np.random.default_rng(10), own=own))
+        assert "contain the error of a finite text" in found.explanation
+        table = found.table
+        assert list(table["effect"]) == pytest.approx(list(without["effect"]))
+        wider = (table["high"] - table["low"]) / (without["high"] - without["low"])
+        assert (wider >= 1).all()
+        assert (wider.max() < 1.2) == (own == 0.0)
+        assert ((table["p"] < 0.05) == table["clear"]).all()
+        assert (table["p"] >= without["p"] - 1e-12).all()

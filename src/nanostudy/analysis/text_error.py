@@ -11,6 +11,7 @@ lengths. What the text does not show is in no interval: how far other texts diff
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from scipy import stats
 
 from nanostudy.analysis.frames import AT_CONTEXT, Results, known
 from nanostudy.text import counted
-from nanostudy.training.window_losses import Windows, name_at, read_window_losses
+from nanostudy.training.window_losses import WINDOW_LOSSES, Windows, name_at, read_window_losses
 
 COSINES = 8  # waves, from half a period over the text to four
 FEWEST = 4 * COSINES  # windows
@@ -44,12 +45,14 @@ class TextErrors:
 
         Nothing is counted for experiments whose windows are not known.
         """
-        shape = next(iter(self.waves.values())).shape if self.waves else (1, COSINES)
+        if not self.waves:
+            return np.zeros((len(weights), 1))
+        shape = next(iter(self.waves.values())).shape
         each = np.array([self.waves.get(name, np.zeros(shape)) for name in names]).reshape(-1, *shape)
         return np.square(np.tensordot(weights, each, axes=1)).mean(axis=-1)
 
 
-def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: float = 0.95) -> Array:
+def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: Array | float = 0.95) -> Array:
     """Half an interval that contains the error from seeds, a variance with its `df`, and from texts, one in each of the last axis.
 
     The root of the sum of squares of the single margins: never narrower than one of them, as a pooled t may be with few seeds
@@ -69,9 +72,9 @@ def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | N
         return TextErrors({}, "The experiments read different texts, so no error of the text is in the intervals.")
     waves: dict[str, Array] = {}
     for name, folder in finished["folder"].items():
-        windows = _windows(Path(folder), by) if known(folder) else []
-        if windows and all(len(one.losses) >= FEWEST for one, _ in windows):
-            waves[str(name)] = np.stack([sign * waves_of(one) for one, sign in windows])
+        each = _waves(Path(folder), by) if known(folder) else None
+        if each is not None:
+            waves[str(name)] = each
     missing = len(finished) - len(waves)
     if missing:
         which = "any" if missing == len(finished) else f"{missing:,} of {counted(len(finished), 'experiment')}"
@@ -79,15 +82,27 @@ def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | N
     return TextErrors(waves, CONTAINED)
 
 
-def _windows(folder: Path, by: str) -> list[tuple[Windows, float]]:
-    """With their signs; empty where they are not known."""
+def _waves(folder: Path, by: str) -> Array | None:
+    """None where the windows are not known, or too few."""
+    try:
+        changed = (folder / WINDOW_LOSSES).stat().st_mtime_ns
+    except OSError:
+        return None
+    return _waves_read(folder, by, changed)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _waves_read(folder: Path, by: str, changed: int) -> Array | None:
+    """Read once for all figures of a page."""
     there = read_window_losses(folder)
     if by.startswith(AT_CONTEXT):
         context = int(by.removeprefix(AT_CONTEXT))
         own = {"val": 1.0} if "val" in there and there["val"].context == context else {name_at(context): 1.0}
     else:
-        own = SPLITS[by]
-    return [(there[split], sign) for split, sign in own.items()] if all(split in there for split in own) else []
+        own = SPLITS.get(by, {"": 1.0})  # other measures have no windows
+    if not all(split in there and len(there[split].losses) >= FEWEST for split in own):
+        return None
+    return np.stack([sign * waves_of(there[split]) for split, sign in own.items()])
 
 
 LEFT_OUT = "the intervals leave out the error of a finite text."
