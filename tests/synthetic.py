@@ -127,6 +127,33 @@ def synthetic(
     )
 
 
+def search(
+    experiments: int,
+    loss: Callable[[Mapping[str, Any]], float] = lambda settings: 2.0,
+    *,
+    seed: int | None = 1337,
+    noise: float | Callable[[Mapping[str, Any]], float] = 0.01,
+    draw: int = 0,
+) -> Results:
+    """A random search over four settings, each point run once; `seed`: of all, or None for a seed an experiment."""
+    random, records = np.random.default_rng(draw), []
+    for id in range(1, experiments + 1):
+        drawn = {
+            "n_embd": int(random.choice([64, 96, 128, 192, 256])),
+            "dropout": float(random.uniform(0, 0.3)),
+            "learning_rate": float(10 ** random.uniform(-4, -2)),
+            "weight_decay": float(random.uniform(0, 1)),
+        }
+        experiment = Experiment(**{**FIXED, **drawn, "n_head": 4, "seed": id if seed is None else seed})
+        values = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
+        value = loss(values) + (noise(values) if callable(noise) else noise) * random.standard_normal()
+        size = count_parameters(GPTConfig.of(experiment, VOCABULARY)).total
+        about = {"id": id, "name": f"point_{id}", "part": "all", "status": "finished", "source": "nanostudy"}
+        losses = {"train_loss": value - 0.05, "val_loss": value, "parameters": size}
+        records.append({**about, "identity": f"{draw:08x}{id:08x}", **values, **losses})
+    return Results("search", experiments_frame(records))
+
+
 def with_curves(results: Results, rows: Sequence[tuple[int, int, float, float, float]]) -> Results:
     """The results with these evaluations: (number of the experiment, step, tokens, seconds, loss)."""
     names = list(results.experiments.index)

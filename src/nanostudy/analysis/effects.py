@@ -81,7 +81,8 @@ def _check(results: Results, measure: str) -> None:
 def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
     """Rows of EFFECTS; `together` is of intervals that hold for all pairs of levels of all factors, or for all interactions."""
     rows, weights = list[tuple[Any, ...]](), []
-    for term in (term for term in fit.terms if len(term.factors) <= 2):
+    curved = set(fit.design.numbers)  # have curves in place of effects: shapes.py
+    for term in (term for term in fit.terms if len(term.factors) <= 2 and not curved & set(term.factors)):
         factors = [fit.design.factors[index] for index in term.factors]
         names = (term.name, len(factors), factors[0].name, factors[1].name if len(factors) > 1 else None)
         for levels in itertools.product(*(range(1, len(factor.levels)) for factor in factors)):
@@ -105,7 +106,7 @@ def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
     )
     table = pd.DataFrame(rows, columns=list(EFFECTS[:6])).astype({"level": object, "reference": object})
     mains = (table["order"] == 1).to_numpy()
-    pairs_of_levels = sum(math.comb(len(factor.levels), 2) for factor in fit.design.factors)
+    pairs_of_levels = sum(math.comb(len(factor.levels), 2) for factor in fit.design.factors if not factor.degree)
     margin = found.margin()
     wide = np.where(mains, found.margin(pairs_of_levels), found.margin(int((~mains).sum())))
     numbers: dict[str, Any] = {
@@ -132,7 +133,7 @@ def _not_estimated(fit: Fit) -> list[str]:
     bound = [
         f"{term.name}={value_text(value)}"
         for term in fit.terms
-        if len(term.factors) == 1
+        if len(term.factors) == 1 and term.factors[0] not in fit.design.numbers
         for level, value in enumerate(fit.design.factors[term.factors[0]].levels)
         if level and _reference(fit, term, (level,)) is None
     ]

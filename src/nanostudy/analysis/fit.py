@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nanostudy.analysis.design import TIMES, Array, Design, coded, coding
+from nanostudy.analysis.design import TIMES, Array, Design, coded
 
 TOLERANCE = 1e-8  # relative to a column's length: what is left of it beside others, and counts as nothing
 ALIAS = 0.5  # of an interaction's size: what another term's estimate must contain of it to bear its name, too
@@ -47,7 +47,8 @@ class Fit:
     @property
     def of_cells(self) -> bool:
         """Whether it is the means of the cells, beside the blocks."""
-        return self.design.complete and self.order >= len(self.design.factors) and not self.dropped
+        design = self.design
+        return design.complete and not design.numbers and self.order >= len(design.factors) and not self.dropped
 
     @property
     def residual_df(self) -> int:
@@ -116,6 +117,8 @@ def fit_design(design: Design, order: int) -> Fit:
     groups = itertools.chain.from_iterable(itertools.combinations(indices, size) for size in range(1, order + 1))
     for group in groups:
         factors = [design.factors[i] for i in group]
+        if len(group) > 1 and any(factor.degree for factor in factors):
+            continue  # numbers add up: shapes.py tests whether that leaves more than noise
         name = TIMES.join(factor.name for factor in factors)
         start = basis.count
         if basis.add(_product([coded(factor) for factor in factors]), partly=len(group) == 1):
@@ -149,7 +152,8 @@ def fit_design(design: Design, order: int) -> Fit:
 def _aliases(design: Design, terms: Sequence[Term], inverse: Array) -> dict[str, tuple[str, ...]]:
     """Of each term the two-way interactions outside the fit that change its estimate by at least half their size."""
     there = {term.factors for term in terms}
-    outside = [pair for pair in itertools.combinations(range(len(design.factors)), 2) if pair not in there]
+    levels = [place for place in range(len(design.factors)) if place not in design.numbers]
+    outside = [pair for pair in itertools.combinations(levels, 2) if pair not in there]
     found: dict[str, list[str]] = {}
     for pair in outside:
         bias = inverse @ _product([coded(design.factors[i]) for i in pair])
@@ -210,7 +214,7 @@ def level_mean(fit: Fit, levels: Mapping[int, int]) -> Array | None:
     weights[0] = 1.0
     weights[1 : fit.offset] = 1 / fit.offset
     for term in terms:
-        rows = [coding(len(fit.design.factors[i].levels))[levels[i]][None, :] for i in term.factors]
+        rows = [fit.design.factors[i].coding[levels[i]][None, :] for i in term.factors]
         weights[term.columns] = _product(rows)[0]
     return weights if fit.estimable(weights) else None
 
@@ -223,14 +227,14 @@ def cell_weights(fit: Fit) -> Array:
     weights[:, 0] = 1.0
     weights[:, 1 : fit.offset] = 1 / fit.offset
     for term in fit.terms:
-        weights[:, term.columns] = _product([coding(counts[i])[cells[:, i]] for i in term.factors])
+        weights[:, term.columns] = _product([fit.design.factors[i].coding[cells[:, i]] for i in term.factors])
     return weights
 
 
 def level_effect(fit: Fit, factors: Sequence[int], levels: Sequence[int], reference: Sequence[int]) -> Array:
     """The weights of an effect: levels against reference levels; of two factors, the difference of such differences."""
     steps = [
-        coding(len(fit.design.factors[i].levels))[level] - coding(len(fit.design.factors[i].levels))[other]
+        fit.design.factors[i].coding[level] - fit.design.factors[i].coding[other]
         for i, level, other in zip(factors, levels, reference, strict=True)
     ]
     weights = np.zeros(fit.columns.shape[1])

@@ -58,7 +58,9 @@ def importance(fit: Fit) -> pd.DataFrame:
 
 def _pairs(fit: Fit) -> list[tuple[int, int, int]]:
     """(factor, lower level, higher level): every difference of a main effect that the experiments determine."""
-    mains = [term.factors[0] for term in fit.terms if len(term.factors) == 1]
+    mains = [
+        term.factors[0] for term in fit.terms if len(term.factors) == 1 and term.factors[0] not in fit.design.numbers
+    ]
     every = (
         (index, *pair)
         for index in mains

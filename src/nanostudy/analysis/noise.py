@@ -92,7 +92,7 @@ def judged(design: Design) -> tuple[Fit, Noise]:
             "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
         )
     pure, seeds = _replicate_df(design), int(design.clusters.max()) + 1
-    if design.complete and pure >= max(1, design.cell_count // 2):
+    if design.complete and not design.numbers and pure >= max(1, design.cell_count // 2):
         fit = fit_design(design, len(design.factors))
     else:
         fit = fit_design(design, 2)

@@ -29,7 +29,7 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     1984, Bonferroni where cells have replicates, else Dunnett), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
     tied: the survivors' would flatter them. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
     """
-    design = design_of(results, by)
+    design = design_of(results, by).of_levels()
     fit, noise = judged(design)
     errors = text_errors(results, by)
     table = _cell_table(fit, noise, errors)

@@ -7,6 +7,7 @@ it is indistinguishable from none.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 
 import pandas as pd
@@ -22,7 +23,9 @@ from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
@@ -37,9 +40,12 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
-    texts = diverged | {
+    confirmed = f.analysis.confirmed
+    first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
+    texts = first | {
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
+        "Which values are best": numbers.best_values(f.analysis.shapes),
         "Which model to use": which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
@@ -75,6 +81,8 @@ def what_diverges(analysis: Analysis) -> str:
 
 
 def what_matters(analysis: Analysis) -> str:
+    if analysis.shapes.explanation:
+        return numbers.what_matters(analysis.shapes)
     effects, results = analysis.effects, analysis.results
     if effects.table.empty:
         if not results.factors:
@@ -154,6 +162,8 @@ def _change(effects: Effects, row: pd.Series) -> str:
 
 
 def what_does_not(analysis: Analysis) -> str:
+    if analysis.shapes.explanation:
+        return numbers.what_does_not(analysis.shapes)
     effects, table = analysis.effects, analysis.effects.table
     if table.empty:
         return ""
@@ -207,6 +217,32 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
+    if analysis.shapes.explanation and analysis.shapes.configurations == analysis.shapes.n:
+        return numbers.lowest_of_search(analysis)
+    return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
+
+
+def _optimism(analysis: Analysis) -> str:
+    """The lowest of several losses was chosen for its luck, too."""
+    rows, replicated = ranked_cells(analysis.results, analysis.ranking)
+    if len(rows) < 2 or analysis.confirmed:
+        return ""
+    mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
+    chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
+    if value != value:
+        text = f"{chosen}."
+    elif number(value) == number(mean):
+        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+    else:
+        text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
+    provenance = analysis.results.provenance
+    paths = provenance.get("paths") or []
+    if len(paths) > 1 or not provenance.get("definition"):
+        return text
+    return f"{text} `nanostudy study confirm {shlex.quote(paths[0])}` runs the best on fresh seeds."
+
+
+def _best(analysis: Analysis) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return ""
