@@ -103,7 +103,7 @@ def judged(design: Design) -> tuple[Fit, Noise]:
         seed = value_text(design.table["seed"].iloc[0])
         why = f"All experiments have seed {seed}: nothing shows what another seed would change, so there are no intervals."
         return fit, _none(f"{why} Run each cell with more seeds.")
-    if fit.residual_df < ENOUGH_WITHOUT_INTERACTIONS and not pure:
+    if fit.residual_df < (1 if pure else ENOUGH_WITHOUT_INTERACTIONS):
         size = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')}"
         why = f"{size} are too few to estimate the noise: there are no intervals. Run each cell with more seeds."
         return fit, _none(why)

@@ -13,7 +13,7 @@ from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
+from nanostudy.analysis.noise import CONFIDENCE, Estimates, Noise, estimates, judged
 from nanostudy.analysis.text_error import TextErrors, combined, text_errors
 from nanostudy.text import counted
 
@@ -63,17 +63,16 @@ def _cell_table(fit: Fit, noise: Noise, errors: TextErrors) -> pd.DataFrame:
     if fit.of_cells:
         weights = cell_weights(fit)
         own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
-        of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
     else:
-        dfs = np.full(len(means), noise.df)
-        of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
-    whole, dfs = combined(*of_seeds, errors.of_contrasts(names, of_cells))
+        ones, zeros = np.ones(len(means)), np.zeros(len(means))
+        own = Estimates(zeros, noise.sd / np.sqrt(counts), noise.df * ones)
+        more = Estimates(zeros, noise.sd * np.sqrt(1 / counts + 1 / counts[best]), noise.df * ones)
+    whole, dfs = combined(own.se**2, own.df, errors.of_contrasts(names, of_cells))
     se = np.sqrt(whole)
     margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
-    variances, dfs = combined(*of_differences, errors.of_contrasts(names, of_cells - of_cells[best]))
-    tied = ~(
-        means - means.min() > _critical(len(means), dfs, fit.of_cells) * np.sqrt(variances)
-    )  # where nothing is known, too
+    whole, dfs = combined(more.se**2, more.df, errors.of_contrasts(names, of_cells - of_cells[best]))
+    allowance = _critical(len(means), dfs, fit.of_cells) * np.sqrt(whole)
+    tied = ~(means - means.min() > allowance)  # where the allowance is not known, too
     values = (means, counts, se, means - margin, means + margin, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
