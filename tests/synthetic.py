@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,20 @@ from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import Experiment
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
 
+REAL = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2], "learning_rate": [1e-3, 4e-3]}
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854
+
+
+def real_losses() -> np.ndarray:
+    """(cells of REAL, seeds): the losses of 128 real trainings, 500 updates each on tiny Shakespeare."""
+    return pd.read_csv(Path(__file__).parent / "fixtures" / "seed-losses.csv")["val_loss"].to_numpy().reshape(16, 8)
+
+
+def real_deviations() -> np.ndarray:
+    """(cells of REAL, 8): times standard normal numbers (8, seeds), noise with the covariance that those trainings had."""
+    losses = real_losses()
+    return (losses - losses.mean(axis=1, keepdims=True)) / math.sqrt(7)
 
 
 def planted(

@@ -7,7 +7,6 @@ import pytest
 from synthetic import search, synthetic
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.numbers import best_values, lowest_of_search, what_does_not, what_matters
 
@@ -107,7 +106,7 @@ def test_the_page_has_curves_changes_and_shares():
     assert next(row[0] for row in changes.rows) == "learning_rate"
     assert "(n = 40)" in about.text
     assert shares.rows[0][0] == "learning_rate"
-    assert "How the loss runs along each setting" in markdown(page)
+    assert section.title == figure.title == "How the loss runs along each setting"
     assert page.data.colourings[0] in ("n_embd", "name", "status")  # forty rates are no colours
 
 

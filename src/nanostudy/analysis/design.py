@@ -14,6 +14,7 @@ import pandas as pd
 
 from nanostudy.analysis.divergence import unreliable
 from nanostudy.analysis.frames import Results, known, levels
+from nanostudy.analysis.text_error import TextErrors, text_errors
 from nanostudy.text import counted, listed, value_text
 
 MOST_LEVELS = 20  # a setting of words with more, and more than half as many as experiments, is left out
@@ -77,14 +78,15 @@ class Design:
     y: Array  # (experiments,): the measure
     factors: tuple[Factor, ...]
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
+    clusters: Array  # (experiments,): the number of the seed of a source; an unknown seed is one of its own
     blocks: (
         Array | None
     )  # (experiments,): the number of the block; None where nothing is shared or blocks are confounded
     block_words: str  # what the blocks are, in words
-    shared: Array | None  # (experiments,): seeds that cells share but that are confounded with factors
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
     missing: tuple[str, ...]  # sentences: what is left out or confounded
+    text: TextErrors  # what a finite text contributes to the measure
 
     @property
     def n(self) -> int:
@@ -97,6 +99,12 @@ class Design:
     @property
     def two_level(self) -> bool:
         return bool(self.factors) and all(len(factor.levels) == 2 for factor in self.factors)
+
+    def of_levels(self) -> Design:
+        """With numbers as levels where all combinations were run repeatedly: for comparing cells, whatever a curve misses."""
+        if not self.complete or self.n < 2 * self.cell_count:
+            return self
+        return replace(self, factors=tuple(replace(factor, degree=0) for factor in self.factors))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -115,8 +123,12 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
             f"{next(iter(repeats))}, which is no independent replicate."
         )
     factors = _factors(table, varied, missing)
-    cells = _numbered([pd.factorize(table[name])[0] for name in varied], len(table))
-    blocks, block_words, shared = _blocks(table, factors, cells, missing)
+    whole = [
+        pd.factorize(table[name])[0] for name in varied
+    ]  # with what is no factor, so that no cell holds two configurations
+    cells = _numbered([*(factor.codes for factor in factors), *whole], len(table))
+    clusters = _clusters(table)
+    blocks, block_words = _blocks(table, factors, cells, missing)
     combinations = math.prod(len(factor.levels) for factor in factors)
     counts = np.unique(cells, return_counts=True)[1]
     complete = len(counts) == combinations and len(table) > 0
@@ -134,9 +146,8 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         missing.append(f"The combinations were not all run with the same {block_words}.")
     missing += _devices(table, factors)
     y = table[measure].to_numpy(dtype=float)
-    return Design(
-        measure, table, repeats, y, factors, cells, blocks, block_words, shared, complete, even, tuple(missing)
-    )
+    laid_out = (factors, cells, clusters, blocks, block_words, complete, even)
+    return Design(measure, table, repeats, y, *laid_out, tuple(missing), text_errors(results, measure))
 
 
 def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -319,13 +330,19 @@ def _evenly(codes: Array, factor: Factor) -> bool:
     return bool(np.allclose(shares, shares[0]))
 
 
-# --- blocks
+# --- clusters and blocks
+
+
+def _clusters(table: pd.DataFrame) -> Array:
+    """Experiments of one seed and source draw alike, so that they are no independent evidence."""
+    own = [seed if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
+    return pd.factorize(pd.Series(zip(table["source"], map(str, own), strict=True), dtype=object))[0]
 
 
 def _blocks(
     table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]
-) -> tuple[Array | None, str, Array | None]:
-    """(blocks, what they are, seeds that are confounded with factors). Adds sentences to `missing`.
+) -> tuple[Array | None, str]:
+    """(blocks, what they are). Adds sentences to `missing`.
 
     Experiments of one seed share random numbers, those of one source a machine and a program: what affects all of them alike is no
     effect of a setting. Blocks take it out, where the factors' effects can still be estimated within them.
@@ -342,17 +359,17 @@ def _blocks(
         candidates.append((seeds, "seeds"))
     for blocks, words in candidates:
         if _separable(blocks, factors):
-            return blocks, words, None
+            return blocks, words
     if len(set(sources)) > 1:
         missing.append("The sources of the numbers differ in settings, too: a difference may be the source's.")
     if seeds is None or not factors:
-        return None, "", None
+        return None, ""
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
     missing.append(
         f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
         "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
     )
-    return None, "", seeds
+    return None, ""
 
 
 def _shares(seeds: Array, cells: Array) -> bool:

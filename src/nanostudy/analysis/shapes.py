@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
 
 from nanostudy.analysis.design import Array, Design, Factor, design_of
 from nanostudy.analysis.fit import NEGLIGIBLE, Fit, Term, fit_design
 from nanostudy.analysis.frames import Results, known
-from nanostudy.analysis.noise import CONFIDENCE
-from nanostudy.text import counted, value_text
+from nanostudy.analysis.noise import CONFIDENCE, estimates
+from nanostudy.text import counted, listed, value_text
 
 CHANGES = ("factor", "change", "se", "df", "low", "high", "p", "clear", "at_lowest", "at_highest")
 OPTIMA = ("factor", "where", "best", "low", "high", "lowest", "highest", "log")
 CURVES = ("factor", "value", "loss", "low", "high")
 POINTS = 41  # of a curve
 PLACES = 401  # where the optimum is looked for
-SINGULAR = 1e-9  # relative: less counts as zero
 
 Where = Literal["inside", "lowest end", "highest end", "unknown"]
 
@@ -35,6 +34,7 @@ class Shapes:
         pd.DataFrame
     )  # columns CHANGES; a row per factor: from its lowest to its highest loss; at 95% for all that is compared
     leader: str | None  # the factor that changes the loss more than every other, at 95%
+    inseparable: tuple[str, ...]  # factors whose effects these experiments cannot tell from others'
     optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
     curves: pd.DataFrame  # columns CURVES: the mean loss along a number, the others at their average, with its 95% band
     points: pd.DataFrame  # columns CURVES without the band: each experiment, others' effects taken out
@@ -53,79 +53,57 @@ def shapes(results: Results, measure: str = "val_loss") -> Shapes:
     design = design_of(results, measure)
     if not design.numbers:
         return _nothing(design, "")
-    fit = fit_design(design, 1)
+    fit = fit_design(_clustered(design), 1)
     if fit.residual_df < 1:
         size = f"{counted(design.n, 'experiment')} for {counted(len(design.factors), 'setting')}"
         return _nothing(design, f"{size} are too few to fit curves through.")
-    robust = Robust(fit)
-    numbers = [term for term in fit.terms if term.factors[0] in design.numbers]
-    changes, leader = _changes(robust)
+    terms = [term for term in fit.terms if _estimable(fit, term)]
+    numbers = [term for term in terms if term.factors[0] in design.numbers]
+    inseparable = tuple(factor.name for factor in design.factors if factor.name not in {term.name for term in terms})
+    if not numbers:
+        return _nothing(design, f"These experiments cannot separate the effects of {listed(inseparable)}.")
+    changes, leader = _changes(fit, terms)
     return Shapes(
         changes,
-        leader,
-        pd.DataFrame([_optimum(robust, term, len(fit.terms)) for term in numbers], columns=list(OPTIMA)),
-        pd.concat([_curve(robust, term) for term in numbers], ignore_index=True),
+        None if inseparable else leader,
+        inseparable,
+        pd.DataFrame([_optimum(fit, term, len(terms)) for term in numbers], columns=list(OPTIMA)),
+        pd.concat([_curve(fit, term) for term in numbers], ignore_index=True),
         pd.concat([_points(fit, term) for term in numbers], ignore_index=True),
-        _expected(robust),
+        _expected(fit),
         misfit(fit),
-        math.sqrt(fit.residual_variance),
+        _spread(fit),
         fit.residual_df,
         design.n,
         design.cell_count,
         _one_seed(design),
-        _explanation(robust),
+        _explanation(fit),
     )
+
+
+def _estimable(fit: Fit, term: Term) -> bool:
+    """Whether the experiments determine all of a factor's effect."""
+    weights = np.eye(fit.columns.shape[1])[term.columns]
+    return len(weights) > 0 and all(fit.estimable(row) for row in weights)
+
+
+def _spread(fit: Fit) -> float:
+    return math.sqrt(float(fit.residuals @ fit.residuals) / fit.residual_df)
 
 
 def _nothing(design: Design, why: str) -> Shapes:
     empty = {columns: pd.DataFrame(columns=list(columns)) for columns in (CHANGES, OPTIMA, CURVES)}
     tables = (empty[OPTIMA], empty[CURVES], empty[CURVES][["factor", "value", "loss"]], (math.nan,) * 3)
-    return Shapes(empty[CHANGES], None, *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
+    return Shapes(empty[CHANGES], None, (), *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
 
 
 # --- the noise
 
 
-class Robust:
-    """Standard errors that stand noise of unequal size, and seeds that act differently on different settings.
-
-    CR2 with Satterthwaite's degrees of freedom (Bell and McCaffrey, 2002; Pustejovsky and Tipton, 2018): the clusters are the
-    seeds where each configuration was run with every seed, otherwise the experiments (HC2).
-    """
-
-    def __init__(self, fit: Fit) -> None:
-        self.fit, design = fit, fit.design
-        self.by_seed = design.blocks is not None and design.cell_count * (int(design.blocks.max()) + 1) == design.n
-        self.clusters = design.blocks if self.by_seed and design.blocks is not None else np.arange(design.n)
-        self._inverse = np.linalg.pinv(fit.columns)
-        left, sizes, _ = np.linalg.svd(fit.columns, full_matrices=False)
-        self._span = left[:, sizes > SINGULAR * sizes.max()]
-        members = [np.flatnonzero(self.clusters == cluster) for cluster in range(int(self.clusters.max()) + 1)]
-        self._order = np.concatenate(members)
-        self._starts = np.cumsum([0, *map(len, members[:-1])])
-        roots = [_inverse_root(np.eye(len(rows)) - self._span[rows] @ self._span[rows].T) for rows in members]
-        self._roots: Any = sparse.block_diag(roots, format="csr")
-
-    def estimate(self, weights: Array) -> tuple[float, float, float]:
-        """(a linear function of the parameters, its standard error, its degrees of freedom)."""
-        part = self._roots @ (weights @ self._inverse)[self._order]
-        by_cluster = np.add.reduceat(part * self.fit.residuals[self._order], self._starts)
-        # what the estimate of the variance expects of independent noise is a quadratic form: its trace, and that of its square
-        own = np.add.reduceat(part**2, self._starts)
-        shared = np.add.reduceat(part[:, None] * self._span[self._order], self._starts)
-        inner = shared.T @ shared
-        trace = float(own.sum() - np.trace(inner))
-        square = float((own**2).sum() - 2 * (own * (shared**2).sum(axis=1)).sum() + (inner**2).sum())
-        smallest = NEGLIGIBLE * float(np.abs(self.fit.design.y).max())
-        df = trace**2 / square if square > 0 else 1.0
-        return float(weights @ self.fit.params), max(math.sqrt(float((by_cluster**2).sum())), smallest), df
-
-
-def _inverse_root(matrix: Array) -> Array:
-    """Of a symmetric matrix, zero where that has none."""
-    values, vectors = np.linalg.eigh(matrix)
-    roots = np.where(values > SINGULAR, 1 / np.sqrt(np.maximum(values, SINGULAR)), 0.0)
-    return (vectors * roots) @ vectors.T
+def _clustered(design: Design) -> Design:
+    """Where no seed runs all configurations, each experiment is on its own: what a seed does to all alike is in no interval."""
+    by_seed = design.blocks is not None and design.cell_count * (int(design.blocks.max()) + 1) == design.n
+    return design if by_seed else replace(design, clusters=np.arange(design.n))
 
 
 def misfit(fit: Fit) -> float:
@@ -145,13 +123,20 @@ def misfit(fit: Fit) -> float:
     rank = int(np.linalg.matrix_rank(more))
     unexplained = design.y - more @ (np.linalg.pinv(more) @ design.y)
     within = float(unexplained @ unexplained)
-    extra, rest = rank - fit.rank, design.n - rank
+    extra, rest = rank - fit.span.shape[1], design.n - rank
     if extra < 1 or rest < 1 or within <= design.n * (NEGLIGIBLE * float(np.abs(design.y).max())) ** 2:
         return math.nan
     return float(stats.f.sf((left - within) / extra / (within / rest), extra, rest))
 
 
 # --- how much each factor changes the loss
+
+
+def _estimate(fit: Fit, weights: Array) -> tuple[float, float, float]:
+    """(a linear function of the parameters, its standard error, its degrees of freedom)."""
+    found = estimates(fit, weights[None, :])
+    smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
+    return float(found.effect[0]), max(float(found.se[0]), smallest), float(found.df[0])
 
 
 @dataclass(frozen=True)
@@ -179,19 +164,18 @@ def _course(fit: Fit, term: Term) -> _Course:
         rows = factor.columns_at(np.array(values))
     weights = np.zeros((len(values), fit.columns.shape[1]))
     weights[:, term.columns] = rows
-    return _Course(term, factor, values, weights, weights @ fit.params)
+    return _Course(term, factor, values, weights, weights @ _params(fit))
 
 
-def _changes(robust: Robust) -> tuple[pd.DataFrame, str | None]:
+def _changes(fit: Fit, terms: Sequence[Term]) -> tuple[pd.DataFrame, str | None]:
     """The largest change of each factor, and the factor whose change exceeds all others'.
 
     Intervals are Scheffé's over all changes within a factor, divided among the factors (Bonferroni).
     """
-    fit = robust.fit
-    courses = [_course(fit, term) for term in fit.terms]
+    courses = [_course(fit, term) for term in terms]
     rows = []
     for course in courses:
-        change, se, df = robust.estimate(course.largest)
+        change, se, df = _estimate(fit, course.largest)
         size = course.term.columns.stop - course.term.columns.start
         margin = _scheffe(size, df, len(courses)) * se
         p = min(1.0, len(courses) * float(stats.f.sf((change / se) ** 2 / size, size, df)))
@@ -205,7 +189,7 @@ def _changes(robust: Robust) -> tuple[pd.DataFrame, str | None]:
     table = table.reset_index(drop=True)
     if not table["clear"].iloc[0]:
         return table, None
-    ahead = all(_exceeds(robust, by_change[0], other, len(courses) - 1) for other in by_change[1:])
+    ahead = all(_exceeds(fit, by_change[0], other, len(courses) - 1) for other in by_change[1:])
     return table, str(table["factor"].iloc[0]) if ahead else None
 
 
@@ -213,22 +197,26 @@ def _scheffe(size: int, df: float, factors: int) -> float:
     return math.sqrt(size * float(stats.f.isf((1 - CONFIDENCE) / factors, size, df)))
 
 
-def _exceeds(robust: Robust, a: _Course, b: _Course, others: int) -> bool:
+def _exceeds(fit: Fit, a: _Course, b: _Course, others: int) -> bool:
     """Whether the largest change of `a` exceeds that of `b`, at 95% for all `others`."""
-    difference, se, df = robust.estimate(a.largest - b.largest)
+    difference, se, df = _estimate(fit, a.largest - b.largest)
     return difference > float(stats.t.isf((1 - CONFIDENCE) / 2 / others, df)) * se
 
 
 # --- the curve of a number
 
 
-def _curve(robust: Robust, term: Term) -> pd.DataFrame:
-    course = _course(robust.fit, term)
-    rows = []
-    for value, weights in zip(course.values, course.weights, strict=True):
-        loss, low, high = _interval(robust, _mean(robust.fit) + weights)
-        rows.append((course.factor.name, value, loss, low, high))
-    return pd.DataFrame(rows, columns=list(CURVES))
+def _curve(fit: Fit, term: Term) -> pd.DataFrame:
+    """The band is of the distance from the mean of all, whose own noise all values share."""
+    course, level = _course(fit, term), float(_mean(fit) @ _params(fit))
+    values = {
+        name: level + each for name, each in zip(("loss", "low", "high"), _interval(fit, course.weights), strict=True)
+    }
+    return pd.DataFrame({"factor": course.factor.name, "value": course.values, **values})
+
+
+def _params(fit: Fit) -> Array:
+    return np.asarray(fit.inverse @ fit.design.y)
 
 
 def _mean(fit: Fit) -> Array:
@@ -238,42 +226,41 @@ def _mean(fit: Fit) -> Array:
     return weights
 
 
-def _interval(robust: Robust, weights: Array) -> tuple[float, float, float]:
-    value, se, df = robust.estimate(weights)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-    return value, value - margin, value + margin
+def _interval(fit: Fit, weights: Array) -> tuple[Array, Array, Array]:
+    found = estimates(fit, weights)
+    return found.effect, found.effect - found.margin(), found.effect + found.margin()
 
 
 def _points(fit: Fit, term: Term) -> pd.DataFrame:
     factor = fit.design.factors[term.factors[0]]
-    own = fit.columns[:, term.columns] @ fit.params[term.columns]
-    losses = float(_mean(fit) @ fit.params) + own + fit.residuals
+    own = fit.columns[:, term.columns] @ _params(fit)[term.columns]
+    losses = float(_mean(fit) @ _params(fit)) + own + fit.residuals
     values = np.array(factor.levels, dtype=float)[factor.codes]
     return pd.DataFrame({"factor": factor.name, "value": values, "loss": losses})
 
 
-def _expected(robust: Robust) -> tuple[float, float, float]:
-    fit = robust.fit
+def _expected(fit: Fit) -> tuple[float, float, float]:
     weights = fit.columns[fit.design.y.argmin()].copy()
     weights[: fit.offset] = _mean(fit)[: fit.offset]
-    return _interval(robust, weights)
+    loss, low, high = (float(value[0]) for value in _interval(fit, weights[None, :]))
+    return loss, low, high
 
 
-def _optimum(robust: Robust, term: Term, factors: int) -> tuple[Any, ...]:
+def _optimum(fit: Fit, term: Term, factors: int) -> tuple[Any, ...]:
     """Where a number's curve is lowest, and the values whose slope may be nil: Fieller's interval (1954).
 
     Inside, where the curve falls at the lowest value and rises at the highest, each at 97.5% for all factors together (Lind
     and Mehlum, 2010, With or without U?); at an end, where it falls or rises throughout.
     """
-    factor = robust.fit.design.factors[term.factors[0]]
+    factor = fit.design.factors[term.factors[0]]
     places = np.linspace(-1, 1, PLACES)
-    slopes = np.zeros((PLACES, robust.fit.columns.shape[1]))
+    slopes = np.zeros((PLACES, fit.columns.shape[1]))
     slopes[:, term.columns] = np.stack([power * places ** (power - 1) for power in range(1, factor.degree + 1)], axis=1)
-    judged = np.array([robust.estimate(row) for row in slopes])
-    t = judged[:, 0] / judged[:, 1]
-    alone, together = (np.asarray(stats.t.isf((1 - CONFIDENCE) / 2 / count, judged[:, 2])) for count in (1, factors))
+    found = estimates(fit, slopes)
+    t = found.effect / np.maximum(found.se, NEGLIGIBLE * float(np.abs(fit.design.y).max()))
+    alone, together = (np.asarray(stats.t.isf((1 - CONFIDENCE) / 2 / count, found.df)) for count in (1, factors))
     falls, rises = t < -together, t > together
-    curve = _powered(places, factor.degree) @ robust.fit.params[term.columns]
+    curve = _powered(places, factor.degree) @ _params(fit)[term.columns]
     best = float(factor.unscaled(places[[int(curve.argmin())]])[0])
     where: Where = "unknown"
     if falls[0] and rises[-1]:
@@ -298,20 +285,20 @@ def _powered(places: Array, degree: int) -> Array:
 # --- words
 
 
-def _explanation(robust: Robust) -> str:
-    fit, design = robust.fit, robust.fit.design
+def _explanation(fit: Fit) -> str:
+    design = fit.design
     numbers = [design.factors[place] for place in design.numbers]
     logs = [factor.name for factor in numbers if factor.log]
     line = "a straight line, because the experiments are too few for bends," if numbers[0].degree == 1 else "a parabola"
     text = f"Each number is fitted as {line}{_on(logs, len(numbers))}, beside the other settings by least squares (n = {design.n}). "
-    if robust.by_seed:
+    if design.blocks is not None and len(np.unique(design.clusters)) < design.n:
         text += (
-            f"The noise is how the {len(set(robust.clusters))} {design.block_words} disagree about the curves (CR2), whatever one "
+            f"The noise is how the {len(set(design.clusters))} {design.block_words} disagree about the curves (CR2), whatever one "
             "does to all configurations alike."
         )
     else:
         text += (
-            f"The noise is the spread of the experiments around the curves, {math.sqrt(fit.residual_variance):.4f} with "
+            f"The noise is the spread of the experiments around the curves, {_spread(fit):.4f} with "
             f"{counted(fit.residual_df, 'degree')} of freedom, and may differ in size from place to place (HC2). What the curves "
             "miss counts as noise."
         )

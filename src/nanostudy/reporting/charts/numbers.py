@@ -41,7 +41,7 @@ def curves_figure(shapes: Shapes, forest: Forest) -> Figure | None:
         "curves-of-numbers",
         "How the loss runs along each setting",
         tuple(_panel(row, shapes, forest, domain) for row in optima),
-        f"Mean validation loss along a setting, the others at their average, with its 95% band. Dots are the experiments, the "
+        f"Mean validation loss along a setting, the others at their average, with the 95% band of its distance from the mean of all. Dots are the experiments, the "
         f"others' effects taken out.{dashed}{ruled}",
         f"A curve with its band in each of {len(names)} plots: {', '.join(names)}. {'; '.join(found) or 'None has a lowest point that is sure'}.",
         columns=min(3, len(names)),

@@ -65,7 +65,8 @@ def method(f: Findings) -> Blocks:
         lines += [
             "Intervals are 95%. They say how far the same settings may differ by the luck of the draw of weights, batches and "
             "dropout, not how another text or another range of settings would turn out.",
-            "Each effect has its own interval: of twenty that do nothing, one is expected to seem to do something.",
+            "In tables and figures each effect has its own interval: of twenty that do nothing, one is expected to seem to do something. "
+            "The answer's sentences hold at 95% for all that were searched together.",
         ]
         lines += [f"Effects: {effects.explanation}"] if effects.explanation else []
     if (results.experiments["source"] == "table").any():
