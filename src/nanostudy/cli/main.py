@@ -389,13 +389,20 @@ def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
     from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
-    with _lenient_output():
-        try:
-            app()
-        except NanostudyError as problem:
-            if not isinstance(problem, ReportedElsewhere):
-                print(f"nanostudy: {problem}", file=sys.stderr)
-            sys.exit(2 if isinstance(problem, UsageError) else 1)
+    try:
+        with _lenient_output():
+            try:
+                app()
+            except NanostudyError as problem:
+                if not isinstance(problem, ReportedElsewhere):
+                    print(f"nanostudy: {problem}", file=sys.stderr)
+                sys.exit(2 if isinstance(problem, UsageError) else 1)
+    except SystemExit as end:
+        # a rank that lost others has threads that wait for them, which would abort the process at its end
+        distributed = sys.modules.get("torch.distributed")
+        if "TORCHELASTIC_RUN_ID" in os.environ and distributed and distributed.is_initialized():
+            os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
 
 
 if __name__ == "__main__":
