@@ -80,7 +80,7 @@ def located(value: Any, folder: Path, begun: bool) -> Any:
         moved = next((place for place in places if place.exists()), None) if begun else None
     except OSError:
         return value
-    return str(moved) if moved else value if begun else str(beside)
+    return str(moved or value)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
