@@ -1069,7 +1069,12 @@ def test_a_moved_project_goes_on(call, here, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_ends_no_training(here):
-    arguments = [sys.executable, "-m", "nanostudy", "train", "quickstart", *SMALL, "max_iters=2", "--out", "run"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "nanostudy",
+        *once(("train", "quickstart", *SMALL, "max_iters=2", "--out", "run")),
+    ]
     environment = {**os.environ, "NANOSTUDY_CACHE": str(here / "cache")}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -1091,7 +1096,12 @@ def test_output_that_cannot_be_written_ends_no_training(here):
 
 
 def test_a_reader_that_leaves_ends_nothing(here):
-    arguments = [sys.executable, "-m", "nanostudy", "train", "quickstart", *SMALL, "max_iters=2", "--out", "run"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "nanostudy",
+        *once(("train", "quickstart", *SMALL, "max_iters=2", "--out", "run")),
+    ]
     process = subprocess.Popen(
         arguments,
         cwd=here,
