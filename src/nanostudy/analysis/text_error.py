@@ -60,14 +60,13 @@ class TextErrors:
         return np.square(np.tensordot(weights, each, axes=1)).mean(axis=-1)
 
 
-def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Array]:
+def combined(seeds: Array | float, df: Array | float, texts: Array) -> tuple[Array, Array]:
     """(variance, degrees of freedom) of the error from seeds, with its own `df`, and from texts, one in each of the last axis
     (Satterthwaite, 1946)."""
     variance = seeds + texts.sum(axis=-1)
     spread = np.square(seeds) / df + np.square(texts).sum(axis=-1) / COSINES
-    return variance, np.divide(
-        np.square(variance), spread, out=np.full(np.shape(variance), float(df)), where=spread > 0
-    )
+    alone = np.broadcast_to(np.asarray(df, dtype=float), np.shape(variance)).copy()
+    return variance, np.divide(np.square(variance), spread, out=alone, where=spread > 0)
 
 
 def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | None = None) -> TextErrors:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from nanostudy.cli.convert import convert, corpus_export
+from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Tokenizer, options
 from nanostudy.cli.study import app as study_app
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams, settings_of
@@ -235,6 +236,7 @@ def report(
 
 
 app.command(context_settings={"ignore_unknown_options": True})(convert)
+app.command()(judge)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from nanostudy.reporting.phrases import number
 from nanostudy.text import counted, listed, value_text
 
 MOST_RANKED = 30
+MOST_LABELS = 12  # of an axis of parallel coordinates
 MOST_LINES = 256  # of parallel coordinates
 KINDS = ("lowest", "indistinguishable (95%)", "higher")
 
@@ -190,7 +191,11 @@ def _heights(table: pd.DataFrame, axes: list[str]) -> tuple[dict[str, pd.Series]
     for axis in axes:
         present = levels(table[axis])
         at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
-        labels += [{"axis": axis, "at": at[level], "level": value_text(level)} for level in present]
+        named = {level: value_text(level) for level in present}
+        if len(present) > MOST_LABELS:  # of a search: the lowest, the middle and the highest, in three digits
+            few = (present[0], present[len(present) // 2], present[-1])
+            named = {level: f"{level:.3g}" if isinstance(level, float) else value_text(level) for level in few}
+        labels += [{"axis": axis, "at": at[level], "level": text} for level, text in named.items()]
         rank = table.groupby(axis)["val_loss"].rank(pct=True) - 0.5
         heights[axis] = table[axis].map(at).astype(float) + 0.62 / len(present) * rank
     return heights, labels
