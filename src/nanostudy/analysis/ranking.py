@@ -35,8 +35,7 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     table = _cell_table(fit, noise, errors)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
-    measured = results.finished[by].notna()
-    survivors = [name for name in sorted(unreliable(results)) if measured[name]]
+    survivors = sorted(unreliable(results).intersection(map(str, results.finished[by].dropna().index)))
     names = [*cell, *survivors]
     rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
     rows["id"] = results.experiments.loc[names, "id"].to_numpy()
