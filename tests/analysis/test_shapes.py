@@ -88,6 +88,23 @@ def test_numbers_that_always_vary_together_are_one():
     assert any(text.startswith("learning_rate and min_lr always vary together") for text in design.missing)
 
 
+def test_what_points_cannot_separate_is_named_and_not_estimated():
+    """Few points in which a width goes with the rates."""
+    results = search(9, nothing, noise=0.01)
+    table = results.experiments
+    table["learning_rate"] = [1e-3, 1e-3, 1e-3, 2e-3, 2e-3, 2e-3, 4e-3, 4e-3, 4e-3]
+    table["n_layer"] = [2, 2, 2, 4, 4, 4, 4, 4, 4]
+    table["n_head"] = [1, 1, 1, 1, 1, 1, 2, 2, 2]
+    table["n_embd"] = 64
+    found = shapes(results)
+    named = {*found.inseparable, *found.changes["factor"]}
+    assert {"dropout", "weight_decay", "learning_rate"} <= named
+    assert not {"n_layer", "n_head"} & named  # they follow from the rate
+    table["n_layer"], table["n_head"] = [2, 2, 2, 4, 4, 4, 2, 2, 2], [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    table["beta2"] = [0.9, 0.9, 0.9, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95]
+    assert shapes(results).leader is None
+
+
 # --- the fit
 
 

@@ -15,7 +15,7 @@ from nanostudy.analysis.design import Array, Design, Factor, design_of
 from nanostudy.analysis.fit import NEGLIGIBLE, Fit, Term, fit_design
 from nanostudy.analysis.frames import Results, known
 from nanostudy.analysis.noise import CONFIDENCE, estimates
-from nanostudy.text import counted, value_text
+from nanostudy.text import counted, listed, value_text
 
 CHANGES = ("factor", "change", "se", "df", "low", "high", "p", "clear", "at_lowest", "at_highest")
 OPTIMA = ("factor", "where", "best", "low", "high", "lowest", "highest", "log")
@@ -34,6 +34,7 @@ class Shapes:
         pd.DataFrame
     )  # columns CHANGES; a row per factor: from its lowest to its highest loss; at 95% for all that is compared
     leader: str | None  # the factor that changes the loss more than every other, at 95%
+    inseparable: tuple[str, ...]  # factors whose effects these experiments cannot tell from others'
     optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
     curves: pd.DataFrame  # columns CURVES: the mean loss along a number, the others at their average, with its 95% band
     points: pd.DataFrame  # columns CURVES without the band: each experiment, others' effects taken out
@@ -56,12 +57,17 @@ def shapes(results: Results, measure: str = "val_loss") -> Shapes:
     if fit.residual_df < 1:
         size = f"{counted(design.n, 'experiment')} for {counted(len(design.factors), 'setting')}"
         return _nothing(design, f"{size} are too few to fit curves through.")
-    numbers = [term for term in fit.terms if term.factors[0] in design.numbers]
-    changes, leader = _changes(fit)
+    terms = [term for term in fit.terms if _estimable(fit, term)]
+    numbers = [term for term in terms if term.factors[0] in design.numbers]
+    inseparable = tuple(factor.name for factor in design.factors if factor.name not in {term.name for term in terms})
+    if not numbers:
+        return _nothing(design, f"These experiments cannot separate the effects of {listed(inseparable)}.")
+    changes, leader = _changes(fit, terms)
     return Shapes(
         changes,
-        leader,
-        pd.DataFrame([_optimum(fit, term, len(fit.terms)) for term in numbers], columns=list(OPTIMA)),
+        None if inseparable else leader,
+        inseparable,
+        pd.DataFrame([_optimum(fit, term, len(terms)) for term in numbers], columns=list(OPTIMA)),
         pd.concat([_curve(fit, term) for term in numbers], ignore_index=True),
         pd.concat([_points(fit, term) for term in numbers], ignore_index=True),
         _expected(fit),
@@ -75,6 +81,12 @@ def shapes(results: Results, measure: str = "val_loss") -> Shapes:
     )
 
 
+def _estimable(fit: Fit, term: Term) -> bool:
+    """Whether the experiments determine all of a factor's effect."""
+    weights = np.eye(fit.columns.shape[1])[term.columns]
+    return len(weights) > 0 and all(fit.estimable(row) for row in weights)
+
+
 def _spread(fit: Fit) -> float:
     return math.sqrt(float(fit.residuals @ fit.residuals) / fit.residual_df)
 
@@ -82,7 +94,7 @@ def _spread(fit: Fit) -> float:
 def _nothing(design: Design, why: str) -> Shapes:
     empty = {columns: pd.DataFrame(columns=list(columns)) for columns in (CHANGES, OPTIMA, CURVES)}
     tables = (empty[OPTIMA], empty[CURVES], empty[CURVES][["factor", "value", "loss"]], (math.nan,) * 3)
-    return Shapes(empty[CHANGES], None, *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
+    return Shapes(empty[CHANGES], None, (), *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
 
 
 # --- the noise
@@ -155,12 +167,12 @@ def _course(fit: Fit, term: Term) -> _Course:
     return _Course(term, factor, values, weights, weights @ _params(fit))
 
 
-def _changes(fit: Fit) -> tuple[pd.DataFrame, str | None]:
+def _changes(fit: Fit, terms: Sequence[Term]) -> tuple[pd.DataFrame, str | None]:
     """The largest change of each factor, and the factor whose change exceeds all others'.
 
     Intervals are Scheffé's over all changes within a factor, divided among the factors (Bonferroni).
     """
-    courses = [_course(fit, term) for term in fit.terms]
+    courses = [_course(fit, term) for term in terms]
     rows = []
     for course in courses:
         change, se, df = _estimate(fit, course.largest)

@@ -251,7 +251,7 @@ def report(
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")
     if written.undrawn:
-        print(f"The figures could not be drawn here: {written.undrawn}", file=sys.stderr)
+        print(f"Figures could not be drawn here: {written.undrawn}", file=sys.stderr)
     else:
         print(f"figures  {written.figures}, as PNG and SVG, in {written.folder}")
 

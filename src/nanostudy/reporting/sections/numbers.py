@@ -31,6 +31,8 @@ def what_matters(shapes: Shapes) -> str:
     clear = table[table["clear"]]
     if clear.empty:
         first = table.iloc[0]
+        if first["high"] != first["high"]:
+            return "No setting's effect can be said to differ from zero: these experiments do not show how large the noise is."
         return (
             f"No setting's effect differs from zero: the largest estimate is {first['factor']}'s, "
             f"{number(first['change'], 3)} nats per token between {_value(first['at_highest'])} and {_value(first['at_lowest'])}, "
@@ -42,7 +44,7 @@ def what_matters(shapes: Shapes) -> str:
         f"{_change(first)} nats per token"
     )
     then = [f"{row['factor']} {_step(row)} by {_change(row)}" for _, row in others.iterrows()]
-    if shapes.leader or len(table) == 1:
+    if shapes.leader or len(table) + len(shapes.inseparable) == 1:
         most = f"matters most: {words}, more than any other setting" if len(table) > 1 else f"matters: {words}"
         return f"{first['factor']} {most} ({sure}){f'; then {listed(then, MOST_NAMED)}' if then else ''}."
     if not then:
@@ -73,12 +75,23 @@ def what_does_not(shapes: Shapes) -> str:
     if table.empty:
         return ""
     unclear = table[~table["clear"]]
-    bounds = [f"{row['factor']} (by at most {number(row['high'], 3)})" for _, row in unclear.iterrows()]
-    text = "Every setting that was varied has an effect" if len(table) > 1 else "It is the only setting that was varied"
+    bounds = [
+        f"{row['factor']}{f' (by at most {number(row.high, 3)})' if row['high'] == row['high'] else ''}"
+        for _, row in unclear.iterrows()
+    ]
+    text = (
+        "Every setting that can be judged has an effect"
+        if shapes.inseparable
+        else "Every setting that was varied has an effect"
+        if len(table) > 1
+        else "It is the only setting that was varied"
+    )
     if bounds:
         text = f"Whether {listed(bounds)} {'has' if len(bounds) == 1 else 'have'} any effect is undecided"
     if bounds or len(table) > 1:
         text += f" (95% for {_all(len(table))})"
+    if shapes.inseparable:
+        text += f"; {listed(shapes.inseparable)} cannot be separated from other settings by these experiments"
     if shapes.misfit != shapes.misfit:
         return f"{text}; whether settings act together cannot be tested."
     if shapes.misfit < MISSES:
