@@ -156,7 +156,9 @@ def written(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Reports without pictures, for tests of their words."""
-    monkeypatch.setattr("nanostudy.reporting.write.draw", lambda figures, tables: ({}, ""))
+    from nanostudy.reporting.charts.figure import Drawn
+
+    monkeypatch.setattr("nanostudy.reporting.write.draw", lambda figures, tables: Drawn({}, "", {}))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from damage import RESOURCES, Listener, losses
 from nanostudy import api
 from nanostudy.atomic import LEFTOVER
 from nanostudy.reporting import write
+from nanostudy.reporting.charts.figure import Drawn
 from nanostudy.study.check import check
 from nanostudy.study.export import export_published
 from nanostudy.study.folder import rebuild
@@ -94,7 +95,7 @@ def main() -> None:
     command, stride = sys.argv[1], int(sys.argv[4])
     source, work = (Path(path).resolve() for path in sys.argv[2:4])
     torch.set_num_threads(1)
-    write.draw = lambda figures, tables: ({}, "")  # its process takes seconds, and writes nothing here
+    write.draw = lambda figures, tables: Drawn({}, "", {})  # its process takes seconds, and writes nothing here
     copied, do = COMMANDS[command]
     work.mkdir(parents=True, exist_ok=True)
     place, report = work / "study", work / "report.json"
