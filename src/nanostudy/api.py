@@ -366,6 +366,11 @@ def _arrive(
 ) -> Conversion:
     imported = runs.read_nanogpt(source, target, meta, characters, settings)
     e, step = imported.experiment, imported.checkpoint.iter_num
+    if not imported.checkpoint.params_1P.isfinite().all():
+        raise NanostudyError(
+            f"{source} has weights that are not finite (NaN or infinity): its training diverged, and nothing can go on from it. "
+            "Take an earlier checkpoint."
+        )
     runs.write_run(imported, target, resolve(imported.resources))
     notes = list(imported.notes)
     if imported.corpus is None:
