@@ -48,6 +48,13 @@ def test_one_seed_cannot_correct():
     assert math.isnan(unbiased(synthetic(CELLS, waiting=range(1, 17))))
 
 
+def test_settings_that_diverged_are_not_chosen():
+    results = with_losses(
+        synthetic({"dropout": [0.0, 0.1]}, seeds=(1, 2, 3), diverged=[3]), [1.0] * 3 + [2.0, 2.1, 2.2]
+    )
+    assert unbiased(results) == pytest.approx(2.1)
+
+
 def test_candidates_are_the_tied_ones_from_the_lowest_mean_on():
     results = synthetic({"dropout": [0.0, 0.1, 0.2]}, seeds=(1, 2, 3, 4))
     results = with_losses(results, [2.0, 2.02, 2.01, 2.03, 2.01, 2.0, 2.02, 2.0, 3.0, 3.01, 3.02, 3.0])
@@ -83,7 +90,7 @@ def test_a_confirmation_in_words():
     assert text.startswith(
         "On 5 fresh seeds dropout 0.1 has the lowest loss of 4 settings tied for the best in the study"
     )
-    assert "where another led: validation loss 2.0080 nats per token (95% interval" in text
+    assert "where another led: validation loss 2.0080 nats per token (95% interval over seeds" in text
     assert text.endswith("none of its 5 runs diverged.")
     assert "test" not in text
 

@@ -107,6 +107,25 @@ def test_the_model_to_use_comes_with_what_is_indistinguishable():
     assert "it differs from all 7 other settings at 95%" in apart
 
 
+def test_the_lowest_of_several_is_called_optimistic_and_corrected():
+    luck = Analysis(synthetic({"dropout": [0.0, 0.1, 0.2, 0.3]}, seeds=(1, 2, 3), noise=0.02, draw=2))
+    text = which_model(luck)
+    assert (
+        "That mean was chosen as the lowest of 4, so it is optimistic: on seeds that did not choose it, it is" in text
+    )
+    assert f"it is {luck.best_unbiased:.4f}." in text
+    clear = which_model(Analysis(synthetic({"dropout": [0.0, 0.2]}, {"dropout": 0.3}, seeds=(1, 2, 3), noise=0.01)))
+    assert "hardly optimistic: whichever seed is left out, the others choose these settings, too." in clear
+    single = which_model(Analysis(synthetic(FACTORS, {"n_embd": -0.1}, noise=0.02)))
+    assert "That loss was chosen as the lowest of 8, so it is optimistic." in single
+
+
+def test_the_last_section_says_what_would_decide():
+    made = document(Analysis(synthetic({"dropout": [0.0, 0.1]}, seeds=(1, 2, 3), noise=0.02, draw=2)))
+    assert made.sections[-1].title == "What to run next"
+    assert made.sections[-1].blocks[0].text.startswith("To decide between dropout 0")
+
+
 def test_the_smallest_of_the_tied_is_offered():
     text = which_model(analysis({"dropout": 0.3}, draw=3))
     assert "128" in text

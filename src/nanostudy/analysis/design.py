@@ -14,6 +14,7 @@ import pandas as pd
 
 from nanostudy.analysis.divergence import unreliable
 from nanostudy.analysis.frames import Results, known, levels
+from nanostudy.analysis.text_error import TextErrors, text_errors
 from nanostudy.text import counted, listed, value_text
 
 MOST_LEVELS = 20  # a setting of words with more, and more than half as many as experiments, is left out
@@ -85,6 +86,7 @@ class Design:
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
     missing: tuple[str, ...]  # sentences: what is left out or confounded
+    text: TextErrors  # what a finite text contributes to the measure
 
     @property
     def n(self) -> int:
@@ -144,9 +146,8 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         missing.append(f"The combinations were not all run with the same {block_words}.")
     missing += _devices(table, factors)
     y = table[measure].to_numpy(dtype=float)
-    return Design(
-        measure, table, repeats, y, factors, cells, clusters, blocks, block_words, complete, even, tuple(missing)
-    )
+    laid_out = (factors, cells, clusters, blocks, block_words, complete, even)
+    return Design(measure, table, repeats, y, *laid_out, tuple(missing), text_errors(results, measure))
 
 
 def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:

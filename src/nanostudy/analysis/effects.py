@@ -58,7 +58,7 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
         _table(fit, shares),
         importance(fit),
         at_best(fit),
-        noise.explanation,
+        f"{noise.explanation} {design.text.explanation}",
         (*design.missing, *_not_estimated(fit), *_windows(results, design)),
         fit.aliases,
         _half_normal(design),
@@ -110,7 +110,7 @@ def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
     margin = found.margin()
     wide = np.where(mains, found.margin(pairs_of_levels), found.margin(int((~mains).sum())))
     numbers: dict[str, Any] = {
-        **{"effect": found.effect, "se": found.se, "df": found.df},
+        **{"effect": found.effect, "se": found.whole_se, "df": found.df},
         **{"low": found.effect - margin, "high": found.effect + margin, "p": found.p},
         "share": [shares[term] for term in table["term"]],
         "clear": np.abs(found.effect) > margin,

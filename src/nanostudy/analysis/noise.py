@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from nanostudy.analysis import text_error
 from nanostudy.analysis.design import Array, Design, group_means
 from nanostudy.analysis.fit import TOLERANCE, Fit, fit_design
 from nanostudy.text import counted, digits, value_text
@@ -23,18 +24,33 @@ class Estimates:
     """Linear functions of a fit's parameters, an entry each."""
 
     effect: Array
-    se: Array  # NaN without an estimate of the noise
+    se: Array  # of the seeds; NaN without an estimate of the noise
     df: Array
+    texts: Array  # variances, of each text
+
+    @property
+    def whole_se(self) -> Array:
+        """Of seeds and text."""
+        return np.asarray(np.sqrt(self.se**2 + self.texts.sum(axis=-1)))
 
     def margin(self, together: int = 1) -> Array:
         """Half the 95% interval: of each on its own, or of as many `together` (Šidák, 1967)."""
-        return np.asarray(stats.t.ppf((1 + CONFIDENCE ** (1 / max(1, together))) / 2, self.df)) * self.se
+        return text_error.margin(self.se**2, self.df, self.texts, CONFIDENCE ** (1 / max(1, together)))
 
     @property
     def p(self) -> Array:
+        """At which half an interval would be as wide as the effect is large."""
         size = np.abs(self.effect)
         ratio = np.divide(size, self.se, out=np.where(size > 0, np.inf, 0.0), where=self.se > 0)
-        return np.where(np.isnan(self.se), np.nan, 2 * stats.t.sf(ratio, self.df))
+        p = 2 * np.asarray(stats.t.sf(ratio, self.df))
+        if self.texts.any():
+            low, high = np.log(np.maximum(p, 1e-300)), np.zeros_like(p)
+            for _ in range(40):  # the text only widens intervals, so the seeds' p is a lower bound
+                middle = (low + high) / 2
+                wider = text_error.margin(self.se**2, self.df, self.texts, 1 - np.exp(middle)) > size
+                low, high = np.where(wider, middle, low), np.where(wider, high, middle)
+            p = np.exp(high)
+        return np.where(np.isnan(self.se), np.nan, p)
 
 
 def estimates(fit: Fit, weights: Array) -> Estimates:
@@ -44,14 +60,16 @@ def estimates(fit: Fit, weights: Array) -> Estimates:
     Small-sample methods for cluster-robust variance estimation, equations 3 to 11). The clusters are the seeds of a source.
     Seeds that all cells share make it Student's t over the effects within each seed; where no two experiments share a seed it
     is HC2. What leaves no residual of its own, such as a cell with one experiment, is taken to be as noisy as the rest of the
-    estimate; without an estimate of half of the noise there is none.
+    estimate; without an estimate of half of the noise there is none. Margins and p contain the error of a finite text, too.
     """
     m, p = len(weights), fit.span.shape[1]
     clusters = len(fit.clusters)
     most = max(1, MOST_NUMBERS // max(1, clusters * p))
     if m > most:
         parts = [estimates(fit, weights[start : start + most]) for start in range(0, m, most)]
-        return Estimates(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("effect", "se", "df")))
+        return Estimates(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("effect", "se", "df", "texts"))
+        )
     combined = weights @ fit.inverse  # what each experiment's loss counts
     scores, sizes, shadows = np.zeros((m, clusters)), np.zeros((m, clusters)), np.zeros((m, clusters, p))
     for cluster, (rows, sides, leverages) in enumerate(fit.clusters):
@@ -70,7 +88,8 @@ def estimates(fit: Fit, weights: Array) -> Estimates:
     seen = (trace > wanted / 2) & (squares > 0)
     ratio = np.divide(wanted, trace, out=np.full(m, np.nan), where=seen)
     df = np.divide(trace**2, squares, out=np.full(m, np.nan), where=seen)
-    return Estimates(combined @ fit.design.y, np.sqrt((scores**2).sum(axis=1) * ratio), df)
+    texts = fit.design.text.of_contrasts(list(map(str, fit.design.table.index)), combined)
+    return Estimates(combined @ fit.design.y, np.sqrt((scores**2).sum(axis=1) * ratio), df, texts)
 
 
 # --- the model

@@ -120,7 +120,7 @@ class Seeds:
 def by_seed(results: Results, measure: str = "val_loss") -> pd.DataFrame:
     """Settings in words (rows) by seeds (columns), NaN without a finished experiment; the lowest mean first.
 
-    Settings that diverged with any seed come last. Experiments without a known seed are numbered within their settings.
+    Settings that diverged with any seed come last; attrs["diverged"] has them. Experiments without a known seed are numbered within their settings.
     """
     table, cells = results.experiments, results.cells()
     ended = table[table["status"].isin(["finished", "diverged"])]
@@ -132,7 +132,9 @@ def by_seed(results: Results, measure: str = "val_loss") -> pd.DataFrame:
     wide = wide.reindex(columns=sorted(wide.columns))
     diverged = set(cells[table.index[table["status"] == "diverged"]])
     order = pd.DataFrame({"diverged": [cell in diverged for cell in wide.index], "mean": wide.mean(axis=1).to_numpy()})
-    return wide.iloc[order.sort_values(["diverged", "mean"], kind="stable").index]
+    wide = wide.iloc[order.sort_values(["diverged", "mean"], kind="stable").index]
+    wide.attrs["diverged"] = sorted(diverged)
+    return wide
 
 
 def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWER) -> Seeds:

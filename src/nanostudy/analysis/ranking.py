@@ -13,8 +13,8 @@ from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE, Estimates, Noise, estimates, judged
-from nanostudy.analysis.text_error import TextErrors, combined, text_errors
+from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
+from nanostudy.analysis.text_error import COSINES, margin
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
@@ -31,24 +31,22 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     """
     design = design_of(results, by).of_levels()
     fit, noise = judged(design)
-    errors = text_errors(results, by)
-    table = _cell_table(fit, noise, errors)
+    table = _cell_table(fit, noise)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
-    measured = results.finished[by].notna()
-    survivors = [name for name in sorted(unreliable(results)) if measured[name]]
+    survivors = sorted(unreliable(results).intersection(map(str, results.finished[by].dropna().index)))
     names = [*cell, *survivors]
     rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
     rows["id"] = results.experiments.loc[names, "id"].to_numpy()
     rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(fit, noise, errors)
+    rows.attrs["basis"] = _basis(fit, noise)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
 
-def _cell_table(fit: Fit, noise: Noise, errors: TextErrors) -> pd.DataFrame:
+def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
     columns, design = RANKING[2:-1], fit.design
     if not design.n:
@@ -63,17 +61,17 @@ def _cell_table(fit: Fit, noise: Noise, errors: TextErrors) -> pd.DataFrame:
     if fit.of_cells:
         weights = cell_weights(fit)
         own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
+        of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
     else:
-        ones, zeros = np.ones(len(means)), np.zeros(len(means))
-        own = Estimates(zeros, noise.sd / np.sqrt(counts), noise.df * ones)
-        more = Estimates(zeros, noise.sd * np.sqrt(1 / counts + 1 / counts[best]), noise.df * ones)
-    whole, dfs = combined(own.se**2, own.df, errors.of_contrasts(names, of_cells))
-    se = np.sqrt(whole)
-    margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
-    whole, dfs = combined(more.se**2, more.df, errors.of_contrasts(names, of_cells - of_cells[best]))
-    allowance = _critical(len(means), dfs, fit.of_cells) * np.sqrt(whole)
-    tied = ~(means - means.min() > allowance)  # where the allowance is not known, too
-    values = (means, counts, se, means - margin, means + margin, tied)
+        dfs = np.full(len(means), noise.df)
+        of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
+    texts, apart = (design.text.of_contrasts(names, each) for each in (of_cells, of_cells - of_cells[best]))
+    se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts, CONFIDENCE)
+    # as in `margin`: the root of the sum of squares, of what seeds and what the text allow
+    variances = (of_differences, (apart.sum(axis=-1), np.full(len(means), float(COSINES))))
+    allowed = [_critical(len(means), dfs, fit.of_cells) ** 2 * variance for variance, dfs in variances]
+    tied = ~(means - means.min() > np.sqrt(sum(allowed)))  # where nothing is known, too
+    values = (means, counts, se, means - half, means + half, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
 
@@ -119,18 +117,18 @@ def _mean_by(values: Array, groups: Array) -> Array:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _basis(fit: Fit, noise: Noise, errors: TextErrors) -> str:
+def _basis(fit: Fit, noise: Noise) -> str:
     if fit.design.n < 2:
         return noise.explanation
     if math.isnan(noise.sd):
-        return f"{noise.explanation} So all settings count as indistinguishable. {errors.explanation}"
+        return f"{noise.explanation} So all settings count as indistinguishable. {fit.design.text.explanation}"
     means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
     judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
     return (
         f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "
         f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. Intervals leave out what a seed does "
-        f"to all settings alike. {errors.explanation}"
+        f"to all settings alike. {fit.design.text.explanation}"
     )
 
 
@@ -151,15 +149,3 @@ def critical_value(cells: int, df: float) -> float:
         return float(u_weights @ (inner @ z_weights)) - CONFIDENCE
 
     return float(optimize.brentq(covered, 0.0, 1e4))
-
-
-def part_means(results: Results) -> pd.DataFrame:
-    """part, n, mean, low, high, best, best_name of each part of a study; the 95% interval is Student's, over its experiments."""
-    rows = []
-    table = results.finished
-    for part, group in table[table["part"].notna()].groupby("part", sort=False):
-        losses, n = group["val_loss"], len(group)
-        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        mean = float(losses.mean())
-        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
-    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])

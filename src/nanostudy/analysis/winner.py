@@ -28,6 +28,8 @@ def unbiased(results: Results, read: str = "val_loss") -> float:
     Cross-validatory choice and assessment of statistical predictions).
     """
     losses = by_seed(results)
+    stable = ~losses.index.isin(losses.attrs["diverged"])
+    losses = losses[stable] if stable.any() else losses  # as the ranking has them
     values = losses if read == "val_loss" else by_seed(results, read).reindex_like(losses)
     if (
         len(losses) > 1 and losses.notna().sum(axis=0).max() < 2

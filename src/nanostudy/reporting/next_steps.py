@@ -128,7 +128,7 @@ def confirmation_sentence(result: Confirmed) -> str:
 def _estimate(loss: Estimate) -> str:
     text = f"{number(loss.mean)} nats per token"
     if not math.isnan(loss.low):
-        text += f" (95% interval {number(loss.low)} to {number(loss.high)}, whichever of them had won)"
+        text += f" (95% interval over seeds {number(loss.low)} to {number(loss.high)}, whichever had won)"
     if not math.isnan(loss.unbiased) and number(loss.unbiased) != number(loss.mean):
         text += f", {number(loss.unbiased)} on seeds that did not choose it"
     return text
