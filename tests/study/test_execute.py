@@ -716,7 +716,7 @@ def half_a_row(path: Path, rows) -> None:
 WRITES = {  # what writes, and a call of it in the midst
     "checkpoint": (checkpoint, "save_tensors", 9, lambda *args: None),
     "table": (recorder, "append_rows", 7, half_a_row),
-    "metadata": (recorder, "write_atomically", 9, lambda *args: None),
+    "metadata": (recorder, "write_metadata", 9, lambda *args: None),
     "weights": (recorder, "save_weights", 2, lambda *args: None),
 }
 
