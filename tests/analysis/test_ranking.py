@@ -10,7 +10,7 @@ from synthetic import REAL, real_deviations, synthetic, with_losses
 
 from nanostudy.analysis.effects import effects
 from nanostudy.analysis.frames import joined
-from nanostudy.analysis.ranking import critical_value, part_means, ranking
+from nanostudy.analysis.ranking import critical_value, ranking
 
 TWO = {"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
 
@@ -141,18 +141,6 @@ def test_seeds_bound_to_factors_count_in_comparisons():
     results.experiments["seed"] = pd.Series(seeds, index=results.experiments.index, dtype=object)
     results.experiments["val_loss"] += (0.1 * np.random.default_rng(2).standard_normal(33))[seeds]
     assert ranking(results)["se"].iloc[0] == pytest.approx(0.1, rel=0.4)
-
-
-def test_part_means():
-    results = synthetic({"dropout": [0.0, 0.1, 0.2, 0.3]})
-    table = results.experiments
-    table["part"], table["val_loss"] = ["a", "a", "b", None], [1.0, 3.0, 4.0, 5.0]
-    first, second = part_means(results).to_dict("records")
-    assert (first["part"], first["n"], first["mean"], first["best"]) == ("a", 2, 2.0, 1.0)
-    assert first["high"] == pytest.approx(2 + 12.7062, abs=1e-3)  # t(0.975; 1), a standard error of 1
-    assert first["best_name"] == table.index[0]
-    assert (second["mean"], second["n"]) == (4.0, 1)
-    assert math.isnan(second["low"])
 
 
 def test_two_thousand_experiments():

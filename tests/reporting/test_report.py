@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import cpu, jobs_of, small
+from conftest import cpu, jobs_of, record_again, small
 from markdown_it import MarkdownIt
 from synthetic import evaluations, log
 
@@ -18,9 +18,10 @@ from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import training as figures
 from nanostudy.reporting.charts.figure import draw, look
 from nanostudy.reporting.write import publish_run
+from nanostudy.result import finite
 from nanostudy.text import duration
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
+from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, read_rows
 from nanostudy.training.train import train
 
 
@@ -65,12 +66,20 @@ def words(folder, monkeypatch):
 def change(folder, drop=(), **entries):
     metadata = json.loads((folder / "run.json").read_text())
     metadata = {key: value for key, value in {**metadata, **entries}.items() if key not in drop}
-    (folder / "run.json").write_text(json.dumps(metadata))
+    record_again(folder, metadata)
 
 
 def table(folder, name, columns, rows):
+    """The table, and what run.json records of it."""
     lines = [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
     (folder / name).write_text("\n".join(lines) + "\n")
+    metadata = json.loads((folder / "run.json").read_text())
+    there = [{key: finite(value) for key, value in row.items()} for row in read_rows(folder / "evaluations.csv")]
+    best = min((row for row in there if row["val_loss"] is not None), key=lambda row: row["val_loss"], default=None)
+    recorded = {"initial": there[0] if there else None, "final": there[-1] if there else None, "best": best}
+    if metadata["status"] == "diverged":
+        recorded["final"] = None
+    change(folder, **(recorded if metadata["status"] != "unfinished" else {}))
 
 
 def report_of(folder) -> str:
@@ -311,8 +320,7 @@ def test_the_picture_shows_every_line(monkeypatch):
     rows = evaluations(4.0, 3.0, 2.5, 2.4, train_losses=[4.0, 2.8, 2.2, 1.9])
     training = [{**row, "loss": 3.9 - 0.05 * i} for i, row in enumerate(log(*[1.0, 2.0] * 15))]
     figure = figures.training_figure(rows, training, "of a test", entropy=1.1, grad_clip=1.5)
-    pictures, _ = draw([figure], {})
-    pixels = decode(pictures["curve"][0])
+    pixels = decode(draw([figure], {}).pictures["curve"][0])
     assert 425 < pixels.shape[1] < 475
     assert 325 < pixels.shape[0] < 475
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 100

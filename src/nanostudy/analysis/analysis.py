@@ -8,7 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from nanostudy.analysis import curves, power, sample_quality, winner
+from nanostudy.analysis import curves, parts, power, sample_quality, winner
 from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
@@ -109,7 +109,7 @@ class Analysis:
 
     @cached_property
     def part_means(self) -> pd.DataFrame:
-        return ranking_.part_means(self.results)
+        return parts.part_means(self.results)
 
     @cached_property
     def divergence(self) -> pd.DataFrame:

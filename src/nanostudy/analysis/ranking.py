@@ -34,8 +34,7 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     table = _cell_table(fit, noise)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
-    measured = results.finished[by].notna()
-    survivors = [name for name in sorted(unreliable(results)) if measured[name]]
+    survivors = sorted(unreliable(results).intersection(map(str, results.finished[by].dropna().index)))
     names = [*cell, *survivors]
     rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
     rows["id"] = results.experiments.loc[names, "id"].to_numpy()
@@ -150,15 +149,3 @@ def critical_value(cells: int, df: float) -> float:
         return float(u_weights @ (inner @ z_weights)) - CONFIDENCE
 
     return float(optimize.brentq(covered, 0.0, 1e4))
-
-
-def part_means(results: Results) -> pd.DataFrame:
-    """part, n, mean, low, high, best, best_name of each part of a study; the 95% interval is Student's, over its experiments."""
-    rows = []
-    table = results.finished
-    for part, group in table[table["part"].notna()].groupby("part", sort=False):
-        losses, n = group["val_loss"], len(group)
-        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        mean = float(losses.mean())
-        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
-    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])

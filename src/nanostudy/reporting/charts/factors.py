@@ -93,7 +93,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return None
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
-    room = 0.05 * (np.ptp(ends) or 1.0)
+    room = 0.05 * marks.width(float(ends.min()), float(ends.max()))
     domain = [float(ends.min() - room), float(ends.max() + room)]
     return Figure(
         "interactions",
@@ -189,7 +189,7 @@ def variance_figure(effects: Effects) -> Figure | None:
             "percent:Q",
             title="share of the variance of validation loss, %",
             axis=alt.Axis(grid=True),
-            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max())),  # room for the words
+            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max()) or 1.0),  # room for the words
         ),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )

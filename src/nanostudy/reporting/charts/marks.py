@@ -91,5 +91,11 @@ def logarithmic(padding: int = 14) -> alt.Scale:
     return alt.Scale(type="log", nice=False, padding=padding)
 
 
+def width(low: float, high: float) -> float:
+    """Of a range of values; one that rounding alone makes counts as a tenth of the values, as no axis can be narrower."""
+    largest = max(abs(low), abs(high))
+    return high - low if high - low > 1e-6 * largest else largest / 10 or 1.0
+
+
 def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})

@@ -16,7 +16,13 @@ from nanostudy.settings import FIELDS
 from nanostudy.text import value_text
 
 MACHINE = {  # a column of provenance's machines, and its heading
-    **{"device": "device", "device_name": "name", "precision": "precision", "platform": "platform"},
+    **{
+        "device": "device",
+        "device_name": "name",
+        "precision": "precision",
+        "compiled": "compiled",
+        "platform": "platform",
+    },
     **{"python": "Python", "torch": "PyTorch", "experiments": "experiments"},
 }
 
