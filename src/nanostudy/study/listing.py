@@ -85,10 +85,19 @@ def of_results(rows: Sequence[Result], with_status: bool = False) -> list[dict[s
 
 
 def best_lines(rows: Sequence[Result]) -> list[str]:
-    """The finished experiments with the lowest validation losses."""
+    """The finished experiments with the lowest validation losses; those whose settings diverged with another seed are named."""
     finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
     best = [row for _, _, row in sorted(finished)[:BEST]]
-    return ["", "best by validation loss (nats per token)", *as_lines(of_results(best))] if best else []
+    if not best:
+        return []
+    lost = {_without_seed(row) for row in rows if row.status == Status.DIVERGED}
+    survivors = [row.name for row in best if _without_seed(row) in lost]
+    notes = [f"Settings that diverged with another seed: {listed(survivors)}"] if survivors else []
+    return ["", "best by validation loss (nats per token)", *as_lines(of_results(best)), *notes]
+
+
+def _without_seed(row: Result) -> str:
+    return json.dumps({name: value for name, value in json.loads(row.settings).items() if name != "seed"})
 
 
 def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -> list[str]:
@@ -131,7 +140,7 @@ def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     lines += lost_lines(store.statuses(), path)
     if every:
         return [*lines, "", *as_lines(of_results(store.rows(), with_status=True))]
-    return [*lines, *best_lines(store.best(BEST))]
+    return [*lines, *best_lines([*store.best(BEST), *store.rows(status=Status.DIVERGED)])]
 
 
 def _progress_lines(recorded: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
