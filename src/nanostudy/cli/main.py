@@ -161,8 +161,8 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(help="What the text goes on from, or FILE:PATH, a text file. Default: a new line.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
-    tokens: Annotated[int, typer.Option(min=0, help="New tokens of each sample.")] = 500,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10_000, help="How many samples.")] = 1,
+    tokens: Annotated[int, typer.Option(min=0, max=10**6, help="New tokens of each sample.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
     which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
     **sampling: Any,
