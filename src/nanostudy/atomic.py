@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -180,3 +181,27 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return base / "nanostudy"
+
+
+def cache_of_code(name: str) -> Path:
+    """A folder of the cache for files that will be executed: this user's alone, where others share the cache. Raises OSError."""
+    mine = os.getuid() if hasattr(os, "getuid") else None
+    for folder in (cache_folder() / name, cache_folder() / f"{name}-{mine}"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if mine is None or folder.lstat().st_uid == mine:
+            if mine is not None and not safe_to_execute(folder):
+                folder.chmod(0o700)
+            return folder
+    raise PermissionError(errno.EPERM, "belongs to another user; name another folder in NANOSTUDY_CACHE", str(folder))
+
+
+def safe_to_execute(path: Path) -> bool:
+    """Whether only this user and the administrator can have written this file or folder. A link is not."""
+    if sys.platform == "win32":  # a user's cache is closed to others there
+        return True
+    try:
+        state = path.lstat()
+    except OSError:
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return state.st_uid in (0, os.getuid()) and not state.st_mode & others and not stat.S_ISLNK(state.st_mode)

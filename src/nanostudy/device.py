@@ -110,6 +110,14 @@ def available_memory(device: torch.device) -> int | None:
     return min(limits) if limits else total_memory(device)
 
 
+def memory_kills() -> int | None:
+    """How many processes the system has ended because memory ran out, since it started; None where it does not count them."""
+    counts = re.findall(r"^oom_kill (\d+)$", _control_group("memory.events"), re.M)
+    with contextlib.suppress(OSError):
+        counts += re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(encoding="ascii"), re.M)
+    return sum(map(int, counts)) if counts else None
+
+
 def compiler() -> str | None:
     """The path of a C++ compiler, if one is on the PATH."""
     return next((path for name in ("c++", "g++", "clang++", "cl") if (path := shutil.which(name))), None)
@@ -146,16 +154,19 @@ def keep_freed_memory() -> None:
     mallopt(m_top_pad, 2**26)
 
 
+MEMORY_ADVICE = (
+    "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
+    "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
+)
+
+
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str = MEMORY_ADVICE) -> Iterator[None]:
     """Turns every kind of out-of-memory error into OutOfMemory, which says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
         text = str(problem)
         if isinstance(problem, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise OutOfMemory(
-                "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
-                "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
-            ) from None
+            raise OutOfMemory(advice) from None
         raise

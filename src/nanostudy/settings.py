@@ -273,6 +273,12 @@ class Experiment:
     beta2: float = setting(0.99, "number", "AdamW's second-moment decay", low=0.0, high=0.99999999)
     grad_clip: float = setting(1.0, "number", "largest gradient norm; 0: no clipping", low=0.0)
     eval_interval: int = setting(250, "number", "updates between evaluations", low=1)
+    eval_tokens: int | None = setting(
+        None,
+        "number",
+        "tokens of each split that evaluations before the last read, in fixed windows; none: the whole validation split",
+        low=1,
+    )
 
     log_interval: int = setting(10, "record", "updates between rows of the training log", low=1)
     sample_prompt: str | None = setting(None, "record", "what the sample at the end goes on from; none: a new line")
@@ -311,6 +317,20 @@ class Experiment:
         return tuple(getattr(self, name) for name in names_of("shape"))
 
     @property
+    def oddities(self) -> list[str]:
+        """What is allowed and seldom meant, in words."""
+        least, notes = self.min_lr, []
+        if self.decay_lr and 0 < self.max_iters < self.warmup_iters:
+            notes.append(
+                f"warmup_iters={self.warmup_iters} is more than max_iters={self.max_iters}: the learning rate never reaches its peak"
+            )
+        if self.decay_lr and least is not None and least > self.learning_rate:
+            notes.append(
+                f"min_lr={least:g} is above learning_rate={self.learning_rate:g}: the learning rate rises to it instead of decaying"
+            )
+        return notes
+
+    @property
     def sequences_per_update(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps
 
@@ -324,6 +344,8 @@ class Experiment:
         Names and paths do not count, what they stand for does: the text's and the first weights' checksums.
         """
         settings = {name: getattr(self, name) for name in (*names_of("shape"), *names_of("number"))}
+        if self.eval_tokens is None:  # identities are older than this setting
+            del settings["eval_tokens"]
         parts = {
             "settings": settings,
             "corpus": corpus_sha256,

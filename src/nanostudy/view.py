@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import sys
@@ -16,21 +17,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanostudy.data.corpus import Corpus
+from nanostudy.data.corpus import LABELS, Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
+from nanostudy.study.plan import evaluation_note
 from nanostudy.study.pool import Pool
 from nanostudy.study.progress import Assignment, Snapshot
-from nanostudy.text import counted, duration
+from nanostudy.text import counted, duration, listed
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Started
 from nanostudy.training.recorder import Recorder
 
+PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
 WIDE = 80  # characters of a terminal from which on columns keep these least widths, so that they stand still
 COLUMNS = (8, 0, 11, 15, 15)
+MOST_ODD = 3  # notes on a study's unusual settings
 SHORTEST_NAME = 12  # characters of a name that still tell something
 
 # a notebook's cell
@@ -53,27 +57,30 @@ class View:
     def __enter__(self) -> Self:
         self.introduce()
         if self.console.is_terminal and not self.cell:
-            self.live.start()
+            with PRINTING:
+                self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.live.stop()
-        if self.cell:
-            self.cell.close()
+        with PRINTING:
+            self.live.stop()
+            if self.cell:
+                self.cell.close()
 
     def introduce(self) -> None:
         """The lines that come first."""
 
     def say(self, text: str, style: str = "") -> None:
-        (self.cell.say if self.cell else self.console.print)(text, style=style)
+        with PRINTING:
+            (self.cell.say if self.cell else self.console.print)(text, style=style)
 
     def say_corpus(self, corpus: Corpus, more: str = "") -> None:
         if corpus.note:
             self.say(f"NOTE: {corpus.note}", "bold yellow")
-        train, val = len(corpus.train.tokens), len(corpus.val.tokens)
-        self.say(f"corpus   {corpus.name}: {train:,} training and {val:,} validation tokens{more}")
+        sizes = listed([f"{len(split.tokens):,} {LABELS[name]}" for name, split in corpus.splits.items()])
+        self.say(f"corpus   {corpus.name}: {sizes} tokens{more}")
 
     def say_notes(self, notes: Sequence[str]) -> None:
         for note in notes:
@@ -93,7 +100,8 @@ class View:
         elif self.live.is_started:
             bar = Table.grid(padding=(0, 1))
             bar.add_row(ProgressBar(total=1.0, completed=share, width=BAR), Text(summary, no_wrap=True))
-            self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), bar), refresh=True)
+            with PRINTING:
+                self.live.update(Group(*(Text(line, no_wrap=True) for line in lines), bar), refresh=True)
         elif plain and not self.console.is_terminal and time.monotonic() - self.printed_at > self.plain_interval:
             self.printed_at = time.monotonic()
             self.say(plain)
@@ -118,7 +126,7 @@ class TrainingView(View):
             f"device   {machine.device} ({machine.device_name}), {machine.precision}, "
             f"{ranks}{counted(machine.threads, 'thread')}{', compiled kernels' * machine.compiled}"
         )
-        self.say_notes(machine.notes)
+        self.say_notes([*machine.notes, *e.oddities, *filter(None, [evaluation_note([(e, r.corpus)])])])
         self.say(f"folder   {r.folder}")
 
     def __call__(self, event: Event) -> None:
@@ -141,7 +149,8 @@ class TrainingView(View):
                 f"{bits:.3f} bits per character   {duration(event.seconds)}"
             )
         elif isinstance(event, Finished):
-            self.live.stop()
+            with PRINTING:
+                self.live.stop()
             result = event.result
             if result.reason:
                 self.say(f"diverged: {result.reason}", "bold red")
@@ -167,7 +176,11 @@ class StudyView(View):
         self.say_notes([f"skipped as impossible: {text}" for text in folder.skipped])
         threads = counted(self.pool.each.threads or 1, "thread")
         self.say(f"workers  {capacity.workers} on {capacity.device}, {threads} each, {capacity.precision}")
-        self.say_notes(self.pool.notes)
+        experiments = [entry.experiment for entry in self.chosen]
+        odd = list(dict.fromkeys(note for e in experiments for note in e.oddities))
+        odd[MOST_ODD:] = [f"and {len(odd) - MOST_ODD} more like these"] if len(odd) > MOST_ODD else []
+        much = evaluation_note((e, folder.inputs.corpus(e)) for e in experiments)
+        self.say_notes([*self.pool.notes, *odd, *filter(None, [much])])
         self.say(f"folder   {folder.path}")
 
     def show(self, snapshot: Snapshot) -> None:

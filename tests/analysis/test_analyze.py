@@ -16,7 +16,17 @@ from nanostudy.analysis.scaling import Refusal
 from nanostudy.errors import UsageError
 
 FACTORS = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
-MEMBERS = ("effects", "gap_effects", "ranking", "generalisation", "overfitting", "stability", "convergence", "scaling")
+MEMBERS = (
+    "effects",
+    "gap_effects",
+    "ranking",
+    "generalisation",
+    "text_error",
+    "overfitting",
+    "stability",
+    "convergence",
+    "scaling",
+)
 RESULTS = {
     "no row": Results("none", experiments_frame([])),
     "nothing finished": synthetic(FACTORS, waiting=range(1, 9)),

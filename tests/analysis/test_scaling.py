@@ -1,8 +1,10 @@
 """Power laws: planted ones are found, and where the points support none the reason is given."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from synthetic import VOCABULARY, synthetic, with_losses
@@ -137,3 +139,75 @@ def test_intervals_cover_at_their_rate():
     assert fits > 0.96 * repetitions  # a bend is refused at 1%
     low, high = stats.binom.ppf([0.0005, 0.9995], fits, 0.95)
     assert low <= hits <= high
+
+
+# --- lack of fit
+
+STEP = {64: {2: 2.354, 4: 2.328}, 128: {2: 2.137, 4: 2.147}}  # what n_embd does, and n_layer does not
+SHAPES = {"n_embd": [64, 128], "n_layer": [2, 4]}
+
+
+def step(settings):
+    return STEP[settings["n_embd"]][settings["n_layer"]] * (1 + settings["dropout"] / 10)
+
+
+def test_a_step_is_no_power_law():
+    results = synthetic({**SHAPES, "dropout": [0.0, 0.1, 0.2]}, step, seeds=(1, 2, 3), noise=0.01)
+    found = power_law(results)
+    assert isinstance(found, Refusal)
+    assert "beside the noise between seeds, the lack of fit is F(2, 6) = " in found.reason
+    unpaired = synthetic({**SHAPES, "dropout": [0.0]}, step, seeds=None, noise=0.01)
+    twice = synthetic({**SHAPES, "dropout": [0.0]}, step, seeds=None, noise=0.01, draw=1)
+    twice.experiments.index = [f"again_{name}" for name in twice.experiments.index]
+    twice.experiments["seed"] = twice.experiments["seed"].astype(int) + 100
+    both = replace(unpaired, experiments=pd.concat([unpaired.experiments, twice.experiments]))
+    assert "F(2, 4) = " in power_law(both).reason
+
+
+def test_one_seed_cannot_tell_and_the_explanation_says_so():
+    found = power_law(synthetic(WIDTHS, lambda s: 20 * parameters(s) ** -0.2, noise=0.02))
+    assert "not tested against the noise between them" in found.explanation
+    found = power_law(synthetic({**WIDTHS, **DROPOUTS}, law, seeds=(1, 2), noise=0.01))
+    assert "not tested" not in found.explanation
+
+
+def test_lack_of_fit_by_hand():
+    """Two seeds at four sizes: sums of squares of the interaction of sizes and seeds, and of the sizes about the line."""
+    results = synthetic({**SHAPES, "dropout": [0.0]}, step, seeds=(1, 2), noise=0.002, draw=5)
+    table = results.experiments.assign(
+        x=np.log(results.experiments["parameters"]), y=np.log(results.experiments["val_loss"])
+    )
+    y = table.pivot_table(index="x", columns="seed", values="y")
+    rest = y.sub(y.mean(axis=1), axis=0) - y.mean() + y.to_numpy().mean()
+    noise = float((rest**2).to_numpy().sum()) / 3 / 2
+    means = y.mean(axis=1)
+    residuals = means - np.polyval(np.polyfit(means.index, means, 1), means.index)
+    known = float((residuals**2).sum()) / 2 / noise
+    assert f"F(2, 3) = {known:,.0f}" in power_law(results).reason
+
+
+def refusals(results, losses, repetitions, noise, by_size):
+    """How often fits are refused for lack of fit, where seeds have noise of their own, and some that a size's cells share."""
+    draw = np.random.default_rng(2)
+    table = results.experiments
+    group = table.groupby(["n_embd", "seed"]).ngroup().to_numpy()
+    refused = 0
+    for _ in range(repetitions):
+        logs = noise * draw.standard_normal(len(table)) + by_size * draw.standard_normal(group.max() + 1)[group]
+        found = power_law(with_losses(results, losses * np.exp(logs)))
+        refused += isinstance(found, Refusal) and "do not lie on one power law" in found.reason
+    return refused / repetitions
+
+
+@pytest.mark.parametrize("repetitions", [150, pytest.param(3000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("by_size", [0.0, 0.005])
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 2, 3, 4, 5)])
+def test_power_laws_are_seldom_refused_and_steps_nearly_always(seeds, by_size, repetitions):
+    """At 1%; seeds may act on all cells of a size alike, as they do in real studies."""
+    sizes = {"n_embd": [32, 64, 128, 256], "dropout": [0.0, 0.2]}
+    results = synthetic(sizes, law, seeds=seeds)
+    rate = refusals(results, results.experiments["val_loss"].to_numpy(), repetitions, 0.004, by_size)
+    assert rate <= stats.binom.ppf(0.999, repetitions, 0.01) / repetitions, rate
+    steps = synthetic({**SHAPES, "dropout": [0.0, 0.2]}, step, seeds=seeds)
+    rate = refusals(steps, steps.experiments["val_loss"].to_numpy(), repetitions // 3, 0.004, by_size)
+    assert rate > (0.95 if len(seeds) > 2 else 0.5), rate

@@ -349,6 +349,7 @@ def test_half_precision_trains_on_a_cpu(call, here):
 def no_compiler(monkeypatch):
     def forget():
         kernels.cpu.native_ops.cache_clear()
+        kernels.cpu.library_path.cache_clear()
 
     monkeypatch.setattr(kernels.cpu, "compiler", lambda: None)
     forget()

@@ -664,6 +664,7 @@ def anew(monkeypatch, tmp_path):
 
     def forget():
         cpu.native_ops.cache_clear()
+        cpu.library_path.cache_clear()
 
     monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cpu, "OPTIONS", ("-std=c++20", "-O0", "-fPIC"))
@@ -821,6 +822,62 @@ def test_two_processes_that_build_at_once_and_half_a_library(tmp_path):
     assert building().communicate() == "[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]\n"
     assert built(tmp_path) == [name]
     assert path.read_bytes() == whole
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+@pytest.mark.parametrize(
+    "harm", ["writable library", "writable folder", "another's library", "another's folder", "link"]
+)
+def test_a_library_that_others_could_have_written_is_not_loaded(anew, tmp_path, monkeypatch, harm):
+    """Instead one is built where only this user writes; a folder of this user's own is closed again."""
+    folder, me, real = tmp_path / "cache" / "kernels", os.getuid(), os.lstat
+    cpu.native_ops(FP32)
+    (name,) = built(tmp_path)
+    foreign = {"another's library": folder / name, "another's folder": folder}.get(harm)
+    if harm == "link":
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    elif "writable" in harm:
+        (folder / name if harm == "writable library" else folder).chmod(0o777)
+
+    def lstat(path, **options):
+        state = real(path, **options)
+        if foreign and Path(path) == foreign:
+            return os.stat_result((*state[:4], me + 1, *state[5:]))
+        return state
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(Path, "lstat", lambda path: lstat(path))
+    builds, build = [], cpu._build
+    monkeypatch.setattr(cpu, "_build", lambda *arguments: builds.append(arguments[2]) or build(*arguments))
+    anew()
+    cpu.native_ops(FP32)
+    assert builds == [folder.with_name(f"kernels-{me}") if harm == "another's folder" else folder]
+    assert builds[0].stat().st_mode & 0o777 == 0o700
+    assert cpu.library_path().parent == builds[0]
+    anew()
+    if harm != "another's library":  # which has the name of the new one, and would look as foreign here
+        cpu.native_ops(FP32)
+        assert len(builds) == 1, "what is this user's own is kept"
+
+
+@needs_compiler
+def test_a_given_library_is_the_one_that_is_loaded(anew, tmp_path, monkeypatch):
+    """Without asking a compiler; where it is damaged, nothing takes its place."""
+    cpu.native_ops(FP32)
+    path = cpu.library_path()
+    monkeypatch.setenv(cpu.GIVEN, str(path))
+    monkeypatch.setattr(cpu, "compiler", lambda: pytest.fail("asked for a compiler"))
+    anew()
+    cpu.native_ops(BF16)
+    assert cpu.library_path() == path
+    half = path.read_bytes()[:-1]
+    path.unlink()  # it is loaded, and stays so
+    path.write_bytes(half)
+    anew()
+    with pytest.raises(KernelsUnavailable, match=r"the study's library .* is damaged"):
+        cpu.native_ops(FP32)
 
 
 # --- trainings with and without

@@ -1,18 +1,22 @@
 """The five sentences: stated where the numbers support them, and honest where they do not."""
 
+import math
+import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from scipy import stats
 from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results, experiments_frame
-from nanostudy.reporting.phrases import amount, interval, short, signed
+from nanostudy.reporting.phrases import amount, interval, share_text, short, signed
 from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.answer import (
     claims_hold,
     how_it_generalises,
+    longer_windows,
     what_does_not,
     what_matters,
     which_model,
@@ -156,3 +160,76 @@ def test_numbers_in_words():
     ] == [
         *("2.3000", "804 k", "460 TFLOP", "12 min 34 s"),
     ]
+
+
+# --- contexts, texts, the test part
+
+
+def with_contexts(results: Results, longer: float = -0.03) -> Results:
+    """Losses in windows of 32 and 64 tokens: those of block_size 64 read longer windows, which alone gives `longer`."""
+    table = results.experiments.copy()
+    long = table["block_size"] == 64
+    table["val_loss_at_32"] = table["val_loss"].where(~long, table["val_loss"] - longer)
+    table["val_loss_at_64"] = table["val_loss"].where(long)
+    return replace(results, experiments=table)
+
+
+def test_the_effect_of_block_size_says_what_the_longer_window_alone_gives():
+    factors = {"block_size": [32, 64], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
+    results = synthetic(factors, {"block_size": -0.1, "n_embd": -0.05}, seeds=(1, 2, 3), noise=0.003)
+    whole, scored = Analysis(results), Analysis(with_contexts(results))
+    text = what_matters(scored)
+    assert "block_size" in text
+    effect, same = (
+        one.table.query("term == 'block_size'")["effect"].iloc[0]
+        for one in (whole.effects, scored.equal_windows.effects)
+    )
+    assert same == pytest.approx(effect + 0.03)
+    after = longer_windows(scored, text)
+    assert after.startswith(f" In windows of 32 tokens for all, block_size 32 → 64 by {signed(same)} (")
+    assert after.endswith("the rest of its effect is what a longer window alone gives.")
+    assert "gives a part of the effect of block_size, which was not scored" in longer_windows(
+        whole, what_matters(whole)
+    )
+    assert longer_windows(scored, "n_embd matters") == ""
+    assert text + after in [one.text for one in document(scored).answer]
+
+
+def test_the_best_settings_are_compared_in_equal_windows():
+    factors = {"block_size": [32, 64], "n_embd": [64, 128]}
+    results = synthetic(factors, {"block_size": -0.02, "n_embd": -0.2}, seeds=(1, 2, 3), noise=0.001)
+    still = which_model(Analysis(with_contexts(results, -0.01)))
+    assert "in windows of 32 tokens for all, it still has the lowest, 1." in still
+    other = which_model(Analysis(with_contexts(results, -0.05)))
+    assert other.startswith("n_embd 128, block_size 64 has the lowest")
+    assert "in windows of 32 tokens for all, n_embd 128, block_size 32 has the lowest, 1." in other
+
+
+def test_a_stated_loss_has_an_interval_over_what_it_is_over():
+    results = synthetic(FACTORS, {"n_embd": -0.5}, seeds=(1, 2, 3), noise=0.01)
+    text = which_model(Analysis(results))
+    [low, high] = [float(end) for end in re.search(r"95% interval (\S+) to (\S+) over seeds\)", text).groups()]
+    rows = Analysis(results).ranking
+    best = rows.sort_values("mean", kind="stable").iloc[0]
+    own = rows[rows["mean"] == best["mean"]]["value"]
+    ends = stats.t.interval(0.95, 2, own.mean(), own.std() / math.sqrt(3))
+    assert [low, high] == pytest.approx(ends, abs=1e-4)
+
+
+def test_the_test_part_confirms_and_does_not_choose():
+    results = synthetic(FACTORS, {"n_embd": -0.5}, seeds=(1, 2), noise=0.01)
+    plain = which_model(Analysis(results))
+    assert "test part" not in plain
+    table = results.experiments.copy()
+    table["test_loss"] = 3.0 - table["val_loss"]
+    text = which_model(Analysis(replace(results, experiments=table)))
+    assert text.partition(";")[0] == plain.partition(";")[0]
+    means = Analysis(results).ranking["mean"].min()
+    assert f"on the test part, which no choice has read, its loss is {3.0 - means:.4f} (95% interval" in text
+
+
+def test_shares_of_few_are_counts():
+    row = {"speakers_real": 0.0, "speakers": 2, "speakers_real_low": 0.0, "speakers_real_high": 0.658}
+    assert share_text(row, "speakers_real") == "0 of 2 (0% to 66%)"
+    row = {"words_real": 0.46, "words": 62, "words_real_low": 0.34, "words_real_high": 0.58}
+    assert share_text(row, "words_real") == "46% (34% to 58%, n = 62)"

@@ -478,8 +478,8 @@ def test_stopped_in_the_midst_of_an_evaluation(run, source, reference, tmp_path,
     monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 32)
     read, original = [], trainer._Training.windows
 
-    def windows(self, split, context, members):
-        for window in original(self, split, context, members):
+    def windows(self, split, context, members, tokens=None):
+        for window in original(self, split, context, members, tokens):
             read.append(split)
             if len(read) == 100:
                 signal.raise_signal(signal.SIGINT)

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -313,6 +315,16 @@ def test_training_windows_are_as_many_and_spread_evenly(corpus, train_tokens, va
     assert starts[-1] // 8 + gaps.max() >= available  # up to the end
 
 
+@pytest.mark.parametrize(("wanted", "windows"), [(1, 1), (40, 5), (41, 6), (800, 13)])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_subset_of_windows_is_fixed_and_spread_evenly(corpus, split, wanted, windows):
+    read = list(evaluation_windows(counting_corpus(corpus, 500, 100), split, 8, 5, wanted))
+    inputs, targets = (np.concatenate([window[i] for window in read]) for i in (0, 1))
+    starts = inputs[targets[:, 0] >= 0, 0]
+    available = math.ceil(({"train": 500, "val": 100}[split] - 1) / 8)
+    assert starts.tolist() == [8 * (i * available // windows) for i in range(windows)]
+
+
 def mean_by_hand(row_1P, config, tokens, context, starts=None):
     """One window after another, each target's surprisal added up in double precision."""
     tokens, total, count = torch.from_numpy(tokens.astype(np.int64)), 0.0, 0
@@ -383,6 +395,79 @@ def test_a_held_out_part_changes_no_training(run, corpus):
     assert [event.val_loss for event in of(with_test, Evaluated)] == [e.val_loss for e in of(without, Evaluated)]
     assert last(without).result.test_loss is None
     assert "test_loss" not in last(without).result.to_run()
+
+
+def test_curves_on_a_subset_end_with_an_exact_evaluation(run, corpus):
+    """The weights, the final losses and the scores are those of exact evaluations; the losses before are of the subset, and the
+    best of them is found on the subset as well.
+    """
+    exact = [small(seed=i, max_iters=20, eval_interval=4, learning_rate=3e-2) for i in (1, 2, 3)]
+    mixed = [dataclasses.replace(e, eval_tokens=24 if e.seed > 1 else None) for e in exact]
+    whole, curves = run(jobs_of(*exact)), run(jobs_of(*mixed))
+    available = range(0, len(corpus.val.tokens) - 1, 8)
+    subset = [available[i * len(available) // 3] for i in range(3)]
+    config = GPTConfig.of(exact[0], corpus.tokenizer.vocab_size)
+    for name in ("job0", "job1", "job2"):
+        before, after = last(whole, name), last(curves, name)
+        assert torch.equal(before.last_weights, after.last_weights)
+        rows, exact_rows = of(curves, Evaluated, name), of(whole, Evaluated, name)
+        assert rows[-1].val_loss == pytest.approx(exact_rows[-1].val_loss, rel=1e-6)
+        assert rows[-1].train_loss == pytest.approx(exact_rows[-1].train_loss, rel=1e-6)
+        assert after.result.context_losses == pytest.approx(before.result.context_losses)
+        if name == "job0":
+            assert [row.val_loss for row in rows] == pytest.approx([row.val_loss for row in exact_rows], rel=1e-6)
+            continue
+        assert all(row.val_loss != other.val_loss for row, other in zip(rows[:-1], exact_rows[:-1], strict=True))
+        first = initial_parameters(config, [mixed[int(name[-1])].seed])
+        assert rows[0].val_loss == pytest.approx(mean_by_hand(first, config, corpus.val.tokens, 8, subset), rel=1e-5)
+        at_end = mean_by_hand(after.last_weights, config, corpus.val.tokens, 8, subset)
+        on_subset = [*(row.val_loss for row in rows[:-1]), at_end]
+        assert after.result["best_step"] == rows[on_subset.index(min(on_subset))].step
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+from nanostudy.data.corpus import load_corpus
+from nanostudy.settings import Experiment, Resources
+from nanostudy.training.machine import resolve
+from nanostudy.training.train import Job, _Training
+
+def memory(kind):
+    return int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+machine = resolve(Resources(device="cpu", threads=1, compile=sys.argv[2], precision="fp32"))
+experiment = Experiment(corpus=sys.argv[1], n_layer=1, n_head=1, n_embd=8, block_size=32)
+run = _Training([Job("a", experiment, "")], load_corpus(sys.argv[1]), machine, lambda: False)
+params = run.fresh(1).state.params
+before = memory("VmRSS")
+run.evaluation(params, "val", 32, batches=8)
+early = memory("VmHWM")
+run.evaluation(params, "val", 32)
+print(early - before, memory("VmHWM") - early)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+@pytest.mark.parametrize("compile", ["no", "auto"])
+def test_an_evaluations_memory_depends_neither_on_the_text_nor_on_its_vocabulary(tmp_path, compile):
+    """6,000 different characters, 60 batches."""
+    draw, text = np.random.default_rng(0), tmp_path / "many.txt"
+    ids = np.concatenate([np.arange(6000), draw.integers(6000, size=800_000)])
+    text.write_text("".join(map(chr, (0x4E00 + ids).tolist())), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", GROWTH, text, compile], capture_output=True, text=True, check=True)
+    at_first, later = map(float, done.stdout.split())
+    assert at_first < 400  # MiB
+    assert later < 150  # it was 22 a batch
+
+
+def test_an_evaluation_that_runs_out_of_memory_does_not_advise_a_smaller_batch(run, monkeypatch):
+    def evaluate(*arguments):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    with pytest.raises(OutOfMemory, match=r"in an evaluation, in which batch_size plays no part.*tokenizer=byte"):
+        run(jobs_of(small()))
 
 
 def test_contexts_that_fit(run):

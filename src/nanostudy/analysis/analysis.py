@@ -13,12 +13,23 @@ from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
+from nanostudy.analysis.frames import AT_CONTEXT
 from nanostudy.analysis.results import Results
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
 from nanostudy.text import counted
+
+
+@dataclass(frozen=True)
+class EqualWindows:
+    """Validation losses scored in windows of one length, the longest that all experiments share."""
+
+    context: int
+    effects: Effects
+    ranking: pd.DataFrame
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +60,20 @@ class Analysis:
     def generalisation(self) -> pd.DataFrame:
         """The ranking by the gap."""
         return ranking_.ranking(self.results, "gap")
+
+    @cached_property
+    def text_error(self) -> pd.DataFrame:
+        """What a finite text contributes to each validation loss."""
+        return text_error_.text_error(self.results)
+
+    @cached_property
+    def equal_windows(self) -> EqualWindows | None:
+        """Where the experiments' own contexts differ, and all were scored at one."""
+        common = equal_budget_.common_context(self.results)
+        if common is None or self.results.finished["block_size"].nunique() < 2:
+            return None
+        column = f"{AT_CONTEXT}{common}"
+        return EqualWindows(common, effects_.effects(self.results, column), ranking_.ranking(self.results, column))
 
     @cached_property
     def part_means(self) -> pd.DataFrame:

@@ -36,18 +36,24 @@ def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
     return _at_context(results, table) if at == "context" else _at_budget(results, table, at)
 
 
+def common_context(results: Results) -> int | None:
+    """The longest windows in which all experiments were scored."""
+    finished = results.finished
+    return next(
+        (c for c in reversed(results.contexts) if np.isfinite(finished[f"{AT_CONTEXT}{c}"].astype(float)).all()), None
+    )
+
+
 def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    scores = {context: table[f"{AT_CONTEXT}{context}"].astype(float) for context in results.contexts}
-    common = [context for context, losses in scores.items() if np.isfinite(losses).all()]
-    if not common:
-        scored = sum(pd.concat(scores, axis=1).notna().any(axis=1)) if scores else 0
+    context = common_context(results)
+    if context is None:
+        scored = int(table[[f"{AT_CONTEXT}{context}" for context in results.contexts]].notna().any(axis=1).sum())
         why = f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share."
         return _ranked([], why)
-    context = max(common)
     own = sorted({int(size) for size in table["block_size"] if size is not None})
     note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
     note += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
-    return _ranked([(name, loss, context, False) for name, loss in scores[context].items()], note)
+    return _ranked([(name, loss, context, False) for name, loss in table[f"{AT_CONTEXT}{context}"].items()], note)
 
 
 def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted, value_text
 
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
-WITHOUT_EFFECT = (*names_of("record"), "eval_interval")
+WITHOUT_EFFECT = (*names_of("record"), "eval_interval", "eval_tokens")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
 SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
 # `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there

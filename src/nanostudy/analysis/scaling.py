@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,7 @@ class _Points:
     x: Array  # (sizes,)
     losses: Array  # (combinations, sizes)
     others: tuple[str, ...]
+    noise: tuple[float, float] | None  # between seeds: the variance of a size's mean, and its degrees of freedom
 
     @property
     def adjusted(self) -> Array:
@@ -70,7 +71,8 @@ class _Points:
 def power_law(results: Results, against: Against = "parameters") -> PowerLaw | Refusal:
     """A fit to logarithms over the finished experiments, averaged over seeds, with all other settings alike at every x.
 
-    The noise is assumed proportional to the loss. Residuals are resampled (seeded), inflated for the parameters fitted, and the
+    Refused where the points' distances from the law are beyond the noise between seeds (F test at 1%), or where there is one seed,
+    beyond how the combinations of the other settings disagree. The noise is assumed proportional to the loss. Residuals are resampled (seeded), inflated for the parameters fitted, and the
     percentile interval is expanded by Student's t over the normal quantile for few points (Hesterberg, 2015, What teachers should
     know about the bootstrap).
     """
@@ -88,9 +90,13 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
     with_floor = _bent(points) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
     if with_floor is not None and _better(points, params, with_floor):
         params = with_floor
-    p = _lack_of_fit(points, params)
+    statistic, df, noise_df = _lack_of_fit(points, params)
+    p = float(stats.f.sf(statistic, df, noise_df))
     if p < BEND:
-        return Refusal(against, f"The points do not lie on one power law over {span} (lack of fit: p = {p:.2g}).")
+        beside = "how the other settings disagree" if points.noise is None else "the noise between seeds"
+        lack = f"F({df:.0f}, {noise_df:.0f}) = {digits(statistic)}, p {'< 0.0001' if p < 0.0001 else f'= {p:.2g}'}"
+        why = f"The points do not lie on one power law over {span}: beside {beside}, the lack of fit is {lack}."
+        return Refusal(against, why)
     return _bootstrapped(points, against, params, span)
 
 
@@ -106,12 +112,12 @@ def _points(results: Results, against: Against) -> _Points | str:
     factors = results.factors
     sizes = [name for name in factors if name in DECIDED_BY[against]]
     others = tuple(name for name in factors if name not in sizes)
-    cells: dict[Hashable, dict[Hashable, list[float]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[Hashable, dict[Hashable, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
     x: dict[Hashable, list[float]] = defaultdict(list)
     keys = table[[*sizes, *others]].map(lambda value: value_text(value) if known(value) else "?")
-    rows = zip(keys.itertuples(index=False, name=None), table[against], table["val_loss"], strict=True)
-    for key, amount, loss in rows:
-        cells[key[len(sizes) :]][key[: len(sizes)]].append(math.log(loss))
+    rows = zip(keys.itertuples(index=False, name=None), table[against], table["seed"], table["val_loss"], strict=True)
+    for key, amount, seed, loss in rows:
+        cells[key[len(sizes) :]][key[: len(sizes)]].append((seed, math.log(loss)))
         x[key[: len(sizes)]].append(math.log(amount))
     fullest = max(cells.values(), key=len)  # the first of them
     there = list(fullest)
@@ -119,13 +125,35 @@ def _points(results: Results, against: Against) -> _Points | str:
     if len(x) >= LEAST_VALUES > len(there):
         bound = ", ".join(_bound(cells, others))
         return f"{against} vary together with other settings ({bound}): their effects cannot be separated."
-    losses = np.array([[float(np.mean(by_size[size])) for size in there] for by_size in whole.values()])
+    runs = [[by_size[size] for size in there] for by_size in whole.values()]
+    losses = np.array([[float(np.mean([loss for _, loss in cell])) for cell in row] for row in runs])
     sizes_x = np.exp([float(np.mean(x[size])) for size in there])
     order = np.argsort(sizes_x)
-    return _Points(sizes_x[order], losses[:, order], others)
+    return _Points(sizes_x[order], losses[:, order], others, _seed_noise(runs))
 
 
-def _bound(cells: Mapping[Hashable, Mapping[Hashable, list[float]]], others: Sequence[str]) -> list[str]:
+def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[float, float] | None:
+    """(variance of a size's mean, degrees of freedom) from the seeds of each combination at each size, (seed, loss) each.
+
+    Where all have the same seeds, from how these disagree about the sizes: what a seed does to all sizes alike cancels, and what
+    it does to a size in all combinations alike counts. Otherwise from the spread within cells.
+    """
+    cells = [dict(cell) for row in runs for cell in row]
+    seeds = {seed for cell in cells for seed in cell if known(seed)}
+    if len(seeds) > 1 and all(set(cell) == seeds for cell in cells):
+        means = np.array([[[dict(cell)[seed] for seed in seeds] for cell in row] for row in runs]).mean(axis=0)
+        rest = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+        df = (len(means) - 1) * (len(seeds) - 1)
+        return float((rest**2).sum()) / df / len(seeds), df
+    losses = [[np.array([loss for _, loss in cell]) for cell in row] for row in runs]
+    df = sum(len(cell) - 1 for row in losses for cell in row)
+    if df < 1:
+        return None
+    within = sum(float(((cell - cell.mean()) ** 2).sum()) for row in losses for cell in row) / df
+    return within * float(np.mean([[1 / len(cell) for cell in row] for row in losses])) / len(losses), df
+
+
+def _bound(cells: Mapping[Hashable, Mapping[Hashable, Sequence[Any]]], others: Sequence[str]) -> list[str]:
     """The other settings of which no value has four sizes; all of them, where there is none."""
     bound = []
     for index, name in enumerate(others):
@@ -193,18 +221,18 @@ def _better(points: _Points, line: Array, bent: Array) -> bool:
     return bool(stats.f.sf((without - with_floor) * df / with_floor, 1, df) < 1 - CONFIDENCE)
 
 
-def _lack_of_fit(points: _Points, params: Array) -> float:
-    """The p value of the sizes' mean residuals against the combinations' disagreement; 1 where that cannot be computed."""
+def _lack_of_fit(points: _Points, params: Array) -> tuple[float, float, float]:
+    """F of the sizes' mean residuals beside the noise between seeds, or, of one seed, beside the combinations' disagreement; its
+    degrees of freedom. 0 where it cannot be computed."""
     combinations, sizes = points.adjusted.shape
-    df, within = sizes - len(params), (combinations - 1) * (sizes - 1)
-    if df < 1 or within < 1:
-        return 1.0
-    means = points.adjusted.mean(axis=0)
-    lack = combinations * float(((means - _predicted(params, points.x)) ** 2).sum()) / df
-    noise = float(((points.adjusted - means) ** 2).sum()) / within
-    if lack <= 1e-20:
-        return 1.0
-    return float(stats.f.sf(lack / noise, df, within)) if noise > 0 else 0.0
+    means, df = points.adjusted.mean(axis=0), sizes - len(params)
+    lack = float(((means - _predicted(params, points.x)) ** 2).sum())
+    noise_df = float((combinations - 1) * (sizes - 1))
+    disagreement = float(((points.adjusted - means) ** 2).sum()) / max(noise_df, 1.0) / combinations
+    variance, noise_df = points.noise or (disagreement, noise_df)
+    if df < 1 or noise_df < 1 or lack <= 1e-20:
+        return 0.0, 1.0, 1.0
+    return (lack / df / variance if variance > 1e-20 else math.inf), df, noise_df
 
 
 def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -> PowerLaw | Refusal:
@@ -251,4 +279,6 @@ def _explanation(points: _Points, against: Against, span: str, df: int) -> str:
     text = f"Fitted to the logarithms of {counted(sizes, 'point')} over {span} ({df} degrees of freedom)"
     if combinations > 1:
         text += f"; each is the geometric mean of the same {combinations} combinations of {', '.join(points.others)}"
+    if points.noise is None:
+        text += "; without several seeds of each it is not tested against the noise between them"
     return f"{text}. It holds for this range and these settings alone."

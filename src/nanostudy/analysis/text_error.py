@@ -2,8 +2,8 @@
 
 The losses of single windows (window_losses.safetensors) vary along a text, from word to word and from scene to scene. Their slow
 waves decide how far the mean lies from that of a longer text: the long-run variance is estimated from the first COSINES cosines
-over the text's length, with Student's t at as many degrees of freedom (Lazarus, Lewis, Stock and Watson, 2018, HAR inference,
-equation 10; Müller, 2007). A block bootstrap with blocks of a fourteenth of the text gives the same standard errors.
+over the text's length, with Student's t at as many degrees of freedom (equal-weighted cosines: Müller, 2007; Lazarus, Lewis, Stock
+and Watson, 2018, HAR inference). A block bootstrap with blocks of a fourteenth of the text gives the same standard errors.
 
 The waves of two experiments that read the same text are subtracted wave by wave: differences are paired, whatever the windows'
 lengths. What the text does not show is in no interval: how far other texts differ from all passages of this one.
@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.frames import AT_CONTEXT, Results, known
 from nanostudy.text import counted
-from nanostudy.training.window_losses import Windows, read_window_losses
+from nanostudy.training.window_losses import Windows, name_at, read_window_losses
 
 COSINES = 8  # waves, from half a period over the text to four
 FEWEST = 4 * COSINES  # windows
@@ -70,21 +70,35 @@ def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Arra
     )
 
 
-def text_errors(results: Results, by: str = "val_loss") -> TextErrors:
-    """Of the finished experiments. Raises NanostudyError where a file of window losses is damaged."""
-    finished = results.finished
+def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | None = None) -> TextErrors:
+    """Of the finished experiments, or of these. `by` is a loss, "gap", or a loss at a fixed context.
+
+    Raises NanostudyError where a file of window losses is damaged.
+    """
+    finished = results.finished if names is None else results.finished.loc[list(names)]
     if finished["corpus_sha256"].nunique() > 1:
         return TextErrors({}, "The experiments read different texts, so no error of the text is in the intervals.")
     waves: dict[str, Array] = {}
     for name, folder in finished["folder"].items():
-        windows = read_window_losses(Path(folder)) if known(folder) else {}
-        if all(split in windows and len(windows[split].losses) >= FEWEST for split in SPLITS[by]):
-            waves[str(name)] = np.stack([sign * waves_of(windows[split]) for split, sign in SPLITS[by].items()])
+        windows = _windows(Path(folder), by) if known(folder) else []
+        if windows and all(len(one.losses) >= FEWEST for one, _ in windows):
+            waves[str(name)] = np.stack([sign * waves_of(one) for one, sign in windows])
     missing = len(finished) - len(waves)
     if missing:
         which = "any" if missing == len(finished) else f"{missing:,} of {counted(len(finished), 'experiment')}"
         return TextErrors(waves, f"The losses of single windows are not known of {which}: {LEFT_OUT}")
     return TextErrors(waves, CONTAINED)
+
+
+def _windows(folder: Path, by: str) -> list[tuple[Windows, float]]:
+    """With their signs; empty where they are not known."""
+    there = read_window_losses(folder)
+    if by.startswith(AT_CONTEXT):
+        context = int(by.removeprefix(AT_CONTEXT))
+        own = {"val": 1.0} if "val" in there and there["val"].context == context else {name_at(context): 1.0}
+    else:
+        own = SPLITS[by]
+    return [(there[split], sign) for split, sign in own.items()] if all(split in there for split in own) else []
 
 
 LEFT_OUT = "the intervals leave out the error of a finite text."
@@ -114,6 +128,36 @@ def text_error(results: Results, by: str = "val_loss") -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["value", "se", "low", "high"], index=index, dtype=float)
     table.attrs["explanation"] = errors.explanation
     return table
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected value for settings: of a mean over seeds, with the 95% interval; NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    n: int  # seeds
+    about: str  # what the interval is over
+
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
+
+def expected(results: Results, names: Sequence[str], by: str = "val_loss") -> Estimate:
+    """Of experiments that differ in the seed alone: the spread of their own values and the error of the text, together."""
+    values = results.finished.loc[list(names), by].to_numpy(dtype=float)
+    n, mean = len(values), float(values.mean())
+    errors = text_errors(results, by, names)
+    read = len(errors.waves) == n
+    if n == 1 and not read:
+        return Estimate(mean, math.nan, math.nan, n, "")
+    of_seeds = float(values.var(ddof=1)) / n if n > 1 else 0.0
+    whole, df = combined(of_seeds, max(1, n - 1), errors.of_contrasts(names, np.full((1, n), read / n)))
+    half = float(stats.t.ppf(0.975, df[0])) * math.sqrt(whole[0])
+    about = " and ".join(["seeds"] * (n > 1) + ["texts like this one"] * read)
+    return Estimate(mean, mean - half, mean + half, n, about)
 
 
 def difference(results: Results, first: str, second: str, by: str = "val_loss") -> tuple[float, float, float]:

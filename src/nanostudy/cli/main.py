@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -9,9 +11,10 @@ import re
 import shlex
 import sys
 import textwrap
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from nanostudy.run import Run
     from nanostudy.settings import Experiment, Resources
 
+PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
 REPORT_WIDTH = 100  # columns
 FILE = "FILE:"  # begins a prompt that is a file's path
@@ -304,19 +308,71 @@ def doctor() -> None:
         print(f"{label:20}{finding}")
 
 
+class Output:
+    """A standard stream for which nothing is a reason to stop: neither a character that the console cannot show, nor a full disk,
+    a closed pipe or a closed terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.problem: OSError | None = None  # the first one
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as problem:
+            self._give_up(problem)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as problem:
+            self._give_up(problem)
+
+    def _give_up(self, problem: OSError) -> None:
+        self.problem = self.problem or problem
+        with contextlib.suppress(OSError, ValueError):  # what follows, and what is in buffers, goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _lenient_output() -> Iterator[None]:
+    """Where a command's whole result is what it prints, and that could not be written, the exit code is 1."""
+    before = sys.stdout, sys.stderr
+    outputs = [Output(stream or io.StringIO()) for stream in before]  # none where they were closed
+    sys.stdout, sys.stderr = outputs
+    try:
+        yield
+    finally:
+        for output in outputs:
+            output.flush()
+        sys.stdout, sys.stderr = before
+        lost = outputs[0].problem
+        if lost and lost.errno not in (errno.EPIPE, errno.EIO):
+            print(f"nanostudy: what it prints could not be written: {lost.strerror}", file=outputs[1])
+            if PRINTING_COMMANDS.intersection(sys.argv[1:3]):
+                sys.exit(1)
+
+
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
     from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
-    for stream in (sys.stdout, sys.stderr):  # a character that the console cannot show is no reason to stop
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        app()
-    except NanostudyError as problem:
-        if not isinstance(problem, ReportedElsewhere):
-            print(f"nanostudy: {problem}", file=sys.stderr)
-        sys.exit(2 if isinstance(problem, UsageError) else 1)
+    with _lenient_output():
+        try:
+            app()
+        except NanostudyError as problem:
+            if not isinstance(problem, ReportedElsewhere):
+                print(f"nanostudy: {problem}", file=sys.stderr)
+            sys.exit(2 if isinstance(problem, UsageError) else 1)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ TRANSLATED: dict[str, Value] = {
     "eval_only": False,
 }
 NO_COUNTERPART: dict[str, tuple[Value, str]] = {
-    "eval_iters": (200, "an evaluation reads the whole validation split"),
+    "eval_iters": (200, "an evaluation reads the whole validation split, or fixed windows with eval_tokens"),
     "always_save_checkpoint": (True, "the best and the last weights are both kept"),
     "wandb_log": (False, "losses are written to the run folder; True is track=wandb"),
     "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),

@@ -1,4 +1,4 @@
-"""One training step and one evaluation of a stack. Letters as in gpt.py.
+"""One training step and one evaluation of a stack. Letters as in gpt.py; C counts batches.
 
 Nothing here waits for the device, except where ranks wait for each other.
 """
@@ -21,6 +21,7 @@ from nanostudy.model.ranks import ALONE, Ranks
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
 LOSS_SCALE_GROWTH_INTERVAL = 2000
 SMALLEST_LOSS_SCALE = 2.0**-4
+LEAST_BATCHES = 64  # of an evaluation, for whose losses there is room at first
 
 
 @dataclass
@@ -177,17 +178,23 @@ def evaluate(
     `windows` yields (inputs, targets), int64 (B, T), for all members. Target -1 stands for no target.
     """
     weights = working_copies(params_MP, config, dtype)
-    sums_M, each_MB, counts_B = [], [], []
+    # Batch by batch, in tensors that were there before: a small one that each batch left behind would lie in the middle of
+    # what it freed, and the next batch would find no room there (docs/log.md).
+    M, batches = len(params_MP), 0
+    sums_CM, own_CMB, counts_CB = (params_MP.new_zeros(LEAST_BATCHES, *size) for size in ((M,), (M, 0), (0,)))
     for inputs_BT, targets_BT in windows:
+        if batches == len(sums_CM):
+            sums_CM, own_CMB, counts_CB = (torch.cat([rows, rows]) for rows in (sums_CM, own_CMB, counts_CB))
         size = (len(params_MP), -1, -1)
         logits_MBTV = forward(weights, inputs_BT.expand(size), config, ops=ops)
         losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops)
-        sums_M.append(losses_MBT.sum((1, 2)))
-        each_MB.append(losses_MBT.sum(2))
-        counts_B.append((targets_BT >= 0).sum(1))
-    if not sums_M:
-        return torch.zeros(len(params_MP) + 1, dtype=torch.float64), torch.zeros(len(params_MP) + 1, 0)
+        if batches == 0:
+            own_CMB, counts_CB = (rows.new_zeros(*rows.shape[:-1], len(inputs_BT)) for rows in (own_CMB, counts_CB))
+        sums_CM[batches] = losses_MBT.sum((1, 2))
+        own_CMB[batches] = losses_MBT.sum(2)
+        counts_CB[batches] = (targets_BT >= 0).sum(1)
+        batches += 1
     # summed on the host, because some devices have no double precision
-    total_M, counts_W = torch.stack(sums_M).cpu().double().sum(0), torch.cat(counts_B).cpu()
+    total_M, counts_W = sums_CM[:batches].cpu().double().sum(0), counts_CB[:batches].cpu().flatten()
     totals = torch.cat([total_M, counts_W.double().sum(0, keepdim=True)])
-    return totals, torch.cat([torch.cat(each_MB, 1).float().cpu(), counts_W.float()[None]])
+    return totals, torch.cat([own_CMB[:batches].cpu().transpose(0, 1).flatten(1), counts_W[None]])

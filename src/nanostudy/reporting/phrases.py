@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.analysis.sample_quality import SHARES
+from nanostudy.analysis.text_error import Estimate
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.text import digits, duration, value_text
 
@@ -42,6 +43,14 @@ def share_text(quality: Any, share: str) -> str:
     if n >= ENOUGH:
         return f"{value:.0%} ({low:.0%} to {high:.0%}, n = {n:,})"
     return f"{round(value * n)} of {n} ({low:.0%} to {high:.0%})"
+
+
+def interval_text(estimate: Estimate, text: Callable[[float, int], str] = number, decimals: int = 4) -> str:
+    """ " (95% interval 2.09 to 2.12 over seeds and texts like this one)"; empty where there is none."""
+    if not estimate.has_interval:
+        return ""
+    low, high = text(estimate.low, decimals), text(estimate.high, decimals)
+    return f" (95% interval {low} to {high} over {estimate.about})"
 
 
 def ends(low: float, high: float, text: Callable[[float, int], str] = number) -> str:

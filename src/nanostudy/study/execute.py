@@ -25,7 +25,7 @@ from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgre
 from nanostudy.study.retry import Retry
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
-from nanostudy.study.workers import Backend
+from nanostudy.study.workers import NOBODY, Backend
 from nanostudy.text import duration, listed
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
@@ -35,7 +35,7 @@ from nanostudy.training.run_folder import CHECKPOINT
 from nanostudy.training.train import Job
 
 MOST_DEATHS = 3  # a stack whose worker died so often without progress in between is split
-MOST_FAILED_STARTS = 3  # after so many in a row the study ends
+MOST_FAILED_STARTS = 3  # after so many in a row a worker gets no more work
 
 
 class Execution:
@@ -64,7 +64,8 @@ class Execution:
         self.to_train: deque[StackRow] = deque()
         self.assignments: dict[int, Assignment] = {}
         self.failures: Counter[tuple[str, ...]] = Counter()  # by a task's members, since their last progress
-        self.failed_starts = 0
+        self.failed_starts: Counter[int] = Counter()  # in a row, by worker
+        self.failed_because = ""
         self.stopping = False
         self.best = next(iter(self.store.best(1)), None)
         self.committed, self.commit_took, self.shown, self.show_took = time.monotonic(), 0.0, 0.0, 0.0
@@ -143,7 +144,13 @@ class Execution:
 
     def assign(self) -> None:
         """Every idle worker takes the longest stack left. Samples come first, since weights may be deleted after them."""
-        for worker in self.backend.idle() if self.artifacts.waiting or self.to_train else ():
+        idle = self.backend.idle() if self.artifacts.waiting or self.to_train else []
+        usable = [worker for worker in idle if self.failed_starts[worker] < MOST_FAILED_STARTS]
+        if idle and not usable and not self.assignments:
+            raise NanostudyError(
+                f"Workers fail before they begin ({self.failed_because}); --executor inline shows why."
+            )
+        for worker in usable:
             if self.artifacts.waiting:
                 names = self.artifacts.waiting.popleft()
                 writing = self.artifacts.task(names)
@@ -176,9 +183,11 @@ class Execution:
             if isinstance(report, Noted):
                 self.listener.say(report.text, "yellow")
             elif isinstance(report, Broken):
-                self.count_failed_start(report.reason)
+                self.count_failed_start(worker, report.reason)
         elif isinstance(report, Prepared):
-            assignment.machine, self.failed_starts = report.machine, 0
+            assignment.machine = report.machine
+            for number in (worker, NOBODY):
+                self.failed_starts.pop(number, None)
         elif isinstance(report, Noted):
             self.note(assignment, report.text)
         elif isinstance(report, Sampled):
@@ -189,7 +198,7 @@ class Execution:
                 self.finish_stack(assignment.stack)
         elif isinstance(report, Broken):
             del self.assignments[worker]
-            self.handle_failure(assignment, report)
+            self.handle_failure(worker, assignment, report)
         elif isinstance(report, Event):
             self.handle_event(assignment, report)
 
@@ -283,7 +292,7 @@ class Execution:
 
     # --- failures
 
-    def handle_failure(self, assignment: Assignment, broken: Broken) -> None:
+    def handle_failure(self, worker: int, assignment: Assignment, broken: Broken) -> None:
         goes_on = f"{assignment.label}: {broken.reason}; it goes on from its last checkpoint"
         if self.stopping:
             self.listener.say(f"{assignment.label}: {broken.reason}; its last checkpoint is kept", "yellow")
@@ -291,7 +300,7 @@ class Execution:
             self.listener.say(goes_on, "yellow")
             self.requeue(assignment)
         elif assignment.machine is None and broken.cause != "files":  # no experiment's fault either
-            self.count_failed_start(broken.reason)
+            self.count_failed_start(worker, broken.reason)
             self.requeue(assignment)
         elif broken.cause == "files":
             was_away = self.retry.wait(broken.problem, self.failures[assignment.members])
@@ -306,10 +315,16 @@ class Execution:
         else:
             self.artifacts.failed(assignment.members, broken.reason)
 
-    def count_failed_start(self, reason: str) -> None:
-        self.failed_starts += 1
-        if self.failed_starts >= MOST_FAILED_STARTS:
+    def count_failed_start(self, worker: int, reason: str) -> None:
+        """A worker that fails again and again gets no more work; the others go on."""
+        self.failed_starts[worker] += 1
+        self.failed_because = reason
+        last = self.failed_starts[worker] >= MOST_FAILED_STARTS
+        if worker == NOBODY and last:
             raise NanostudyError(f"Workers fail before they begin ({reason}); --executor inline shows why.")
+        what = "it gets no more work" if last else "it is tried again"
+        if worker != NOBODY:
+            self.listener.say(f"worker {worker} did not begin: {reason}; {what}", "yellow")
 
     def requeue(self, assignment: Assignment) -> None:
         if assignment.stack:

@@ -14,7 +14,7 @@ from nanostudy.errors import UsageError
 from nanostudy.model.config import flops_per_token
 from nanostudy.settings import Experiment
 from nanostudy.study.plan import Pace, cost, shape_of, update_flops
-from nanostudy.training.train import EVALUATION_TOKENS
+from nanostudy.training.train import evaluation_tokens
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Speed:
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
         """All evaluations of one experiment, and its final scores."""
         flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
-        batches = flops / per_token / EVALUATION_TOKENS
+        batches = flops / per_token / evaluation_tokens(corpus.tokenizer.vocab_size)
         rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
         return batches * _kernels(experiment) / 3 * self.launch + flops / rate
 

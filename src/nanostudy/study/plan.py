@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanostudy.data.corpus import Corpus
@@ -19,13 +19,14 @@ from nanostudy.settings import Experiment
 from nanostudy.study.grid import Entry
 from nanostudy.training.inputs import corpus_key
 from nanostudy.training.machine import DTYPES
-from nanostudy.training.train import EVALUATION_TOKENS, contexts_within
+from nanostudy.training.train import contexts_within, evaluation_tokens
 
 # The most slots of a stack. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
 # hardly less beyond. Members fill a GPU; its figures are not measured yet.
 WIDEST = {"cpu": 4, "cuda": 64, "mps": 16}
 # The part of a step that does not grow with the members, in members: what makes narrow stacks slow.
 OVERHEAD = {"cpu": 0.4, "cuda": 16.0, "mps": 8.0}
+MUCH_EVALUATED = 5_000_000  # tokens, some seconds to a minute of a small model on one core
 SLACK = 1.05  # how much longer the study may take for fewer, fuller stacks
 
 
@@ -45,7 +46,8 @@ class Cost:
 
     training_flops: int
     evaluation_flops: int
-    tokens: int
+    tokens: int  # trained on
+    evaluated: int  # tokens that all evaluations and final scores read
 
     @property
     def flops(self) -> int:
@@ -97,10 +99,23 @@ def update_flops(experiment: Experiment, corpus: Corpus) -> int:
 
 def cost(experiment: Experiment, corpus: Corpus) -> Cost:
     e, per_token = experiment, flops_per_token(shape_of(experiment, corpus))
-    evaluations = 1 + math.ceil(e.max_iters / e.eval_interval)
-    passes = 2 * evaluations + len(contexts_within(e.block_size))
+    whole, before_last = len(corpus.val.tokens), math.ceil(e.max_iters / e.eval_interval)
+    evaluated = 2 * before_last * min(whole, e.eval_tokens or whole) + (2 + len(contexts_within(e.block_size))) * whole
     tokens = e.max_iters * e.tokens_per_update
-    return Cost(tokens * per_token, passes * len(corpus.val.tokens) * per_token // 3, tokens)
+    return Cost(tokens * per_token, evaluated * per_token // 3, tokens, evaluated)
+
+
+def evaluation_note(experiments: Iterable[tuple[Experiment, Corpus]]) -> str | None:
+    """Says it where a long text makes evaluations most of the work, and what would be less."""
+    costs = [cost(*one) for one in experiments]
+    share = sum(c.evaluation_flops for c in costs) / max(1, sum(c.flops for c in costs))
+    most = max((c.evaluated for c in costs), default=0)
+    if most < MUCH_EVALUATED or share < 0.5:
+        return None
+    return (
+        f"evaluations read up to {most:,} tokens of an experiment, {share:.0%} of all arithmetic; with eval_tokens=100000 all but "
+        "the last read a fixed subset"
+    )
 
 
 def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str) -> int:
@@ -111,7 +126,7 @@ def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str
     # bytes per token, at two per element
     layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd
     training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
-    evaluation = EVALUATION_TOKENS * (1.4 * layer + 14 * shape.vocab_size)
+    evaluation = evaluation_tokens(shape.vocab_size) * (1.4 * layer + 14 * shape.vocab_size)
     return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))
 
 

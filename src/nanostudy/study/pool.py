@@ -10,6 +10,7 @@ import torch
 
 from nanostudy.device import available_cores, available_memory
 from nanostudy.errors import NanostudyError
+from nanostudy.model.kernels.cpu import GIVEN, library_path
 from nanostudy.settings import Resources, Where
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
 from nanostudy.study.tasks import Broken, Done, Measure, Measured
@@ -55,7 +56,14 @@ def make_pool(where: Where, experiments: int) -> Pool:
     if len(devices) > 1:
         each = [replace(one, device=devices[i % len(devices)]) for i, one in enumerate(each)]
     memory = _memory(machine.device, -(-count // len(devices)))
-    return Pool(Workers(each), Capacity(kind, machine.precision, count, memory), resources, each[0], machine.notes)
+    environment = {GIVEN: str(library_path())} if kind == "cpu" and machine.compiled else {}
+    return Pool(
+        Workers(each, machine, environment),
+        Capacity(kind, machine.precision, count, memory),
+        resources,
+        each[0],
+        machine.notes,
+    )
 
 
 def _memory(device: torch.device, workers: int) -> int | None:

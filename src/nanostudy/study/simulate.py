@@ -101,10 +101,11 @@ def predict(
 
 def _kinds(stack: PlannedStack) -> list[tuple[Experiment, int]]:
     """One experiment of each kind, and how many there are: in a stack, only how long a member trains decides its time."""
-    kinds: dict[tuple[int, int], Experiment] = {}
-    counted: Counter[tuple[int, int]] = Counter()
+    kinds: dict[tuple[int | None, ...], Experiment] = {}
+    counted: Counter[tuple[int | None, ...]] = Counter()
     for entry in stack.members:
-        kind = entry.experiment.max_iters, entry.experiment.eval_interval
+        e = entry.experiment
+        kind = e.max_iters, e.eval_interval, e.eval_tokens
         kinds.setdefault(kind, entry.experiment)
         counted[kind] += 1
     return [(experiment, counted[kind]) for kind, experiment in kinds.items()]

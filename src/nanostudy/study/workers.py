@@ -18,16 +18,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from nanostudy.settings import Resources
-from nanostudy.study.tasks import Broken, Done, Report, Task, perform
+from nanostudy.study.tasks import Broken, Done, Prepared, Report, Task, perform
+from nanostudy.text import duration, value_text
 from nanostudy.training.events import Saving
+
+if TYPE_CHECKING:
+    from nanostudy.training.machine import Machine
 
 MEMORY_SHARE = 0.8  # how much of the free memory all workers together may use
 PROCESS_MEMORY = 2**28  # bytes of a worker without any stack: measured 242 MiB
+BEAT = 5.0  # seconds between a worker's signs of life, which it gives between micro-batches and batches of evaluations
+NOBODY = -1  # the worker of reports about the backend itself
+HUNG = 900.0  # seconds without one after which a worker is ended: kernels of a GPU may be compiled in between
 
 Process = subprocess.Popen[bytes]
 
@@ -83,14 +90,17 @@ class Inline:
 class Workers:
     """One process for each of these resources: one per core on a CPU, else one per device.
 
-    A process that died is replaced when its next task starts.
+    A process that died or hangs is replaced when its next task starts. Workers have the conditions of `machine`, the study's own:
+    its kernels come to them by this environment, and one that still has others is Broken.
     """
 
-    def __init__(self, resources: Sequence[Resources]) -> None:
-        self.resources = resources
+    def __init__(self, resources: Sequence[Resources], machine: Machine, environment: Mapping[str, str]) -> None:
+        self.resources, self.machine, self.environment = resources, machine, environment
         self.processes: dict[int, Process] = {}
         self.busy: set[int] = set()
-        self.arrived: queue.Queue[tuple[int, Process, Report]] = queue.Queue()
+        self.silent: dict[int, float] = {}  # seconds for which next() waited since the worker was last heard
+        self.memory_kills = _memory_kills()
+        self.arrived: queue.Queue[tuple[int, Process, Report | None]] = queue.Queue()  # None: a sign of life
         self.unanswered: list[tuple[int, Process]] = []
         self.stop: Callable[[], bool] = lambda: False
         self.stopping = False
@@ -103,6 +113,7 @@ class Workers:
         if process is None or process.poll() is not None:
             self._spawn(worker)
         self.busy.add(worker)
+        self.silent[worker] = 0
         self._send(worker, ("task", pickle.dumps((task, self.resources[worker]), protocol=pickle.HIGHEST_PROTOCOL)))
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
@@ -114,14 +125,19 @@ class Workers:
             self.stopping = True
             for worker in self.processes:
                 self._send(worker, ("stop", None))
-        end = time.monotonic() + timeout
-        while (left := end - time.monotonic()) > 0:
+        begun = time.monotonic()
+        while (left := begun + timeout - time.monotonic()) > 0:
             try:
                 worker, process, report = self.arrived.get(timeout=left)
             except queue.Empty:
-                return None
+                return self._hung(timeout)
+            self.silent[worker] = 0
+            if report is None:
+                continue
             if self.processes[worker] is not process or worker not in self.busy:
                 continue  # the end of a process that had no task, or was replaced
+            if isinstance(report, Prepared) and (differing := self._differing(report.machine)):
+                report = Broken("error", differing)
             if isinstance(report, Saving):
                 self.unanswered.append((worker, process))
             if isinstance(report, Done | Broken):
@@ -132,10 +148,30 @@ class Workers:
             return worker, report
         return None
 
+    def _differing(self, machine: Machine) -> str | None:
+        """In words, the worker's conditions that are not the study's, and why. Its threads and its GPU may be its own."""
+        here, there = self.machine.conditions, machine.conditions
+        names = [name for name in here if name not in ("device_name", "threads") and here[name] != there[name]]
+        if not names:
+            return None
+        differing = ", ".join(f"{name} {value_text(there[name])} instead of {value_text(here[name])}" for name in names)
+        return f"it would train under other conditions than the study: {'; '.join((differing, *machine.notes))}"
+
+    def _hung(self, waited: float) -> tuple[int, Report] | None:
+        """Ends a worker that gives no sign of life. Nothing arrived for so many seconds."""
+        for worker in self.busy:
+            self.silent[worker] += waited
+            if self.silent[worker] >= HUNG:
+                self.busy.discard(worker)
+                self.processes[worker].kill()  # and no wait: what hangs in the system's hands may not end
+                return worker, Broken("died", f"its process gave no sign of life for {duration(HUNG)} and was ended")
+        return None
+
     def close(self) -> None:
         for process in self.processes.values():
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
         self.processes.clear()
         self.busy.clear()
 
@@ -147,7 +183,7 @@ class Workers:
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={**os.environ, **self.environment, "OMP_NUM_THREADS": threads},
             # Ctrl-C is for the study, which asks its workers to stop
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -164,8 +200,20 @@ class Workers:
                 self.arrived.put((worker, process, receive(process.stdout)))
         except Exception:  # its end, or no report: in any case nothing more can be read
             process.kill()
-            broken = Broken("died", f"its process ended ({_ending(process.wait())})")
+            broken = Broken("died", f"its process ended ({self._ending(process.wait())})")
             self.arrived.put((worker, process, broken))
+
+    def _ending(self, code: int) -> str:
+        if code >= 0:
+            return f"exit code {code}"
+        if code == -signal.SIGKILL:
+            kills, self.memory_kills = self.memory_kills, _memory_kills()
+            if self.memory_kills is not None and self.memory_kills > (kills or 0):
+                return "the system killed it because memory ran out; fewer --workers or a smaller batch_size need less"
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
 
     def _send(self, worker: int, message: tuple[str, object]) -> None:
         process = self.processes.get(worker)
@@ -174,13 +222,10 @@ class Workers:
                 send(process.stdin, message)
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
+def _memory_kills() -> int | None:
+    from nanostudy.device import memory_kills  # imports PyTorch, which a worker process does later
+
+    return memory_kills()
 
 
 # --- the worker process
@@ -224,10 +269,20 @@ def main() -> None:
             os._exit(0)  # files are replaced whole: there is nothing to finish
 
     threading.Thread(target=listen, daemon=True).start()
+    alive_at = time.monotonic()
+
+    def stop_requested() -> bool:
+        """Asked between the parts of a task: the moment for a sign of life."""
+        nonlocal alive_at
+        if time.monotonic() - alive_at > BEAT:
+            alive_at = time.monotonic()
+            send(reports, None)
+        return stop.is_set()
+
     try:
         while True:
             task, resources = pickle.loads(tasks.get())  # imports PyTorch, so not in the thread that listens
-            for report in perform(task, resources, stop.is_set):
+            for report in perform(task, resources, stop_requested):
                 send(reports, report)
                 if isinstance(report, Saving):
                     answers.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, evaluation_windows, window_count
-from nanostudy.device import total_memory
+from nanostudy.device import memory_errors, total_memory
 from nanostudy.errors import OutOfMemory, RankLost
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
@@ -32,7 +32,15 @@ from nanostudy.training.stack import Slot, Stack
 from nanostudy.training.window_losses import Windows, name_at
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
-EVALUATION_TOKENS = 8192  # tokens of a stack in one batch of an evaluation: bounds memory, does not change the result
+# What one batch of an evaluation may hold: tokens of a stack, and logits, of which each token has one per token of the
+# vocabulary. Both bound memory and do not change the result.
+EVALUATION_TOKENS = 8192
+EVALUATION_LOGITS = 2**23
+EVALUATION_ADVICE = (
+    "Memory ran out in an evaluation, in which batch_size plays no part. Lower n_embd, n_layer or block_size, or the number "
+    "of different tokens ({vocabulary:,}): tokenizer=byte has 256. The last checkpoint is whole."
+)
+NO_WINDOWS = Windows(np.zeros(0, np.float32), 0, 0)
 SMALLEST_CONTEXT = 32
 SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
 
@@ -113,7 +121,7 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     update = seconds_of(steps) / steps
     context = run.config.block_size
     run.evaluation(stack.state.params, "val", context, batches=1)
-    tokens = min(windows_at_once(context, len(jobs)) * context, len(corpus.val.tokens))
+    tokens = min(windows_at_once(context, len(jobs), run.config.vocab_size) * context, len(corpus.val.tokens))
     batches, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not batches:
         run.evaluation(stack.state.params, "val", context, batches=1)
@@ -191,26 +199,50 @@ class _Training:
             return
         start = time.monotonic()
         self.elapse(stack)
-        params = stack.state.params if len(due) == len(stack.slots) else stack.state.params[due]
-        experiments, context = self.experiments(stack), self.config.block_size
-        last = any(stack.slots[m].step >= experiments[m].max_iters for m in due)
-        (train_losses, train_windows), (val_losses, val_windows) = (
-            self.evaluation(params, split, context, with_windows=last) for split in ("train", "val")
-        )
+        evaluations = self.evaluations(stack, due)
         self.elapse(stack)
         self.speed.evaluated(time.monotonic() - start)
-        for i, (m, train_loss, val_loss) in enumerate(zip(due, train_losses, val_losses, strict=True)):
-            slot = stack.slots[m]
-            windows = {}
-            if slot.step >= experiments[m].max_iters:
-                windows = {"train": train_windows[i], "val": val_windows[i]}
+        for m in due:
+            slot, (train_loss, val_loss, compared, windows) = stack.slots[m], evaluations[m]
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
-            if val_loss < slot.best_val_loss:
-                slot.best_step, slot.best_val_loss = slot.step, val_loss
+            if compared < slot.best_val_loss:
+                slot.best_step, slot.best_val_loss = slot.step, compared
                 stack.best[m] = stack.state.params[m]
             tokens, seconds = self.tokens_seen(slot), slot.seconds
             yield Evaluated(slot.name, slot.step, tokens, seconds, train_loss, val_loss, windows)
+
+    def evaluations(
+        self, stack: Stack, due: Sequence[int]
+    ) -> dict[int, tuple[float, float, float, dict[str, Windows]]]:
+        """By slot: training loss, validation loss, the validation loss to compare with those before, on the same windows; and of
+        the last evaluation each window's loss.
+
+        Exact at the end, or where eval_tokens is unset; else on the subset.
+        """
+        subset = {m: self.jobs[stack.slots[m].name].experiment.eval_tokens for m in due}
+        last = [m for m in self.done(stack) if m in subset]
+        tokens = {m: None if m in last else subset[m] for m in due}
+        train, val = (self.evaluate_split(stack, split, tokens, last) for split in ("train", "val"))
+        compared = self.evaluate_split(stack, "val", {m: subset[m] for m in last if subset[m]}, [])
+        windows = {m: {"train": train[m][1], "val": val[m][1]} for m in last}
+        return {m: (train[m][0], val[m][0], compared.get(m, val[m])[0], windows.get(m, {})) for m in due}
+
+    def evaluate_split(
+        self, stack: Stack, split: str, tokens: Mapping[int, int | None], last: Sequence[int]
+    ) -> dict[int, tuple[float, Windows]]:
+        """By slot its loss, and for those at their `last` evaluation each window's. Slots that read the same number of tokens are
+        evaluated together.
+        """
+        results: dict[int, tuple[float, Windows]] = {}
+        for amount in dict.fromkeys(tokens.values()):
+            rows = [m for m in tokens if tokens[m] == amount]
+            params = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[rows]
+            means, windows = self.evaluation(
+                params, split, self.config.block_size, tokens=amount, with_windows=not set(rows).isdisjoint(last)
+            )
+            results |= dict(zip(rows, zip(means, windows or [NO_WINDOWS] * len(rows), strict=True), strict=True))
+        return results
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
         """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
@@ -227,14 +259,23 @@ class _Training:
             slot.diverged |= diverged  # an evaluation may have set it before
 
     def evaluation(
-        self, params: Tensor, split: str, context: int, *, batches: int | None = None, with_windows: bool = False
+        self,
+        params: Tensor,
+        split: str,
+        context: int,
+        *,
+        batches: int | None = None,
+        tokens: int | None = None,
+        with_windows: bool = False,
     ) -> tuple[list[float], list[Windows]]:
-        """Mean losses over all windows, or over the first batches; and each window's own, on request.
+        """Mean losses over all windows, over the first batches of them, or over a fixed subset of about so many tokens; and each
+        window's own, on request and over all.
 
         Ranks share the windows and get the same numbers.
         """
-        windows = islice(self.windows(split, context, len(params)), batches)
-        sums, own_MW = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
+        windows = islice(self.windows(split, context, len(params), tokens), batches)
+        with memory_errors(EVALUATION_ADVICE.format(vocabulary=self.config.vocab_size)):
+            sums, own_MW = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
         totals = torch.cat([sums, sums.new_tensor([self.stopping])])
         self.ranks.add(totals)
         *losses, targets, stopping = totals.tolist()
@@ -245,7 +286,10 @@ class _Training:
 
     def of_windows(self, own_MW: Tensor, split: str, context: int) -> list[Windows]:
         """Each member's windows in the order of the text, from what `evaluate` returned at each rank."""
-        count, batch = window_count(self.corpus, split, context), windows_at_once(context, len(own_MW) - 1)
+        count, batch = (
+            window_count(self.corpus, split, context),
+            windows_at_once(context, len(own_MW) - 1, self.config.vocab_size),
+        )
         turns = -(-count // (batch * self.ranks.count))
         own_MKB = own_MW.unflatten(1, (-1, batch))
         all_MKRB = own_MW.new_zeros(len(own_MW), turns, self.ranks.count, batch)
@@ -254,9 +298,12 @@ class _Training:
         *sums, targets = all_MKRB.flatten(1)[:, :count].numpy()
         return [Windows.of(one, targets, context) for one in sums]
 
-    def windows(self, split: str, context: int, members: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def windows(
+        self, split: str, context: int, members: int, tokens: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of windows; none after a request to stop."""
-        batches = evaluation_windows(self.corpus, split, context, windows_at_once(context, members))
+        at_once = windows_at_once(context, members, self.config.vocab_size)
+        batches = evaluation_windows(self.corpus, split, context, at_once, tokens)
         for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
             if self.stop_requested():
                 return
@@ -468,8 +515,14 @@ class _Speed:
         return None if each is None else steps * each + evaluations * self.evaluation_seconds
 
 
-def windows_at_once(context: int, members: int) -> int:
-    return max(1, EVALUATION_TOKENS // (context * members))
+def windows_at_once(context: int, members: int, vocabulary: int) -> int:
+    """Windows in one batch of an evaluation."""
+    return max(1, evaluation_tokens(vocabulary) // (context * members))
+
+
+def evaluation_tokens(vocabulary: int) -> int:
+    """Tokens of a stack in one batch of an evaluation, as long as a window is no longer."""
+    return min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
 
 
 def contexts_within(block_size: int) -> list[int]:

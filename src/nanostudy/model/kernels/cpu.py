@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import cache_folder
+from nanostudy.atomic import cache_folder, cache_of_code, safe_to_execute
 from nanostudy.device import compiler, cpu_flags
 from nanostudy.errors import KernelsUnavailable, error_line
 from nanostudy.model.ops import EPSILON, REFERENCE, DropoutKeys, Ops
@@ -29,6 +29,7 @@ from nanostudy.model.optim import EPSILON as ADAM_EPSILON
 SOURCE = Path(__file__).with_name("native") / "ops.cpp"
 OPTIONS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 BUILD_SECONDS = 300  # the compiler's time limit
+GIVEN = "NANOSTUDY_KERNELS"  # the environment of a study's workers: the library that the study loaded, and no other
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LEAST_SHARED = 32768  # elements; waking other threads for fewer costs more than it saves
 
@@ -60,7 +61,7 @@ def native_ops(dtype: torch.dtype) -> Ops:
     """For CPU tensors, activations in this dtype. Raises KernelsUnavailable."""
     if dtype not in NAMES:
         raise KernelsUnavailable(f"there are none for {dtype} on a CPU")
-    library = _library()
+    library = ctypes.CDLL(str(library_path()))
     kernels, fp32 = _Kernels(library, NAMES[dtype]), _Kernels(library, NAMES[torch.float32])
     # gradients are fp32 where several micro-batches were added up
     by_dtype = {dtype: kernels, torch.float32: fp32}
@@ -235,21 +236,36 @@ def _sizes(gain_ME: Tensor, x_ZTE: Tensor) -> list[int]:
 # --- building
 
 
-def _library() -> ctypes.CDLL:
-    """The library, from the cache or built now. Raises KernelsUnavailable."""
+@cache
+def library_path() -> Path:
+    """The library: the one that was given, one in the cache, or one built now. Loading it works. Raises KernelsUnavailable."""
+    if given := os.environ.get(GIVEN):
+        return _given(Path(given))
     if sys.platform == "win32":  # GCC misaligns vectors on its stack there, and Visual C++ lacks them
         raise KernelsUnavailable("they are not built on Windows")
     command = compiler()
     if command is None:
         raise KernelsUnavailable("no C++ compiler was found")
-    folder, problems = cache_folder() / "kernels", []
+    problems = []
     for options in _option_sets():
         try:
             name = f"ops-{_fingerprint(command, options)}"
-            return ctypes.CDLL(str(_cached(folder, name) or _build(command, options, folder, name)))
+            path = _cached(name) or _build(command, options, cache_of_code("kernels"), name)
+            ctypes.CDLL(str(path))
+            return path
         except (OSError, subprocess.SubprocessError) as problem:
             problems.append(error_line(problem))
     raise KernelsUnavailable(f"{command} did not build them: {problems[-1]}")
+
+
+def _given(path: Path) -> Path:
+    try:
+        if _is_whole(path):
+            ctypes.CDLL(str(path))
+            return path
+    except OSError as problem:
+        raise KernelsUnavailable(f"the study's library cannot be loaded: {problem}") from None
+    raise KernelsUnavailable(f"the study's library {path} is damaged, or others can write to it")
 
 
 def _option_sets() -> Iterator[tuple[str, ...]]:
@@ -279,9 +295,15 @@ def _fingerprint(command: str, options: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _cached(folder: Path, name: str) -> Path | None:
-    """An earlier build whose content still matches the checksum in its name: loading half a library would end the process."""
-    return next((path for path in folder.glob(f"{name}-*.so") if path.stem == f"{name}-{_checksum(path)}"), None)
+def _cached(name: str) -> Path | None:
+    return next((path for path in cache_folder().glob(f"kernels*/{name}-*.so") if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is a build of this user's or the administrator's, and its content still matches the checksum in its name:
+    loading half a library would end the process.
+    """
+    return safe_to_execute(path.parent) and safe_to_execute(path) and path.stem.rpartition("-")[2] == _checksum(path)
 
 
 def _checksum(path: Path) -> str:
@@ -289,12 +311,12 @@ def _checksum(path: Path) -> str:
 
 
 def _build(command: str, options: tuple[str, ...], folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         library = Path(temporary) / f"{name}.so"
         build = [command, *OPTIONS, "-shared", str(SOURCE), *options, "-o", str(library)]
         subprocess.run(build, check=True, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS)
         ctypes.CDLL(str(library))
+        library.chmod(0o700)
         path = folder / f"{name}-{_checksum(library)}.so"
         os.replace(library, path)
     return path

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.atomic import cache_folder
+from nanostudy.atomic import cache_of_code
 from nanostudy.errors import KernelsUnavailable, error_line
 from nanostudy.model.ops import EPSILON, REFERENCE, DropoutKeys, Ops
 from nanostudy.model.optim import EPSILON as ADAM_EPSILON
@@ -31,7 +31,11 @@ def triton_ops(device: torch.device) -> Ops:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         raise KernelsUnavailable(f"they need compute capability 8.0, and this GPU has {'.'.join(map(str, capability))}")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "kernels" / "triton"))
+    if "TRITON_CACHE_DIR" not in os.environ:
+        try:
+            os.environ["TRITON_CACHE_DIR"] = str(cache_of_code("kernels") / "triton")
+        except OSError as problem:
+            raise KernelsUnavailable(f"they cannot be kept: {problem}") from None
     return operations()
 
 

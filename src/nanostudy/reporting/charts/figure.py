@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nanostudy.atomic import cache_folder, write_atomically
+from nanostudy.atomic import cache_folder, safe_to_execute, write_atomically
 from nanostudy.errors import NanostudyError
 
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
@@ -182,7 +182,7 @@ def draw(
     """
     version = vega_lite_version()
     cached = cache_folder() / f"vega-lite-{version}-{metadata.version('vl-convert-python')}.js"
-    bundle = cached.read_text(encoding="utf-8") if cached.is_file() else ""
+    bundle = cached.read_text(encoding="utf-8") if safe_to_execute(cached) and cached.is_file() else ""
     request = {
         "version": version,
         "scale": PRINT_SCALE,

@@ -5,16 +5,20 @@ An effect is stated only where its interval excludes zero; otherwise the sentenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.divergence import by_settings, trained
+from nanostudy.analysis.frames import Results
+from nanostudy.analysis.text_error import expected
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
 from nanostudy.reporting.findings import Findings, strongest_by_factor
-from nanostudy.reporting.phrases import interval, number, share_text, short, signed
+from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
@@ -34,7 +38,8 @@ def answer(f: Findings) -> Blocks:
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    return [Answer([Sentence(about, text) for about, text in texts.items() if text])]
+    sentences = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
+    return [Answer([Sentence(about, text) for about, text in sentences.items()])]
 
 
 def what_diverges(analysis: Analysis) -> str:
@@ -141,22 +146,26 @@ def which_model(analysis: Analysis) -> str:
     if rows.empty:
         return "Every setting diverged with some seed, so none can be recommended."
     first, table = rows.iloc[0], results.experiments
+    seeds = _seeds_of(rows)
+    loss = expected(results, seeds)
     size = table.loc[first["name"]]["parameters"]
     sized = f", with {short(size)} parameters" if size == size else ""
     if replicated:
         single = ranking.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
         text = (
-            f"{_capital(first['label'])} has the lowest mean validation loss, {number(first['mean'])} nats per token over "
-            f"{counted(int(first['n']), 'seed')}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
+            f"{_capital(first['label'])} has the lowest mean validation loss, {number(loss.mean)} nats per token over "
+            f"{counted(loss.n, 'seed')}{interval_text(loss)}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
             f"{lost if single['diverged'] else ''}"
         )
     else:
         through = ", ".join(f"{name} {value_text(table.loc[first['name']][name])}" for name in varying(results))
         settings = f" ({through})" if through else ""
         text = (
-            f"{first['name']}{settings} has the lowest validation loss, {number(first['value'])} nats per token{sized}"
+            f"{first['name']}{settings} has the lowest validation loss, {number(loss.mean)} nats per token"
+            f"{interval_text(loss)}{sized}"
         )
+    text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
     others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
         return f"{text}; there is no other to compare it with."
@@ -172,15 +181,64 @@ def which_model(analysis: Analysis) -> str:
     return f"{text}; {len(tied):,} of the {len(rows) - 1:,} {others} {verb} indistinguishable from it (95%){cheaper}."
 
 
+def _seeds_of(rows: pd.DataFrame) -> list[str]:
+    """The experiments of the first settings."""
+    return [name for name, label in rows.attrs["labels"].items() if label == rows.iloc[0]["label"]]
+
+
+def _in_equal_windows(analysis: Analysis, chosen: str) -> str:
+    """Where contexts differ: which settings are the best if all read windows of one length."""
+    if analysis.equal_windows is None:
+        return ""
+    rows, _ = ranked_cells(analysis.results, analysis.equal_windows.ranking)
+    if rows.empty:
+        return ""
+    best = rows.iloc[0]
+    which = "it still has" if best["label"] == chosen else f"{best['label']} has"
+    return (
+        f"; in windows of {analysis.equal_windows.context} tokens for all, {which} the lowest, {number(best['mean'])}"
+    )
+
+
+def longer_windows(analysis: Analysis, text: str) -> str:
+    """After a text that names the effect of block_size: what it is in equal windows, since a longer window alone helps."""
+    if "block_size" not in text or analysis.results.finished["block_size"].nunique() < 2:
+        return ""
+    if analysis.equal_windows is None:
+        return " A longer window alone gives a part of the effect of block_size, which was not scored."
+    table = analysis.equal_windows.effects.table
+    changes = [f"{_change(row)} by {_effect(row)}" for _, row in table[table["term"] == "block_size"].iterrows()]
+    if not changes:
+        return " A longer window alone gives a part of the effect of block_size."
+    return (
+        f" In windows of {analysis.equal_windows.context} tokens for all, {listed(changes, MOST_NAMED)}: the rest of its effect is "
+        "what a longer window alone gives."
+    )
+
+
+def _on_the_test_part(results: Results, names: Sequence[str]) -> str:
+    """A confirmation: the settings were chosen before."""
+    if not results.finished.loc[list(names), "test_loss"].notna().all():
+        return ""
+    loss = expected(results, names, "test_loss")
+    return f"; on the test part, which no choice has read, its loss is {number(loss.mean)}{interval_text(loss)}"
+
+
 def how_it_generalises(analysis: Analysis) -> str:
     finished = analysis.results.finished.dropna(subset=["gap"])
     rows = analysis.ranking[analysis.ranking["diverged"] == 0]
     if finished.empty or rows.empty:
         return ""
     gaps, best = finished["gap"], str(rows["name"].iloc[0])
-    text = f"The loss gap (validation less training) of the best is {signed(float(gaps[best]))} nats per token"
+    gap = expected(analysis.results, _seeds_of(ranked_cells(analysis.results, analysis.ranking)[0]), "gap")
+    text = f"The loss gap (validation less training) of the best is {signed(gap.mean)} nats per token"
+    text += interval_text(gap, signed, 3)
     if gaps.max() > gaps.min():
         text += f", and between {signed(gaps.min())} and {signed(gaps.max())} over all"
+        cells, tied = (analysis.generalisation.attrs[key] for key in ("cells", "tied_cells"))
+        if cells > 1 and tied > 1:
+            which = f"{tied:,} of {cells:,} settings'" if tied < cells else "all settings'"
+            text += f" ({which} are indistinguishable from the smallest)"
     overfits = analysis.overfitting["overfits"]
     judged = overfits.dropna()
     if len(judged):

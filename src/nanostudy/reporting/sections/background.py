@@ -54,6 +54,12 @@ def method(f: Findings) -> Blocks:
         "Losses are mean cross entropies in nats per token, over the whole validation split in fixed windows, and over as many "
         "windows of the training split; they draw nothing at random."
     ]
+    read = levels(results.experiments["eval_tokens"]) if "eval_tokens" in results.experiments else []
+    if tokens := [f"{int(value):,}" for value in read if value != "none"]:
+        lines.append(
+            f"Some evaluations before the last read a fixed subset of each split, of {' or '.join(tokens)} tokens "
+            "(eval_tokens): points of curves and lowest losses may differ from exact ones. Final losses are exact."
+        )
     if f.compares:
         lines += [
             "Intervals are 95%. They say how far the same settings may differ by the luck of the draw of weights, batches and "

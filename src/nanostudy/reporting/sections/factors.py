@@ -23,11 +23,13 @@ def ranking(f: Findings) -> Blocks:
     if figure is None:
         return []
     basis = f.analysis.ranking.attrs.get("basis")
+    cells, replicated = charts.ranked_cells(f.results, f.analysis.generalisation)
     rows = [
-        (place, row["name"], signed(row["value"], 4), ends(row["low"], row["high"], signed), value_text(row["tied"]))
-        for place, row in f.analysis.generalisation.head(MOST_RANKED).iterrows()
+        (place, row.label, int(row.n), signed(row.mean, 4), ends(row.low, row.high, signed), value_text(row.tied))
+        for place, row in enumerate(each(cells.head(MOST_RANKED)), start=1)
     ]
-    header = ("place", "experiment", "gap", "95% interval", "indistinguishable from the first")
+    what = ("settings", "seeds", "mean gap") if replicated else ("experiment", "seeds", "gap")
+    header = ("place", *what, "95% interval", "indistinguishable from the first")
     by_gap = Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True)
     return [figure, Prose(str(basis)) if basis else None, by_gap]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from nanostudy.analysis import curves
 from nanostudy.analysis.curves import difference
+from nanostudy.analysis.text_error import expected
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.document import Blocks, Bullets, Facts, Grid, Prose
 from nanostudy.reporting.findings import ENTROPY, Findings, Training
-from nanostudy.reporting.phrases import amount, missing
+from nanostudy.reporting.phrases import amount, ends, missing
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, digits, duration, value_text
 
@@ -63,7 +64,7 @@ def metrics(f: Findings) -> Blocks:
     values["updates"] = f"{t.metadata.get('updates', t.step):,} of {t.experiment.max_iters:,}"
     skipped = t.metadata.get("skipped_updates", 0)
     values |= {"updates skipped, their gradient not being finite": f"{skipped:,}"} if skipped else {}
-    values |= _marks(t) | _speeds(t)
+    values |= _marks(t) | _of_the_text(f) | _speeds(t)
     return [Facts(list(values.items())), Prose(_how_measured(t)), _contexts(t)]
 
 
@@ -80,6 +81,16 @@ def _marks(t: Training) -> dict[str, str]:
     rows = {"initial": t.evaluations[0]} if len(t.evaluations) > 1 else {}
     rows |= {final: t.evaluations[-1], "best": curves.best(t.evaluations)}
     return {f"{mark} losses, update {curves.step(row)}": curves.losses(row) for mark, row in rows.items()}
+
+
+def _of_the_text(f: Findings) -> dict[str, str]:
+    """The intervals that a finite text gives to the final losses."""
+    finished = f.results.finished
+    values = {}
+    for by in ("val_loss", "test_loss", "gap") if len(finished) else ():
+        if finished[by].notna().all() and (one := expected(f.results, list(finished.index), by)).has_interval:
+            values[f"{MEASURES[by].title}, 95% interval over {one.about}"] = ends(one.low, one.high)
+    return values
 
 
 def _speeds(t: Training) -> dict[str, str]:
@@ -105,6 +116,11 @@ def _how_measured(t: Training) -> str:
         "update, final after the last, best at the lowest validation loss. "
         f"Guessing all tokens alike costs ln {t.vocabulary} = {math.log(t.vocabulary):.4f} nats per token."
     )
+    if t.experiment.eval_tokens:
+        text += (
+            f" Evaluations before the last read a fixed subset of {t.experiment.eval_tokens:,} tokens of each split "
+            "(eval_tokens): their losses may differ from exact ones. The last is exact."
+        )
     if measured := curves.median_speed(t.log):
         text += f" The speed while training is the median of {counted(measured[1], 'log row')}, evaluations left out."
     return text

@@ -28,11 +28,11 @@ from nanostudy.study.cluster.checkpoints import CheckpointStore
 from nanostudy.study.cluster.nodes import LOOK, Nodes, Roster, first_line, share_out
 from nanostudy.study.plan import Capacity
 from nanostudy.study.tasks import Broken, Done, Measure, Noted, Report, Task, TrainStack
+from nanostudy.study.workers import NOBODY
 from nanostudy.training import stack as checkpoint
 
 UNUSED = 10.0  # seconds without demand after which workers with nothing to do give their resources back
 WAITED = 30.0  # seconds without a worker after which a note says so
-NOBODY = -1  # the worker of reports about the cluster itself
 
 
 def connect(
