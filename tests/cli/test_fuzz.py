@@ -387,7 +387,12 @@ FLAGS = [
     "--out", "--part", "--only", "--workers", "--device", "--threads", "--prompt", "--tokens", "-n", "--seed",
     "--top-k", "--format",
 ]  # fmt: skip
-ARGUMENTS = st.lists(st.one_of(ASSIGNMENTS, ASSIGNMENTS, ASSIGNMENTS, VALUES, st.sampled_from(FLAGS)), max_size=4)
+PLAIN = st.sampled_from(
+    ["corpus=text.txt", "max_iters=5", "--n_layer=2", "dropout=0.1,0.2", "seed=1,2", "bias=true", "n_head=1"]
+)
+ARGUMENTS = st.lists(PLAIN, max_size=2, unique=True) | st.lists(
+    st.one_of(ASSIGNMENTS, ASSIGNMENTS, ASSIGNMENTS, VALUES, st.sampled_from(FLAGS)), max_size=4
+)
 COMMANDS = st.sampled_from(
     [
         *[["train", "quickstart"], ["train", "s.yaml"], ["study", "run", "study.yaml"], ["study", "plan", "study.yaml"]]

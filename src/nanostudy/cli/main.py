@@ -373,6 +373,9 @@ def main() -> None:
             if not isinstance(problem, ReportedElsewhere):
                 print(f"nanostudy: {problem}", file=sys.stderr)
             sys.exit(2 if isinstance(problem, UsageError) else 1)
+        except OSError as problem:  # such as a name longer than the file system takes
+            print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
+            sys.exit(1)
 
 
 if __name__ == "__main__":
