@@ -16,6 +16,11 @@
 set -eu
 # source venv/bin/activate      # the same on every node: nanostudy[ray] in one version
 
+# Ray executes what anyone sends who can reach its ports: only this job's processes know this token
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_TOKEN
+
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}'):6379
 gpus=${SLURM_GPUS_ON_NODE:-0}

@@ -19,6 +19,7 @@ from nanostudy.model.randomness import dropout_words, keep_mask
 from nanostudy.settings import Experiment, Resources
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
+from nanostudy.training.updates import Updates
 
 SMALL = {
     "n_layer": 2,
@@ -143,4 +144,26 @@ def written(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Reports without pictures, for tests of their words."""
-    monkeypatch.setattr("nanostudy.reporting.write.draw", lambda figures, tables: ({}, ""))
+    from nanostudy.reporting.charts.figure import Drawn
+
+    monkeypatch.setattr("nanostudy.reporting.write.draw", lambda figures, tables: Drawn({}, "", {}))
+
+
+@pytest.fixture
+def on_batches(monkeypatch):
+    """Takes a function that is called with (updates, experiments, steps, places, batch) of every micro-batch of a training."""
+    now, records, step, batch = [], [], Updates.step, Updates.batch
+
+    def watched_step(self, state, experiments, steps):
+        now[:] = steps
+        return step(self, state, experiments, steps)
+
+    def watched_batch(self, experiments, sequences, inputs):
+        made = batch(self, experiments, sequences, inputs)
+        for record in records:
+            record(self, experiments, list(now), sequences, made)
+        return made
+
+    monkeypatch.setattr(Updates, "step", watched_step)
+    monkeypatch.setattr(Updates, "batch", watched_batch)
+    return records.append

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,20 @@ from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import Experiment
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
 
+REAL = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2], "learning_rate": [1e-3, 4e-3]}
 FIXED = {"block_size": 64, "eval_interval": 200}
 VOCABULARY, TRAIN_TOKENS = 65, 1_003_854
+
+
+def real_losses() -> np.ndarray:
+    """(cells of REAL, seeds): the losses of 128 real trainings, 500 updates each on tiny Shakespeare."""
+    return pd.read_csv(Path(__file__).parent / "fixtures" / "seed-losses.csv")["val_loss"].to_numpy().reshape(16, 8)
+
+
+def real_deviations() -> np.ndarray:
+    """(cells of REAL, 8): times standard normal numbers (8, seeds), noise with the covariance that those trainings had."""
+    losses = real_losses()
+    return (losses - losses.mean(axis=1, keepdims=True)) / math.sqrt(7)
 
 
 def planted(
@@ -112,6 +125,33 @@ def synthetic(
         pd.DataFrame(evaluations, columns=list(EVALUATIONS)),
         pd.DataFrame(training, columns=list(TRAINING)),
     )
+
+
+def search(
+    experiments: int,
+    loss: Callable[[Mapping[str, Any]], float] = lambda settings: 2.0,
+    *,
+    seed: int | None = 1337,
+    noise: float | Callable[[Mapping[str, Any]], float] = 0.01,
+    draw: int = 0,
+) -> Results:
+    """A random search over four settings, each point run once; `seed`: of all, or None for a seed an experiment."""
+    random, records = np.random.default_rng(draw), []
+    for id in range(1, experiments + 1):
+        drawn = {
+            "n_embd": int(random.choice([64, 96, 128, 192, 256])),
+            "dropout": float(random.uniform(0, 0.3)),
+            "learning_rate": float(10 ** random.uniform(-4, -2)),
+            "weight_decay": float(random.uniform(0, 1)),
+        }
+        experiment = Experiment(**{**FIXED, **drawn, "n_head": 4, "seed": id if seed is None else seed})
+        values = {name: "none" if value is None else value for name, value in experiment.as_dict().items()}
+        value = loss(values) + (noise(values) if callable(noise) else noise) * random.standard_normal()
+        size = count_parameters(GPTConfig.of(experiment, VOCABULARY)).total
+        about = {"id": id, "name": f"point_{id}", "part": "all", "status": "finished", "source": "nanostudy"}
+        losses = {"train_loss": value - 0.05, "val_loss": value, "parameters": size}
+        records.append({**about, "identity": f"{draw:08x}{id:08x}", **values, **losses})
+    return Results("search", experiments_frame(records))
 
 
 def with_curves(results: Results, rows: Sequence[tuple[int, int, float, float, float]]) -> Results:

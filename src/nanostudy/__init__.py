@@ -12,11 +12,14 @@ __all__ = [
     "Run",
     "__version__",
     "analyze",
+    "confirm_study",
     "convert",
     "count_parameters",
+    "judge",
     "load",
     "load_corpus",
     "merge_study",
+    "plan_seeds",
     "plan_study",
     "preset",
     "report",
@@ -43,11 +46,15 @@ if TYPE_CHECKING:
         train,
         workspace,
     )
+    from nanostudy.referee import confirm_study, judge, plan_seeds
     from nanostudy.settings import Experiment
+
+REFEREE = ("confirm_study", "judge", "plan_seeds")
 
 
 def __getattr__(name: str) -> Any:
     """Looked up when used, so that `nanostudy --help` does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'nanostudy' has no attribute {name!r}")
-    return getattr(importlib.import_module("nanostudy.settings" if name == "Experiment" else "nanostudy.api"), name)
+    module = "settings" if name == "Experiment" else "referee" if name in REFEREE else "api"
+    return getattr(importlib.import_module(f"nanostudy.{module}"), name)

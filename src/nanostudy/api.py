@@ -42,7 +42,7 @@ from nanostudy.settings import (
 )
 from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
-from nanostudy.study.definition import definitions, folder_of, has_study, read_study, with_assignments
+from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, design, open_study
 from nanostudy.study.forecast import Plan, forecast
@@ -172,14 +172,17 @@ def _listening(
 
 
 def _drafted(
-    source: str | Path,
+    source: str | Path | Study,
     out: str | Path | None,
     settings: Mapping[str, str] | None,
     parts: Sequence[str],
     only: str | None,
 ) -> tuple[Design, list[Entry]]:
     """The study's design, and the experiments chosen from it; nothing is written. Raises UsageError."""
-    path = Path(out) if out is not None else folder_of(str(source))
+    path = Path(out) if out is not None else folder_of(source.name if isinstance(source, Study) else str(source))
+    if isinstance(source, Study):
+        draft = design(path, with_assignments(source, settings or {}))
+        return draft, select(draft.requested, parts, only)
     existing = definitions(Path(source)) if has_study(Path(source)) else []
     if existing and not settings and path == Path(source):
         draft = design(path)
@@ -191,7 +194,7 @@ def _drafted(
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
 def run_study(
-    source: str | Path,
+    source: str | Path | Study,
     out: str | Path | None = None,
     *,
     settings: Mapping[str, str] | None = None,
@@ -261,7 +264,7 @@ def _write_results(folder: StudyFolder) -> None:
 
 @takes(SETTINGS[name] for name in PLAN_OPTIONS)
 def plan_study(
-    source: str | Path,
+    source: str | Path | Study,
     out: str | Path | None = None,
     *,
     settings: Mapping[str, str] | None = None,
@@ -363,6 +366,11 @@ def _arrive(
 ) -> Conversion:
     imported = runs.read_nanogpt(source, target, meta, characters, settings)
     e, step = imported.experiment, imported.checkpoint.iter_num
+    if not imported.checkpoint.params_1P.isfinite().all():
+        raise NanostudyError(
+            f"{source} has weights that are not finite (NaN or infinity): its training diverged, and nothing can go on from it. "
+            "Take an earlier checkpoint."
+        )
     runs.write_run(imported, target, resolve(imported.resources))
     notes = list(imported.notes)
     if imported.corpus is None:

@@ -154,6 +154,8 @@ def keep_freed_memory() -> None:
     mallopt(m_top_pad, 2**26)
 
 
+# cuBLAS takes its workspace when it is first used, after PyTorch may have taken everything
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 MEMORY_ADVICE = (
     "Memory ran out. Lower batch_size (and raise gradient_accumulation_steps by as much: the result stays the same up "
     "to rounding), or block_size, n_embd or n_layer. The last checkpoint is whole."
@@ -167,6 +169,6 @@ def memory_errors(advice: str = MEMORY_ADVICE) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as problem:
         text = str(problem)
-        if isinstance(problem, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        if isinstance(problem, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
             raise OutOfMemory(advice) from None
         raise

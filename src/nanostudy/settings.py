@@ -26,6 +26,7 @@ from nanostudy.errors import UsageError
 # between members. record: what is written down; it changes no weight and is no part of the identity.
 # option: where and how the work is done, or how text is drawn; no part of an experiment.
 Kind = Literal["data", "shape", "number", "record", "option"]
+CORPORA = ("shakespeare", "playhouse", "auto")  # names; any other corpus is a path
 PRECISIONS = ("fp32", "bf16", "fp16")
 NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # NUL, and halves of characters
 TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"

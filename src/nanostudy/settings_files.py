@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -11,9 +12,20 @@ from typing import Any
 
 from nanostudy.errors import UsageError
 from nanostudy.reading import read_text
-from nanostudy.settings import FIELDS, IN_FILES, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
+from nanostudy.settings import (
+    CORPORA,
+    FIELDS,
+    IN_FILES,
+    RESOURCE_NAMES,
+    Experiment,
+    Resources,
+    check_names,
+    from_settings,
+)
 from nanostudy.yaml_input import LARGEST_FILE, parse_yaml
 
+PATHS = ("corpus", "init_from")  # settings that may name a file
+DEEPEST = 8  # parts of a path that a moved project may have above its files, and in it
 IMPORTED = "imported.safetensors"  # in a run folder converted from nanoGPT: the weights that it goes on from
 
 
@@ -45,7 +57,30 @@ def read_settings(source: str) -> dict[str, Any]:
         ) from None
     if settings.get("init_from") == IMPORTED:  # lies in the run folder, wherever that was moved to
         settings["init_from"] = str(path.parent / IMPORTED)
-    return settings
+    begun = (path.parent / "run.json").is_file()
+    return {name: located(value, path.parent, begun) if name in PATHS else value for name, value in settings.items()}
+
+
+def located(value: Any, folder: Path, begun: bool) -> Any:
+    """A path as a file in `folder` gives it: relative to that folder, or to the working directory, where only that has it.
+
+    Where neither has it and training has `begun`, so that checksums are compared, the project may have been moved: a file then
+    serves whose path ends alike, in `folder` or above it.
+    """
+    if not isinstance(value, str) or value in CORPORA or not value:
+        return value
+    path, beside = Path(value), folder / value
+    try:
+        if beside.exists() or path.exists():
+            return str(beside) if beside.exists() else value
+        parts = [part for part in re.split(r"[\\/]", value) if part not in ("", ".", "..")]
+        ends = [Path(*parts[i:]) for i in range(len(parts))][-DEEPEST:]
+        above = [folder.resolve(), *folder.resolve().parents][:DEEPEST]
+        places = (place / end for end in ends for place in above)
+        moved = next((place for place in places if place.exists()), None) if begun else None
+    except OSError:
+        return value
+    return str(moved or value)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:

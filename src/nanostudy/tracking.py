@@ -59,8 +59,8 @@ class TensorBoard:
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # the training repeats what an earlier session wrote after its last checkpoint
-        purge = subject.step + 1 if subject.step else None
+        # the training repeats what an earlier session wrote after its last checkpoint, or all of it
+        purge = subject.step + 1 if subject.step else 0
         self.writer: Any = SummaryWriter(str(subject.folder / "tensorboard"), purge_step=purge)
         plain = (bool, int, float, str)
         self.settings = {k: value if isinstance(value, plain) else str(value) for k, value in subject.settings.items()}

@@ -50,7 +50,7 @@ def test_every_part_has_an_answer_for_every_study(what):
         assert {"name", "cost", "val_loss", "on_front"} <= set(found.pareto(cost))
     finished = len(found.results.finished)
     assert found.effects.n == finished == len(found.ranking)
-    assert found.effects.method == "none"
+    assert not found.effects.importance["clear"].any()
     assert found.effects.explanation
     assert isinstance(found.scaling["tokens"], Refusal)
 

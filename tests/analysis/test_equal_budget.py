@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from synthetic import synthetic, with_curves
 
 from nanostudy.analysis.equal_budget import equal_budget, pareto
+from nanostudy.analysis.ranking import RANKING
 from nanostudy.errors import UsageError
 
 
@@ -73,7 +75,7 @@ def test_nothing_to_compare(at):
     for results in (synthetic({}, waiting=(1,)), synthetic({})):
         found = equal_budget(results, at)
         assert len(found) == 0
-        assert list(found) == ["name", "value", "at", "interpolated"]
+        assert list(found) == [*RANKING, "at", "interpolated"]
         assert found.attrs["explanation"]
 
 
@@ -105,7 +107,7 @@ def test_pareto_front():
 
 def test_pareto_front_by_definition():
     draw = np.random.default_rng(1)
-    results = synthetic({"dropout": np.linspace(0, 0.5, 40).tolist()})
+    results = synthetic({"dropout": np.linspace(0, 0.5, 20).tolist(), "n_layer": [2, 4]})
     results.experiments["flops"] = draw.integers(1, 8, 40).astype(float)
     results.experiments["val_loss"] = draw.integers(1, 8, 40).astype(float)
     points = list(zip(results.experiments["flops"], results.experiments["val_loss"], strict=True))
@@ -114,3 +116,44 @@ def test_pareto_front_by_definition():
             c <= one["cost"] and v <= one["val_loss"] and (c, v) != (one["cost"], one["val_loss"]) for c, v in points
         )
         assert one["on_front"] == (not beaten)
+
+
+def test_ranks_are_of_means_over_seeds_and_ties_are_marked():
+    results = synthetic(
+        {"dropout": [0.0, 0.2], "n_embd": [64, 128]}, {"n_embd": -0.3}, seeds=(1, 2, 3), noise=0.01, curves=True
+    )
+    found = equal_budget(results, "updates")
+    best = found[found["tied"]]
+    assert set(found["n"]) == {3}
+    assert len(best) == 6
+    assert set(results.experiments.loc[best["name"], "n_embd"]) == {128}
+    assert found["low"].notna().all()
+
+
+def test_no_difference_is_a_tie_at_its_rate():
+    """100 studies without effects, 95% for all together: the truly best is tied in 88 at least (binomial, 1 in 1,000)."""
+    misses = 0
+    for draw in range(100):
+        results = synthetic({"dropout": [0.0, 0.2]}, seeds=(1, 2, 3, 4), noise=0.01, draw=draw, curves=True)
+        misses += not equal_budget(results, "tokens")["tied"].all()
+    assert misses <= stats.binom.ppf(0.999, 100, 0.05)
+
+
+def test_what_diverged_with_a_seed_is_on_no_front():
+    results = synthetic({"n_embd": [64, 128]}, {"n_embd": -0.3}, seeds=(1, 2), noise=0.001, diverged=(4,), curves=True)
+    found = pareto(results, "parameters")
+    assert list(found["cell"]) == ["n_embd=64"]
+    ranked = equal_budget(results, "updates")
+    assert ranked.set_index("name").loc[results.experiments.index[2], "diverged"] == 1
+
+
+def test_the_front_is_of_means_and_says_what_is_indistinguishable_from_it():
+    loss = lambda s: {64: 2.0, 128: 1.8, 256: 1.805, 512: 2.3}[s["n_embd"]]  # noqa: E731
+    results = synthetic({"n_embd": [64, 128, 256, 512]}, loss, seeds=(1, 2, 3, 4), noise=0.01, draw=2)
+    found = pareto(results, "parameters").set_index("cell")
+    assert list(found["n"]) == [4] * 4
+    assert bool(found.loc["n_embd=64", "on_front"])
+    assert bool(found.loc["n_embd=128", "on_front"])
+    assert bool(found.loc["n_embd=256", ["on_front", "near_front"]].any())  # 0.005 is within the noise
+    assert not found.loc["n_embd=512", ["on_front", "near_front"]].any()
+    assert found.loc["n_embd=128", "val_loss"] == pytest.approx(1.8, abs=0.02)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import synthetic, with_losses
+from synthetic import REAL, real_deviations, synthetic, with_losses
 
 from nanostudy.analysis.effects import effects
 from nanostudy.analysis.frames import joined
-from nanostudy.analysis.ranking import critical_value, part_means, ranking
+from nanostudy.analysis.ranking import critical_value, ranking
 
 TWO = {"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
 
@@ -19,13 +19,12 @@ TWO = {"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128], "dropout": [0.0
 
 
 def test_ranking_is_by_the_experiments_own_value():
-    results = synthetic(TWO, {"n_layer": 0.2}, noise=0.05)
+    results = synthetic(TWO, {"n_layer": 0.2}, noise=0.05, seeds=None)
     found = ranking(results)
     assert list(found.index) == list(range(1, 17))
     assert list(found["value"]) == sorted(results.experiments["val_loss"])
     assert dict(zip(found["name"], found["value"], strict=True)) == results.experiments["val_loss"].to_dict()
     noise = effects(results)
-    assert noise.method == "higher-order"
     assert found["se"].to_numpy() == pytest.approx(noise.noise)
     margin = stats.t.ppf(0.975, 5) * noise.noise
     assert (found["high"] - found["value"]).to_numpy() == pytest.approx(margin)
@@ -41,8 +40,8 @@ def test_seeds_of_one_cell_are_judged_together():
     assert list(found["value"]) == [1.9, 1.98, 2.0, 2.1, 2.1, 2.22]
     assert list(found["mean"]) == pytest.approx([2.0, 2.1, 2.0, 2.0, 2.1, 2.1])
     assert set(found["n"]) == {3}
-    # by hand: differences 0.12, 0.1, 0.08 have variance 0.0004, twice that of one experiment beside its block
-    assert found["se"].to_numpy() == pytest.approx(math.sqrt(0.0002 / 3))
+    # by hand: differences 0.12, 0.1, 0.08 have variance 0.0004; each mean is half of them from the mean of both
+    assert found["se"].to_numpy() == pytest.approx(math.sqrt(0.0001 / 3))
     # 0.1 against t(0.95, 2) * sqrt(0.0004 / 3) = 2.92 * 0.01155: the second cell is out
     assert list(found["tied"]) == [True, False, True, True, False, False]
     assert (found.attrs["cells"], found.attrs["tied_cells"]) == (2, 1)
@@ -55,7 +54,7 @@ def test_what_seeds_share_ties_nothing():
     shifted = synthetic(TWO, {"n_layer": 0.2, "dropout": 0.1}, seeds=(1, 2), noise=0.01, draw=4)
     shifted.experiments["val_loss"] += shifted.experiments["seed"].astype(float)
     loud = ranking(shifted)
-    assert loud.attrs["tied_cells"] == quiet.attrs["tied_cells"] < 8
+    assert loud.attrs["tied_cells"] == quiet.attrs["tied_cells"] < 16
     assert dict(zip(loud["name"], loud["tied"], strict=True)) == dict(zip(quiet["name"], quiet["tied"], strict=True))
 
 
@@ -93,21 +92,17 @@ def test_critical_value_is_the_multivariate_t():
     assert known == pytest.approx(0.95, abs=1e-3)
 
 
-def test_the_best_settings_are_among_the_tied_at_their_rate():
-    """All settings are equally good, so that the first is tied with the best in 95%: of 250 simulations, 90.0 to 98.8%."""
-    results, draw, repetitions = (
-        synthetic({name: TWO[name] for name in list(TWO)[:3]}, seeds=(1, 2, 3)),
-        np.random.default_rng(1),
-        250,
-    )
-    seeds = results.experiments["seed"].astype(int)
-    kept = 0
+def test_every_best_setting_is_among_the_tied_at_its_rate():
+    """All settings are equally good; their noise is as unequal and correlated as that of real trainings."""
+    results, deviations = synthetic(REAL, seeds=(1, 2, 3)), real_deviations()
+    draw, repetitions = np.random.default_rng(1), 250
+    kept = np.zeros(16)
     for _ in range(repetitions):
-        losses = 2 + 0.02 * draw.standard_normal(len(seeds)) + 0.2 * draw.standard_normal(4)[seeds]
-        found = ranking(with_losses(results, losses)).set_index("name")
-        kept += bool(found.loc[results.experiments.index[0], "tied"])
-    low, high = stats.binom.ppf([0.0005, 0.9995], repetitions, 0.95)
-    assert low <= kept <= high
+        losses = 2 + deviations @ draw.standard_normal((8, 3))
+        found = ranking(with_losses(results, losses.ravel())).set_index("name")
+        kept += found.loc[results.experiments.index[::3], "tied"].to_numpy()
+    assert kept.min() >= stats.binom.ppf(0.0005, repetitions, 0.95)
+    assert kept.mean() < repetitions
 
 
 def test_ranking_by_the_gap():
@@ -118,7 +113,7 @@ def test_ranking_by_the_gap():
 
 
 def test_no_noise_estimate_ties_all_and_says_so():
-    results = synthetic({"dropout": [0.0, 0.2], "n_layer": [2, 4]}, {"dropout": 0.1})
+    results = synthetic({"dropout": [0.0, 0.2], "n_layer": [2, 4]}, {"dropout": 0.1}, noise=0.01)
     found = ranking(results)
     assert found["tied"].all()
     assert found["se"].isna().all()
@@ -145,19 +140,7 @@ def test_seeds_bound_to_factors_count_in_comparisons():
     seeds = (np.arange(64) // 2) + 1
     results.experiments["seed"] = pd.Series(seeds, index=results.experiments.index, dtype=object)
     results.experiments["val_loss"] += (0.1 * np.random.default_rng(2).standard_normal(33))[seeds]
-    assert ranking(results)["se"].iloc[0] == pytest.approx(0.1, rel=0.3)
-
-
-def test_part_means():
-    results = synthetic({"dropout": [0.0, 0.1, 0.2, 0.3]})
-    table = results.experiments
-    table["part"], table["val_loss"] = ["a", "a", "b", None], [1.0, 3.0, 4.0, 5.0]
-    first, second = part_means(results).to_dict("records")
-    assert (first["part"], first["n"], first["mean"], first["best"]) == ("a", 2, 2.0, 1.0)
-    assert first["high"] == pytest.approx(2 + 12.7062, abs=1e-3)  # t(0.975; 1), a standard error of 1
-    assert first["best_name"] == table.index[0]
-    assert (second["mean"], second["n"]) == (4.0, 1)
-    assert math.isnan(second["low"])
+    assert ranking(results)["se"].iloc[0] == pytest.approx(0.1, rel=0.4)
 
 
 def test_two_thousand_experiments():

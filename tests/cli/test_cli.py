@@ -34,8 +34,9 @@ from nanostudy import api
 from nanostudy.atomic import sole_owner
 from nanostudy.cli import main as cli
 from nanostudy.model import kernels
-from nanostudy.settings import FIELDS
+from nanostudy.settings import FIELDS, Experiment
 from nanostudy.training import machine
+from nanostudy.view import View
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and mounts")
@@ -1023,3 +1024,121 @@ def test_the_same_from_python(run):
     assert loaded.metadata["status"] == "finished"
     (text,) = loaded.sample("The ", tokens=8, seed=3)
     assert text == "The " + "".join(loaded.stream("The ", tokens=8, seed=3))
+
+
+# --- texts and where they are
+
+
+def test_a_settings_files_text_is_beside_it(call, here):
+    (here / "far").mkdir()
+    (here / "far" / "mine.txt").write_text(some_text(), encoding="utf-8")
+    (here / "far" / "mine.yaml").write_text("corpus: mine.txt\n", encoding="utf-8")
+    said(call("train", "far/mine.yaml", *SMALL[1:], "max_iters=1", "--out", "run"), 0)
+    assert json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))["corpus"]["name"] == "mine.txt"
+    (here / "far" / "mine.txt").unlink()
+    said(
+        call("train", "far/mine.yaml", *SMALL[1:], "max_iters=1", "--out", "other"),
+        2,
+        "'mine.txt'.*neither beside .* nor in",
+    )
+    assert not (here / "other").exists()
+
+
+def test_a_moved_project_goes_on(call, here, monkeypatch):
+    (here / "before").mkdir()
+    monkeypatch.chdir(here / "before")
+    Path("text.txt").write_text(some_text(), encoding="utf-8")
+    Path("other.txt").write_text(some_text(9), encoding="utf-8")
+    settings = [*SMALL[1:], "max_iters=2", "corpus=text.txt"]
+    said(call("train", "quickstart", *settings, "--out", "runs/b"), 0)
+    monkeypatch.chdir(here)
+    (here / "before").rename(here / "after")
+    monkeypatch.chdir(here / "after")
+    for more in ([], ["corpus=text.txt"]):
+        told = call("train", "runs/b", *more)
+        said(told, 0)
+        assert "runs/b is finished already" in told.out
+    said(call("train", "runs/b", "corpus=other.txt"), 2, r"corpus=other.txt is another text than runs/b", "Add --out")
+    assert [path.name for path in Path("runs").iterdir()] == ["b"]
+    Path("text.txt").unlink()
+    said(call("train", "runs/b"), 2, r"runs/b was trained on .*text.txt, which is not there", "corpus=PATH")
+
+
+# --- output that goes nowhere
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_ends_no_training(here):
+    arguments = [
+        sys.executable,
+        "-m",
+        "nanostudy",
+        *once(("train", "quickstart", *SMALL, "max_iters=2", "--out", "run")),
+    ]
+    environment = {**os.environ, "NANOSTUDY_CACHE": str(here / "cache")}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            arguments, cwd=here, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+        listed = subprocess.run(
+            [*arguments[:3], "settings"],
+            cwd=here,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, listed.returncode) == (0, 1)
+    for one in (done, listed):
+        assert one.stderr.strip() == "nanostudy: what it prints could not be written: No space left on device"
+    assert json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def test_a_reader_that_leaves_ends_nothing(here):
+    arguments = [
+        sys.executable,
+        "-m",
+        "nanostudy",
+        *once(("train", "quickstart", *SMALL, "max_iters=2", "--out", "run")),
+    ]
+    process = subprocess.Popen(
+        arguments,
+        cwd=here,
+        env={**os.environ, "NANOSTUDY_CACHE": str(here / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+    assert json.loads((here / "run" / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def test_a_view_outlives_its_stream():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    view = View(0.0)
+    view.console.file = Full()
+    with view:
+        view.say("something")
+        view.draw(0.5, "half", plain="half")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"warmup_iters": 100, "max_iters": 50}, ["never reaches its peak"]),
+        ({"min_lr": 0.1, "learning_rate": 0.01}, ["rises to it"]),
+        ({"min_lr": 0.1, "learning_rate": 0.01, "decay_lr": False}, []),
+        ({"warmup_iters": 50, "max_iters": 50}, []),
+        ({"warmup_iters": 50, "max_iters": 0}, []),
+    ],
+)
+def test_unusual_schedules_get_a_note(settings, words):
+    notes = Experiment(**{"warmup_iters": 0, **settings}).oddities
+    assert len(notes) == len(words)
+    assert all(word in note for word, note in zip(words, notes, strict=True))

@@ -111,6 +111,22 @@ def test_a_resumed_run_goes_on_in_tensorboard(experiment, tmp_path) -> None:
     assert_told(tmp_path / "run", told)
 
 
+def test_a_run_that_begins_again_begins_again_in_tensorboard(experiment, tmp_path) -> None:
+    """It was killed before its first checkpoint."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Logged) and event.step == 15:
+            raise Ended
+
+    with pytest.raises(Ended):
+        train(experiment, tmp_path / "run", "tensorboard", stop)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    train(experiment, tmp_path / "run", "tensorboard")
+    found = events_of(tmp_path / "run")
+    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
+    assert_told(tmp_path / "run", told)
+
+
 def test_a_study_tracks_each_of_its_experiments(experiment, tmp_path) -> None:
     settings = {**SMALL, "corpus": experiment.corpus, "eval_interval": 10}
     study = {"settings": settings, "grid": {"dropout": [0.0, 0.1]}, "sample_tokens": 5}

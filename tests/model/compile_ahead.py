@@ -8,16 +8,22 @@ import re
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import torch
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.model.engine import State
 from nanostudy.model.kernels import gpu, triton_kernels
-from nanostudy.model.ops import DropoutKeys
+from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
+from nanostudy.settings import Experiment
+from nanostudy.training.updates import Inputs, Updates
 
 SHAPES = (
     *(
@@ -82,6 +88,36 @@ def launches(E, H, V, dtype, M=4, B=2, T=128):
         ops.norms(grads)
         ops.adamw_kernel(rows, grads, rows, rows, column, column > 0, *(column,) * 5)
     return recorder.launches
+
+
+class Launches(TorchDispatchMode):
+    """Counts PyTorch's operations, views and allocations aside."""
+
+    FREE = ("empty", "detach", "new_empty", "empty_like", "_unsafe_view", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        schema = operation._schema
+        view = any(a.alias_info and not a.alias_info.is_write for a in schema.arguments)
+        self.count += not view and schema.name.removeprefix("aten::") not in self.FREE
+        return operation(*args, **(kwargs or {}))
+
+
+def launches_of_an_update(**settings):
+    """(of these kernels, of PyTorch's own), for one model in bf16, on PyTorch's device without memory."""
+    experiment, recorder = Experiment(**settings), Recorder()
+    config, own = GPTConfig.of(experiment, 65), gpu._Triton(recorder)
+    ops = REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
+    machine = SimpleNamespace(device=torch.device("meta"), dtype=torch.bfloat16, compiled=False, ops=ops)
+    updates = Updates(torch.empty(10_000, dtype=torch.uint8, device="meta"), config, machine)
+    state = State.fresh(torch.empty(1, count_parameters(config).total, device="meta"))
+    now = Inputs(*(tensor[0] for tensor in updates.draw([experiment], [0]).rows))
+    with Launches() as others:
+        updates.update(state, [experiment], now, lambda: False)
+    return len(recorder.launches), others.count
 
 
 def compiled(name, arguments, how, capability):

@@ -216,6 +216,23 @@ print(len(first))
 
 
 @needs_triton
+def test_an_update_launches_no_more_than_it_may():
+    """Of the published model, 6 layers: views and allocations aside."""
+    script = """
+import sys; sys.path.insert(0, sys.argv[1])
+from compile_ahead import launches_of_an_update
+print(*launches_of_an_update(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert output.returncode == 0, output.stderr
+    kernels, others = map(int, output.stdout.split())
+    assert kernels <= 62
+    assert others <= 250
+
+
+@needs_triton
 @pytest.mark.soak
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     """Half precision spills no register, and every kernel fits into the shared memory of an A100 (163 KiB) and an H100."""

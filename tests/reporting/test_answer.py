@@ -34,35 +34,67 @@ def test_an_effect_that_is_there_is_stated_with_its_interval():
     text = what_matters(found)
     row = found.effects.table.query("term == 'n_embd'").iloc[0]
     assert text.startswith("n_embd matters most: going from 128 to 256 lowers the validation loss by 0.")
-    assert f"{-row['effect']:.3f} nats per token (95% interval {-row['high']:.3f} to {-row['low']:.3f}" in text
-    assert "then dropout 0.1 → 0.2 by +0.0" in text
+    assert f"{-row['effect']:.3f} nats per token (95% interval for all at once {-row['together_high']:.3f} to" in text
+    assert "dropout 0.1 → 0.2 by +0.0" in text
+    assert "has an effect, too" in text
     assert "n_head" not in text
 
 
 def test_an_effect_that_is_not_there_is_not_stated():
     found = analysis({})
     text = what_matters(found)
-    assert text.startswith("No setting's effect differs from zero at 95%: the largest estimate, ")
+    assert text.startswith("No setting's effect differs from zero (95% for all at once): the largest estimate, ")
     assert "matters most" not in text
-    assert "indistinguishable from no effect (95%)" in what_does_not(found)
+    assert "indistinguishable from no effect (95% for all at once)" in what_does_not(found)
 
 
 def test_a_setting_that_does_nothing_is_named_as_such():
     text = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.05}))
     assert text.startswith("n_head 4 → 8 by ")
-    assert "is indistinguishable from no effect (95%)" in text
+    assert "is indistinguishable from no effect (95% for all at once)" in text
     assert "n_embd 128" not in text
 
 
 def test_settings_that_act_together_are_named_only_where_they_do():
     together = what_does_not(analysis({"n_embd": -0.2, "dropout": 0.1, "n_head": 0.1, "n_embd x dropout": 0.08}))
-    assert (
-        "act together (at 95% for all pairs at once), one's effect depending on the other: n_embd × dropout by +0.08"
-        in together
+    assert re.search(
+        r"Some act together \(95% for all at once\): n_embd 128 → 256 by −0.2[78]\d at dropout 0.1 and −0.1[12]\d at 0.2, "
+        r"a difference of \+0.1[56]\d \(",
+        together,
     )
     assert together.startswith("Every setting that was varied has an effect")
     apart = what_does_not(analysis({"n_embd": -0.2}, draw=2))
     assert "no two settings can be said to act together" in apart
+
+
+def test_near_ties_are_undecided():
+    text = what_matters(analysis({"n_embd": -0.208, "dropout": 0.21}, seeds=(1, 2, 3, 4)))
+    assert text.startswith(
+        "dropout and n_embd matter most, and which of them more is undecided: dropout 0.1 → 0.2 by +0.2"
+    )
+    assert "matters most" not in text
+    assert "n_embd matters" in what_matters(analysis({"n_embd": -0.2}, seeds=(1, 2, 3, 4)))
+
+
+def test_two_seeds_cannot_tell():
+    text = what_matters(analysis({"n_embd": -0.02, "dropout": 0.02}, seeds=(1, 2), noise=0.01))
+    assert text.startswith("Two seeds cannot tell which settings matter: the largest estimate, ")
+
+
+def test_a_fraction_names_what_it_cannot_separate():
+    factors = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
+    kept = lambda s: sum((s["n_layer"] == 4, s["n_embd"] == 128, s["dropout"] > 0)) % 2 == 1  # noqa: E731
+    together = lambda s: 2 + 0.047 * (1 if (s["n_layer"] == 4) == (s["n_embd"] == 128) else -1)  # noqa: E731
+    text = what_matters(Analysis(synthetic(factors, together, seeds=(1, 2, 3, 4), noise=0.001, keep=kept)))
+    assert text.startswith(
+        "dropout, or n_layer × n_embd, which these experiments cannot separate from it, matters most"
+    )
+
+
+def test_a_setting_harmless_on_average_that_costs_at_the_best_settings():
+    loss = lambda s: 2 - 0.2 * (s["n_embd"] == 256) + (s["n_head"] == 8) * (0.1 if s["n_embd"] == 256 else -0.12)  # noqa: E731
+    text = what_matters(Analysis(synthetic(FACTORS, loss, seeds=(1, 2, 3, 4), noise=0.002)))
+    assert re.search(r"At the best settings n_head 4 → 8 changes it by \+0\.\d+ \(.*\), on average by −0\.01", text)
 
 
 def test_the_model_to_use_comes_with_what_is_indistinguishable():
@@ -73,6 +105,25 @@ def test_the_model_to_use_comes_with_what_is_indistinguishable():
     assert "3 of the 7 other settings are indistinguishable from it (95%)" in same
     apart = which_model(analysis({"n_embd": -0.5, "n_head": -0.2, "dropout": 0.2}))
     assert "it differs from all 7 other settings at 95%" in apart
+
+
+def test_the_lowest_of_several_is_called_optimistic_and_corrected():
+    luck = Analysis(synthetic({"dropout": [0.0, 0.1, 0.2, 0.3]}, seeds=(1, 2, 3), noise=0.02, draw=2))
+    text = which_model(luck)
+    assert (
+        "That mean was chosen as the lowest of 4, so it is optimistic: on seeds that did not choose it, it is" in text
+    )
+    assert f"it is {luck.best_unbiased:.4f}." in text
+    clear = which_model(Analysis(synthetic({"dropout": [0.0, 0.2]}, {"dropout": 0.3}, seeds=(1, 2, 3), noise=0.01)))
+    assert "hardly optimistic: whichever seed is left out, the others choose these settings, too." in clear
+    single = which_model(Analysis(synthetic(FACTORS, {"n_embd": -0.1}, noise=0.02)))
+    assert "That loss was chosen as the lowest of 8, so it is optimistic." in single
+
+
+def test_the_last_section_says_what_would_decide():
+    made = document(Analysis(synthetic({"dropout": [0.0, 0.1]}, seeds=(1, 2, 3), noise=0.02, draw=2)))
+    assert made.sections[-1].title == "What to run next"
+    assert made.sections[-1].blocks[0].text.startswith("To decide between dropout 0")
 
 
 def test_the_smallest_of_the_tied_is_offered():

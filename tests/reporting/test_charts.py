@@ -11,8 +11,10 @@ from synthetic import synthetic
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import CorpusFacts
 from nanostudy.reporting.charts import factors as factor_charts
+from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import losses as loss_charts
-from nanostudy.reporting.charts.figure import BLUE, look
+from nanostudy.reporting.charts.experiments import ranking_figure
+from nanostudy.reporting.charts.figure import BLUE, draw, look
 from nanostudy.reporting.charts.marks import colourings
 from nanostudy.reporting.data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, data_of, spread
 from nanostudy.reporting.sections import document
@@ -178,3 +180,64 @@ def test_a_study_without_noise_has_axes_of_finite_numbers():
         for panel in figure.panels:
             assert json.dumps(panel.chart.to_dict(), allow_nan=False)
     assert "interactions" in {figure.id for figure in made.figures}
+
+
+# --- axes, and figures that fail
+
+
+def domains(spec):
+    """The explicit ends of every axis in a specification."""
+    if isinstance(spec, dict):
+        domain = spec.get("domain")
+        if isinstance(domain, list) and len(domain) == 2 and all(isinstance(end, (int, float)) for end in domain):
+            yield tuple(domain)
+        for value in spec.values():
+            yield from domains(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from domains(value)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 4.5e-16])
+def test_equal_means_make_no_axis_of_the_width_of_rounding(rounding):
+    """A learning rate of 0: every training ends where it began, but for the last bit. Such an axis has endless ticks."""
+    flat = synthetic(FACTORS, lambda s: 4.17, seeds=(1, 2), curves=True)
+    losses = 4.17 + rounding * np.arange(len(flat.experiments))
+    results = replace(flat, experiments=flat.experiments.assign(val_loss=losses, train_loss=losses))
+    curves = results.evaluations.assign(val_loss=4.17, train_loss=4.17)
+    curves.loc[curves.index[-1], "val_loss"] += rounding
+    results = replace(results, evaluations=curves)
+    made = document(Analysis(results))
+    assert len(made.figures) > 5
+    for figure in made.figures:
+        spec = figure.for_print(made.data.tables)
+        for low, high in domains(spec):
+            assert high - low > 1e-6 * max(abs(low), abs(high)), (figure.id, low, high)
+        if figure.id == "curves":
+            assert figure.parameters["top"] - min(row["val_loss"] for row in made.data.curves) > 0.001
+
+
+class Unprintable(figure_module.Figure):
+    def for_print(self, tables):
+        return {"mark": "nonsense"}
+
+
+def test_a_figure_that_fails_takes_away_itself_alone():
+    ranking = ranking_figure(
+        Analysis(synthetic(FACTORS, EFFECTS)).results, Analysis(synthetic(FACTORS, EFFECTS)).ranking
+    )
+    broken = Unprintable(**{**vars(ranking), "id": "broken"})
+    drawn = draw([broken, ranking], {})
+    assert set(drawn.pictures) == {"ranking"}
+    assert set(drawn.problems) == {"broken"}
+
+
+def test_a_figure_that_ends_the_process_takes_away_itself_alone(monkeypatch):
+    analysis = Analysis(synthetic(FACTORS, EFFECTS))
+    ranking = ranking_figure(analysis.results, analysis.ranking)
+    deadly = 'if "deadly" in request["figures"]: import os; os.abort()\n'
+    at = figure_module.DRAW.index("version, pictures")
+    monkeypatch.setattr(figure_module, "DRAW", figure_module.DRAW[:at] + deadly + figure_module.DRAW[at:])
+    drawn = draw([replace(ranking, id="deadly"), ranking], {})
+    assert set(drawn.pictures) == {"ranking"}
+    assert "ended with" in drawn.problems["deadly"]

@@ -161,7 +161,7 @@ def test_without_pictures_the_page_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr(publishing, "draw", fails)
     written = publish(Analysis(synthetic(FACTORS, {"n_embd": -0.1})), tmp_path / "report")
-    assert "The figures could not be drawn here: no memory." in written.page.read_text(encoding="utf-8")
+    assert "Figures could not be drawn here: no memory." in written.page.read_text(encoding="utf-8")
     assert written.undrawn == "no memory"
     assert written.figures == 0
 

@@ -311,8 +311,7 @@ def test_the_picture_shows_every_line(monkeypatch):
     rows = evaluations(4.0, 3.0, 2.5, 2.4, train_losses=[4.0, 2.8, 2.2, 1.9])
     training = [{**row, "loss": 3.9 - 0.05 * i} for i, row in enumerate(log(*[1.0, 2.0] * 15))]
     figure = figures.training_figure(rows, training, "of a test", entropy=1.1, grad_clip=1.5)
-    pictures, _ = draw([figure], {})
-    pixels = decode(pictures["curve"][0])
+    pixels = decode(draw([figure], {}).pictures["curve"][0])
     assert 425 < pixels.shape[1] < 475
     assert 325 < pixels.shape[0] < 475
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 100

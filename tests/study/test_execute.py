@@ -227,18 +227,16 @@ def contents(study: Path) -> dict[str, str]:
     return {str(path.relative_to(study)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_refilled_slot_trains_as_the_experiment_alone(run, source, reference, tmp_path, monkeypatch):
+def test_a_refilled_slot_trains_as_the_experiment_alone(run, source, reference, tmp_path, monkeypatch, on_batches):
     """Batches to the bit, losses to rounding: in a slot that another left, and with the machine to itself."""
-    drawn, original = {}, trainer._Training.batch
+    drawn = {}
 
-    def spy(self, members, steps, sequences):
-        batch = original(self, members, steps, sequences)
+    def record(_, members, steps, sequences, batch):
         for m, (e, step) in enumerate(zip(members, steps, strict=True)):
             digest = hashlib.sha256(batch.inputs[m].numpy().tobytes() + batch.targets[m].numpy().tobytes())
             drawn.setdefault((e, step), []).append(digest.hexdigest())
-        return batch
 
-    monkeypatch.setattr(trainer._Training, "batch", spy)
+    on_batches(record)
     run(source, "together")
     monkeypatch.setitem(plan.WIDEST, "cpu", 1)
     run(source, "alone")

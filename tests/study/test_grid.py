@@ -109,7 +109,7 @@ def test_the_studies_are_those_promised_and_explain_themselves():
         assert read_study(name).name == name
     quick = entries_of(read_study("quickstart"))
     assert len(quick) == 32
-    assert len({(entry.experiment.learning_rate, entry.experiment.seed) for entry in quick}) == 4
+    assert len({(entry.experiment.learning_rate, entry.experiment.seed) for entry in quick}) == 8
 
 
 def test_a_study_is_read_without_torch():
@@ -186,8 +186,19 @@ def test_a_name_carries_what_differs_between_parts_and_from_before():
 def test_a_corpus_is_named_by_its_stem_alone():
     corpora = ("/a b/Hamlet*.txt", "C:\\texts\\my play?.v2.txt", "..", "hamlet.md")
     name = names(entries_of(study({"corpus": corpora})))
-    assert [n.partition("corpus=")[2] for n in name[:3]] == ["Hamlet", "myplay.v2", ""]
+    assert [n.partition("corpus=")[2] for n in name[:2]] == ["Hamlet", "myplay.v2"]
+    assert re.fullmatch(r".*corpus=[0-9a-f]{8}", name[2]), (
+        "letters that a folder's name leaves out still make a difference"
+    )
     assert re.fullmatch(r".*corpus=hamlet_[0-9a-f]{8}", name[3]), "on some machines Hamlet and hamlet are one folder"
+
+
+def test_letters_that_a_folders_name_leaves_out_still_make_a_difference():
+    name = names(entries_of(study({"corpus": ("война.txt", "мир.txt", "café.txt")})))
+    ends = [n.partition("corpus=")[2] for n in name]
+    assert all(re.fullmatch(r"(caf)?[0-9a-f]{8}", end) for end in ends)
+    assert len(set(ends)) == 3
+    assert ends[2].startswith("caf")
 
 
 def test_equal_names_are_told_apart_the_same_way_each_time():

@@ -165,20 +165,18 @@ def together(count: int, work) -> list:
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(on_batches):
     """What every place of the global batch got, by seed, step and place: tokens and dropout words."""
-    held, original = {}, trainer._Training.batch
+    held = {}
 
-    def spy(self, experiments, steps, sequences):
-        batch = original(self, experiments, steps, sequences)
+    def record(updates, experiments, steps, sequences, batch):
         words = [word.unflatten(0, (len(steps), -1)) for word in next(iter(batch.dropout or ()), ())[:3]]
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             for i, place in enumerate(sequences):
                 parts = [t[m, i].tolist() for t in (batch.inputs, batch.targets, *words)]
-                assert held.setdefault((self.ranks.count, e.seed, step, place), parts) == parts
-        return batch
+                assert held.setdefault((updates.ranks.count, e.seed, step, place), parts) == parts
 
-    monkeypatch.setattr(trainer._Training, "batch", spy)
+    on_batches(record)
     return held
 
 

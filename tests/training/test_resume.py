@@ -211,7 +211,7 @@ def stopped(place: Path, out: str, number: int) -> tuple[Path, str, float]:
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_all_and_the_command_it_names_goes_on(from_commands, reference, name):
     run, words, seconds = stopped(from_commands, f"got-{name}", getattr(signal, name))
     assert seconds < 5

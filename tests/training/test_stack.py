@@ -128,22 +128,19 @@ def test_training_equals_a_loop_of_plain_modules(run, corpus, dropout, parts):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(on_batches):
     """What every micro-batch held, by seed, step and place: inputs, targets, and the masks of two dropouts."""
-    held, original = {}, trainer._Training.batch
+    held = {}
 
-    def spy(self, experiments, steps, sequences):
-        batch = original(self, experiments, steps, sequences)
-        drop = batch.dropout
-        drops = list(drop or ())
+    def record(_, experiments, steps, sequences, batch):
+        drops = list(batch.dropout or ())
         masks = [keep_mask(*drops[s][:3], (128,), (1,)).unflatten(0, (len(steps), -1)) for s in (1, 5) if drops]
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             key = e.seed, step, sequences
             assert key not in held
             held[key] = [t[m].clone() for t in (batch.inputs, batch.targets, *(masks if e.dropout else ()))]
-        return batch
 
-    monkeypatch.setattr(trainer._Training, "batch", spy)
+    on_batches(record)
     return held
 
 

@@ -8,18 +8,24 @@ from functools import cached_property
 
 import pandas as pd
 
-from nanostudy.analysis import curves, sample_quality
+from nanostudy.analysis import curves, parts, power, sample_quality, winner
 from nanostudy.analysis import divergence as divergence_
 from nanostudy.analysis import effects as effects_
 from nanostudy.analysis import equal_budget as equal_budget_
+from nanostudy.analysis import forest as forest_
 from nanostudy.analysis import ranking as ranking_
+from nanostudy.analysis import shapes as shapes_
 from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
+from nanostudy.analysis.forest import Forest
 from nanostudy.analysis.frames import AT_CONTEXT
-from nanostudy.analysis.results import Results
+from nanostudy.analysis.power import Seeds
+from nanostudy.analysis.results import Results, read_study_folder
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
+from nanostudy.analysis.shapes import Shapes
+from nanostudy.analysis.winner import Confirmed
 from nanostudy.text import counted
 
 
@@ -52,6 +58,16 @@ class Analysis:
         return effects_.effects(self.results, "gap")
 
     @cached_property
+    def shapes(self) -> Shapes:
+        """Of the settings that are numbers, on the validation loss."""
+        return shapes_.shapes(self.results)
+
+    @cached_property
+    def forest(self) -> Forest:
+        """On the validation loss."""
+        return forest_.forest(self.results)
+
+    @cached_property
     def ranking(self) -> pd.DataFrame:
         """By validation loss."""
         return ranking_.ranking(self.results)
@@ -60,6 +76,22 @@ class Analysis:
     def generalisation(self) -> pd.DataFrame:
         """The ranking by the gap."""
         return ranking_.ranking(self.results, "gap")
+
+    @cached_property
+    def best_unbiased(self) -> float:
+        """The best's validation loss on seeds that did not choose it; NaN without two seeds."""
+        return winner.unbiased(self.results)
+
+    @cached_property
+    def confirmed(self) -> Confirmed | None:
+        """What fresh seeds say of the best settings, where `nanostudy study confirm` ran them."""
+        folder = winner.confirmation_of(self.results)
+        return winner.confirmed(read_study_folder(folder), self.results) if folder else None
+
+    @cached_property
+    def seeds(self) -> Seeds:
+        """How many tell settings from the best."""
+        return power.seeds(self.results)
 
     @cached_property
     def text_error(self) -> pd.DataFrame:
@@ -77,7 +109,7 @@ class Analysis:
 
     @cached_property
     def part_means(self) -> pd.DataFrame:
-        return ranking_.part_means(self.results)
+        return parts.part_means(self.results)
 
     @cached_property
     def divergence(self) -> pd.DataFrame:

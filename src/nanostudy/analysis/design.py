@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ import pandas as pd
 
 from nanostudy.analysis.divergence import unreliable
 from nanostudy.analysis.frames import Results, known, levels
+from nanostudy.analysis.text_error import TextErrors, text_errors
 from nanostudy.text import counted, listed, value_text
 
-MOST_LEVELS = 20  # a setting with more levels, and more than half as many as experiments, is a search and no factor
+MOST_LEVELS = 20  # a setting of words with more, and more than half as many as experiments, is left out
+GRID_LEVELS = 4  # a setting of numbers with more is a number: of a sweep, or of a search
+FEWEST = 2  # degrees of freedom that a curve must leave
 MOST_NAMES = 8  # in a sentence
 TIMES = " × "  # joins the factors of an interaction
 TOGETHER = "/"  # joins the settings of one factor, and their values
+SAME = 1e-9  # of a correlation: less than that from 1 is rounding
 DEVICE = ("device", "device_name", "precision")  # results are alike on two GPUs of one name, cuda:0 and cuda:1
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,10 +36,36 @@ class Factor:
     settings: tuple[str, ...]
     levels: tuple[Any, ...]  # ascending; several settings' values are one text
     codes: Array  # (experiments,): the index of each experiment's level
+    degree: int = 0  # of the polynomial that a number's effect is; 0: each level has an effect of its own
+    log: bool = False  # a number's scale: the polynomial is in its logarithm
 
     @property
     def name(self) -> str:
         return TOGETHER.join(self.settings)
+
+    @cached_property
+    def coding(self) -> Array:
+        """(levels, columns): the columns of the model at each level."""
+        return self.columns_at(np.array(self.levels)) if self.degree else coding(len(self.levels))
+
+    def columns_at(self, values: Array) -> Array:
+        """(values, degree): powers of a number from -1 to 1 over its range, on its scale, less their means over the experiments."""
+        return _powers(self.scaled(values), self.degree) - _powers(self.scaled(np.array(self.levels)), self.degree)[
+            self.codes
+        ].mean(axis=0)
+
+    def scaled(self, values: Array) -> Array:
+        """-1 at the lowest level, 1 at the highest."""
+        low, high, at = (self._on_scale(each) for each in (self.levels[0], self.levels[-1], values))
+        return 2 * (at - low) / (high - low) - 1
+
+    def unscaled(self, places: Array) -> Array:
+        low, high = (float(self._on_scale(each)) for each in (self.levels[0], self.levels[-1]))
+        at = low + (np.asarray(places) + 1) / 2 * (high - low)
+        return np.exp(at) if self.log else at
+
+    def _on_scale(self, values: Any) -> Array:
+        return np.log(np.asarray(values, dtype=float)) if self.log else np.asarray(values, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -47,14 +78,15 @@ class Design:
     y: Array  # (experiments,): the measure
     factors: tuple[Factor, ...]
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
+    clusters: Array  # (experiments,): the number of the seed of a source; an unknown seed is one of its own
     blocks: (
         Array | None
     )  # (experiments,): the number of the block; None where nothing is shared or blocks are confounded
     block_words: str  # what the blocks are, in words
-    shared: Array | None  # (experiments,): seeds that cells share but that are confounded with factors
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
     missing: tuple[str, ...]  # sentences: what is left out or confounded
+    text: TextErrors  # what a finite text contributes to the measure
 
     @property
     def n(self) -> int:
@@ -68,6 +100,17 @@ class Design:
     def two_level(self) -> bool:
         return bool(self.factors) and all(len(factor.levels) == 2 for factor in self.factors)
 
+    def of_levels(self) -> Design:
+        """With numbers as levels where all combinations were run repeatedly: for comparing cells, whatever a curve misses."""
+        if not self.complete or self.n < 2 * self.cell_count:
+            return self
+        return replace(self, factors=tuple(replace(factor, degree=0) for factor in self.factors))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The places of the factors that are numbers."""
+        return tuple(place for place, factor in enumerate(self.factors) if factor.degree)
+
 
 def design_of(results: Results, measure: str = "val_loss") -> Design:
     """The layout of the finished experiments. What cannot be compared is named in `missing`, never dropped in silence."""
@@ -80,8 +123,12 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
             f"{next(iter(repeats))}, which is no independent replicate."
         )
     factors = _factors(table, varied, missing)
-    cells = _numbered([factor.codes for factor in factors], len(table))
-    blocks, block_words, shared = _blocks(table, factors, cells, missing)
+    whole = [
+        pd.factorize(table[name])[0] for name in varied
+    ]  # with what is no factor, so that no cell holds two configurations
+    cells = _numbered([*(factor.codes for factor in factors), *whole], len(table))
+    clusters = _clusters(table)
+    blocks, block_words = _blocks(table, factors, cells, missing)
     combinations = math.prod(len(factor.levels) for factor in factors)
     counts = np.unique(cells, return_counts=True)[1]
     complete = len(counts) == combinations and len(table) > 0
@@ -99,9 +146,8 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
         missing.append(f"The combinations were not all run with the same {block_words}.")
     missing += _devices(table, factors)
     y = table[measure].to_numpy(dtype=float)
-    return Design(
-        measure, table, repeats, y, factors, cells, blocks, block_words, shared, complete, even, tuple(missing)
-    )
+    laid_out = (factors, cells, clusters, blocks, block_words, complete, even)
+    return Design(measure, table, repeats, y, *laid_out, tuple(missing), text_errors(results, measure))
 
 
 def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -160,15 +206,14 @@ def _factors(table: pd.DataFrame, varied: Sequence[str], missing: list[str]) -> 
             missing.append(f"{name} cannot be judged: its only value with results is {listed(only) or 'unknown'}.")
     factors: list[Factor] = []
     for name, values in varying.items():
-        if len(values) > max(MOST_LEVELS, len(table) / 2):
+        if not all(known(value) for value in table[name]):
+            missing.append(f"{name} is left out: some experiments' values are unknown.")
+        elif not _is_number(values) and len(values) > max(MOST_LEVELS, len(table) / 2):
             several = f"{len(values)} values in {len(table)} experiments"
             missing.append(f"{name} is left out: it has {several}, too many to compare.")
-        elif not all(known(value) for value in table[name]):
-            missing.append(f"{name} is left out: some experiments' values are unknown.")
         else:
-            index = {value: i for i, value in enumerate(values)}
-            factor = Factor((name,), tuple(values), np.array([index[value] for value in table[name]]))
-            twin = next((i for i, f in enumerate(factors) if _determines(f, factor) and _determines(factor, f)), None)
+            factor = _factor(name, values, table)
+            twin = next((i for i, other in enumerate(factors) if _twins(other, factor)), None)
             if twin is None:
                 factors.append(factor)
             else:
@@ -185,15 +230,63 @@ def _factors(table: pd.DataFrame, varied: Sequence[str], missing: list[str]) -> 
             missing.append(f"{factor.name} follows from {finer[0]}: {why}.")
         else:
             kept.append(factor)
-    return tuple(kept)
+    return _with_degree(kept, len(table))
+
+
+def _factor(name: str, values: list[Any], table: pd.DataFrame) -> Factor:
+    index = {value: i for i, value in enumerate(values)}
+    factor = Factor((name,), tuple(values), np.array([index[value] for value in table[name]]))
+    return replace(factor, degree=1, log=_in_ratios(np.array(values, dtype=float))) if _is_number(values) else factor
+
+
+def _is_number(values: Sequence[Any]) -> bool:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return numbers and len(values) > GRID_LEVELS
+
+
+def _in_ratios(values: Array) -> bool:
+    """Whether positive values lie more evenly over their range in logarithms."""
+    if values.min() <= 0:
+        return False
+    even = (np.arange(len(values)) + 0.5) / len(values)
+
+    def uneven(at: Array) -> float:
+        return float(np.abs((at - at[0]) / (at[-1] - at[0]) - even).mean())
+
+    return uneven(np.log(values)) < uneven(values)
+
+
+def _with_degree(factors: Sequence[Factor], experiments: int) -> tuple[Factor, ...]:
+    """Numbers as parabolas where the experiments suffice for them, otherwise as straight lines."""
+    for degree, share in ((2, 0.5), (1, 0.0)):
+        columns = 1 + sum(degree if factor.degree else len(factor.levels) - 1 for factor in factors)
+        if experiments - columns >= max(FEWEST, columns * share):
+            break
+    return tuple(replace(factor, degree=degree) if factor.degree else factor for factor in factors)
+
+
+def _powers(places: Array, degree: int) -> Array:
+    return np.stack([places**power for power in range(1, degree + 1)], axis=1)
+
+
+def _twins(a: Factor, b: Factor) -> bool:
+    """Whether the two always vary together. Of two numbers that hardly repeat, that is a straight line through all points."""
+    if a.degree and b.degree:
+        one, other = (factor.scaled(np.array(factor.levels))[factor.codes] for factor in (a, b))
+        return bool(abs(np.corrcoef(one, other)[0, 1]) > 1 - SAME)
+    return _determines(a, b) and _determines(b, a)
 
 
 def _determines(a: Factor, b: Factor) -> bool:
-    """Whether the level of `a` determines that of `b`."""
+    """Whether the level of `a` determines that of `b`, and not for want of levels that repeat."""
+    if a.degree and len(a.levels) > len(a.codes) / 2:
+        return False
     return len(np.unique(np.stack([a.codes, b.codes]), axis=1).T) == len(a.levels)
 
 
 def _together(a: Factor, b: Factor) -> Factor:
+    if a.degree:  # on the scale of the first
+        return replace(a, settings=(*a.settings, *b.settings))
     of_b = {int(code): b.levels[b.codes[row]] for row, code in enumerate(a.codes)}
     both = tuple(f"{value_text(level)}{TOGETHER}{value_text(of_b[i])}" for i, level in enumerate(a.levels))
     return Factor((*a.settings, *b.settings), both, a.codes)
@@ -237,13 +330,19 @@ def _evenly(codes: Array, factor: Factor) -> bool:
     return bool(np.allclose(shares, shares[0]))
 
 
-# --- blocks
+# --- clusters and blocks
+
+
+def _clusters(table: pd.DataFrame) -> Array:
+    """Experiments of one seed and source draw alike, so that they are no independent evidence."""
+    own = [seed if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
+    return pd.factorize(pd.Series(zip(table["source"], map(str, own), strict=True), dtype=object))[0]
 
 
 def _blocks(
     table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]
-) -> tuple[Array | None, str, Array | None]:
-    """(blocks, what they are, seeds that are confounded with factors). Adds sentences to `missing`.
+) -> tuple[Array | None, str]:
+    """(blocks, what they are). Adds sentences to `missing`.
 
     Experiments of one seed share random numbers, those of one source a machine and a program: what affects all of them alike is no
     effect of a setting. Blocks take it out, where the factors' effects can still be estimated within them.
@@ -260,17 +359,17 @@ def _blocks(
         candidates.append((seeds, "seeds"))
     for blocks, words in candidates:
         if _separable(blocks, factors):
-            return blocks, words, None
+            return blocks, words
     if len(set(sources)) > 1:
         missing.append("The sources of the numbers differ in settings, too: a difference may be the source's.")
     if seeds is None or not factors:
-        return None, "", None
+        return None, ""
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
     missing.append(
         f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
         "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
     )
-    return None, "", seeds
+    return None, ""
 
 
 def _shares(seeds: Array, cells: Array) -> bool:
@@ -304,5 +403,5 @@ def coding(count: int) -> Array:
 
 
 def coded(factor: Factor) -> Array:
-    """(experiments, levels - 1)."""
-    return coding(len(factor.levels))[factor.codes]
+    """(experiments, columns)."""
+    return factor.coding[factor.codes]

@@ -5,38 +5,43 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.analysis.design import TIMES, Design, design_of
+from nanostudy.analysis.design import TIMES, Design, coded, design_of
 from nanostudy.analysis.fit import NEGLIGIBLE, Fit, Term, level_effect, level_mean
 from nanostudy.analysis.frames import AT_CONTEXT, Results
-from nanostudy.analysis.noise import CONFIDENCE, Method, Noise, contrasts, judged, margins
+from nanostudy.analysis.importance import at_best, importance
+from nanostudy.analysis.noise import estimates, judged
 from nanostudy.errors import UsageError
 from nanostudy.text import value_text
 
 EFFECTS = (
     *("term", "order", "factor_a", "factor_b", "level", "reference"),
     *("effect", "se", "df", "low", "high", "p", "share", "clear"),
+    *("together_low", "together_high", "together"),
 )
 MOST_CONTRASTS = 2047  # in a half-normal plot
 
 
 @dataclass(frozen=True)
 class Effects:
-    """In the measure's unit (losses: nats per token). Intervals are 95%, each on its own."""
+    """In the measure's unit (losses: nats per token). Intervals in `table` are 95%, each on its own."""
 
     table: pd.DataFrame  # columns EFFECTS; a row per level, compared with the first one, and per pair of such levels
-    method: Method  # where the noise estimate comes from
-    explanation: str  # the same in words, with what it assumes
+    importance: pd.DataFrame  # of each factor its largest difference; intervals hold for all at once
+    at_best: pd.DataFrame  # what changing one setting does at the best settings, where that is not its average effect
+    explanation: str  # where the intervals come from, and what they assume
     missing: tuple[str, ...]  # sentences: what was left out, and which effects cannot be separated
-    half_normal: pd.DataFrame | None  # term, effect, quantile; attrs: margin and simultaneous, NaN without noise
+    aliases: Mapping[str, tuple[str, ...]]  # of a term: interactions that these experiments cannot separate from it
+    half_normal: pd.DataFrame | None  # term, effect, quantile
     balanced: bool
     n: int
+    seeds: int
     shares: Mapping[str, float]  # of the variance: the terms, the blocks, and "unexplained"
     noise: float  # standard deviation of one experiment within its block; NaN without an estimate
     measure: str = "val_loss"
@@ -48,19 +53,20 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
     design = design_of(results, measure)
     fit, noise = judged(design)
     shares = fit.shares()
-    rows = [row for term in fit.terms for row in _rows(fit, noise, term, shares[term.name])]
-    table = pd.DataFrame(rows, columns=list(EFFECTS)).astype({"level": object, "reference": object, "clear": bool})
     explained = sum(shares.values())
     return Effects(
-        table,
-        noise.method,
-        noise.explanation,
+        _table(fit, shares),
+        importance(fit),
+        at_best(fit),
+        f"{noise.explanation} {design.text.explanation}",
         (*design.missing, *_not_estimated(fit), *_windows(results, design)),
-        _half_normal(design, noise),
+        fit.aliases,
+        _half_normal(design),
         design.balanced,
         design.n,
+        len(np.unique(design.clusters)),
         {**shares, "unexplained": max(0.0, 1 - explained)} if explained else shares,
-        math.sqrt(noise.of_one[0]),
+        noise.sd,
         measure,
     )
 
@@ -72,34 +78,54 @@ def _check(results: Results, measure: str) -> None:
         raise UsageError(f"There is no measure {measure!r}. Measures: {', '.join(numbers)}.")
 
 
-def _rows(fit: Fit, noise: Noise, term: Term, share: float) -> list[tuple[Any, ...]]:
-    factors = [fit.design.factors[index] for index in term.factors]
-    names = (factors[0].name, factors[1].name if len(factors) > 1 else None)
-    variance, df = noise.of(term.name)
+def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
+    """Rows of EFFECTS; `together` is of intervals that hold for all pairs of levels of all factors, or for all interactions."""
+    rows, weights = list[tuple[Any, ...]](), []
+    curved = set(fit.design.numbers)  # have curves in place of effects: shapes.py
+    for term in (term for term in fit.terms if len(term.factors) <= 2 and not curved & set(term.factors)):
+        factors = [fit.design.factors[index] for index in term.factors]
+        names = (term.name, len(factors), factors[0].name, factors[1].name if len(factors) > 1 else None)
+        for levels in itertools.product(*(range(1, len(factor.levels)) for factor in factors)):
+            reference = _reference(fit, term, levels)
+            if reference is None:
+                continue
+            at = [value_text(factor.levels[level]) for factor, level in zip(factors, levels, strict=True)]
+            against = [value_text(factor.levels[0]) for factor in factors]
+            one = (factors[0].levels[levels[0]], factors[0].levels[reference])
+            rows.append((*names, *(one if len(factors) == 1 else (TIMES.join(at), TIMES.join(against)))))
+            weights.append(level_effect(fit, term.factors, levels, (reference,) * len(levels)))
+    if not rows:
+        kinds = dict.fromkeys(EFFECTS[6:], float) | dict.fromkeys(("clear", "together"), bool)
+        return pd.DataFrame(columns=list(EFFECTS)).astype(kinds)
+    found = estimates(fit, np.stack(weights))
     smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
-    rows = []
-    for levels in itertools.product(*(range(1, len(factor.levels)) for factor in factors)):
-        reference = _reference(fit, term, levels)
-        if reference is None:
-            continue
-        effect, unit = fit.estimate(level_effect(fit, term, levels, reference))
-        effect = 0.0 if abs(effect) <= smallest else effect
-        se = max(unit * math.sqrt(variance), smallest) if not math.isnan(variance) else math.nan
-        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-        at = [factor.levels[level] for factor, level in zip(factors, levels, strict=True)]
-        against = [factor.levels[reference] for factor in factors]
-        values = [each[0] if len(each) == 1 else TIMES.join(map(value_text, each)) for each in (at, against)]
-        p = float(2 * stats.t.sf(abs(effect) / se, df)) if se > 0 else (1.0 if se == 0 else math.nan)
-        interval = (effect, se, df, effect - margin, effect + margin, p)
-        rows.append((term.name, len(factors), *names, *values, *interval, share, bool(abs(effect) > margin)))
-    return rows
+    found = replace(
+        found,
+        effect=np.where(np.abs(found.effect) <= smallest, 0.0, found.effect),
+        se=np.where(np.isnan(found.se), np.nan, np.maximum(found.se, smallest)),
+    )
+    table = pd.DataFrame(rows, columns=list(EFFECTS[:6])).astype({"level": object, "reference": object})
+    mains = (table["order"] == 1).to_numpy()
+    pairs_of_levels = sum(math.comb(len(factor.levels), 2) for factor in fit.design.factors if not factor.degree)
+    margin = found.margin()
+    wide = np.where(mains, found.margin(pairs_of_levels), found.margin(int((~mains).sum())))
+    numbers: dict[str, Any] = {
+        **{"effect": found.effect, "se": found.whole_se, "df": found.df},
+        **{"low": found.effect - margin, "high": found.effect + margin, "p": found.p},
+        "share": [shares[term] for term in table["term"]],
+        "clear": np.abs(found.effect) > margin,
+        **{"together_low": found.effect - wide, "together_high": found.effect + wide},
+        "together": np.abs(found.effect) > wide,
+    }
+    return table.assign(**numbers)
 
 
 def _reference(fit: Fit, term: Term, levels: tuple[int, ...]) -> int | None:
     """The lowest level that the experiments compare with this one, other settings alike; in a whole study, the first."""
     if len(levels) > 1:
         return 0
-    return next((one for one in range(levels[0]) if fit.estimable(level_effect(fit, term, levels, one))), None)
+    others = range(levels[0])
+    return next((one for one in others if fit.estimable(level_effect(fit, term.factors, levels, (one,)))), None)
 
 
 def _not_estimated(fit: Fit) -> list[str]:
@@ -107,7 +133,7 @@ def _not_estimated(fit: Fit) -> list[str]:
     bound = [
         f"{term.name}={value_text(value)}"
         for term in fit.terms
-        if len(term.factors) == 1
+        if len(term.factors) == 1 and term.factors[0] not in fit.design.numbers
         for level, value in enumerate(fit.design.factors[term.factors[0]].levels)
         if level and _reference(fit, term, (level,)) is None
     ]
@@ -130,18 +156,22 @@ def _windows(results: Results, design: Design) -> list[str]:
     return [f"{why}{where}"]
 
 
-def _half_normal(design: Design, noise: Noise) -> pd.DataFrame | None:
+def _half_normal(design: Design) -> pd.DataFrame | None:
     """The contrasts of all orders by size, against the quantiles of pure noise; of balanced two-level designs alone."""
-    if not (design.balanced and design.two_level) or not 3 <= design.cell_count - 1 <= MOST_CONTRASTS:
+    two_level = design.factors and all(len(factor.levels) == 2 for factor in design.factors)
+    if not (design.balanced and two_level) or not 3 <= design.cell_count - 1 <= MOST_CONTRASTS:
         return None
-    by_term = contrasts(design)
+    columns = {"": np.ones(design.n)}
+    for factor in design.factors:
+        joint = {
+            f"{name}{TIMES}{factor.name}" if name else factor.name: c * coded(factor)[:, 0]
+            for name, c in columns.items()
+        }
+        columns |= joint
+    by_term = {name: float(column @ design.y) / (design.n / 2) for name, column in columns.items() if name}
     table = pd.DataFrame({"term": list(by_term), "effect": list(by_term.values())})
     table = table.sort_values("effect", key=lambda column: column.abs(), ignore_index=True)
-    places = (np.arange(len(table)) + 0.5) / len(table)
-    table["quantile"] = stats.norm.ppf(0.5 + places / 2)
-    variance, df = noise.of_one
-    margin, simultaneous = margins(math.sqrt(4 * variance / design.n), df, len(table))
-    table.attrs["margin"], table.attrs["simultaneous"] = margin, simultaneous
+    table["quantile"] = stats.norm.ppf(0.5 + (np.arange(len(table)) + 0.5) / len(table) / 2)
     return table
 
 
@@ -149,24 +179,25 @@ def cell_means(results: Results, factor_a: str, factor_b: str | None = None, mea
     """level_a, level_b, mean, low, high, n, adjusted: the mean at each level (or pair), all levels of the others weighted equally.
 
     By the model of `effects` where it has the term, which adjusts for what is unbalanced; plain means otherwise (`adjusted` is
-    false then). Intervals are for comparisons: they leave out what seeds do to all alike. Raises UsageError.
+    false then, and there is no interval). Intervals are of a mean's distance from the mean of all: they leave out what seeds do
+    to all alike. Raises UsageError.
     """
     _check(results, measure)
     design = design_of(results, measure)
-    fit, noise = judged(design)
+    fit = judged(design)[0]
     indices = [_factor_index(design, name) for name in (factor_a, factor_b) if name is not None]
-    variance, df = noise.of(TIMES.join(design.factors[index].name for index in sorted(indices)))
+    overall = level_mean(fit, {})
     rows = []
     for levels in itertools.product(*(range(len(design.factors[index].levels)) for index in indices)):
         at = list(zip(indices, levels, strict=True))
         here = np.all([design.factors[index].codes == level for index, level in at], axis=0)
-        n = int(here.sum())
+        n, margin = int(here.sum()), math.nan
         weights = level_mean(fit, dict(at)) if n else None
-        if weights is not None:
-            mean, unit = fit.estimate(weights)
+        if weights is not None and overall is not None:
+            mean = float(weights @ fit.inverse @ design.y)
+            margin = float(estimates(fit, (weights - overall)[None, :]).margin()[0])
         else:
-            mean, unit = (float(design.y[here].mean()), 1 / math.sqrt(n)) if n else (math.nan, math.nan)
-        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * unit * math.sqrt(variance)
+            mean = float(design.y[here].mean()) if n else math.nan
         values = [design.factors[index].levels[level] for index, level in at]
         second = values[1] if len(values) > 1 else None
         rows.append((values[0], second, mean, mean - margin, mean + margin, n, weights is not None))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from nanostudy.analysis.divergence import unreliable
 from nanostudy.analysis.frames import AT_CONTEXT, Results
+from nanostudy.analysis.ranking import ranking
 from nanostudy.errors import UsageError
 from nanostudy.text import counted, digits, duration, listed
 
@@ -22,7 +25,9 @@ MACHINE = ("device", "device_name", "precision", "threads", "members")
 
 
 def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
-    """name, value (validation loss), at (the budget), interpolated; index `place` from 1. attrs["explanation"] says how.
+    """The ranking (columns RANKING) by the validation loss at an equal budget, with `at` (the budget) and `interpolated`.
+
+    attrs["explanation"] says how, and attrs["basis"] what noise the intervals and ties are judged by.
 
     "context": losses scored in windows of the longest length that all experiments share. Otherwise: each curve's loss at the
     largest budget that all reached, on straight lines between evaluations. Schedules are made for each run's own length: at an
@@ -32,7 +37,7 @@ def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
         raise UsageError(f"There is no comparison at equal {at!r}: {', '.join(get_args(Budget))}.")
     table = results.finished
     if not len(table):
-        return _ranked([], "No experiment has finished.")
+        return _ranked(results, [], "No experiment has finished.")
     return _at_context(results, table) if at == "context" else _at_budget(results, table, at)
 
 
@@ -49,17 +54,18 @@ def _at_context(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     if context is None:
         scored = int(table[[f"{AT_CONTEXT}{context}" for context in results.contexts]].notna().any(axis=1).sum())
         why = f"{scored} of {counted(len(table), 'experiment')} have losses at fixed contexts, and none that all share."
-        return _ranked([], why)
+        return _ranked(results, [], why)
     own = sorted({int(size) for size in table["block_size"] if size is not None})
     note = f"Validation loss in windows of {context} tokens, the longest that all experiments were scored at"
     note += "." if own == [context] else f"; their own contexts are {', '.join(map(str, own))}."
-    return _ranked([(name, loss, context, False) for name, loss in table[f"{AT_CONTEXT}{context}"].items()], note)
+    by = f"{AT_CONTEXT}{context}"
+    return _ranked(results, [(name, loss, context, False) for name, loss in table[by].items()], note, by)
 
 
 def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFrame:
     curves = _curves(results, table, at)
     if not curves:
-        return _ranked([], f"None of the {counted(len(table), 'experiment')} has a curve over {at}.")
+        return _ranked(results, [], f"None of the {counted(len(table), 'experiment')} has a curve over {at}.")
     budget = min(float(spent[-1]) for spent, _ in curves.values())
     rows, longer = [], 0
     for name, (spent, losses) in curves.items():
@@ -81,7 +87,7 @@ def _at_budget(results: Results, table: pd.DataFrame, at: Budget) -> pd.DataFram
         notes.append(f"Left out: {counted(late, 'experiment')} whose first evaluation came later.")
     if at == "time":
         notes.append(incomparable_times(table))
-    return _ranked(rows, " ".join(note for note in notes if note))
+    return _ranked(results, rows, " ".join(note for note in notes if note))
 
 
 def _curves(results: Results, table: pd.DataFrame, at: Budget) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -108,24 +114,41 @@ def _budget_text(budget: float, at: Budget) -> str:
     return f"{digits(budget) if not math.isclose(budget, round(budget)) else f'{round(budget):,}'} {at}"
 
 
-def _ranked(rows: Sequence[tuple[object, float, float, bool]], explanation: str) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["name", "value", "at", "interpolated"]).sort_values("value", kind="stable")
-    table.index = pd.RangeIndex(1, len(table) + 1, name="place")
+def _ranked(
+    results: Results, rows: Sequence[tuple[object, float, float, bool]], explanation: str, by: str = "val_loss"
+) -> pd.DataFrame:
+    """Ranks the values as the experiments' measure `by`."""
+    values = pd.DataFrame(rows, columns=["name", "value", "at", "interpolated"]).set_index("name")
+    experiments = results.experiments.assign(**{by: values["value"].reindex(results.experiments.index).astype(float)})
+    table = ranking(replace(results, experiments=experiments), by)
+    table = table.assign(**{name: table["name"].map(values[name]) for name in ("at", "interpolated")})
     table.attrs["explanation"] = explanation
     return table
 
 
 def pareto(results: Results, cost: Cost = "parameters") -> pd.DataFrame:
-    """name, cost, val_loss, on_front: no other finished experiment is as cheap and as good, and better in one of the two.
+    """name (of the settings' experiment with the lowest loss), cell, n, cost, val_loss (means over seeds), on_front, near_front.
 
-    By cost, then loss. attrs["explanation"] says why `seconds` cannot be compared, where that is so.
+    On the front no other settings are as cheap and as good, and better in one of the two; near it are those whose difference from
+    the best of the same cost or a lower one is within its own 95% interval. Settings that diverged with a seed are left out. By
+    cost, then loss. attrs["explanation"] says why `seconds` cannot be compared, where that is so.
     """
     table = results.finished
     table = table[np.isfinite(table[cost].to_numpy(dtype=float))]
-    rows = table[[cost, "val_loss"]].rename(columns={cost: "cost"}).rename_axis("name").reset_index()
+    ranked = ranking(replace(results, experiments=results.experiments.loc[table.index]))
+    ranked = ranked[~ranked["name"].isin(unreliable(results))]
+    rows = ranked.assign(cell=ranked["name"].map(results.cells()), cost=ranked["name"].map(table[cost].astype(float)))
+    rows["cost"] = rows.groupby("cell")["cost"].transform("mean")
+    rows = rows.drop_duplicates("cell").rename(columns={"mean": "val_loss"})
     rows = rows.sort_values(["cost", "val_loss"], kind="stable", ignore_index=True)
     better = rows["val_loss"] < rows["val_loss"].cummin().shift(fill_value=math.inf)
     rows["on_front"] = better.groupby([rows["cost"], rows["val_loss"]]).transform("any").astype(bool)  # equals, too
+    best = rows["val_loss"].cummin()
+    half = rows["high"] - rows["val_loss"]
+    of_best = half.where(better).ffill()
+    apart = rows["val_loss"] - best > np.hypot(half, of_best)
+    rows["near_front"] = half.notna() & ~apart & ~rows["on_front"]
+    rows = rows[["name", "cell", "n", "cost", "val_loss", "on_front", "near_front"]]
     rows.attrs["explanation"] = incomparable_times(table) if cost == "seconds" else ""
     return rows
 

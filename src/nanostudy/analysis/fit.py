@@ -1,17 +1,19 @@
-"""Main effects and two-way interactions by least squares, as far as the design can separate them."""
+"""The least-squares fit of what a study compared: cell means, or main effects and interactions as far as they can be separated."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from nanostudy.analysis.design import TIMES, Array, Design, coded, coding
+from nanostudy.analysis.design import TIMES, Array, Design, coded
 
 TOLERANCE = 1e-8  # relative to a column's length: what is left of it beside others, and counts as nothing
+ALIAS = 0.5  # of an interaction's size: what another term's estimate must contain of it to bear its name, too
 NEGLIGIBLE = 1e-12  # relative to the largest value: smaller differences are rounding
 
 
@@ -29,24 +31,35 @@ class Fit:
     """A least-squares fit of the design's measure."""
 
     design: Design
-    order: int  # 1: main effects alone; 2: two-way interactions, too
+    order: (
+        int  # 1: main effects alone; 2: two-way interactions, too; as many as there are factors: the means of the cells
+    )
     terms: tuple[Term, ...]
     dropped: tuple[str, ...]  # in words, interactions that cannot be estimated
+    aliases: Mapping[str, tuple[str, ...]]  # of a term: the two-way interactions that its estimate contains, too
     columns: Array  # (experiments, parameters): mean, blocks, terms
     offset: int  # columns before the terms
-    params: Array
-    covariance: Array  # of the parameters, for noise of variance 1
+    inverse: Array  # (parameters, experiments): of the columns
+    span: Array  # (experiments, rank): an orthonormal basis of the columns
     residuals: Array
-    rank: int
     row_space: Array | None  # the projection on what can be estimated; None: everything can
 
     @property
-    def residual_df(self) -> int:
-        return self.design.n - self.rank
+    def of_cells(self) -> bool:
+        """Whether it is the means of the cells, beside the blocks."""
+        design = self.design
+        return design.complete and not design.numbers and self.order >= len(design.factors) and not self.dropped
 
     @property
-    def residual_variance(self) -> float:
-        return float(self.residuals @ self.residuals) / self.residual_df if self.residual_df > 0 else math.nan
+    def residual_df(self) -> int:
+        return self.design.n - self.span.shape[1]
+
+    @cached_property
+    def clusters(self) -> list[tuple[Array, Array, Array]]:
+        """Of each cluster its rows, and the directions and eigenvalues of its block of the hat matrix."""
+        rows = [np.flatnonzero(self.design.clusters == c) for c in range(len(np.unique(self.design.clusters)))]
+        parts = [np.linalg.svd(self.span[own], full_matrices=False)[:2] for own in rows]
+        return [(own, sides, sizes**2) for own, (sides, sizes) in zip(rows, parts, strict=True)]
 
     def estimable(self, weights: Array) -> bool:
         """Whether the experiments determine this function of the parameters (Searle, 1971, Linear models, section 5.4)."""
@@ -54,12 +67,10 @@ class Fit:
             return True
         return bool(np.linalg.norm(weights - self.row_space @ weights) <= TOLERANCE * np.linalg.norm(weights))
 
-    def estimate(self, weights: Array) -> tuple[float, float]:
-        """(a linear function of the parameters, its standard error for noise of variance 1)."""
-        return float(weights @ self.params), math.sqrt(max(0.0, float(weights @ self.covariance @ weights)))
-
     def shares(self) -> dict[str, float]:
-        """The share of the measure's variance that each term explains: eta squared of type II (Langsrud, 2003).
+        """The share of the measure's variance that each main effect and two-way interaction explains.
+
+        Eta squared of type II (Langsrud, 2003).
 
         A term's sum of squares is what it explains beside all terms that do not contain it. On a balanced design this is its
         part of the total, and all parts and the rest add up to 1. The blocks' share has the design's `block_words` as its name.
@@ -68,8 +79,9 @@ class Fit:
             return {}
         y = self.design.y - self.design.y.mean()
         total = float(y @ y)
+        small = [term for term in self.terms if len(term.factors) <= 2]
         if total <= self.design.n * (NEGLIGIBLE * np.abs(self.design.y).max(initial=0.0)) ** 2:
-            return {term.name: 0.0 for term in self.terms}
+            return {term.name: 0.0 for term in small}
         gram, moments = self.columns.T @ self.columns, self.columns.T @ y
 
         def explained(columns: Sequence[int]) -> float:
@@ -81,12 +93,12 @@ class Fit:
             return [*range(self.offset), *(c for t in terms for c in range(t.columns.start, t.columns.stop))]
 
         shares = {}
-        for term in self.terms:
-            beside = [t for t in self.terms if not set(term.factors) <= set(t.factors)]
+        for term in small:
+            beside = [t for t in small if not set(term.factors) <= set(t.factors)]
             shares[term.name] = (explained(columns_of([*beside, term])) - explained(columns_of(beside))) / total
         if self.design.blocks is not None:
-            terms = [0, *columns_of(self.terms)[self.offset :]]
-            shares[self.design.block_words] = (explained(columns_of(self.terms)) - explained(terms)) / total
+            terms = [0, *columns_of(small)[self.offset :]]
+            shares[self.design.block_words] = (explained(columns_of(small)) - explained(terms)) / total
         return {name: max(0.0, share) for name, share in shares.items()}
 
 
@@ -105,6 +117,8 @@ def fit_design(design: Design, order: int) -> Fit:
     groups = itertools.chain.from_iterable(itertools.combinations(indices, size) for size in range(1, order + 1))
     for group in groups:
         factors = [design.factors[i] for i in group]
+        if len(group) > 1 and any(factor.degree for factor in factors):
+            continue  # numbers add up: shapes.py tests whether that leaves more than noise
         name = TIMES.join(factor.name for factor in factors)
         start = basis.count
         if basis.add(_product([coded(factor) for factor in factors]), partly=len(group) == 1):
@@ -118,31 +132,42 @@ def fit_design(design: Design, order: int) -> Fit:
                 else "confounded with others"
             )
             dropped.append(f"{name} ({why})")
-    columns = basis.columns
+    columns, span = basis.columns, basis.span
     inverse = np.linalg.pinv(columns)
-    params = inverse @ design.y
-    covariance, residuals = inverse @ inverse.T, design.y - columns @ params
-    row_space = None if basis.rank == columns.shape[1] else inverse @ columns
     return Fit(
         design,
         order,
         tuple(terms),
         tuple(dropped),
+        _aliases(design, terms, inverse),
         columns,
         offset,
-        params,
-        covariance,
-        residuals,
-        basis.rank,
-        row_space,
+        inverse,
+        span,
+        design.y - span @ (span.T @ design.y),
+        None if basis.rank == columns.shape[1] else inverse @ columns,
     )
+
+
+def _aliases(design: Design, terms: Sequence[Term], inverse: Array) -> dict[str, tuple[str, ...]]:
+    """Of each term the two-way interactions outside the fit that change its estimate by at least half their size."""
+    there = {term.factors for term in terms}
+    levels = [place for place in range(len(design.factors)) if place not in design.numbers]
+    outside = [pair for pair in itertools.combinations(levels, 2) if pair not in there]
+    found: dict[str, list[str]] = {}
+    for pair in outside:
+        bias = inverse @ _product([coded(design.factors[i]) for i in pair])
+        for term in terms:
+            if np.abs(bias[term.columns]).max() >= ALIAS:
+                found.setdefault(term.name, []).append(TIMES.join(design.factors[i].name for i in pair))
+    return {name: tuple(pairs) for name, pairs in found.items()}
 
 
 class _Basis:
     """Columns, and an orthonormal basis of what they span."""
 
     def __init__(self, rows: int) -> None:
-        self.columns, self._span = np.zeros((rows, 0)), np.zeros((rows, 0))
+        self.columns, self.span = np.zeros((rows, 0)), np.zeros((rows, 0))
 
     @property
     def count(self) -> int:
@@ -150,19 +175,19 @@ class _Basis:
 
     @property
     def rank(self) -> int:
-        return self._span.shape[1]
+        return self.span.shape[1]
 
     def add(self, columns: Array, partly: bool = False) -> bool:
         """Adds all columns; without `partly`, none and False where they depend on each other or on those before."""
         if not partly and self.rank + columns.shape[1] > len(columns):
             return False
-        rest = columns - self._span @ (self._span.T @ columns)
-        rest -= self._span @ (self._span.T @ rest)  # once more, against rounding
+        rest = columns - self.span @ (self.span.T @ columns)
+        rest -= self.span @ (self.span.T @ rest)  # once more, against rounding
         left, sizes, _ = np.linalg.svd(rest, full_matrices=False)
         new = sizes > TOLERANCE * np.linalg.norm(columns)
         if not partly and not new.all():
             return False
-        self.columns, self._span = np.hstack([self.columns, columns]), np.hstack([self._span, left[:, new]])
+        self.columns, self.span = np.hstack([self.columns, columns]), np.hstack([self.span, left[:, new]])
         return True
 
 
@@ -177,29 +202,45 @@ def _product(columns: Sequence[Array]) -> Array:
 # --- functions of the parameters
 
 
-def level_effect(fit: Fit, term: Term, levels: Sequence[int], reference: int = 0) -> Array:
-    """The weights of an effect: a level against the reference; of two factors, half the difference of such differences."""
-    counts = [len(fit.design.factors[i].levels) for i in term.factors]
-    steps = [coding(count)[level] - coding(count)[reference] for count, level in zip(counts, levels, strict=True)]
-    weights = np.zeros(fit.columns.shape[1])
-    weights[term.columns] = _product([step[None, :] for step in steps])[0] / 2 ** (len(levels) - 1)
-    return weights
-
-
-def level_mean(fit: Fit, levels: dict[int, int]) -> Array | None:
+def level_mean(fit: Fit, levels: Mapping[int, int]) -> Array | None:
     """The weights of the mean at these levels ({index of the factor: level}), all others and blocks weighted equally.
 
     None where the fit lacks a term that it takes, or the experiments do not determine it.
     """
+    terms = [term for term in fit.terms if set(term.factors) <= set(levels)]
+    if len(terms) < (len(levels) if len(levels) < 2 else len(levels) + 1):
+        return None
     weights = np.zeros(fit.columns.shape[1])
     weights[0] = 1.0
     weights[1 : fit.offset] = 1 / fit.offset
-    by_factors = {term.factors: term for term in fit.terms}
-    groups = [(index,) for index in levels] + ([tuple(sorted(levels))] if len(levels) > 1 else [])
-    for group in groups:
-        term = by_factors.get(group)
-        if term is None:
-            return None
-        rows = [coding(len(fit.design.factors[index].levels))[levels[index]][None, :] for index in group]
+    for term in terms:
+        rows = [fit.design.factors[i].coding[levels[i]][None, :] for i in term.factors]
         weights[term.columns] = _product(rows)[0]
     return weights if fit.estimable(weights) else None
+
+
+def cell_weights(fit: Fit) -> Array:
+    """(cells, parameters): the weights of the mean of every cell, in the order of `Design.cells`; of a fit of cell means."""
+    counts = [len(factor.levels) for factor in fit.design.factors]
+    cells = np.array(list(itertools.product(*map(range, counts))), dtype=int)
+    weights = np.zeros((len(cells), fit.columns.shape[1]))
+    weights[:, 0] = 1.0
+    weights[:, 1 : fit.offset] = 1 / fit.offset
+    for term in fit.terms:
+        weights[:, term.columns] = _product([fit.design.factors[i].coding[cells[:, i]] for i in term.factors])
+    return weights
+
+
+def level_effect(fit: Fit, factors: Sequence[int], levels: Sequence[int], reference: Sequence[int]) -> Array:
+    """The weights of an effect: levels against reference levels; of two factors, the difference of such differences."""
+    steps = [
+        fit.design.factors[i].coding[level] - fit.design.factors[i].coding[other]
+        for i, level, other in zip(factors, levels, reference, strict=True)
+    ]
+    weights = np.zeros(fit.columns.shape[1])
+    weights[_columns(fit, factors)] = _product([step[None, :] for step in steps])[0]
+    return weights
+
+
+def _columns(fit: Fit, factors: Sequence[int]) -> slice:
+    return next(term.columns for term in fit.terms if term.factors == tuple(factors))

@@ -1,88 +1,137 @@
-"""How large the noise is that effects are judged against, where that estimate comes from, and what it assumes."""
+"""How sure an estimate is: least squares whose noise is judged by how seeds disagree, whatever its size in each cell."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from nanostudy.analysis.design import TIMES, Array, Design, coded, group_means
-from nanostudy.analysis.fit import Fit, Term, fit_design
-from nanostudy.analysis.frames import known
-from nanostudy.text import counted, value_text
+from nanostudy.analysis import text_error
+from nanostudy.analysis.design import Array, Design, group_means
+from nanostudy.analysis.fit import TOLERANCE, Fit, fit_design
+from nanostudy.text import counted, digits, value_text
 
-Method = Literal["replicates", "higher-order", "lenth", "least-squares", "none"]
-
-ENOUGH = 5  # degrees of freedom, to estimate the noise from interactions of three and more factors
+ENOUGH = 5  # degrees of freedom that main effects and two-way interactions must leave
 ENOUGH_WITHOUT_INTERACTIONS = 3  # the same, where two-way interactions, too, count as noise
-LENTH_CONTRASTS = 7  # at least
 CONFIDENCE = 0.95
+MOST_NUMBERS = 20_000_000  # in an array of the computation
 
 
 @dataclass(frozen=True)
-class Between:
-    """The noise between seeds, for the terms that vary with them."""
+class Estimates:
+    """Linear functions of a fit's parameters, an entry each."""
 
-    variance: float  # of one experiment, if all of its noise were of this kind
-    df: float
-    terms: frozenset[str]
-    size: float  # experiments per seed
+    effect: Array
+    se: Array  # of the seeds; NaN without an estimate of the noise
+    df: Array
+    texts: Array  # variances, of each text
+
+    @property
+    def whole_se(self) -> Array:
+        """Of seeds and text."""
+        return np.asarray(np.sqrt(self.se**2 + self.texts.sum(axis=-1)))
+
+    def margin(self, together: int = 1) -> Array:
+        """Half the 95% interval: of each on its own, or of as many `together` (Šidák, 1967)."""
+        return text_error.margin(self.se**2, self.df, self.texts, CONFIDENCE ** (1 / max(1, together)))
+
+    @property
+    def p(self) -> Array:
+        """At which half an interval would be as wide as the effect is large."""
+        size = np.abs(self.effect)
+        ratio = np.divide(size, self.se, out=np.where(size > 0, np.inf, 0.0), where=self.se > 0)
+        p = 2 * np.asarray(stats.t.sf(ratio, self.df))
+        if self.texts.any():
+            low, high = np.log(np.maximum(p, 1e-300)), np.zeros_like(p)
+            for _ in range(40):  # the text only widens intervals, so the seeds' p is a lower bound
+                middle = (low + high) / 2
+                wider = text_error.margin(self.se**2, self.df, self.texts, 1 - np.exp(middle)) > size
+                low, high = np.where(wider, middle, low), np.where(wider, high, middle)
+            p = np.exp(high)
+        return np.where(np.isnan(self.se), np.nan, p)
+
+
+def estimates(fit: Fit, weights: Array) -> Estimates:
+    """The functions of the parameters whose weights are the rows of `weights`, with cluster-robust standard errors.
+
+    CR2 and its degrees of freedom under equal, independent noise (Bell and McCaffrey, 2002; Pustejovsky and Tipton, 2018,
+    Small-sample methods for cluster-robust variance estimation, equations 3 to 11). The clusters are the seeds of a source.
+    Seeds that all cells share make it Student's t over the effects within each seed; where no two experiments share a seed it
+    is HC2. What leaves no residual of its own, such as a cell with one experiment, is taken to be as noisy as the rest of the
+    estimate; without an estimate of half of the noise there is none. Margins and p contain the error of a finite text, too.
+    """
+    m, p = len(weights), fit.span.shape[1]
+    clusters = len(fit.clusters)
+    most = max(1, MOST_NUMBERS // max(1, clusters * p))
+    if m > most:
+        parts = [estimates(fit, weights[start : start + most]) for start in range(0, m, most)]
+        return Estimates(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("effect", "se", "df", "texts"))
+        )
+    combined = weights @ fit.inverse  # what each experiment's loss counts
+    scores, sizes, shadows = np.zeros((m, clusters)), np.zeros((m, clusters)), np.zeros((m, clusters, p))
+    for cluster, (rows, sides, leverages) in enumerate(fit.clusters):
+        left = 1 - leverages
+        factor = np.where(left > TOLERANCE, 1 / np.sqrt(np.maximum(left, TOLERANCE)), 0.0)
+        adjusted = combined[:, rows] + (combined[:, rows] @ sides * (factor - 1)) @ sides.T
+        scores[:, cluster] = adjusted @ fit.residuals[rows]
+        sizes[:, cluster] = (adjusted**2).sum(axis=1)
+        shadows[:, cluster] = adjusted @ fit.span[rows]
+    # residuals are what the fit's projection leaves: the scores' covariance under noise of variance 1 is diag(sizes) - S S'
+    overlap = shadows @ shadows.transpose(0, 2, 1) if clusters <= p else shadows.transpose(0, 2, 1) @ shadows
+    own = (shadows**2).sum(axis=2)
+    trace = (sizes - own).sum(axis=1)
+    squares = (sizes**2).sum(axis=1) - 2 * (sizes * own).sum(axis=1) + (overlap**2).sum(axis=(1, 2))
+    wanted = (combined**2).sum(axis=1)
+    seen = (trace > wanted / 2) & (squares > 0)
+    ratio = np.divide(wanted, trace, out=np.full(m, np.nan), where=seen)
+    df = np.divide(trace**2, squares, out=np.full(m, np.nan), where=seen)
+    texts = fit.design.text.of_contrasts(list(map(str, fit.design.table.index)), combined)
+    return Estimates(combined @ fit.design.y, np.sqrt((scores**2).sum(axis=1) * ratio), df, texts)
+
+
+# --- the model
 
 
 @dataclass(frozen=True)
 class Noise:
     """The noise of one experiment, without what its block shares."""
 
-    method: Method
-    variance: float  # NaN without an estimate
+    sd: float  # NaN without an estimate
     df: float
-    explanation: str
-    between: Between | None = None  # where seeds are confounded with factors; `variance` is then that within seeds
-
-    @property
-    def of_one(self) -> tuple[float, float]:
-        """(variance, degrees of freedom) of an experiment compared with one of another seed (Satterthwaite, 1946)."""
-        if self.between is None:
-            return self.variance, self.df
-        size = self.between.size
-        parts = np.array([(size - 1) / size * self.variance, self.between.variance / size])
-        dfs = np.array([self.df, self.between.df])
-        total = float(parts.sum())
-        return total, total**2 / float((parts**2 / dfs).sum()) if total > 0 else self.df
-
-    def of(self, term: str) -> tuple[float, float]:
-        """(variance, degrees of freedom) that a term is judged against."""
-        if self.between is not None and term in self.between.terms:
-            return self.between.variance, self.between.df
-        return self.variance, self.df
+    explanation: str  # of every interval
 
 
 def judged(design: Design) -> tuple[Fit, Noise]:
     """The model that the design supports, and its noise."""
-    fit = fit_design(design, 2)
     if design.n < 2:
-        why = "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
-        return fit, _no_estimate(why)
-    pure = _replicate_df(design)
-    if design.balanced and pure > 0:
-        return fit, _replicates(design, pure)
-    if fit.residual_df >= ENOUGH or (pure > 0 and fit.residual_df > 0):
-        return fit, _unexplained(fit, pure)
-    if design.balanced and design.two_level and design.n > LENTH_CONTRASTS:
-        return fit, _lenth(design)
-    fewer = fit_design(design, 1)
-    if fewer.residual_df >= ENOUGH_WITHOUT_INTERACTIONS:
-        return fewer, _unexplained(fewer, pure)
-    size = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')}"
-    why = f"{size} are too few to estimate the noise: there are no intervals. Run each cell with more seeds."
-    return fit, _no_estimate(why)
+        return fit_design(design, 2), _none(
+            "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
+        )
+    pure, seeds = _replicate_df(design), int(design.clusters.max()) + 1
+    if design.complete and not design.numbers and pure >= max(1, design.cell_count // 2):
+        fit = fit_design(design, len(design.factors))
+    else:
+        fit = fit_design(design, 2)
+        if seeds > 1 and fit.residual_df < ENOUGH and not (pure and fit.residual_df):
+            fewer = fit_design(design, 1)
+            fit = fewer if fewer.residual_df >= ENOUGH_WITHOUT_INTERACTIONS else fit
+    if seeds == 1:
+        seed = value_text(design.table["seed"].iloc[0])
+        why = f"All experiments have seed {seed}: nothing shows what another seed would change, so there are no intervals."
+        return fit, _none(f"{why} Run each cell with more seeds.")
+    if fit.residual_df < (1 if pure else ENOUGH_WITHOUT_INTERACTIONS):
+        size = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')}"
+        why = f"{size} are too few to estimate the noise: there are no intervals. Run each cell with more seeds."
+        return fit, _none(why)
+    sd = math.sqrt(float(fit.residuals @ fit.residuals) / fit.residual_df)
+    return fit, Noise(sd, fit.residual_df, " ".join([_explanation(fit, seeds), *_unequal(fit)]))
 
 
-def _no_estimate(why: str) -> Noise:
-    return Noise("none", math.nan, math.nan, why)
+def _none(why: str) -> Noise:
+    return Noise(math.nan, math.nan, why)
 
 
 def _replicate_df(design: Design) -> int:
@@ -94,136 +143,65 @@ def _replicate_df(design: Design) -> int:
     return design.n - design.cell_count - int(np.linalg.matrix_rank(within))
 
 
-def _replicates(design: Design, df: int) -> Noise:
-    """Of a balanced design: the interaction of seeds (blocks) and cells, or the spread within cells."""
-    y = design.y[:, None]
-    rest = y - group_means(y, design.cells)[design.cells]
-    each, cells = design.n // design.cell_count, counted(design.cell_count, "cell")
-    size = f"n = {design.n}, {df} degrees of freedom"
-    if design.blocks is not None:
-        rest = rest - group_means(y, design.blocks)[design.blocks] + y.mean()
-        explanation = (
-            f"The noise is how much the {each} {design.block_words} disagree about the {cells} ({size}). "
-            f"{design.block_words.capitalize()} are blocks: comparisons are paired, and what one does to all cells alike "
-            "cancels. This assumes that the noise is about as large in every cell."
+def _explanation(fit: Fit, seeds: int) -> str:
+    design, n = fit.design, f"n = {fit.design.n}"
+    shared = seeds < design.n
+    judged_by = f"how the {seeds} seeds disagree" if shared else "what differs between experiments of other seeds"
+    robust = "cluster-robust" if shared else "heteroskedasticity-robust"
+    if fit.of_cells:
+        model = f"Effects are differences of the means of {counted(design.cell_count, 'cell')}, all with equal weight"
+    else:
+        terms = "Main effects and two-way interactions" if fit.order == 2 else "Main effects alone"
+        smallest = "three" if fit.order == 2 else "two"
+        model = (
+            f"{terms} are fitted by least squares, which takes interactions of {smallest} and more factors to be nil"
+        )
+    if design.balanced and design.blocks is not None and design.block_words == "seeds":
+        noise = (
+            f"Each is computed within each of the {seeds} seeds, and its interval is Student's over these {seeds} values "
+            f"({n}, {counted(seeds - 1, 'degree')} of freedom)"
         )
     else:
-        explanation = (
-            f"The noise is the spread of the {each} seeds in each of {cells} ({size}). "
-            "This assumes that it is about as large in every cell."
-        )
-    return Noise("replicates", float(rest[:, 0] @ rest[:, 0]) / df, df, explanation)
+        noise = f"Their intervals rest on {judged_by} ({n}; {robust} standard errors)"
+    few = (
+        " Two seeds can tell next to nothing: with one degree of freedom, intervals are very wide."
+        if seeds == 2
+        else ""
+    )
+    return (
+        f"{model}. {noise}: the noise may differ from cell to cell, and a seed may do better with some settings than with "
+        f"others.{few}"
+    )
 
 
-def _unexplained(fit: Fit, pure: int) -> Noise:
-    """What the fit leaves unexplained."""
-    design, df = fit.design, fit.residual_df
-    size = f"n = {design.n}, {df} degrees of freedom"
-    smallest = "three" if fit.order == 2 else "two"
-    if design.balanced:
-        explanation = (
-            f"There is one experiment per cell, so the noise is estimated from the interactions of {smallest} and more factors "
-            f"({size}). This assumes that those are nil; where they are not, the intervals are too wide."
-        )
-    else:
-        terms = "Main effects and two-way interactions" if fit.order == 2 else "Main effects"
-        also = " and the replicates" if pure > 0 else ""
-        explanation = (
-            f"The study is not balanced. {terms} are fitted by least squares, and the noise is what they leave unexplained "
-            f"({size}): interactions of {smallest} and more factors{also}. This assumes that those interactions are nil or small."
-        )
-        if design.blocks is not None:
-            explanation += f" {design.block_words.capitalize()} are blocks: comparisons are within them."
-    method: Method = "higher-order" if design.balanced else "least-squares"
-    return _with_strata(Noise(method, fit.residual_variance, df, explanation + _one_seed(design)), fit)
+# --- unequal noise
 
 
-def _one_seed(design: Design) -> str:
-    seeds = {seed for seed in design.table["seed"] if known(seed)}
-    if len(seeds) != 1 or not all(known(seed) for seed in design.table["seed"]):
-        return ""
-    return f" All have seed {value_text(seeds.pop())}: its effect on all of them alike is in no interval."
+def _unequal(fit: Fit) -> list[str]:
+    """A sentence where the spread over seeds goes with a factor's level.
 
-
-def _with_strata(noise: Noise, fit: Fit) -> Noise:
-    """Noise of two sizes, between seeds and within them, as in split plots, where seeds are confounded with factors.
-
-    Only of a balanced design in which every term varies either with the seeds alone or within them alone.
+    The test is an analysis of variance of the logarithm of each cell's spread, at 95% for all factors (Bartlett and Kendall, 1946).
     """
     design = fit.design
-    if design.shared is None or not design.balanced:
-        return noise
-    strata = {term.name: _stratum(fit, term, design.shared) for term in fit.terms}
-    if None in strata.values():
-        return noise
-    seeds = len(np.unique(design.shared))
-    bound = frozenset(name for name, stratum in strata.items() if stratum == "between")
-    df_terms = sum(term.columns.stop - term.columns.start for term in fit.terms if term.name in bound)
-    df_between = seeds - 1 - df_terms
-    df_within = fit.residual_df - df_between
-    if min(df_between, df_within) < ENOUGH:
-        return noise
-    means = group_means(fit.residuals[:, None], design.shared)[design.shared][:, 0]
-    within = fit.residuals - means
-    between = float(means @ means) / df_between
-    explanation = (
-        f" Seeds are shared by several cells: what varies with the seed is judged between the {seeds} seeds "
-        f"({df_between} degrees of freedom), the rest within them ({df_within})."
-    )
-    return replace(
-        noise,
-        variance=float(within @ within) / df_within,
-        df=df_within,
-        between=Between(between, df_between, bound, design.n / seeds),
-        explanation=noise.explanation + explanation,
-    )
-
-
-def _stratum(fit: Fit, term: Term, seeds: Array) -> Literal["between", "within"] | None:
-    columns = fit.columns[:, term.columns]
-    means = group_means(columns, seeds)[seeds]
-    if np.allclose(columns, means):
-        return "between"
-    return "within" if np.allclose(means, 0) else None
-
-
-# --- Lenth's method
-
-
-def _lenth(design: Design) -> Noise:
-    effects = contrasts(design)
-    error, df = pseudo_standard_error(list(effects.values())), len(effects) / 3
-    explanation = (
-        "There is one experiment per cell, and too few interactions of higher order: the noise is Lenth's pseudo standard error "
-        f"of the {len(effects)} contrasts (n = {design.n}; t with {len(effects)}/3 degrees of freedom). This assumes that most "
-        "of them are nil; with few contrasts the intervals are wide."
-    )
-    # a contrast is the difference of two means of n / 2 experiments: its variance is 4 / n of an experiment's
-    return Noise("lenth", error**2 * design.n / 4, df, explanation + _one_seed(design))
-
-
-def pseudo_standard_error(effects: list[float]) -> float:
-    """Lenth (1989), Quick and easy analysis of unreplicated factorials, Technometrics 31, equations 1 and 2."""
-    sizes = np.abs(np.asarray(effects, dtype=float))
-    first = 1.5 * float(np.median(sizes))
-    small = sizes[sizes < 2.5 * first]
-    return 1.5 * float(np.median(small)) if len(small) else 0.0
-
-
-def contrasts(design: Design) -> dict[str, float]:
-    """Every contrast of a balanced two-level design: the mean where the product of the signs is 1, less that where it is -1."""
-    columns: dict[str, Array] = {"": np.ones(design.n)}
-    orders: dict[str, int] = {"": 0}
+    counts = np.bincount(design.cells)
+    if not fit.of_cells or counts.min() < 2 or not design.factors:
+        return []
+    spread = np.sqrt(np.bincount(design.cells, weights=fit.residuals**2) / (counts - 1))
+    if spread.min() <= TOLERANCE * np.abs(design.y).max():
+        return []
+    first = np.unique(design.cells, return_index=True)[1]
+    tests = []
     for factor in design.factors:
-        signs = coded(factor)[:, 0]
-        for name, column in list(columns.items()):
-            joint = f"{name}{TIMES}{factor.name}" if name else factor.name
-            columns[joint], orders[joint] = column * signs, orders[name] + 1
-    ordered = sorted((name for name in columns if name), key=lambda name: orders[name])
-    return {name: float(columns[name] @ design.y) / (design.n / 2) for name in ordered}
-
-
-def margins(error: float, df: float, count: int) -> tuple[float, float]:
-    """(margin of error, simultaneous margin of error) of `count` contrasts: Lenth (1989), equations 3 to 5."""
-    together = (1 + CONFIDENCE ** (1 / count)) / 2
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error, float(stats.t.ppf(together, df)) * error
+        groups = [np.log(spread[factor.codes[first] == level]) for level in range(len(factor.levels))]
+        if min(map(len, groups)) > 1:
+            sizes = [math.exp(group.mean()) for group in groups]
+            tests.append((float(stats.f_oneway(*groups).pvalue), factor, sizes))
+    p, factor, sizes = min(tests, key=lambda test: test[0], default=(1.0, design.factors[0], [1.0]))
+    if p >= 1 - CONFIDENCE ** (1 / max(1, len(tests))):
+        return []
+    low, high = int(np.argmin(sizes)), int(np.argmax(sizes))
+    return [
+        f"The noise is not equal: its standard deviation is about {digits(sizes[low])} at {factor.name} "
+        f"{value_text(factor.levels[low])} and {digits(sizes[high])} at {value_text(factor.levels[high])} (p = {p:.2g}), which "
+        "the intervals allow for."
+    ]

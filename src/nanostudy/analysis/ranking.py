@@ -11,9 +11,10 @@ from scipy import optimize, special, stats
 
 from nanostudy.analysis.design import Array, Design, design_of
 from nanostudy.analysis.divergence import by_settings, unreliable
+from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE, Noise, judged
-from nanostudy.analysis.text_error import TextErrors, combined, text_errors
+from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
+from nanostudy.analysis.text_error import COSINES, margin
 from nanostudy.text import counted
 
 RANKING = ("name", "value", "mean", "n", "se", "low", "high", "tied", "diverged")
@@ -25,52 +26,52 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
 
     `value` is the experiment's own. The rest describes its settings: the `mean` over its `n` seeds, its standard error and
     95% interval, and `tied`: these settings are indistinguishable from the best by multiple comparisons with the best (Hsu,
-    1984), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
+    1984, Bonferroni where cells have replicates, else Dunnett), at 95% for all together, paired by seed. Settings of which `diverged` experiments diverged have no mean and are never
     tied: the survivors' would flatter them. attrs: "basis" (a text), "cells" and "tied_cells" (counts of settings).
     """
-    design = design_of(results, by)
-    noise = judged(design)[1]
-    errors = text_errors(results, by)
-    table = _cell_table(design, noise, errors)
+    design = design_of(results, by).of_levels()
+    fit, noise = judged(design)
+    table = _cell_table(fit, noise)
     cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
-    measured = results.finished[by].notna()
-    survivors = [name for name in sorted(unreliable(results)) if measured[name]]
+    survivors = sorted(unreliable(results).intersection(map(str, results.finished[by].dropna().index)))
     names = [*cell, *survivors]
     rows = pd.DataFrame({"name": names, "value": results.experiments.loc[names, by].to_numpy(dtype=float)})
     rows["id"] = results.experiments.loc[names, "id"].to_numpy()
     rows = rows.join(pd.concat([table.take(list(cell.values())), _survivors(results, survivors)], ignore_index=True))
     rows = rows.sort_values(["value", "id"], kind="stable")[list(RANKING)]
     rows.index = pd.RangeIndex(1, len(rows) + 1, name="place")
-    rows.attrs["basis"] = _basis(design, noise, errors)
+    rows.attrs["basis"] = _basis(fit, noise)
     rows.attrs["cells"], rows.attrs["tied_cells"] = len(table), int(table["tied"].sum())
     return rows
 
 
-def _cell_table(design: Design, noise: Noise, errors: TextErrors) -> pd.DataFrame:
+def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     """mean, n, se, low, high, tied of each cell. Where cells lack blocks, the means are adjusted for the blocks' differences."""
-    columns = RANKING[2:-1]
+    columns, design = RANKING[2:-1], fit.design
     if not design.n:
         kinds = {"n": int, "tied": bool}
         return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
-    means = _adjusted_means(design)
-    counts = np.bincount(design.cells)
-    variance, df = noise.of_one
+    means, counts = _adjusted_means(design), np.bincount(design.cells)
+    best = int(np.argmin(means))
     names, of_cells = (
         list(map(str, design.table.index)),
         (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
     )
-    best = int(np.argmin(means))
-    whole, dfs = combined(variance / counts, df, errors.of_contrasts(names, of_cells))
-    se = np.sqrt(whole)
-    margin = stats.t.ppf((1 + CONFIDENCE) / 2, dfs) * se
-    more = variance / counts + variance / counts[best], df, errors.of_contrasts(names, of_cells - of_cells[best])
-    tied = (
-        np.full(len(means), True)
-        if len(means) == 1 or math.isnan(variance)
-        else _possibly_best(means, *combined(*more))
-    )
-    values = (means, counts, se, means - margin, means + margin, tied)
+    if fit.of_cells:
+        weights = cell_weights(fit)
+        own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
+        of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
+    else:
+        dfs = np.full(len(means), noise.df)
+        of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
+    texts, apart = (design.text.of_contrasts(names, each) for each in (of_cells, of_cells - of_cells[best]))
+    se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts, CONFIDENCE)
+    # as in `margin`: the root of the sum of squares, of what seeds and what the text allow
+    variances = (of_differences, (apart.sum(axis=-1), np.full(len(means), float(COSINES))))
+    allowed = [_critical(len(means), dfs, fit.of_cells) ** 2 * variance for variance, dfs in variances]
+    tied = ~(means - means.min() > np.sqrt(sum(allowed)))  # where nothing is known, too
+    values = (means, counts, se, means - half, means + half, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
 
 
@@ -82,14 +83,18 @@ def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(("mean", "se", "low", "high"), math.nan))
 
 
-def _possibly_best(means: Array, variances: Array, dfs: Array) -> Array:
-    """A cell is out where the lowest is lower by more than the critical difference (Hsu, 1996, Multiple comparisons, section 4.1).
+def _critical(cells: int, dfs: Array, of_cells: bool) -> Array:
+    """Of comparisons with the lowest mean (Hsu, 1996, Multiple comparisons, section 4.1), one for each degree of freedom.
 
-    `variances` and `dfs` are of the differences from the lowest.
+    Cells with replicates give each difference a standard error of its own: Bonferroni's t. One noise for all: Dunnett's value.
     """
-    inverse = np.linspace(1 / dfs.max(), 1 / dfs.min(), 6)  # critical values between are very nearly linear in 1 / df
-    critical = [critical_value(len(means), 1 / one if one else math.inf) for one in inverse.tolist()]
-    return np.asarray(means - means.min() <= np.interp(1 / dfs, inverse, critical) * np.sqrt(variances))
+    if cells < 2 or np.isnan(dfs).all():
+        return np.full(len(dfs), np.nan)
+    if of_cells:
+        return np.asarray(stats.t.ppf(1 - (1 - CONFIDENCE) / (cells - 1), dfs))
+    inverse = np.linspace(1 / np.nanmax(dfs), 1 / np.nanmin(dfs), 6)  # values between are very nearly linear in 1 / df
+    critical = [critical_value(cells, 1 / one if one else math.inf) for one in inverse.tolist()]
+    return np.asarray(np.interp(1 / dfs, inverse, critical))
 
 
 def _adjusted_means(design: Design) -> Array:
@@ -112,16 +117,18 @@ def _mean_by(values: Array, groups: Array) -> Array:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _basis(design: Design, noise: Noise, errors: TextErrors) -> str:
-    if design.n < 2:
+def _basis(fit: Fit, noise: Noise) -> str:
+    if fit.design.n < 2:
         return noise.explanation
-    if noise.method == "none":
-        return f"{noise.explanation} So all settings count as indistinguishable. {errors.explanation}"
-    means = "Each experiment stands for its settings" if design.cell_count == design.n else "Seeds are averaged"
+    if math.isnan(noise.sd):
+        return f"{noise.explanation} So all settings count as indistinguishable. {fit.design.text.explanation}"
+    means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
+    judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
     return (
-        f"{means}; the standard deviation of one experiment is {math.sqrt(noise.of_one[0]):.4f}. {noise.explanation} "
+        f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "
-        f"it, at 95% for all {counted(design.cell_count, 'cell')} together. {errors.explanation}"
+        f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. Intervals leave out what a seed does "
+        f"to all settings alike. {fit.design.text.explanation}"
     )
 
 
@@ -142,15 +149,3 @@ def critical_value(cells: int, df: float) -> float:
         return float(u_weights @ (inner @ z_weights)) - CONFIDENCE
 
     return float(optimize.brentq(covered, 0.0, 1e4))
-
-
-def part_means(results: Results) -> pd.DataFrame:
-    """part, n, mean, low, high, best, best_name of each part of a study; the 95% interval is Student's, over its experiments."""
-    rows = []
-    table = results.finished
-    for part, group in table[table["part"].notna()].groupby("part", sort=False):
-        losses, n = group["val_loss"], len(group)
-        half = float(stats.t.ppf(0.975, n - 1) * losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        mean = float(losses.mean())
-        rows.append((str(part), n, mean, mean - half, mean + half, float(losses.min()), str(losses.idxmin())))
-    return pd.DataFrame(rows, columns=["part", "n", "mean", "low", "high", "best", "best_name"])

@@ -21,12 +21,13 @@ from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.store import FILE, Store
-from nanostudy.text import counted
+from nanostudy.text import counted, listed
 from nanostudy.training.run_folder import read_metadata, read_result, read_rows
 from nanostudy.training.samples import read_samples
 
 MACHINE = ("device", "device_name", "precision", "threads")
 SOFTWARE = ("platform", "python", "torch")
+KERNELS = ("compiled", "tiles")
 
 
 def read_results(paths: Sequence[Path | str]) -> Results:
@@ -76,7 +77,7 @@ def read_study_folder(path: Path) -> Results:
         _samples([(one, path / one.name) for one in results if one.sampled], prompts),
         corpora={facts.sha256: facts for facts, _ in texts.values()},
         provenance=_provenance(path, title, studies, results, texts),
-        notes=tuple(_unfinished(Counter(one.status for one in results), title)),
+        notes=(*_unfinished(Counter(one.status for one in results), title), *_mixed(results)),
     )
 
 
@@ -148,6 +149,32 @@ def _unfinished(counts: Mapping[str, int], title: str) -> list[str]:
     return [f"{done:,} of the {counted(total, 'experiment')} of {title} finished ({others}): the others are left out."]
 
 
+def _mixed(results: Sequence[Result]) -> list[str]:
+    """Names the experiments that one kind of device trained under other conditions than most of its experiments."""
+    by_device: dict[Any, list[Result]] = {}
+    for one in results:
+        if one.status.has_result and one.machine.get("compiled") is not None:
+            by_device.setdefault(one.machine.get("device_name"), []).append(one)
+    notes = []
+    for device, alike in by_device.items():
+        kinds = {one.name: tuple(one.machine.get(key) for key in ("precision", *KERNELS)) for one in alike}
+        usual = Counter(kinds.values()).most_common(1)[0][0]
+        others = [name for name, kind in kinds.items() if kind != usual]
+        if others:
+            how = " or ".join(sorted({_conditions(kinds[name]) for name in others}))
+            notes.append(
+                f"Conditions are mixed: on {device}, {len(others):,} of {counted(len(alike), 'experiment')} ({listed(others, 3)}) ran "
+                f"in {how} and the others in {_conditions(usual)}, so a difference between them may be of rounding."
+            )
+    return notes
+
+
+def _conditions(kind: tuple[Any, ...]) -> str:
+    precision, compiled, tiles = kind
+    kernels = "with compiled kernels" if compiled else "without compiled kernels"
+    return f"{precision} {kernels}{', for its matrix unit' if compiled and tiles else ''}"
+
+
 def _provenance(
     path: Path, title: str, studies: Sequence[Study], results: Sequence[Result], texts: Mapping[Any, CorpusRecord]
 ) -> dict[str, Any]:
@@ -168,7 +195,11 @@ def _provenance(
 
 def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Each kind once, with how many experiments ran on it."""
-    kinds = (json.dumps({key: one.machine.get(key) for key in (*MACHINE, *SOFTWARE)}) for one in results if one.machine)
+    kinds = (
+        json.dumps({key: one.machine.get(key) for key in (*MACHINE, *KERNELS, *SOFTWARE)})
+        for one in results
+        if one.machine
+    )
     return [{**json.loads(kind), "experiments": count} for kind, count in Counter(kinds).items()]
 
 

@@ -140,7 +140,8 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
     """
     cells = [dict(cell) for row in runs for cell in row]
     seeds = {seed for cell in cells for seed in cell if known(seed)}
-    if len(seeds) > 1 and all(set(cell) == seeds for cell in cells):
+    sizes = len(runs[0]) if runs else 0
+    if min(len(seeds), sizes) > 1 and all(set(cell) == seeds for cell in cells):
         means = np.array([[[dict(cell)[seed] for seed in seeds] for cell in row] for row in runs]).mean(axis=0)
         rest = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
         df = (len(means) - 1) * (len(seeds) - 1)

@@ -11,6 +11,7 @@ lengths. What the text does not show is in no interval: how far other texts diff
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from scipy import stats
 
 from nanostudy.analysis.frames import AT_CONTEXT, Results, known
 from nanostudy.text import counted
-from nanostudy.training.window_losses import Windows, name_at, read_window_losses
+from nanostudy.training.window_losses import WINDOW_LOSSES, Windows, name_at, read_window_losses
 
 COSINES = 8  # waves, from half a period over the text to four
 FEWEST = 4 * COSINES  # windows
@@ -39,35 +40,26 @@ class TextErrors:
     waves: Mapping[str, Array]  # (splits, COSINES), in nats per token: by name, of those whose windows are known
     explanation: str  # what the errors are, or why there are none
 
-    def of(self, weights: Mapping[str, float]) -> tuple[float, float]:
-        """(variance, degrees of freedom) of a weighted sum of losses; NaN where an experiment's windows are not known.
-
-        One experiment with weight 1 is its loss; 1 and -1 are a paired difference; 1 / n each are a mean over seeds.
-        """
-        if not weights or any(name not in self.waves for name in weights):
-            return math.nan, math.nan
-        texts = self.of_contrasts(list(weights), np.array([list(weights.values())]))
-        variance, df = combined(0.0, COSINES, texts)
-        return float(variance[0]), float(df[0])
-
     def of_contrasts(self, names: Sequence[str], weights: Array) -> Array:
         """The variances (contrasts, splits) of weighted sums, (contrasts, experiments), of the losses of these experiments.
 
         Nothing is counted for experiments whose windows are not known.
         """
-        shape = next(iter(self.waves.values())).shape if self.waves else (1, COSINES)
-        each = np.stack([self.waves.get(name, np.zeros(shape)) for name in names])
+        if not self.waves:
+            return np.zeros((len(weights), 1))
+        shape = next(iter(self.waves.values())).shape
+        each = np.array([self.waves.get(name, np.zeros(shape)) for name in names]).reshape(-1, *shape)
         return np.square(np.tensordot(weights, each, axes=1)).mean(axis=-1)
 
 
-def combined(seeds: Array | float, df: float, texts: Array) -> tuple[Array, Array]:
-    """(variance, degrees of freedom) of the error from seeds, with its own `df`, and from texts, one in each of the last axis
-    (Satterthwaite, 1946)."""
-    variance = seeds + texts.sum(axis=-1)
-    spread = np.square(seeds) / df + np.square(texts).sum(axis=-1) / COSINES
-    return variance, np.divide(
-        np.square(variance), spread, out=np.full(np.shape(variance), float(df)), where=spread > 0
-    )
+def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: Array | float = 0.95) -> Array:
+    """Half an interval that contains the error from seeds, a variance with its `df`, and from texts, one in each of the last axis.
+
+    The root of the sum of squares of the single margins: never narrower than one of them, as a pooled t may be with few seeds
+    (Howe, 1974; Zou and Donner, 2008, Construction of confidence limits, equation 8).
+    """
+    of_seeds, of_texts = (stats.t.ppf((1 + confidence) / 2, freedom) ** 2 for freedom in (df, COSINES))
+    return np.asarray(np.sqrt(of_seeds * seeds + of_texts * texts.sum(axis=-1)))
 
 
 def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | None = None) -> TextErrors:
@@ -80,9 +72,9 @@ def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | N
         return TextErrors({}, "The experiments read different texts, so no error of the text is in the intervals.")
     waves: dict[str, Array] = {}
     for name, folder in finished["folder"].items():
-        windows = _windows(Path(folder), by) if known(folder) else []
-        if windows and all(len(one.losses) >= FEWEST for one, _ in windows):
-            waves[str(name)] = np.stack([sign * waves_of(one) for one, sign in windows])
+        each = _waves(Path(folder), by) if known(folder) else None
+        if each is not None:
+            waves[str(name)] = each
     missing = len(finished) - len(waves)
     if missing:
         which = "any" if missing == len(finished) else f"{missing:,} of {counted(len(finished), 'experiment')}"
@@ -90,15 +82,27 @@ def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | N
     return TextErrors(waves, CONTAINED)
 
 
-def _windows(folder: Path, by: str) -> list[tuple[Windows, float]]:
-    """With their signs; empty where they are not known."""
+def _waves(folder: Path, by: str) -> Array | None:
+    """None where the windows are not known, or too few."""
+    try:
+        changed = (folder / WINDOW_LOSSES).stat().st_mtime_ns
+    except OSError:
+        return None
+    return _waves_read(folder, by, changed)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _waves_read(folder: Path, by: str, changed: int) -> Array | None:
+    """Read once for all figures of a page."""
     there = read_window_losses(folder)
     if by.startswith(AT_CONTEXT):
         context = int(by.removeprefix(AT_CONTEXT))
         own = {"val": 1.0} if "val" in there and there["val"].context == context else {name_at(context): 1.0}
     else:
-        own = SPLITS[by]
-    return [(there[split], sign) for split, sign in own.items()] if all(split in there for split in own) else []
+        own = SPLITS.get(by, {"": 1.0})  # other measures have no windows
+    if not all(split in there and len(there[split].losses) >= FEWEST for split in own):
+        return None
+    return np.stack([sign * waves_of(there[split]) for split, sign in own.items()])
 
 
 LEFT_OUT = "the intervals leave out the error of a finite text."
@@ -118,14 +122,15 @@ def waves_of(windows: Windows) -> Array:
 
 def text_error(results: Results, by: str = "val_loss") -> pd.DataFrame:
     """value, se, low, high of each finished experiment: the 95% interval holds what a finite text contributes, and no seed."""
-    errors = text_errors(results, by)
-    rows = []
-    for name, value in results.finished[by].items():
-        variance, df = errors.of({str(name): 1.0})
-        half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
-        rows.append((value, math.sqrt(variance), value - half, value + half))
-    index = pd.Index(results.finished.index, name="name", dtype=object)
-    table = pd.DataFrame(rows, columns=["value", "se", "low", "high"], index=index, dtype=float)
+    errors, table = text_errors(results, by), results.finished[[by]].rename(columns={by: "value"})
+    rows = table.index.isin(list(errors.waves))
+    texts = np.full((len(table), 1), math.nan)
+    if rows.any():
+        waves = np.stack([errors.waves[str(name)] for name in table.index[rows]])
+        texts = np.full((len(table), waves.shape[1]), math.nan)
+        texts[rows] = np.square(waves).mean(axis=-1)
+    half = margin(0.0, 1, texts)
+    table = table.assign(se=np.sqrt(texts.sum(axis=-1)), low=table["value"] - half, high=table["value"] + half)
     table.attrs["explanation"] = errors.explanation
     return table
 
@@ -154,16 +159,16 @@ def expected(results: Results, names: Sequence[str], by: str = "val_loss") -> Es
     if n == 1 and not read:
         return Estimate(mean, math.nan, math.nan, n, "")
     of_seeds = float(values.var(ddof=1)) / n if n > 1 else 0.0
-    whole, df = combined(of_seeds, max(1, n - 1), errors.of_contrasts(names, np.full((1, n), read / n)))
-    half = float(stats.t.ppf(0.975, df[0])) * math.sqrt(whole[0])
+    half = float(margin(of_seeds, max(1, n - 1), errors.of_contrasts(names, np.full((1, n), read / n)))[0])
     about = " and ".join(["seeds"] * (n > 1) + ["texts like this one"] * read)
     return Estimate(mean, mean - half, mean + half, n, about)
 
 
 def difference(results: Results, first: str, second: str, by: str = "val_loss") -> tuple[float, float, float]:
     """(difference, low, high) of two experiments by name, paired by text; the 95% interval holds no seed. NaN where unknown."""
-    variance, df = text_errors(results, by).of({first: 1.0, second: -1.0})
-    values = results.finished[by]
+    errors, values = text_errors(results, by, [first, second]), results.finished[by]
     value = float(values[first]) - float(values[second])
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
+    if len(errors.waves) < 2:
+        return value, math.nan, math.nan
+    half = float(margin(0.0, 1, errors.of_contrasts([first, second], np.array([[1.0, -1.0]])))[0])
     return value, value - half, value + half

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from nanostudy.cli.convert import convert, corpus_export
+from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Tokenizer, options
 from nanostudy.cli.study import app as study_app
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams, settings_of
@@ -114,16 +115,37 @@ def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[E
     else:
         settings = {**read_settings(source), **given}
     experiment, resources = experiment_and_resources(settings)
-    return experiment, resources, settings.get("track"), out or _default_folder(source, given)
+    return experiment, resources, settings.get("track"), out or _default_folder(source, given, experiment)
 
 
-def _default_folder(source: str, given: dict[str, str]) -> Path:
-    """The run folder that was named, or one under runs/ named after the request."""
+def _default_folder(source: str, given: dict[str, str], experiment: Experiment) -> Path:
+    """The run folder that was named, or one under runs/ named after the request. Raises UsageError where a run's text is missing or
+    another one is given.
+    """
+    from nanostudy.errors import UsageError
+    from nanostudy.settings import CORPORA
+    from nanostudy.training.inputs import Inputs
+    from nanostudy.training.run_folder import read_metadata
+
     path = Path(source)
     given = {key: value for key, value in given.items() if key not in BESIDE}
     folder = path.parent if path.name == "settings.yaml" else path
-    if (folder / "run.json").exists() and not given:
+    run = read_metadata(folder)
+    if run and not given:
+        if experiment.corpus not in CORPORA and not Path(experiment.corpus).exists():
+            raise UsageError(
+                f"{folder} was trained on {experiment.corpus}, which is not there, and neither {folder} nor a folder above it "
+                f"has it. Name the text: nanostudy train {shlex.quote(source)} corpus=PATH"
+            )
         return folder
+    if run and set(given) == {"corpus"}:
+        text = Inputs().corpus(experiment)
+        if text.sha256 == run["corpus"].get("sha256"):
+            return folder
+        raise UsageError(
+            f"corpus={given['corpus']} is another text than {folder} was trained on (SHA-256 {text.sha256[:12]}..., not "
+            f"{str(run['corpus'].get('sha256'))[:12]}...). Add --out to begin a new run on it."
+        )
     request = "-".join([path.stem or path.name, *(f"{key}={value}" for key, value in given.items())])
     name = re.sub(r"[^\w.=,+-]+", "_", request)
     if len(name) > LONGEST_NAME:
@@ -229,12 +251,13 @@ def report(
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")
     if written.undrawn:
-        print(f"The figures could not be drawn here: {written.undrawn}", file=sys.stderr)
+        print(f"Figures could not be drawn here: {written.undrawn}", file=sys.stderr)
     else:
         print(f"figures  {written.figures}, as PNG and SVG, in {written.folder}")
 
 
 app.command(context_settings={"ignore_unknown_options": True})(convert)
+app.command()(judge)
 
 
 @app.command()
@@ -366,16 +389,23 @@ def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
     from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
 
-    with _lenient_output():
-        try:
-            app()
-        except NanostudyError as problem:
-            if not isinstance(problem, ReportedElsewhere):
-                print(f"nanostudy: {problem}", file=sys.stderr)
-            sys.exit(2 if isinstance(problem, UsageError) else 1)
-        except OSError as problem:  # such as a name longer than the file system takes
-            print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
-            sys.exit(1)
+    try:
+        with _lenient_output():
+            try:
+                app()
+            except NanostudyError as problem:
+                if not isinstance(problem, ReportedElsewhere):
+                    print(f"nanostudy: {problem}", file=sys.stderr)
+                sys.exit(2 if isinstance(problem, UsageError) else 1)
+            except OSError as problem:  # such as a name longer than the file system takes
+                print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
+                sys.exit(1)
+    except SystemExit as end:
+        # a rank that lost others has threads that wait for them, which would abort the process at its end
+        distributed = sys.modules.get("torch.distributed")
+        if "TORCHELASTIC_RUN_ID" in os.environ and distributed and distributed.is_initialized():
+            os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_STACKS = 40  # rows of a plan's table
+REPORT_WIDTH = 100  # columns
 LONGEST_IDS = 60  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
@@ -226,6 +228,51 @@ def _print_prediction(plan: Plan, prediction: Prediction) -> None:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_IDS else f"{text[:LONGEST_IDS].rsplit(' ', 1)[0]} ..."
+
+
+@app.command("seeds")
+def seeds_command(
+    study: Folder,
+    difference: Annotated[float, typer.Option(help="Of validation losses, in nats per token.")] = 0.01,
+    json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """How many seeds tell two settings apart, from the variances that a study shows, and how long those take."""
+    from nanostudy.referee import plan_seeds
+    from nanostudy.reporting.next_steps import seeds_lines, seeds_record
+    from nanostudy.study.listing import as_json
+
+    seeds = plan_seeds(study, difference)
+    print(as_json(seeds_record(seeds)) if json else "\n".join(seeds_lines(seeds)))
+
+
+@app.command("confirm")
+@options(RUN)
+def confirm_command(
+    study: Folder,
+    most: Annotated[int, typer.Option(min=1, help="Of the settings tied for the best, the most to run.")] = 4,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Fresh seeds. Default: as many as tell the difference, from 5 to 32.")
+    ] = None,
+    difference: Annotated[float, typer.Option(help="Of validation losses, in nats per token.")] = 0.01,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only the plan: experiments, stacks, estimated time.")
+    ] = False,
+    **given: Any,
+) -> None:
+    """Run the settings tied for a study's best again on fresh seeds, for a loss that no choice has biased."""
+    from nanostudy.api import plan_study
+    from nanostudy.referee import confirm_study, confirmation
+    from nanostudy.reporting.next_steps import confirmation_sentence
+    from nanostudy.study.definition import existing_folder
+
+    plan, folder = confirmation(study, most, seeds, difference)
+    print(f"{plan.description}: seeds {plan.seeds[0]} to {plan.seeds[-1]}\n" if plan.seeds else "")
+    if dry_run:
+        _print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
+        return
+    result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
+    print(f"\n{textwrap.fill(confirmation_sentence(result), REPORT_WIDTH)}\n\nresults  {folder}")
+    print(f"report   nanostudy report {shlex.quote(str(existing_folder(study)))}")
 
 
 @app.command("status")

@@ -79,7 +79,7 @@ def _config(w: Weights) -> dict[str, Any]:
 def _generation(w: Weights) -> dict[str, Any]:
     params = SamplingParams()
     top_k = min(params.top_k or w.config.vocab_size, w.config.vocab_size)
-    return {"do_sample": True, "temperature": params.temperature, "top_k": top_k, "max_length": w.config.block_size}
+    return {"do_sample": True, "temperature": params.temperature, "top_k": top_k}
 
 
 # --- the tokenizer
@@ -158,7 +158,7 @@ def model_card(weights: Weights, which: str, metadata: dict[str, Any], name: str
         f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
         f"model = AutoModelForCausalLM.from_pretrained({name!r})",
         f"prompt = tokenizer({w.tokenizer.opening!r}, return_tensors='pt')",
-        "print(tokenizer.decode(model.generate(**prompt)[0]))",
+        f"print(tokenizer.decode(model.generate(**prompt, max_length={s.block_size})[0]))",
         "```",
         "",
         f"It reads {s.block_size} tokens at most, the prompt's and the new ones together. {refused}It knows no end of a text "

@@ -47,7 +47,12 @@ def named_views(buffer_MP: Tensor, config: GPTConfig) -> dict[str, Tensor]:
 
 
 def working_copies(params_MP: Tensor, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The table's tensors, (M, *size) each, in the dtype of the products: contiguous copies, or views if the dtype is fp32."""
+    """The table's tensors, (M, *size) each, in the dtype of the products: contiguous copies, or views if the dtype is fp32.
+
+    On a GPU, where each copy is a launch, they are views of one copy of all parameters.
+    """
+    if params_MP.device.type != "cpu":
+        return named_views(params_MP.to(dtype), config)
     return {name: view.to(dtype) for name, view in named_views(params_MP, config).items()}
 
 

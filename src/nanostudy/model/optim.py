@@ -46,13 +46,18 @@ class StepSettings:
 
     @staticmethod
     def at(experiments: Sequence[Experiment], steps: Sequence[int], device: torch.device) -> StepSettings:
-        """For update number `steps[m]` of member m, counted from 0. Computed in double precision on the host."""
+        """For update number `steps[m]` of member m, counted from 0."""
+        return StepSettings(*StepSettings.rows(experiments, steps).to(device))
+
+    @staticmethod
+    def rows(experiments: Sequence[Experiment], steps: Sequence[int]) -> Tensor:
+        """The fields in order, fp32 (7, M, 1), computed in double precision on the host."""
         rows = []
         for e, step in zip(experiments, steps, strict=True):
             lr = learning_rate(e, step)
             logs = (math.log(beta) if beta else -math.inf for beta in (e.beta1, e.beta2))
             rows.append((lr, lr * e.weight_decay, 1 - e.beta1, 1 - e.beta2, *logs, e.grad_clip or math.inf))
-        return StepSettings(*torch.tensor(rows, dtype=torch.float32).to(device).T[:, :, None])
+        return torch.tensor(rows, dtype=torch.float32).T[:, :, None]
 
 
 def adamw_kernel(

@@ -60,7 +60,7 @@ def dropout_words(keys_MB: Tensor, rate_M: Tensor, sites: int) -> tuple[Tensor, 
     multiple of 1/256, so a biased coin rounds each sequence's threshold up or down: every activation is dropped with exactly
     the member's rate.
     """
-    site_S = torch.tensor([_wrapped(site * 0x9E3779B97F4A7C15) for site in range(sites)], device=keys_MB.device)
+    site_S = torch.arange(sites, device=keys_MB.device) * _wrapped(0x9E3779B97F4A7C15)  # the product wraps
     key_SMB = _mix64(keys_MB + site_S[:, None, None])
     coin_SMB = ((_mix64(key_SMB) >> 40) & 0xFFFFFF).float() / 2**24
     threshold_SMB = (rate_M[:, None] * 256 + coin_SMB).floor()

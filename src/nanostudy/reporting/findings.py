@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nanostudy.analysis import curves
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.curves import Row
@@ -102,14 +100,7 @@ class Findings:
 
 def findings_of(analysis: Analysis) -> Findings:
     results = analysis.results
-    strongest = [] if analysis.effects.table.empty else list(strongest_by_factor(analysis.effects.table)["factor_a"])
+    strongest = list(analysis.effects.importance["factor"])
     folder = results.experiments["folder"].iloc[0] if len(results.experiments) == 1 else None
     training = Training.read(Path(folder)) if isinstance(folder, str) else None
     return Findings(analysis, data_of(results, colourings(results, strongest)), training)
-
-
-def strongest_by_factor(effects: pd.DataFrame) -> pd.DataFrame:
-    """Of each setting the change of level with the largest effect; the largest of all first."""
-    mains = effects[(effects["order"] == 1) & effects["effect"].notna()]
-    order = mains["effect"].abs().sort_values(ascending=False, kind="stable").index
-    return mains.loc[order].drop_duplicates("factor_a")

@@ -116,7 +116,7 @@ def _text(text: Any) -> str:
 
 
 def _masthead(document: Document, undrawn: str) -> str:
-    undrawn_note = [f"The figures could not be drawn here: {undrawn}."] if undrawn else []
+    undrawn_note = [f"Figures could not be drawn here: {undrawn}."] if undrawn else []
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in [*document.notes[:MOST_NOTES], *undrawn_note])
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in document.facts)
     lede = f'<p class="lede">{_text(document.lede)}</p>'

@@ -44,7 +44,9 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     pictures: dict[str, tuple[bytes, str]] = {}
     bundle = undrawn = ""
     try:
-        pictures, bundle = draw(report.figures, report.data.tables)
+        drawn = draw(report.figures, report.data.tables)
+        pictures, bundle = dict(drawn.pictures), drawn.bundle
+        undrawn = "; ".join(f"{name} ({why})" for name, why in drawn.problems.items())
     except DrawingFailed as problem:
         undrawn = str(problem)
     files: dict[Path, bytes | str] = {

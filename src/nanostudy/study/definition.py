@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +19,7 @@ import yaml
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_text
 from nanostudy.settings import FIELDS, NO_CHARACTER, check, check_names, check_value, names_of, setting
+from nanostudy.settings_files import PATHS, located
 from nanostudy.text import counted, value_text
 from nanostudy.yaml_input import LARGEST_FILE, parse_documents, parse_yaml
 
@@ -184,7 +187,8 @@ def definitions(path: Path) -> list[Study]:
     """The study in this folder as it began and its extensions; empty where there is none. Raises NanostudyError."""
     file = path / DEFINITION
     try:
-        return parse_studies(read_text(file, LARGEST_DEFINITION), str(file)) if file.is_file() else []
+        found = parse_studies(read_text(file, LARGEST_DEFINITION), str(file)) if file.is_file() else []
+        return [_with_paths(study, lambda value: located(value, path, begun=True)) for study in found]
     except OSError as problem:
         raise NanostudyError(f"{file} cannot be read: {problem}.") from problem
 
@@ -195,7 +199,45 @@ def read_study(source: str, assignments: Mapping[str, str] = {}) -> Study:
         text = study_text(source) if source in study_names() else read_text(Path(source), LARGEST_FILE)
     except OSError:
         raise UsageError(f"There is no study or study file {source!r}. Studies: {', '.join(study_names())}.") from None
-    return with_assignments(_study(parse_yaml(text, source), source), assignments)
+    study = _study(parse_yaml(text, source), source)
+    if source not in study_names():
+        study = _with_paths(study, lambda value: located(value, Path(source).parent, begun=False))
+    return with_assignments(study, assignments)
+
+
+def _with_paths(study: Study, place: Callable[[Any], Any]) -> Study:
+    """The study with the paths of its texts and first weights where they are."""
+
+    def placed(axes: Axes) -> Axes:
+        return {name: tuple(map(place, values)) if name in PATHS else values for name, values in axes.items()}
+
+    settings = {name: place(value) if name in PATHS else value for name, value in study.settings.items()}
+    parts = {part: placed(axes) for part, axes in study.parts.items()}
+    return dataclasses.replace(study, settings=settings, grid=placed(study.grid), parts=parts)
+
+
+def as_before(study: Study, before: Sequence[Study]) -> Study:
+    """The study with the earlier definitions' paths for the same files: a project may have been moved, or be run from elsewhere."""
+    paths = {
+        value
+        for one in before
+        for axes in (one.settings, one.grid, *one.parts.values())
+        for name in PATHS
+        for value in (axes[name] if isinstance(axes.get(name), tuple) else [axes.get(name)])
+        if isinstance(value, str)
+    }
+    if not paths:
+        return study
+    return _with_paths(
+        study,
+        lambda value: value if value in paths else next((p for p in sorted(paths) if _same_file(p, value)), value),
+    )
+
+
+def _same_file(one: str, other: Any) -> bool:
+    with contextlib.suppress(OSError):
+        return isinstance(other, str) and os.path.samefile(one, other)
+    return False
 
 
 def parse_studies(text: str, source: str) -> list[Study]:

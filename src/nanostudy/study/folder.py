@@ -21,13 +21,14 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, study_yaml
+from nanostudy.study.definition import Study, as_before, study_yaml
 from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
 from nanostudy.study.store import FILE, Store
+from nanostudy.text import listed
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
 
@@ -89,7 +90,7 @@ def design(path: Path, study: Study | None = None) -> Design:
     before = definitions(path)
     if study is None and not before:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    now = settled(study, before) if study else before[-1]
+    now = as_before(settled(study, before), before) if study else before[-1]
     changed = changed_settings(before, now)
     if changed:
         raise UsageError(
@@ -112,6 +113,8 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     Raises NanostudyError and changes nothing where another process holds the lease, or where the experiments changed.
     """
     plan = study if isinstance(study, Design) else design(path, study)
+    if not plan.before:
+        _check_unused(path)
     with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
@@ -122,6 +125,19 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
         _register(folder, identities)
         yield folder
+
+
+def _check_unused(path: Path) -> None:
+    """Raises NanostudyError where a new study would begin among other files; those of one that was killed at once are its own."""
+    try:
+        names = sorted(os.listdir(path)) if path.exists() else []
+    except OSError as problem:
+        raise NanostudyError(f"{path} cannot be used as a study's folder: {problem.strerror}.") from None
+    others = [name for name in names if not name.startswith((".", FILE))]
+    if others:
+        raise NanostudyError(
+            f"{path} holds other files ({listed(others, 3)}) and no study. Choose another folder with --out; nothing was changed."
+        )
 
 
 def settled(study: Study, before: Sequence[Study] = ()) -> Study:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanostudy.atomic import sole_owner
+from nanostudy.atomic import sole_owner, write_atomically
 from nanostudy.errors import NanostudyError
 
 FILE = ".owner"
@@ -64,8 +64,11 @@ class Lease:
             self._write(renewals)
 
     def _write(self, renewals: int) -> None:
-        with contextlib.suppress(OSError):  # writes that matter more will notice a drive that does not answer
-            self.path.write_text(json.dumps({**self.content, "renewals": renewals}), encoding="utf-8")
+        with contextlib.suppress(
+            OSError, NanostudyError
+        ):  # writes that matter more will notice a drive that does not answer
+            # as a file of its own, whatever lies there: a link may lead to anything
+            write_atomically(self.path, json.dumps({**self.content, "renewals": renewals}))
 
 
 @contextlib.contextmanager
@@ -98,6 +101,8 @@ def _watch(lease: Lease, before: dict[str, Any], seconds: float) -> None:
 def read_lease(path: Path) -> dict[str, Any] | None:
     """None where there is none, or none that can be read."""
     with contextlib.suppress(OSError, ValueError):
+        if path.is_symlink() or not path.is_file():
+            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else None
     return None

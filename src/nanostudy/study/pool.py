@@ -66,6 +66,11 @@ def make_pool(where: Where, experiments: int) -> Pool:
     )
 
 
+def workers_alike(device: str | None, threads: float | None) -> int:
+    """How many workers like the one that had this device and so many threads this machine has room for."""
+    return 1 if device != "cpu" else max(1, available_cores() // int(threads or 1))
+
+
 def _memory(device: torch.device, workers: int) -> int | None:
     free = available_memory(device)
     return None if free is None else stack_memory(free / workers)

@@ -82,6 +82,9 @@ def resolve(resources: Resources, ranks: Ranks = ALONE) -> Machine:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cuda":  # sums of products in fp32, as on a CPU
+        products = torch.backends.cuda.matmul
+        products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = False
     compiled, how = _choose_kernels(resources.compile, device, DTYPES[precision])
     machine = Machine(device, device_name(device), precision, threads, (*notes, *why, *how), compiled, ranks.count)
     return replace(machine, tiles=device.type == "cpu" and machine.ops.attention is not None)

@@ -63,9 +63,10 @@ class Recorder:
         elif before["identity"] != self.identity:
             there, now = before["settings"], self.experiment.as_dict()
             changed = ", ".join(f"{k} {there.get(k)} there, {now[k]} requested" for k in now if there.get(k) != now[k])
+            same_text = before["corpus"].get("sha256") == self.corpus.sha256
+            other = f"init_from={self.experiment.init_from} has other weights now" if same_text else "on another text"
             raise NanostudyError(
-                f"{self.folder} holds another run ({changed or 'on another text or from other weights'}). "
-                "Choose another folder with --out; nothing was changed."
+                f"{self.folder} holds another run ({changed or other}). Choose another folder with --out; nothing was changed."
             )
         else:
             for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote

@@ -18,10 +18,9 @@ from nanostudy.data.corpus import Corpus, evaluation_windows, window_count
 from nanostudy.device import memory_errors, total_memory
 from nanostudy.errors import OutOfMemory, RankLost
 from nanostudy.model.config import GPTConfig, count_parameters
-from nanostudy.model.engine import Batch, Metrics, State, evaluate, train_step
-from nanostudy.model.gpt import Dropout, initial_parameters
-from nanostudy.model.optim import StepSettings, learning_rate
-from nanostudy.model.randomness import dropout_keys, offsets
+from nanostudy.model.engine import Metrics, State, evaluate
+from nanostudy.model.gpt import initial_parameters
+from nanostudy.model.optim import learning_rate
 from nanostudy.model.ranks import ALONE, Ranks
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
@@ -29,6 +28,7 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
+from nanostudy.training.updates import Updates
 from nanostudy.training.window_losses import Windows, name_at
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
@@ -153,7 +153,8 @@ class _Training:
         corpus.check_window(first.block_size)
         self.config = GPTConfig.of(first, corpus.tokenizer.vocab_size)
         _check_memory(self.config, machine.device)
-        self.tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
+        tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
+        self.updates = Updates(tokens, self.config, machine, ranks, self.stop_requested)
         self.speed = _Speed()
         self.clock = time.monotonic()
 
@@ -380,46 +381,13 @@ class _Training:
 
     def step(self, stack: Stack) -> Metrics:
         experiments, steps = self.experiments(stack), [slot.step for slot in stack.slots]
-        metrics = train_step(
-            stack.state,
-            self.micro_batches(experiments, steps),
-            experiments[0].sequences_per_update,
-            StepSettings.at(experiments, steps, self.machine.device),
-            self.config,
-            self.machine.dtype,
-            self.machine.ops,
-            self.ranks,
-        )
+        metrics = self.updates.step(stack.state, experiments, steps)
         if metrics is None:
             raise _StopRequested
         for slot in stack.slots:
             slot.step += 1
         self.speed.stepped()
         return metrics
-
-    def micro_batches(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Iterator[Batch]:
-        """This rank's share of the update in nearly equal parts; no more of them after a request to stop."""
-        share = self.ranks.share(experiments[0].sequences_per_update)
-        parts = -(-len(share) // experiments[0].batch_size)
-        for i in range(parts):
-            if self.stop_requested():
-                return
-            places = share[i * len(share) // parts : (i + 1) * len(share) // parts]
-            yield self.batch(experiments, steps, places)
-
-    def batch(self, experiments: Sequence[Experiment], steps: Sequence[int], sequences: range) -> Batch:
-        """The micro-batch at these places of the global batch, for every member."""
-        device, T = self.machine.device, self.config.block_size
-        seeds, per_update = [e.seed for e in experiments], experiments[0].sequences_per_update
-        choices = len(self.tokens) - T
-        drawn = [offsets(seed, step, sequences, per_update, choices) for seed, step in zip(seeds, steps, strict=True)]
-        starts_MB1 = torch.from_numpy(np.stack(drawn)).to(device)[..., None]
-        window = self.tokens[starts_MB1 + torch.arange(T + 1, device=device)].long()
-        dropout = None
-        if any(e.dropout for e in experiments):
-            keys = dropout_keys(seeds, steps, sequences, per_update).to(device)
-            dropout = Dropout(keys, torch.tensor([e.dropout for e in experiments], device=device), self.config)
-        return Batch(window[..., :-1], window[..., 1:], dropout)
 
     def log_due(self, stack: Stack, metrics: Metrics) -> Iterator[Event]:
         due = self.due(stack, lambda e: e.log_interval, lambda slot: -1)

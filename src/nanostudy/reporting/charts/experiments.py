@@ -19,6 +19,7 @@ from nanostudy.reporting.phrases import number
 from nanostudy.text import counted, listed, value_text
 
 MOST_RANKED = 30
+MOST_LABELS = 12  # of an axis of parallel coordinates
 MOST_LINES = 256  # of parallel coordinates
 KINDS = ("lowest", "indistinguishable (95%)", "higher")
 
@@ -111,14 +112,19 @@ def parts_figure(means: pd.DataFrame, colour: str) -> Figure | None:
         )
     )
     base = marks.inline(records(means)).encode(y=alt.Y("part:N", sort=order))
-    bar = base.mark_rule(style="front", strokeWidth=2.4).encode(x="low:Q", x2="high:Q")
+    bar = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(style="front", strokeWidth=2.4)
+        .encode(x="low:Q", x2="high:Q")
+    )
     mean = base.mark_point(style="mean", shape="diamond", filled=True, size=130, opacity=1).encode(x="mean:Q")
     lines = [f"{row.part}: mean {number(row.mean)}, best {number(row.best)}, n = {row.n}" for row in each(means)]
     return Figure(
         "parts",
         "The parts compared",
         (Panel(alt.layer(dots, bar, mean), 58 * len(means)),),
-        "Dots are experiments, diamonds the parts' means with 95% intervals over their experiments.",
+        "Dots are experiments, diamonds the means over each part's settings, with 95% intervals of the noise between seeds where it is "
+        "known. Parts with other settings have other means: a difference need not be that of what names them.",
         f"Validation loss by part. {'; '.join(lines)}.",
         parameters=marks.parameters(colour),
         tables=("experiments",),
@@ -135,7 +141,7 @@ def parallel_figure(results: Results) -> Figure | None:
     low, high = float(loss.min()), float(loss.max())
     names = [*axes, MEASURES["val_loss"].title]
     heights, labels = _heights(table, axes)
-    heights[names[-1]] = (loss - low) / ((high - low) or 1.0)
+    heights[names[-1]] = (loss - low) / marks.width(low, high)
     labels += [{"axis": names[-1], "at": at, "level": number(low + at * (high - low), 3)} for at in (0, 0.5, 1)]
     drawn = spread([str(name) for name in table.sort_values("val_loss", kind="stable").index], MOST_LINES)
     place = {name: i for i, name in enumerate(results.experiments.index)}
@@ -185,7 +191,11 @@ def _heights(table: pd.DataFrame, axes: list[str]) -> tuple[dict[str, pd.Series]
     for axis in axes:
         present = levels(table[axis])
         at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
-        labels += [{"axis": axis, "at": at[level], "level": value_text(level)} for level in present]
+        named = {level: value_text(level) for level in present}
+        if len(present) > MOST_LABELS:  # of a search: the lowest, the middle and the highest, in three digits
+            few = (present[0], present[len(present) // 2], present[-1])
+            named = {level: f"{level:.3g}" if isinstance(level, float) else value_text(level) for level in few}
+        labels += [{"axis": axis, "at": at[level], "level": text} for level, text in named.items()]
         rank = table.groupby(axis)["val_loss"].rank(pct=True) - 0.5
         heights[axis] = table[axis].map(at).astype(float) + 0.62 / len(present) * rank
     return heights, labels

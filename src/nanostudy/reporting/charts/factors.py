@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from nanostudy.text import value_text
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
+MOST_LABELS = 5  # in the half-normal plot
 DIRECTIONS = ["lowers it", "raises it", "indistinguishable (95%)"]
 
 
@@ -93,14 +93,14 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return None
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
-    room = 0.05 * (np.ptp(ends) or 1.0)
+    room = 0.05 * marks.width(float(ends.min()), float(ends.max()))
     domain = [float(ends.min() - room), float(ends.max() + room)]
     return Figure(
         "interactions",
         "How settings act together",
         tuple(_interaction(a, b, means, domain) for a, b, means in pairs),
         "Mean validation loss at each combination of two settings. Parallel lines: the two add up. Lines that are not: one "
-        "setting's effect depends on the other. Bars are 95% intervals of the means, where there are several experiments.",
+        "setting's effect depends on the other. Bars are 95% intervals of each mean's distance from the mean of all.",
         f"Lines of mean validation loss in {len(pairs)} plots. {'; '.join(_lowest(*pair) for pair in pairs)}.",
         columns=3,
     )
@@ -140,15 +140,13 @@ def _lowest(a: str, b: str, means: pd.DataFrame) -> str:
 
 
 def half_normal_figure(effects: Effects) -> Figure | None:
-    """Absolute effects against half-normal quantiles, where the noise was estimated from the effects themselves."""
+    """Absolute effects of all orders against half-normal quantiles."""
     table = effects.half_normal
     if table is None or table.empty:
         return None
     rows = table.assign(size=table["effect"].abs(), label="")
-    margins = [float(table.attrs.get(key, math.nan)) for key in ("margin", "simultaneous")]
-    margins = [margin for margin in margins if not math.isnan(margin)]
-    outside = rows[rows["size"] > min(margins, default=math.inf)]
-    for place in _apart(outside["size"], 0.06 * rows["size"].max()):
+    largest = rows.nlargest(MOST_LABELS, "size")
+    for place in _apart(largest["size"], 0.06 * rows["size"].max()):
         rows.loc[place, "label"] = str(rows.loc[place, "term"])
     base = marks.inline(records(rows[["term", "size", "quantile", "label"]])).encode(
         x=alt.X("quantile:Q", title="half-normal quantile, standard deviations"),
@@ -159,21 +157,13 @@ def half_normal_figure(effects: Effects) -> Figure | None:
         base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=tooltip),
         base.mark_text(align="right", dx=-8, dy=-2).encode(text="label:N"),
     ]
-    if margins:
-        name = marks.inline([{"size": max(margins), "label": "margins of error"}]).mark_text(
-            style="quiet-words", align="right", baseline="bottom", dy=-4
-        )
-        lines = marks.inline([{"size": margin} for margin in margins]).mark_rule(style="zero").encode(y="size:Q")
-        layers = [lines, name.encode(x=alt.value("width"), y="size:Q", text="label:N"), *layers]
-    names = [str(term) for term in outside["term"]][::-1]
-    above = f"Above the margin of error: {', '.join(names)}." if names else "None is above the margin of error."
     return Figure(
         "half-normal",
         "Which effects stand out of the noise",
         (Panel(alt.layer(*layers), 340),),
-        "Were nothing but noise at work, the points would lie on a straight line through the origin. Above the lower dashed "
-        "line an effect is clear on its own, above the upper one among all of them.",
-        f"{len(rows)} effects by size against half-normal quantiles. {above}",
+        "Were nothing but noise at work, the points would lie on a straight line through the origin. Effects of all orders, "
+        "interactions of three and more settings among them; those far above the line through the small ones stand out.",
+        f"{len(rows)} effects by size against half-normal quantiles. The largest: {', '.join(map(str, largest['term']))}.",
     )
 
 
@@ -199,7 +189,7 @@ def variance_figure(effects: Effects) -> Figure | None:
             "percent:Q",
             title="share of the variance of validation loss, %",
             axis=alt.Axis(grid=True),
-            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max())),  # room for the words
+            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max()) or 1.0),  # room for the words
         ),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )

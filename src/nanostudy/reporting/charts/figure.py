@@ -25,7 +25,7 @@ from nanostudy.errors import NanostudyError
 
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
 PRINT_SCALE = 2.0
-LONGEST_DRAWING = 300  # seconds
+LONGEST_DRAWING, LONGEST_OF_ONE = 300, 60  # seconds, of all figures and of one
 CAPTION_WIDTH = 120  # characters of a line in a picture
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart; on dark ground the lighter ones come first.
@@ -42,12 +42,16 @@ DRAW = """
 import base64, json, sys, vl_convert
 request = json.load(sys.stdin)
 version, pictures = request["version"], {}
+problems = {}
 for name, spec in request["figures"].items():
-    svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=version)
-    png = vl_convert.svg_to_png(svg, scale=request["scale"])
-    pictures[name] = [base64.b64encode(png).decode(), svg]
+    try:
+        svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=version)
+        png = vl_convert.svg_to_png(svg, scale=request["scale"])
+        pictures[name] = [base64.b64encode(png).decode(), svg]
+    except Exception as problem:
+        problems[name] = " ".join(str(problem).split())[:200]
 bundle = vl_convert.javascript_bundle(vl_version=version) if request["bundle"] else ""
-sys.stdout.buffer.write(json.dumps({"pictures": pictures, "bundle": bundle}).encode())
+sys.stdout.buffer.write(json.dumps({"pictures": pictures, "problems": problems, "bundle": bundle}).encode())
 """
 
 
@@ -172,40 +176,62 @@ def look(scheme: str, font: str) -> dict[str, Any]:
     }
 
 
-def draw(
-    figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> tuple[dict[str, tuple[bytes, str]], str]:
-    """(PNG and SVG of each figure by its id, the scripts that draw them in a browser). Raises DrawingFailed.
+@dataclass(frozen=True)
+class Drawn:
+    pictures: Mapping[str, tuple[bytes, str]]  # PNG and SVG of each figure by its id
+    bundle: str  # the scripts that draw figures in a browser
+    problems: Mapping[str, str]  # why a figure is missing, by its id
+
+
+def draw(figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawn:
+    """Raises DrawingFailed where no figure can be drawn.
 
     One process of its own draws them all: the engine inside reserves far more address space than it uses, and where a
-    cluster limits that, its process dies. The scripts are the same for every page and stay in the cache.
+    cluster limits that, its process dies. Where that happens each figure gets a process, so that one alone takes away itself
+    alone. The scripts are the same for every page and stay in the cache.
     """
     version = vega_lite_version()
     cached = cache_folder() / f"vega-lite-{version}-{metadata.version('vl-convert-python')}.js"
     bundle = cached.read_text(encoding="utf-8") if safe_to_execute(cached) and cached.is_file() else ""
-    request = {
-        "version": version,
-        "scale": PRINT_SCALE,
-        "figures": {figure.id: figure.for_print(tables) for figure in figures},
-        "bundle": not bundle,
-    }
-    command = [sys.executable, "-P", "-c", DRAW]
+    request: dict[str, Any] = {"version": version, "scale": PRINT_SCALE, "bundle": not bundle}
+    specs = {figure.id: figure.for_print(tables) for figure in figures}
+    problems: dict[str, str] = {}
     try:
-        done = subprocess.run(
-            command, input=json.dumps(request).encode(), capture_output=True, check=False, timeout=LONGEST_DRAWING
-        )
-    except subprocess.TimeoutExpired:
-        raise DrawingFailed(f"the drawing process took longer than {LONGEST_DRAWING} s") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise DrawingFailed(lines[-1] if lines else f"the drawing process ended with {done.returncode}")
-    answer = json.loads(done.stdout)
+        answers = [_answer({**request, "figures": specs}, LONGEST_DRAWING)]
+    except DrawingFailed as problem:
+        answers = [_answer({**request, "figures": {}}, LONGEST_OF_ONE)]  # raises where nothing can be drawn
+        for name, spec in specs.items() if len(specs) > 1 else ():
+            try:
+                answers.append(_answer({**request, "bundle": False, "figures": {name: spec}}, LONGEST_OF_ONE))
+            except DrawingFailed as its_own:
+                problems[name] = str(its_own)
+        if len(answers) == 1:
+            raise problem from None
     if not bundle:
-        bundle = answer["bundle"]
+        bundle = answers[0]["bundle"]
         with contextlib.suppress(OSError, NanostudyError):
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cached, bundle)
-    return {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["pictures"].items()}, bundle
+    pictures = {
+        name: (base64.b64decode(png), svg) for answer in answers for name, (png, svg) in answer["pictures"].items()
+    }
+    return Drawn(
+        pictures, bundle, {name: why for answer in answers for name, why in answer["problems"].items()} | problems
+    )
+
+
+def _answer(request: Mapping[str, Any], longest: float) -> Any:
+    command = [sys.executable, "-P", "-c", DRAW]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request).encode(), capture_output=True, check=False, timeout=longest
+        )
+    except subprocess.TimeoutExpired:
+        raise DrawingFailed(f"the drawing process took longer than {longest:g} s") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise DrawingFailed(lines[-1] if lines else f"the drawing process ended with {done.returncode}")
+    return json.loads(done.stdout)
 
 
 def vega_lite_version() -> str:

@@ -12,9 +12,11 @@ import pandas as pd
 from nanostudy.analysis.frames import Results
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import Figure, Panel, records
+from nanostudy.reporting.charts.figure import GREY, Figure, Panel, each, records
 from nanostudy.reporting.phrases import number, signed
 from nanostudy.text import listed
+
+MOST_NAMED = 6  # settings on a front, in words
 
 Row = Mapping[str, Any]
 
@@ -56,7 +58,7 @@ def _loss_ends(curves: Sequence[Row], floors: Sequence[float]) -> tuple[float, f
     late = [row[key] for row in curves if row["step"] > 0 for key in ("val_loss", "train_loss") if row[key] is not None]
     low, high = min([*values, *floors]), float(np.quantile(values, 0.999))
     top = float(np.quantile(late or values, 0.985))
-    room = 0.03 * (top - low or 1.0)
+    room = 0.03 * marks.width(low, top)
     return low - room, high + room, min(high, top) + room
 
 
@@ -137,14 +139,15 @@ def pareto_figure(fronts: Mapping[str, pd.DataFrame], colour: str) -> Figure | N
     if not fronts:
         return None
     lines = [
-        f"against {MEASURES[cost].title}, {listed([str(name) for name in table[table['on_front']]['name']][:6])}"
+        f"against {MEASURES[cost].title}, {listed([front_label(row) for row in each(table[table['on_front']])], MOST_NAMED)}"
         for cost, table in fronts.items()
     ]
     return Figure(
         "pareto",
         "What a lower loss costs",
         tuple(_front(cost, table) for cost, table in fronts.items()),
-        "The line joins the experiments on the front: no other has both a lower loss and a lower cost. Axes of cost are "
+        "The line joins the settings on the front, by their means over seeds: no others have both a lower loss and a lower cost. "
+        "Grey rings: settings that are indistinguishable from the front at their cost (each on its own, 95%). Axes of cost are "
         "logarithmic. Time is each experiment's own, and means little across machines or stacks of different sizes.",
         f"Scatter plots of validation loss with their fronts: {'; '.join(lines)}.",
         columns=len(fronts),
@@ -159,11 +162,22 @@ def _front(cost: str, table: pd.DataFrame) -> Panel:
     points = marks.points(f"datum.{cost} > 0 && isValid(datum.val_loss)").encode(
         x=x, y=y, tooltip=[*marks.WHO, marks.tip("val_loss"), marks.tip(cost)]
     )
-    front = table[table["on_front"]].sort_values("cost").rename(columns={"cost": cost})
-    base = marks.inline(records(front[["name", cost, "val_loss"]])).encode(x=x, y=y)
-    line = base.mark_line(style="front", interpolate="step-after")
-    ring = base.mark_point(style="front", size=130, filled=False)
-    return Panel(alt.layer(line, points, ring), 290, title=f"against {MEASURES[cost].title}")
+    ringed = table.sort_values("cost").rename(columns={"cost": cost})
+    front, near = (
+        marks.inline(records(ringed[ringed[which].astype(bool)][["name", cost, "val_loss"]])).encode(x=x, y=y)
+        for which in ("on_front", "near_front")
+    )
+    line = front.mark_line(style="front", interpolate="step-after")
+    rings = [
+        front.mark_point(style="front", size=130, filled=False),
+        near.mark_point(color=GREY, size=130, filled=False),
+    ]
+    return Panel(alt.layer(line, points, *rings), 290, title=f"against {MEASURES[cost].title}")
+
+
+def front_label(row: Any) -> str:
+    """The settings of a row of a front, or the name of their only experiment."""
+    return str(row.cell).replace("=", " ") if row.n > 1 and row.cell else str(row.name)
 
 
 def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Figure | None:

@@ -10,6 +10,7 @@ import altair as alt
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
 
+MOST_COLOURS = 12  # values that colours tell apart
 COLOUR = "colour"  # the page's parameter: the column that colours
 FADED = "length(chosen) && indexof(chosen, datum.i) < 0"  # where a reader picked experiments, the others step back
 GROUP = f"isValid(datum[{COLOUR}]) ? datum[{COLOUR}] : 'not known'"
@@ -25,11 +26,12 @@ def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
     """The columns that can colour points and curves: settings first, those with the strongest effects before others."""
     table = results.experiments
     settings = dict.fromkeys(name for name in (*strongest, *results.factors) if name in results.factors)
+    settings = {name: None for name in settings if len(levels(table[name])) <= MOST_COLOURS}
     constant = {*results.factors} - {*varying(results)}
     ordered = sorted(settings, key=lambda name: name in constant)
     others = [name for name in ("part", "status", "device", "precision") if table[name].nunique(dropna=True) > 1]
-    seeds = ["seed"] if 1 < table["seed"].nunique(dropna=True) <= 12 else []
-    names = [] if len(table) > 12 else ["name"]
+    seeds = ["seed"] if 1 < table["seed"].nunique(dropna=True) <= MOST_COLOURS else []
+    names = [] if len(table) > MOST_COLOURS else ["name"]
     return [*ordered, *others, *seeds, *names] or ["status"]
 
 
@@ -87,6 +89,12 @@ MAGNITUDES = alt.Axis(format="~s", tickCount=5)
 
 def logarithmic(padding: int = 14) -> alt.Scale:
     return alt.Scale(type="log", nice=False, padding=padding)
+
+
+def width(low: float, high: float) -> float:
+    """Of a range of values; one that rounding alone makes counts as a tenth of the values, as no axis can be narrower."""
+    largest = max(abs(low), abs(high))
+    return high - low if high - low > 1e-6 * largest else largest / 10 or 1.0
 
 
 def zero_line(channel: str) -> alt.Chart:

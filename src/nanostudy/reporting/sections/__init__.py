@@ -9,7 +9,7 @@ from altair.utils.schemapi import debug_mode
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.reporting.document import Blocks, Document, Section
 from nanostudy.reporting.findings import Findings, Training, findings_of
-from nanostudy.reporting.sections import background, factors, losses, overview, run, samples
+from nanostudy.reporting.sections import background, factors, losses, numbers, overview, run, samples
 from nanostudy.reporting.sections.answer import answer
 
 
@@ -22,6 +22,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "observations": ("Observations", of_run(run.observations)),
     "experiments": ("All experiments", overview.experiments),
     "ranking": ("Ranking", factors.ranking),
+    "curves-of-numbers": ("How the loss runs along each setting", numbers.curves),
     "effects": ("What each setting does", factors.effects),
     "interactions": ("How settings act together", factors.interactions),
     "parallel": ("Every experiment through its settings", factors.parallel),
@@ -44,6 +45,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "hardware": ("Hardware", of_run(run.hardware)),
     "method": ("Method and caveats", background.method),
     "reproduce": ("How to reproduce it", background.reproduce),
+    "next": ("What to run next", background.what_next),
 }
 
 

@@ -1,27 +1,36 @@
 """The answer in a few sentences, from the numbers alone: what matters, what does not, which model, how it writes, what holds.
 
-An effect is stated only where its interval excludes zero; otherwise the sentence says that it is indistinguishable from none.
+An effect is stated only where it differs from zero at 95% for all that was searched together; otherwise the sentence says that
+it is indistinguishable from none.
 """
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Sequence
 
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.design import TIMES, TOGETHER
 from nanostudy.analysis.divergence import by_settings, trained
+from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.text_error import expected
 from nanostudy.reporting.charts.experiments import ranked_cells
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Answer, Blocks, Sentence
-from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.sections import numbers
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
+ALL = "(95% for all at once)"  # of what an answer searched
+MOST_ALIASES = 2  # that a sentence names
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
 VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims that were tested
 
@@ -31,9 +40,12 @@ def answer(f: Findings) -> Blocks:
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
-    texts = diverged | {
+    confirmed = f.analysis.confirmed
+    first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
+    texts = first | {
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
+        "Which values are best": numbers.best_values(f.analysis.shapes),
         "Which model to use": which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
@@ -69,68 +81,134 @@ def what_diverges(analysis: Analysis) -> str:
 
 
 def what_matters(analysis: Analysis) -> str:
+    if analysis.shapes.explanation:
+        return numbers.what_matters(analysis.shapes)
     effects, results = analysis.effects, analysis.results
     if effects.table.empty:
         if not results.factors:
             return "No setting varies between the experiments, so none can be said to matter."
         return effects.explanation or "The effects of the settings cannot be estimated from these experiments."
-    mains = strongest_by_factor(effects.table)
-    clear = mains[mains["clear"].astype(bool)]
+    mains = effects.importance
     if mains.empty:
         return "No setting's own effect can be estimated from these experiments."
-    if clear.empty:
-        confidence = "" if effects.method == "none" else " at 95%"
-        first = mains.iloc[0]
-        return (
-            f"No setting's effect differs from zero{confidence}: the largest estimate, {_change(first)}, changes the validation "
-            f"loss by {_effect(first)} nats per token."
+    first = mains.iloc[0]
+    if not first["clear"]:
+        largest = f"the largest estimate, {_change(effects, first)}, changes the validation loss by {_effect(first)} nats per token"
+        if mains["low"].isna().all():
+            return f"No setting's effect can be said to differ from zero: {largest}."
+        if effects.seeds == 2:
+            return f"Two seeds cannot tell which settings matter: {largest} {ALL}."
+        return f"No setting's effect differs from zero {ALL}: {largest}."
+    clear, rivals = mains.iloc[1:][mains["clear"].iloc[1:]], mains[mains["rival"]]
+    equals, unclear = rivals[rivals["clear"]], list(rivals["factor"][~rivals["clear"]])
+    if len(equals):
+        names = listed([first["factor"], *equals["factor"]])
+        each_one = listed(
+            [f"{_change(effects, row)} by {_effect(row)}" for _, row in mains.loc[[0, *equals.index]].iterrows()]
         )
-    first = clear.iloc[0]
-    low, high = sorted(abs(first[key]) for key in ("low", "high"))
-    share = f"; {first['share']:.0%} of the variance" if first["share"] == first["share"] else ""
-    text = (
-        f"{first['factor_a']} matters most: going from {value_text(first['reference'])} to {value_text(first['level'])} "
-        f"{'lowers' if first['effect'] < 0 else 'raises'} the validation loss by {number(abs(first['effect']), 3)} nats per "
-        f"token (95% interval {number(low, 3)} to {number(high, 3)}{share})"
+        text = f"{names} matter most, and which of them more is undecided: {each_one} nats per token {ALL}"
+    else:
+        verb = "matters most" if len(mains) > 1 and not unclear else "matters"
+        text = f"{_head(effects, first)} {verb}: {_going(effects, first)}"
+    if unclear:
+        text += f"; whether {listed(unclear, MOST_NAMED)} {'matters' if len(unclear) == 1 else 'matter'} as much is undecided"
+    others = [f"{_change(effects, row)} by {_effect(row)}" for _, row in clear[~clear["rival"]].iterrows()]
+    if others:
+        text += f"; {listed(others, MOST_NAMED)} {'has' if len(others) == 1 else 'have'} an effect, too"
+    elif len(clear) == 0 and len(mains) > 1:
+        text += "; no other setting's effect differs from zero"
+    return f"{text}.{_at_best(effects)}"
+
+
+def _going(effects: Effects, row: pd.Series) -> str:
+    low, high = sorted(abs(row[key]) for key in ("low", "high"))
+    shares = effects.shares.get(row["factor"], math.nan)
+    share = f"; {shares:.0%} of the variance" if shares == shares else ""
+    among = f", its largest difference among {row['levels']} values," if row["levels"] > 2 else ""
+    verb = "lowers" if row["effect"] < 0 else "raises"
+    return (
+        f"going from {value_text(row['reference'])} to {value_text(row['level'])}{among} {verb} the validation loss by "
+        f"{number(abs(row['effect']), 3)} nats per token (95% interval for all at once {number(low, 3)} to {number(high, 3)}{share})"
     )
-    others = [f"{_change(row)} by {_effect(row)}" for _, row in clear.iloc[1:].iterrows()]
-    if not others:
-        return f"{text}; no other setting's effect differs from zero at 95%."
-    return f"{text}, then {listed(others, MOST_NAMED)}."
+
+
+def _at_best(effects: Effects) -> str:
+    changes = [
+        f"{row['factor']} {value_text(row['best'])} → {value_text(row['level'])} changes it by {_effect(row)}, on average by "
+        f"{signed(row['average'])}"
+        for _, row in effects.at_best.iterrows()
+    ]
+    return f" At the best settings {'; '.join(changes)} {ALL}." if changes else ""
+
+
+def _head(effects: Effects, row: pd.Series) -> str:
+    """The factor; of a fraction with the interactions that it may be instead."""
+    aliases = effects.aliases.get(row["factor"], ())
+    if not aliases:
+        return str(row["factor"])
+    return (
+        f"{row['factor']}, or {listed(aliases, MOST_ALIASES, 'or')}, which these experiments cannot separate from it,"
+    )
 
 
 def _effect(row: pd.Series) -> str:
     return interval(row["effect"], row["low"], row["high"])
 
 
-def _change(row: pd.Series) -> str:
-    return f"{row['factor_a']} {value_text(row['reference'])} → {value_text(row['level'])}"
+def _change(effects: Effects, row: pd.Series) -> str:
+    change = f"{row['factor']} {value_text(row['reference'])} → {value_text(row['level'])}"
+    aliases = effects.aliases.get(row["factor"], ())
+    return f"{change} (or {listed(aliases, MOST_ALIASES, 'or')}, not separable from it)" if aliases else change
 
 
 def what_does_not(analysis: Analysis) -> str:
-    table = analysis.effects.table
+    if analysis.shapes.explanation:
+        return numbers.what_does_not(analysis.shapes)
+    effects, table = analysis.effects, analysis.effects.table
     if table.empty:
         return ""
-    mains = strongest_by_factor(table)
-    unclear = [f"{_change(row)} by {_effect(row)}" for _, row in mains[~mains["clear"].astype(bool)].iterrows()]
-    all_pairs = table[(table["order"] == 2) & table["effect"].notna()]
-    # Šidák: with many pairs, some would look clear each on its own where none acts together
-    bound = 1 - 0.95 ** (1 / max(1, all_pairs["term"].nunique()))
-    pairs = all_pairs[all_pairs["clear"].astype(bool) & (all_pairs["p"] < bound)]
-    pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
-    if unclear and analysis.effects.method == "none":
+    mains = effects.importance
+    unclear = [f"{_change(effects, row)} by {_effect(row)}" for _, row in mains[~mains["clear"]].iterrows()]
+    if unclear and mains["low"].isna().all():
         first = "without an estimate of the noise, no effect can be said to differ from zero"
     elif unclear:
         verb = "is" if len(unclear) == 1 else "are"
-        first = f"{listed(unclear, MOST_NAMED)} {verb} indistinguishable from no effect (95%)"
+        first = f"{listed(unclear, MOST_NAMED)} {verb} indistinguishable from no effect {ALL}"
     else:
-        first = "every setting that was varied has an effect that differs from zero at 95%"
+        compared = {name for factor in mains["factor"] for name in factor.split(TOGETHER)}
+        which = "was varied" if compared >= set(analysis.results.factors) else "could be compared"
+        first = f"every setting that {which} has an effect that differs from zero {ALL}"
     if not (table["order"] == 2).any():
         return f"{_capital(first)}; whether settings act together cannot be estimated."
+    pairs = table[(table["order"] == 2) & table["together"]]
+    pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
     if pairs.empty:
         return f"{_capital(first)}; no two settings can be said to act together."
-    together = listed([f"{row['term']} by {_effect(row)}" for _, row in pairs.iterrows()], MOST_NAMED)
-    return f"{_capital(first)}; some act together (at 95% for all pairs at once), one's effect depending on the other: {together}."
+    together = "; ".join(_interaction(analysis, row) for _, row in pairs.head(MOST_NAMED).iterrows())
+    left = f"; and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
+    return f"{_capital(first)}. Some act together {ALL}: {together}{left}."
+
+
+def _interaction(analysis: Analysis, row: pd.Series) -> str:
+    """What the more important of two settings does at two values of the other, and by how much that differs."""
+    a, b = str(row["factor_a"]), str(row["factor_b"])
+    by_size = list(analysis.effects.importance["factor"])
+    means = analysis.cell_means(a, b)
+    values = dict(
+        zip(zip(*(means[f"level_{k}"].map(value_text) for k in "ab"), strict=True), means["mean"], strict=True)
+    )
+    (a0, b0), (a1, b1) = (str(row[key]).split(TIMES) for key in ("reference", "level"))
+    if by_size.index(a) <= by_size.index(b):
+        moved, other, at = f"{a} {a0} → {a1}", b, (b0, b1)
+        changes = [values[a1, b0] - values[a0, b0], values[a1, b1] - values[a0, b1]]
+    else:
+        moved, other, at = f"{b} {b0} → {b1}", a, (a0, a1)
+        changes = [values[a0, b1] - values[a0, b0], values[a1, b1] - values[a1, b0]]
+    aliases = analysis.effects.aliases.get(str(row["term"]), ())
+    instead = f", or {listed(aliases, MOST_ALIASES, 'or')} instead" if aliases else ""
+    difference = interval(row["effect"], row["together_low"], row["together_high"])
+    first, second = map(signed, changes)
+    return f"{moved} by {first} at {other} {at[0]} and {second} at {at[1]}, a difference of {difference}{instead}"
 
 
 def _capital(text: str) -> str:
@@ -139,6 +217,32 @@ def _capital(text: str) -> str:
 
 
 def which_model(analysis: Analysis) -> str:
+    if analysis.shapes.explanation and analysis.shapes.configurations == analysis.shapes.n:
+        return numbers.lowest_of_search(analysis)
+    return " ".join(filter(None, [_best(analysis), _optimism(analysis)]))
+
+
+def _optimism(analysis: Analysis) -> str:
+    """The lowest of several losses was chosen for its luck, too."""
+    rows, replicated = ranked_cells(analysis.results, analysis.ranking)
+    if len(rows) < 2 or analysis.confirmed:
+        return ""
+    mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
+    chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
+    if value != value:
+        text = f"{chosen}."
+    elif number(value) == number(mean):
+        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+    else:
+        text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
+    provenance = analysis.results.provenance
+    paths = provenance.get("paths") or []
+    if len(paths) > 1 or not provenance.get("definition"):
+        return text
+    return f"{text} `nanostudy study confirm {shlex.quote(paths[0])}` runs the best on fresh seeds."
+
+
+def _best(analysis: Analysis) -> str:
     ranking, results = analysis.ranking, analysis.results
     if ranking.empty:
         return ""
@@ -206,8 +310,11 @@ def longer_windows(analysis: Analysis, text: str) -> str:
         return ""
     if analysis.equal_windows is None:
         return " A longer window alone gives a part of the effect of block_size, which was not scored."
-    table = analysis.equal_windows.effects.table
-    changes = [f"{_change(row)} by {_effect(row)}" for _, row in table[table["term"] == "block_size"].iterrows()]
+    table = analysis.equal_windows.effects.importance
+    changes = [
+        f"{_change(analysis.equal_windows.effects, row)} by {_effect(row)}"
+        for _, row in table[table["factor"] == "block_size"].iterrows()
+    ]
     if not changes:
         return " A longer window alone gives a part of the effect of block_size."
     return (

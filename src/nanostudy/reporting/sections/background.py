@@ -9,13 +9,20 @@ from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.next_steps import decision
 from nanostudy.reporting.phrases import number
 from nanostudy.reporting.sections.answer import VERDICTS
 from nanostudy.settings import FIELDS
 from nanostudy.text import value_text
 
 MACHINE = {  # a column of provenance's machines, and its heading
-    **{"device": "device", "device_name": "name", "precision": "precision", "platform": "platform"},
+    **{
+        "device": "device",
+        "device_name": "name",
+        "precision": "precision",
+        "compiled": "compiled",
+        "platform": "platform",
+    },
     **{"python": "Python", "torch": "PyTorch", "experiments": "experiments"},
 }
 
@@ -64,7 +71,8 @@ def method(f: Findings) -> Blocks:
         lines += [
             "Intervals are 95%. They say how far the same settings may differ by the luck of the draw of weights, batches and "
             "dropout, not how another text or another range of settings would turn out.",
-            "Each effect has its own interval: of twenty that do nothing, one is expected to seem to do something.",
+            "In tables and figures each effect has its own interval: of twenty that do nothing, one is expected to seem to do something. "
+            "The answer's sentences hold at 95% for all that were searched together.",
         ]
         lines += [f"Effects: {effects.explanation}"] if effects.explanation else []
     if (results.experiments["source"] == "table").any():
@@ -116,3 +124,8 @@ def reproduce(f: Findings) -> Blocks:
     if provenance.get("definition"):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return blocks
+
+
+def what_next(f: Findings) -> Blocks:
+    """How many seeds would decide between the best settings."""
+    return [Prose(decision(f.analysis.seeds))] if f.compares and f.results.factors else []

@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis.effects import Effects
 from nanostudy.reporting.charts import experiments as charts
 from nanostudy.reporting.charts import factors
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose
-from nanostudy.reporting.findings import Findings, strongest_by_factor
+from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import ends, signed
 from nanostudy.text import value_text
 
@@ -57,11 +58,20 @@ def _effects_table(table: pd.DataFrame) -> Grid:
             ends(row.low, row.high, signed),
             "" if row.se != row.se else f"{row.se:.4f}",
             "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
+            value_text(bool(row.together)),
             "" if row.share != row.share else f"{row.share:.1%}",
         )
         for row in each(factors.worded(table))
     ]
-    header = ("change", "effect, nats per token", "95% interval", "standard error", "p", "share of variance")
+    header = (
+        "change",
+        "effect, nats per token",
+        "95% interval",
+        "standard error",
+        "p",
+        "clear among all",
+        "share of variance",
+    )
     return Grid("All effects on the validation loss", header, rows[:MOST_ROWS], folded=True)
 
 
@@ -69,18 +79,19 @@ def interactions(f: Findings) -> Blocks:
     table = f.analysis.effects.table
     if table.empty or len(f.results.factors) < 2:
         return []
-    pairs = [(a, b, f.analysis.cell_means(a, b)) for a, b in _important_pairs(table)]
+    pairs = [(a, b, f.analysis.cell_means(a, b)) for a, b in _important_pairs(f.analysis.effects)]
     return [factors.interactions_figure(pairs)]
 
 
-def _important_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+def _important_pairs(effects: Effects) -> list[tuple[str, str]]:
     """By the size of the interaction; where none is estimated, of the settings with the largest effects."""
+    table = effects.table
     seconds = table[(table["order"] == 2) & table["effect"].notna()]
     if len(seconds):
         order = seconds["effect"].abs().sort_values(ascending=False, kind="stable").index
         pairs: Any = each(seconds.loc[order].drop_duplicates("term").head(factors.MOST_INTERACTIONS))
         return [(str(row.factor_a), str(row.factor_b)) for row in pairs]
-    first = [str(name) for name in strongest_by_factor(table)["factor_a"]][:3]
+    first = [str(name) for name in effects.importance["factor"]][:3]
     return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
 
 

@@ -8,7 +8,7 @@ from nanostudy.analysis import curves as curve
 from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import losses as charts
-from nanostudy.reporting.charts.experiments import parts_figure
+from nanostudy.reporting.charts.experiments import parts_figure, ranked_cells
 from nanostudy.reporting.charts.figure import Figure, each
 from nanostudy.reporting.charts.training import training_figure
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose
@@ -106,9 +106,18 @@ def costs(f: Findings) -> Blocks:
         return []
     blocks: Blocks = [figure]
     for cost, table in fronts.items():
-        front = table[table["on_front"].astype(bool)].sort_values("cost").head(MOST_ROWS)
-        rows = [(row.name, amount(row.cost, cost), number(row.val_loss)) for row in each(front)]
-        header = ("experiment", MEASURES[cost].title, MEASURES["val_loss"].title)
+        front = table[(table["on_front"] | table["near_front"]).astype(bool)].sort_values("cost").head(MOST_ROWS)
+        rows = [
+            (
+                charts.front_label(row),
+                row.n,
+                amount(row.cost, cost),
+                number(row.val_loss),
+                "on" if row.on_front else "near",
+            )
+            for row in each(front)
+        ]
+        header = ("settings", "seeds", MEASURES[cost].title, f"mean {MEASURES['val_loss'].title}", "front")
         blocks.append(Grid(f"The front against {MEASURES[cost].title}", header, rows, folded=True))
     return blocks
 
@@ -119,10 +128,18 @@ def parts(f: Findings) -> Blocks:
     if figure is None:
         return []
     rows = [
-        (row.part, row.n, number(row.mean), ends(row.low, row.high), number(row.best), row.best_name)
+        (
+            row.part,
+            row.n,
+            row.cells,
+            row.diverged,
+            number(row.mean),
+            ends(row.low, row.high),
+            f"{number(row.best)} ({row.best_name})",
+        )
         for row in each(means)
     ]
-    header = ("part", "finished", "mean", "95% interval", "lowest", "by")
+    header = ("part", "finished", "settings", "diverged", "mean", "95% interval (seeds)", "lowest single one")
     return [figure, Grid("The parts' validation losses", header, rows)]
 
 
@@ -137,13 +154,18 @@ def fair(f: Findings) -> Blocks:
             notes.append(f"{name.capitalize()}: {table.attrs['explanation']}")
         if table.empty:
             continue
-        table = table.sort_values("value", kind="stable")
-        first = [f"{row.name} ({number(row.value)})" for row in each(table.head(FIRST_PLACES))]
-        rows.append((name, _budget(at, float(table["at"].iloc[0])), *first, *[""] * (FIRST_PLACES - len(first))))
+        cells, _ = ranked_cells(f.results, table)
+        if cells.empty:
+            continue
+        first = [f"{row.label} ({number(row.mean)}, n = {row.n})" for row in each(cells.head(FIRST_PLACES))]
+        noise = cells["low"].notna().any()
+        tied = f"{int(cells['tied'].sum()) - 1:,} of {len(cells) - 1:,}" if noise else "not known"
+        rows.append((name, _budget(at, float(table["at"].iloc[0])), *first, *[""] * (FIRST_PLACES - len(first)), tied))
     if not rows:
         return []
     why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
-    grid = Grid("First places at equal budgets", ("at", "budget", "first", "second", "third"), rows)
+    header = ("at", "budget", "first", "second", "third", "indistinguishable from the first (95%)")
+    grid = Grid("First places at equal budgets, by mean losses over seeds", header, rows)
     return [Prose(why), grid, Bullets(notes)]
 
 

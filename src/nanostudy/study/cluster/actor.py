@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 from nanostudy.atomic import replace_atomically
 from nanostudy.settings import Resources
 from nanostudy.study.tasks import Broken, Report, Task, TrainStack, perform
+from nanostudy.study.workers import HUNG
+from nanostudy.text import duration
 from nanostudy.training.events import Saving, Stopped
 
 if TYPE_CHECKING:  # nothing here imports torch before the number of its threads is set
@@ -80,6 +82,7 @@ class WorkerActor:
         self.answers: queue.Queue[None] = queue.Queue()
         self.owing = False  # the last pull ended with a message that waits for an answer
         self.stop = threading.Event()
+        self.alive_at = time.monotonic()  # the task's last sign of life
         self.path = Path()  # where take() puts the checkpoint that load() waits for
         self.loaded = threading.Event()
 
@@ -95,10 +98,12 @@ class WorkerActor:
         """A corpus comes beside its task. Without a transport, checkpoints stay in the stack's folder or travel through the driver."""
         if corpus is not None:
             task = replace(task, corpus=corpus)  # type: ignore[arg-type]
+        self.alive_at = time.monotonic()
         threading.Thread(target=self._work, args=(task, resources, token, transport), daemon=True).start()
 
     def take(self, part: Part) -> None:
         """Raises ValueError where a part before it is missing."""
+        self.alive_at = time.monotonic()
         if part.size == 0 or append_part(self.path, part):
             self.loaded.set()
 
@@ -123,7 +128,16 @@ class WorkerActor:
             while not isinstance(messages[-1], Saving | Part):
                 messages.append(self.out.get_nowait())
         self.owing = bool(messages) and isinstance(messages[-1], Saving | Part)
+        if messages:
+            self.alive_at = time.monotonic()
+        elif time.monotonic() - self.alive_at > HUNG:
+            messages = [Broken("died", f"its worker gave no sign of life for {duration(HUNG)} and was ended")]
         return messages
+
+    def stop_requested(self) -> bool:
+        """Asked between the parts of a task."""
+        self.alive_at = time.monotonic()
+        return self.stop.is_set()
 
     def _work(self, task: Task, resources: Resources, token: str, transport: Transport | None) -> None:
         try:
@@ -136,7 +150,7 @@ class WorkerActor:
 
     def _messages(self, task: Task, resources: Resources, token: str, transport: Transport | None) -> Iterator[Message]:
         if not isinstance(task, TrainStack) or (transport is None and _sees(task.folder, token)):
-            yield from perform(task, resources, self.stop.is_set)
+            yield from perform(task, resources, self.stop_requested)
             return
         with tempfile.TemporaryDirectory(prefix="nanostudy-") as folder:
             task, transport = replace(task, folder=Path(folder)), transport or self
@@ -151,7 +165,7 @@ class WorkerActor:
         """As perform(), and sends what was saved, seldom enough to cost little."""
         saving = unsent = False
         sent_at = took = 0.0
-        for report in perform(task, resources, self.stop.is_set):
+        for report in perform(task, resources, self.stop_requested):
             if isinstance(report, Saving):
                 saving = True
             elif saving and not isinstance(report, Broken):  # the report after it shows that the checkpoint is saved

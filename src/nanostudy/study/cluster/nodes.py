@@ -14,7 +14,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import PRECISIONS, Resources
 from nanostudy.study.plan import Capacity
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY
-from nanostudy.text import counted
+from nanostudy.text import counted, listed
 
 LOOK = 3.0  # seconds between two looks at the nodes
 SILENCE = 40.0  # seconds after which a cluster that does not answer is lost; after 60, Ray ends the process
@@ -109,6 +109,7 @@ class NodeInfo:
     device_name: str
     precision: str
     memory: int | None  # bytes of its device that are free
+    compiled: bool
     notes: tuple[str, ...]
 
 
@@ -163,6 +164,16 @@ class Nodes:
         if problems:
             raise NanostudyError("\n".join(problems))
         infos = [info for info in results.values() if isinstance(info, NodeInfo)]
+        without = [
+            self.roster.name(id) for id, info in results.items() if not isinstance(info, str) and not info.compiled
+        ]
+        if without and len(without) < len(infos):
+            raise NanostudyError(
+                f"Kernels are not compiled on {listed(without, 3)}, and are on the others: their results would differ. Put a C++ "
+                "compiler there, or give --compile no."
+            )
+        # nodes that join, and workers, must have it like these
+        self.each = replace(self.each, compile="no" if without else "yes")
         return self._capacity(infos, count or most), self._notes(infos, count)
 
     def look_around(self) -> list[str]:
@@ -285,6 +296,6 @@ def inspector() -> Callable[
         except NanostudyError as problem:
             return versions, str(problem)
         memory = available_memory(machine.device)
-        return versions, NodeInfo(machine.device_name, machine.precision, memory, machine.notes)
+        return versions, NodeInfo(machine.device_name, machine.precision, memory, machine.compiled, machine.notes)
 
     return inspect

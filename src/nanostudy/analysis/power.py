@@ -1,0 +1,206 @@
+"""How many seeds tell a difference of losses, from the variances that a study shows: power by the noncentral t distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special, stats
+
+from nanostudy.analysis.design import Array
+from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.ranking import ranking
+
+DIFFERENCE = 0.01  # nats per token
+POWER = 0.8
+ALPHA = 0.05  # two-sided
+MOST_SEEDS = 100_000
+NEEDED = (
+    *("settings", "name", "tied", "mean", "n", "sd"),
+    *("paired_sd", "paired", "paired_low", "paired_high"),
+    *("unpaired_sd", "unpaired", "unpaired_low", "unpaired_high", "seconds"),
+)
+
+
+# --- one comparison
+
+
+def power(seeds: int, difference: float, sd: float, df: float | None = None, alpha: float = ALPHA) -> float:
+    """Of a two-sided t test of a mean difference, whose standard error is sd / sqrt(seeds); df: seeds - 1 unless given."""
+    df = seeds - 1 if df is None else df
+    if sd == 0:
+        return 1.0 if difference else 0.0
+    critical, shift = float(stats.t.ppf(1 - alpha / 2, df)), abs(difference) * math.sqrt(seeds) / sd
+    return beyond(critical, df, shift) + beyond(critical, df, -shift)
+
+
+def beyond(critical: float, df: float, shift: float) -> float:
+    """P(T > critical) of a noncentral t. Far out, where SciPy's series ends, T is normal."""
+    if abs(shift) > 30:
+        return float(stats.norm.sf(critical - shift))
+    return float(np.nan_to_num(stats.nct.sf(critical, df, shift)))
+
+
+def seeds_needed(
+    difference: float, sd: float, df_per_seed: float = 1.0, alpha: float = ALPHA, wanted: float = POWER
+) -> int:
+    """The fewest seeds of each setting, from 2, with this power; `df_per_seed` is 1 for paired seeds, up to 2 for others.
+
+    MOST_SEEDS where more would be needed.
+    """
+    return smallest(lambda n: power(n, difference, sd, df_per_seed * (n - 1), alpha) >= wanted)
+
+
+def smallest(enough: Callable[[int], bool], least: int = 2) -> int:
+    """The smallest number from `least` to MOST_SEEDS that is enough, where every larger one is, too; MOST_SEEDS if none is."""
+    few, many = least - 1, least
+    while not enough(many):
+        if many >= MOST_SEEDS:
+            return MOST_SEEDS
+        few, many = many, min(2 * many, MOST_SEEDS)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many
+
+
+# --- variances
+
+
+def moderated(variances: Array, df: Array) -> tuple[Array, Array]:
+    """Each variance drawn towards what all have in common, as far as they look alike, and its degrees of freedom.
+
+    Smyth (2004), Linear models and empirical Bayes methods for assessing differential expression, section 6.2: variances scatter
+    around a common one as a scaled inverse chi-squared does, with degrees of freedom estimated from the scatter of their logarithms.
+    """
+    use = (df > 0) & (variances > 0)
+    if use.sum() < 3:
+        return variances, df
+    half = df[use] / 2
+    logs = np.log(variances[use]) - special.digamma(half) + np.log(half)
+    excess = float(logs.var(ddof=1) - special.polygamma(1, half).mean())
+    pooled = float((variances[use] * df[use]).sum() / df[use].sum())
+    if excess <= 1e-4:  # no more scatter than chance makes
+        return np.full(len(variances), pooled), np.full(len(variances), float(df[use].sum()))
+    prior_df = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - excess, 1e-3, 1e5))
+    prior = float(np.exp(logs.mean() + special.digamma(prior_df / 2) - math.log(prior_df / 2)))
+    drawn = (prior_df * prior + df * np.nan_to_num(variances)) / (prior_df + df)
+    return drawn, np.minimum(prior_df + df, df[use].sum())
+
+
+def sd_interval(sd: float, df: float) -> tuple[float, float]:
+    """95%, from the chi-squared distribution of a normal sample's variance; the whole line without degrees of freedom."""
+    if not df > 0:
+        return 0.0, math.inf
+    low, high = (float(stats.chi2.ppf(p, df)) for p in (0.975, 0.025))
+    return sd * math.sqrt(df / low), sd * math.sqrt(df / high) if high > 0 else math.inf
+
+
+# --- a study
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """How many seeds tell `difference` nats per token with `power`, two-sided at 5%, for each setting against the best."""
+
+    difference: float
+    power: float
+    best: str  # in words
+    n: int  # its seeds
+    sd: float  # of one experiment of it
+    table: pd.DataFrame  # columns NEEDED; the lowest mean first. `tied`: with the best; `seconds`: a worker's time for one more seed of both
+    device: str | None  # of that worker
+    threads: float | None
+    missing: str  # why the table is empty
+
+
+def by_seed(results: Results, measure: str = "val_loss") -> pd.DataFrame:
+    """Settings in words (rows) by seeds (columns), NaN without a finished experiment; the lowest mean first.
+
+    Settings that diverged with any seed come last; attrs["diverged"] has them. Experiments without a known seed are numbered within their settings.
+    """
+    table, cells = results.experiments, results.cells()
+    ended = table[table["status"].isin(["finished", "diverged"])]
+    values = ended[measure].where(ended["status"] == "finished")
+    ended = pd.DataFrame({"cell": cells[ended.index], "seed": ended["seed"], "value": values})
+    if not all(known(seed) for seed in ended["seed"]):
+        ended["seed"] = ended.groupby("cell").cumcount()
+    wide = ended.groupby(["cell", "seed"], sort=False)["value"].first().unstack()
+    wide = wide.reindex(columns=sorted(wide.columns))
+    diverged = set(cells[table.index[table["status"] == "diverged"]])
+    order = pd.DataFrame({"diverged": [cell in diverged for cell in wide.index], "mean": wide.mean(axis=1).to_numpy()})
+    wide = wide.iloc[order.sort_values(["diverged", "mean"], kind="stable").index]
+    wide.attrs["diverged"] = sorted(diverged)
+    return wide
+
+
+def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWER) -> Seeds:
+    """From the losses of the finished experiments. Each variance counts as much as its seeds say; see `moderated`."""
+    losses = by_seed(results)
+    losses = losses[losses.notna().any(axis=1)]
+    empty = pd.DataFrame({name: pd.Series(dtype=object if name in NEEDED[:2] else float) for name in NEEDED})
+    if losses.empty:
+        return Seeds(difference, wanted, "", 0, math.nan, empty, None, None, "No experiment has finished.")
+    best = str(losses.index[0])
+    device, threads = (results.finished[name].iloc[0] for name in ("device", "threads"))
+    counts = losses.notna().sum(axis=1).to_numpy()
+    spread = losses.var(axis=1, ddof=1).to_numpy(dtype=float)
+    variances, dfs = moderated(np.nan_to_num(spread), np.maximum(counts - 1, 0))
+    if len(losses) == 1:
+        why = "There is one setting, and no other to tell it from."
+        return Seeds(difference, wanted, best, int(counts[0]), math.sqrt(variances[0]), empty, device, threads, why)
+    if not (counts > 1).any():
+        why = "No setting ran with two seeds, so nothing shows how much seeds differ. Add seeds to the study: seeds=1,2,3."
+        return Seeds(difference, wanted, best, 1, math.nan, empty, device, threads, why)
+    differences = losses.iloc[1:] - losses.iloc[0]
+    pairs = differences.notna().sum(axis=1).to_numpy()
+    between = np.nan_to_num(differences.var(axis=1, ddof=1).to_numpy(dtype=float))
+    paired, paired_df = moderated(between, np.maximum(pairs - 1, 0))
+    paired_df = np.minimum(
+        paired_df, 4 * np.maximum(pairs - 1, 0)
+    )  # half of every difference's variance is the best's own
+    cells, ranked = results.cells(), ranking(results)
+    name_of = {cell: name for name, cell in reversed(list(cells.items()))}
+    tied = {cells[name] for name in ranked["name"][ranked["tied"].astype(bool)]}
+    cost = seconds_of_one(results)
+    rows = []
+    for i, cell in enumerate(losses.index[1:]):
+        both, both_df = variances[0] + variances[i + 1], np.array([dfs[0], dfs[i + 1]])
+        own = np.array([variances[0], variances[i + 1]])
+        sd_df = both**2 / float((own**2 / np.maximum(both_df, 1e-9)).sum()) if both_df.min() > 0 and both > 0 else 0.0
+        per_seed = both**2 / float((own**2).sum()) if both > 0 else 2.0  # Welch
+        rows.append(
+            (
+                *(
+                    cell,
+                    name_of[cell],
+                    cell in tied,
+                    float(losses.loc[cell].mean()),
+                    int(counts[i + 1]),
+                    math.sqrt(own[1]),
+                ),
+                *_counts(difference, math.sqrt(paired[i]), paired_df[i], 1.0, wanted),
+                *_counts(difference, math.sqrt(both), sd_df, per_seed, wanted),
+                cost.get(best, math.nan) + cost.get(cell, math.nan),
+            )
+        )
+    table = pd.DataFrame(rows, columns=list(NEEDED))
+    return Seeds(difference, wanted, best, int(counts[0]), math.sqrt(variances[0]), table, device, threads, "")
+
+
+def _counts(difference: float, sd: float, df: float, per_seed: float, wanted: float) -> tuple[float, ...]:
+    """(sd, seeds, and these at the ends of the sd's 95% interval); NaN where nothing shows the sd."""
+    if not df > 0:
+        return (math.nan,) * 4
+    low, high = sd_interval(sd, df)
+    return sd, *(seeds_needed(difference, one, per_seed, wanted=wanted) for one in (sd, low, high))
+
+
+def seconds_of_one(results: Results) -> dict[str, float]:
+    """Of each setting, a worker's time for one experiment: members of a stack share it."""
+    table = results.finished
+    time = table["seconds"] / pd.to_numeric(table["members"], errors="coerce").fillna(1).clip(lower=1)
+    return dict(time.groupby(results.cells()[table.index], sort=False).mean())

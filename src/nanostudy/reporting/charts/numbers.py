@@ -1,0 +1,88 @@
+"""Figures of settings that are numbers: their curves with bands, the experiments around them, and where they are lowest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from nanostudy.analysis.forest import Forest
+from nanostudy.analysis.shapes import Shapes
+from nanostudy.measures import NATS
+from nanostudy.reporting.charts import marks
+from nanostudy.reporting.charts.figure import GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.text import value_text
+
+MOST_CURVES = 6  # panels
+DIGITS = ".3~g"
+
+
+def curves_figure(shapes: Shapes, forest: Forest) -> Figure | None:
+    """A panel for each number, the one that changes the loss most first."""
+    if shapes.curves.empty:
+        return None
+    rank = {name: place for place, name in enumerate(shapes.changes["factor"])}
+    optima = sorted(each(shapes.optima), key=lambda row: rank[row.factor])[:MOST_CURVES]
+    names = [row.factor for row in optima]
+    there = shapes.curves[shapes.curves["factor"].isin(names)]
+    points = shapes.points[shapes.points["factor"].isin(names)]
+    ends = np.concatenate([there[["low", "high"]].to_numpy(float).ravel(), points["loss"].to_numpy(float)])
+    room = 0.05 * (np.ptp(ends) or 1.0)
+    domain = [float(ends.min() - room), float(ends.max() + room)]
+    dashed = " Dashed: a random forest's mean prediction." if len(forest.dependence) else ""
+    inside = [row for row in optima if row.where == "inside"]
+    ruled = " Where a curve has a lowest point inside the range, a bar below marks its 95% interval." if inside else ""
+    found = [
+        f"{row.factor} is lowest near {_value(row.best)} ({_value(row.low)} to {_value(row.high)})" for row in inside
+    ]
+    return Figure(
+        "curves-of-numbers",
+        "How the loss runs along each setting",
+        tuple(_panel(row, shapes, forest, domain) for row in optima),
+        f"Mean validation loss along a setting, the others at their average, with the 95% band of its distance from the mean of all. Dots are the experiments, the "
+        f"others' effects taken out.{dashed}{ruled}",
+        f"A curve with its band in each of {len(names)} plots: {', '.join(names)}. {'; '.join(found) or 'None has a lowest point that is sure'}.",
+        columns=min(3, len(names)),
+    )
+
+
+def _value(value: float) -> str:
+    return value_text(float(f"{value:.3g}"))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten in the range; over more than two decades, the powers alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if high / low > 200 else (1, 2, 5)
+    return [float(f"{factor}e{power}") for power in powers for factor in factors if low <= factor * 10.0**power <= high]
+
+
+def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Panel:
+    scale = alt.Scale(type="log" if row.log else "linear", nice=False, zero=False, padding=8)
+    axis = alt.Axis(format="~g", values=_ticks(row.lowest, row.highest) if row.log else alt.Undefined, tickCount=5)
+    x = alt.X("value:Q", title=row.factor, scale=scale, axis=axis)
+    y = marks.y_of("val_loss", "loss", scale=alt.Scale(zero=False, domain=domain, nice=False))
+    tips = [alt.Tooltip("value:Q", title=row.factor, format=DIGITS), alt.Tooltip("loss:Q", title=NATS, format=".4f")]
+
+    def of(table: Any) -> alt.Chart:
+        own = table[table["factor"] == row.factor].drop(columns="factor")
+        return marks.inline(records(own, 6, exact=["value"])).encode(x=x, y=y)
+
+    curve = of(shapes.curves)
+    layers: list[Any] = [
+        curve.mark_area(style="band").encode(y=alt.Y("low:Q"), y2="high:Q"),
+        of(shapes.points).mark_point(filled=True, size=30, opacity=0.55, color=GREY).encode(tooltip=tips),
+        curve.mark_line(strokeWidth=2.2).encode(tooltip=tips),
+    ]
+    if len(forest.dependence):
+        layers.append(of(forest.dependence).mark_line(style="zero", strokeWidth=1.2))
+    if row.where == "inside":
+        at = [{"value": row.low, "end": row.high, "best": row.best, "loss": domain[0]}]
+        base = marks.inline(at).encode(y=y)
+        layers += [
+            base.mark_rule(color=VERMILLION, strokeWidth=4).encode(x=x, x2="end:Q"),
+            base.mark_point(color=VERMILLION, filled=True, size=60, opacity=1).encode(x=alt.X("best:Q", scale=scale)),
+        ]
+    return Panel(alt.layer(*layers), 230, title=row.factor)

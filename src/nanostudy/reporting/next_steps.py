@@ -1,0 +1,134 @@
+"""What to run next, in words: how many seeds would decide, and what fresh seeds confirmed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from nanostudy.analysis.power import MOST_SEEDS, Seeds
+from nanostudy.analysis.winner import Confirmed, Estimate
+from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.phrases import missing, number
+from nanostudy.study.listing import as_lines
+from nanostudy.study.pool import workers_alike
+from nanostudy.text import counted, duration
+
+MOST_ROWS = 30
+METHOD = (
+    "Each standard deviation is drawn towards what all settings have in common, as far as they look alike (Smyth, 2004). In brackets: "
+    "the seeds at the ends of its 95% interval, which is wide after few seeds."
+)
+
+
+def decision(seeds: Seeds) -> str:
+    """How many more seeds decide between the two best settings, and how long those take on this machine."""
+    if seeds.missing:
+        return seeds.missing
+    tied = seeds.table[seeds.table["tied"].astype(bool)]
+    if tied.empty:
+        return f"{in_words(seeds.best)} differs from all other settings at 95%: no more seeds are needed to choose it."
+    second = tied.iloc[0]
+    common = min(seeds.n, int(second["n"]))
+    pair = f"{in_words(seeds.best)} and {in_words(second['settings'])}"
+    if missing(second["paired"]):
+        return f"{pair} share fewer than two seeds, so nothing shows how much their difference varies. Run both with the same seeds."
+    apart = f"{seeds.difference:g} nats per token apart"
+    more, least, most = (max(0, int(second[name]) - common) for name in ("paired", "paired_low", "paired_high"))
+    if not more:
+        return f"{pair} have seeds enough to be told apart, were they {apart} ({seeds.power:.0%} power, paired)."
+    ends = f"{least:,} to {most:,}" if second["paired_high"] < MOST_SEEDS else f"{least:,} or more"
+    time = second["seconds"] * more / workers_alike(seeds.device, seeds.threads)
+    price = "" if math.isnan(time) else f", about {duration(time)}"
+    return (
+        f"To decide between {pair}: {counted(more, 'more seed')}{price}, for {seeds.power:.0%} power where they are {apart} "
+        f"(paired; {ends}, since {counted(common, 'seed')} leave the noise uncertain)."
+    )
+
+
+def in_words(cell: str) -> str:
+    """n_layer 2, n_embd 128."""
+    return cell.replace("=", " ")
+
+
+def seeds_lines(seeds: Seeds) -> list[str]:
+    """For a terminal."""
+    if seeds.missing:
+        return [seeds.missing]
+    rows = [
+        {
+            "settings": row.settings,
+            "mean": number(row.mean),
+            "seeds": str(row.n),
+            "sd of one": number(row.sd),
+            "sd of difference": "" if missing(row.paired_sd) else number(row.paired_sd),
+            "paired": _needed(row.paired, row.paired_low, row.paired_high),
+            "unpaired": _needed(row.unpaired, row.unpaired_low, row.unpaired_high),
+            "a seed of both": "" if missing(row.seconds) else duration(row.seconds),
+        }
+        for row in each(seeds.table.head(MOST_ROWS))
+    ]
+    left = len(seeds.table) - len(rows)
+    return [
+        f"best      {seeds.best}: {counted(seeds.n, 'seed')}, standard deviation of one {number(seeds.sd)}",
+        f"power     {seeds.power:.0%} to tell {seeds.difference:g} nats per token from the best, two-sided at 5%: seeds of each",
+        "",
+        *as_lines(rows),
+        *([f"and {left:,} more settings; --json has every one"] if left else []),
+        "",
+        METHOD,
+        "",
+        decision(seeds),
+    ]
+
+
+def _needed(value: float, low: float, high: float) -> str:
+    if missing(value):
+        return "not known"
+    most = f"{high:,.0f}" if high < MOST_SEEDS else f"over {MOST_SEEDS:,}"
+    return f"{value:,.0f} ({low:,.0f} to {most})"
+
+
+def seeds_record(seeds: Seeds) -> dict[str, Any]:
+    """For JSON."""
+    table = seeds.table.astype(object).where(pd.notna(seeds.table), None)
+    return {
+        "difference": seeds.difference,
+        "power": seeds.power,
+        "best": seeds.best,
+        "seeds": seeds.n,
+        "sd": None if math.isnan(seeds.sd) else seeds.sd,
+        "settings": table.to_dict("records"),
+        "decision": decision(seeds),
+    }
+
+
+def confirmation_sentence(result: Confirmed) -> str:
+    """What fresh seeds say."""
+    of = (
+        f"of {result.candidates} settings tied for the best in the study"
+        if result.candidates > 1
+        else "the study's best"
+    )
+    role = f"has the lowest loss {of}" if result.candidates > 1 else f"is {of}"
+    if not result.was_best:
+        role += ", where another led"
+    losses = f"validation loss {_estimate(result.loss)}"
+    if result.on_test:
+        losses += f", test loss {_estimate(result.on_test)}"
+    runs = counted(result.runs, "run")
+    text = f"On {counted(result.n, 'fresh seed')} {result.settings} {role}: {losses}; {result.diverged or 'none'} of its {runs} diverged"
+    if result.tied:
+        be = "is" if result.tied == 1 else "are"
+        text += f"; {counted(result.tied, 'other')} {be} still indistinguishable from it (95%)"
+    return f"{text}."
+
+
+def _estimate(loss: Estimate) -> str:
+    text = f"{number(loss.mean)} nats per token"
+    if not math.isnan(loss.low):
+        text += f" (95% interval over seeds {number(loss.low)} to {number(loss.high)}, whichever had won)"
+    if not math.isnan(loss.unbiased) and number(loss.unbiased) != number(loss.mean):
+        text += f", {number(loss.unbiased)} on seeds that did not choose it"
+    return text

@@ -1,0 +1,165 @@
+"""The updates of a stack: what they read is drawn for many at once, and a GPU records one update as a graph and replays it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanostudy.model.config import GPTConfig
+from nanostudy.model.engine import Batch, Metrics, State, train_step
+from nanostudy.model.gpt import Dropout
+from nanostudy.model.optim import StepSettings
+from nanostudy.model.randomness import dropout_keys, offsets
+from nanostudy.model.ranks import ALONE, Ranks
+from nanostudy.settings import Experiment
+from nanostudy.training.machine import Machine
+
+MOST_DRAWN = 2**16  # sequences of all members whose random words are drawn at once
+MOST_UPDATES = 256
+
+
+class Inputs(NamedTuple):
+    """What an update reads, on the device; or several, with a dimension U before the others."""
+
+    starts: Tensor  # int64 (M, B): where each sequence begins in the training split
+    keys: Tensor  # int64 (M, B): of dropout
+    settings: Tensor  # fp32 (7, M, 1): StepSettings.rows
+    rates: Tensor  # fp32 (M,): of dropout
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The inputs of the next updates of a stack: those of update `steps[m] + u` of member m are in row u."""
+
+    experiments: tuple[Experiment, ...]
+    steps: tuple[int, ...]
+    rows: Inputs
+
+    def row(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> int | None:
+        """The row of these updates, if it is here."""
+        u = steps[0] - self.steps[0]
+        same = self.experiments == tuple(experiments) and all(
+            step - first == u for step, first in zip(steps, self.steps, strict=True)
+        )
+        return u if same and 0 <= u < len(self.rows.starts) else None
+
+
+class Updates:
+    """The updates of one stack after another, of experiments of one shape on one text."""
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        config: GPTConfig,
+        machine: Machine,
+        ranks: Ranks = ALONE,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.tokens, self.config, self.machine, self.ranks, self.stop = tokens, config, machine, ranks, stop
+        self.draws: Draws | None = None
+        self.replays = machine.device.type == "cuda" and machine.compiled and ranks.count == 1
+        self.recorded: _Recorded | None = None
+
+    def step(self, state: State, experiments: Sequence[Experiment], steps: Sequence[int]) -> Metrics | None:
+        """Update `steps[m]` of every member m, in place. None, and nothing changed, after a request to stop."""
+        row = self.draws.row(experiments, steps) if self.draws else None
+        if row is None:
+            self.draws, row = self.draw(experiments, steps), 0
+        assert self.draws is not None
+        now = Inputs(*(tensor[row] for tensor in self.draws.rows))
+        if not self.replays:
+            return self.update(state, experiments, now, self.stop)
+        if self.recorded is None or not self.recorded.fits(state, experiments):
+            metrics = self.update(state, experiments, now, self.stop)  # compiles kernels, which a recording must not
+            self.recorded = _Recorded(self, state, experiments, now)
+            return metrics
+        return None if self.stop() else self.recorded.replay(now)
+
+    def draw(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Draws:
+        """As many updates as MOST_DRAWN allows, in one copy each of starts, keys and settings."""
+        per_update, M = experiments[0].sequences_per_update, len(experiments)
+        U = max(1, min(MOST_UPDATES, MOST_DRAWN // (M * per_update)))
+        choices = len(self.tokens) - self.config.block_size
+        each = list(zip(experiments, steps, strict=True))
+        words = range(U * per_update)  # an update's words follow those of the update before
+        starts = np.stack([offsets(e.seed, step, words, per_update, choices) for e, step in each])
+        keys = dropout_keys([e.seed for e in experiments], steps, words, per_update)
+        settings = torch.stack([StepSettings.rows(experiments, [step + u for step in steps]) for u in range(U)])
+        starts_UMB, keys_UMB = (t.view(M, U, per_update).transpose(0, 1) for t in (torch.from_numpy(starts), keys))
+        rates_UM = torch.tensor([e.dropout for e in experiments]).expand(U, -1)
+        rows = Inputs(*map(self._moved, (starts_UMB, keys_UMB, settings, rates_UM)))
+        return Draws(tuple(experiments), tuple(steps), rows)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self.machine.device.type != "cuda":
+            return tensor.to(self.machine.device)
+        return tensor.contiguous().pin_memory().to(self.machine.device, non_blocking=True)
+
+    def update(
+        self,
+        state: State,
+        experiments: Sequence[Experiment],
+        now: Inputs,
+        stop: Callable[[], bool],
+    ) -> Metrics | None:
+        """One update, without a copy from the host."""
+        return train_step(
+            state,
+            self.micro_batches(experiments, now, stop),
+            experiments[0].sequences_per_update,
+            StepSettings(*now.settings),
+            self.config,
+            self.machine.dtype,
+            self.machine.ops,
+            self.ranks,
+        )
+
+    def micro_batches(
+        self, experiments: Sequence[Experiment], now: Inputs, stop: Callable[[], bool]
+    ) -> Iterator[Batch]:
+        """This rank's share of the update in nearly equal parts; no more of them after a request to stop."""
+        share = self.ranks.share(experiments[0].sequences_per_update)
+        parts = -(-len(share) // experiments[0].batch_size)
+        for i in range(parts):
+            if stop():
+                return
+            yield self.batch(experiments, share[i * len(share) // parts : (i + 1) * len(share) // parts], now)
+
+    def batch(self, experiments: Sequence[Experiment], sequences: range, now: Inputs) -> Batch:
+        """The micro-batch at these places of the global batch, for every member."""
+        places = slice(sequences.start, sequences.stop)
+        positions = torch.arange(self.config.block_size + 1, device=now.starts.device)
+        window = self.tokens[now.starts[:, places, None] + positions].long()
+        dropout = Dropout(now.keys[:, places], now.rates, self.config) if _drops(experiments) else None
+        return Batch(window[..., :-1], window[..., 1:], dropout)
+
+
+def _drops(experiments: Sequence[Experiment]) -> bool:
+    return any(e.dropout for e in experiments)
+
+
+class _Recorded:
+    """One update as a CUDA graph. It reads a copy of its inputs and writes the state in place."""
+
+    def __init__(self, updates: Updates, state: State, experiments: Sequence[Experiment], now: Inputs) -> None:
+        self.state, self.dropout = state, _drops(experiments)
+        self.inputs = Inputs(*(tensor.clone() for tensor in now))
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.metrics = updates.update(state, experiments, self.inputs, lambda: False)
+
+    def fits(self, state: State, experiments: Sequence[Experiment]) -> bool:
+        """A member may give its row to another experiment, but the rows must be the same memory."""
+        return state is self.state and self.dropout == _drops(experiments)
+
+    def replay(self, now: Inputs) -> Metrics | None:
+        """Metrics that the next replay overwrites."""
+        for own, tensor in zip(self.inputs, now, strict=True):
+            own.copy_(tensor)
+        self.graph.replay()
+        return self.metrics
