@@ -58,8 +58,8 @@ def folder(finished, tmp_path):
 @pytest.fixture
 def words(folder, monkeypatch):
     """The same, for tests of the report's words alone: the figure is built, and its picture left out."""
-    pictures = lambda figures: {figure.id: (b"a picture", "<svg/>") for figure in figures}  # noqa: E731
-    monkeypatch.setattr(write, "draw", lambda figures, tables: Drawn(pictures(figures), "", {}))
+    pictures = lambda figures, tables: Drawn({figure.id: (b"a picture", "<svg/>") for figure in figures}, "", {})  # noqa: E731
+    monkeypatch.setattr(write, "draw", pictures)
     return folder
 
 
