@@ -23,6 +23,7 @@ from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Tokenizer, options
 from nanostudy.cli.study import app as study_app
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams, settings_of
+from nanostudy.text import printable
 
 if TYPE_CHECKING:
     from nanostudy.run import Run
@@ -395,7 +396,7 @@ def main() -> None:
                 app()
             except NanostudyError as problem:
                 if not isinstance(problem, ReportedElsewhere):
-                    print(f"nanostudy: {problem}", file=sys.stderr)
+                    print(f"nanostudy: {printable(str(problem))}", file=sys.stderr)
                 sys.exit(2 if isinstance(problem, UsageError) else 1)
             except OSError as problem:  # such as a name longer than the file system takes
                 print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
