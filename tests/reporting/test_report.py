@@ -16,7 +16,7 @@ from nanostudy.errors import NanostudyError
 from nanostudy.reporting import write
 from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import training as figures
-from nanostudy.reporting.charts.figure import draw, look
+from nanostudy.reporting.charts.figure import Drawn, draw, look
 from nanostudy.reporting.write import publish_run
 from nanostudy.result import finite
 from nanostudy.text import duration
@@ -58,7 +58,7 @@ def folder(finished, tmp_path):
 @pytest.fixture
 def words(folder, monkeypatch):
     """The same, for tests of the report's words alone: the figure is built, and its picture left out."""
-    pictures = lambda figures, tables: ({figure.id: (b"a picture", "<svg/>") for figure in figures}, "")  # noqa: E731
+    pictures = lambda figures, tables: Drawn({figure.id: (b"a picture", "<svg/>") for figure in figures}, "", {})  # noqa: E731
     monkeypatch.setattr(write, "draw", pictures)
     return folder
 
