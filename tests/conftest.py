@@ -1,6 +1,7 @@
 """What several test files share: a small text, one thread of fp32 on the CPU, and trainings of a few small experiments."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from nanostudy.model import kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
 from nanostudy.settings import Experiment, Resources
+from nanostudy.training import run_folder
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
 from nanostudy.training.updates import Updates
@@ -75,6 +77,16 @@ def write_text(path: Path, characters: int = 1500) -> Path:
     draw = np.random.default_rng(7)
     path.write_bytes(" ".join(draw.choice(WORDS, characters))[:characters].encode())
     return path
+
+
+def record_again(run: Path, metadata: dict | None = None) -> None:
+    """Writes run.json with the checksums of the files as they are now: a test's changes become the training's own."""
+    content = metadata or json.loads((run / "run.json").read_text(encoding="utf-8"))
+    content = {key: value for key, value in content.items() if key not in ("sha256", "checksums")}
+    files = [run / name for name, file in run_folder.FILES.items() if file.has_checksum and (run / name).is_file()]
+    run_folder.write_metadata(
+        run, {**content, "checksums": {path.name: run_folder.checksum_of(path) for path in files}}
+    )
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ def test_a_finished_study_trains_nothing_and_is_rebuilt_to_the_same(old):
     before = csv_of(OLD / "study")
     assert [row.val_loss for row in run()] == [float(row["val_loss"]) for row in before]
     assert csv_of(old / "study") == before
-    assert rebuild(old / "study") == (8, 8)
+    assert rebuild(old / "study")[:2] == (8, 8)
     run()
     assert without_times() == [{key: value for key, value in row.items() if key != "seconds"} for row in before]
 

@@ -25,7 +25,7 @@ from nanostudy.model.config import GPTConfig
 from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import joined
 from nanostudy.reporting.notebook import NotebookAnalysis
-from nanostudy.result import Result
+from nanostudy.result import Result, Status
 from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
@@ -44,13 +44,14 @@ from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, with_assignments
 from nanostudy.study.execute import Execution
-from nanostudy.study.folder import Design, StudyFolder, design, open_study
+from nanostudy.study.folder import Design, StudyFolder, design, open_study, rebuild, run_faults
 from nanostudy.study.forecast import Plan, forecast
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
 from nanostudy.study.merge import merge
 from nanostudy.study.pool import Pool, make_pool
 from nanostudy.study.progress import Listener
+from nanostudy.study.store import FILE, Store
 from nanostudy.tracking import check_installed, tracking
 from nanostudy.training import run_folder
 from nanostudy.training.events import Evaluated, Event, Stopped
@@ -227,16 +228,31 @@ def retry_study(
     listener: Listener | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Runs the failed experiments of a study's folder again, or those of them that are named. Options as for run_study."""
+    """Runs again those experiments of a study's folder that failed, or whose run folders are lost or damaged; or those of
+    them that are named. Damaged run folders are set aside. Options as for run_study.
+    """
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
-    with open_study(Path(path)) as folder:
+    path = Path(path)
+    with Store.read(path / FILE) as store:
         for name in names:
-            folder.store.row(name)  # raises at an unknown one
-        failed = {row.name for row in folder.store.rows(status="failed") if not names or row.name in names}
-        if not failed:
-            raise UsageError(f"No experiment of {path} has failed{' under these names' if names else ''}.")
-        chosen = [entry for entry in folder.entries if entry.name in failed]
+            store.row(name)  # raises at an unknown one
+        rows = [row for row in store.rows() if not names or row.name in names]
+    failed = {row.name for row in rows if row.status is Status.FAILED}
+    keep = definitions(path)[-1].keep if has_study(path) else "none"
+    lost = {
+        row.name
+        for row in rows
+        if row.status.has_result
+        and (run_faults(path / row.name, keep) or not os.path.lexists(path / row.name / "run.json"))
+    }
+    if not failed | lost:
+        which = " under these names" if names else ""
+        raise UsageError(f"No experiment of {path} has failed{which}, and no result has lost its run folder.")
+    notes = rebuild(path, lost)[2] if lost else []
+    with open_study(path) as folder:
+        folder.notes += notes
+        chosen = [entry for entry in folder.entries if entry.name in failed | lost]
         pool = make_pool(where, len(chosen))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
@@ -248,6 +264,8 @@ def _execute(
 ) -> list[Result]:
     with contextlib.ExitStack() as stack:
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
+        for note in folder.notes:
+            listener.say(note, "yellow")
         stop = stack.enter_context(stop_requests())
         tracked = stack.enter_context(tracking(where.track, listener.say))
         stack.callback(_write_results, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
@@ -13,6 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nanostudy.errors import NanostudyError, UsageError
+
+LEFTOVER = re.compile(
+    r"\..+\.(?P<pid>\d+)\.(old\.)?tmp(-journal)?|\.tmp\w{6}|\..+\.tmp"
+)  # the second kind is the safetensors library's
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -26,9 +31,14 @@ def replace_atomically(path: Path, write: Callable[[Path], object], before: Path
 
     The previous file is kept as `before`, if that is given. Raises NanostudyError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; a library may make a file of another mode in its place
         write(temporary)
+        if temporary.stat().st_mode != mode:
+            with contextlib.suppress(OSError):
+                temporary.chmod(stat.S_IMODE(mode))
         _flush(temporary)
         if before and path.exists():
             _move(path, before)
@@ -46,6 +56,11 @@ def replace_atomically(path: Path, write: Callable[[Path], object], before: Path
                 os.close(folder)
 
 
+def temporary_beside(path: Path, end: str = "tmp") -> Path:
+    """Where this process writes what becomes `path`. remove_leftovers() knows the name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that becomes `target` at the end of the block. A failure leaves `target` as it was.
@@ -55,11 +70,14 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
     nothing can be written.
     """
     target = Path(os.path.abspath(target))
-    temporary, previous = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old.tmp"))
+    # a mounted folder cannot be moved away, nor one whose parent may not be written: its files are replaced one by one
+    fixed = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
+    place = target / target.name if fixed else target
+    temporary, previous = temporary_beside(place), temporary_beside(place, "old.tmp")
     try:
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} is a file. Name a folder.")
-        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
+        remove_leftovers(place.parent, f".{target.name}.")
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
@@ -73,7 +91,7 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
                 f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
                 "nothing was changed."
             )
-        if existing or target == Path.cwd():
+        if existing or fixed or target == Path.cwd():
             for name in new:
                 _move(temporary / name, target / name)
         else:
@@ -89,11 +107,47 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Deletes the temporary folders of killed processes. Call it only while no other process writes in `parent`."""
-    for leftover in parent.glob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
+def remove_leftovers(folder: Path, start: str = ".") -> None:
+    """Deletes what killed processes left in a folder: temporaries whose names begin with `start`.
+
+    Those of a process that runs on this machine stay, unless it is this one, which is about to begin.
+    """
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        match = LEFTOVER.fullmatch(name) if name.startswith(start) else None
+        if match is None or (match["pid"] and _runs(int(match["pid"]))):
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.isdir(folder / name) and not os.path.islink(folder / name):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
+                os.unlink(folder / name)
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process of this number runs on this machine."""
+    if pid == os.getpid() or sys.platform == "win32":  # there, a file that is open cannot be deleted anyway
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to `NAME.damaged`, or the first such name that is free, and returns the new path.
+
+    Raises NanostudyError where that cannot be done.
+    """
+    names = (f"{path.name}.damaged{end}" for end in ("", *(f".{n}" for n in range(2, 1000))))
+    aside = next(place for place in map(path.with_name, names) if not os.path.lexists(place))
+    try:
+        _move(path, aside)
+    except OSError as problem:
+        raise NanostudyError(explain_writing(path, problem)) from problem
+    return aside
 
 
 def check_free(target: Path) -> None:

@@ -21,6 +21,10 @@ class DamagedCheckpoint(NanostudyError):
     """A training has no undamaged checkpoint."""
 
 
+class DamagedRun(NanostudyError):
+    """A run folder's files are damaged or contradict each other; its result does not count."""
+
+
 class Interrupted(NanostudyError):
     """A person asked to stop; everything is saved."""
 

@@ -126,7 +126,11 @@ def read_recipe(recipe: Recipe, base: Experiment | None = None) -> Experiment:
     settings: dict[str, Any] = base.as_dict() if base else {}
     if isinstance(recipe, Mapping):
         return from_settings({**settings, **recipe})
-    words = [str(recipe)] if Path(recipe).exists() else shlex.split(str(recipe))
+    text = str(recipe).strip()
+    try:
+        words = [text] if text and Path(text).exists() else shlex.split(text)
+    except ValueError as problem:
+        raise UsageError(f"The recipe {text!r} cannot be read: {problem}.") from None
     if not words:
         raise UsageError("A recipe is empty: name a preset, a settings file, a run folder, or setting=value.")
     source = words.pop(0) if "=" not in words[0] or Path(words[0]).exists() else None

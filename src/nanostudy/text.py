@@ -31,6 +31,16 @@ def listed(words: Sequence[str], most: int | None = None, conjunction: str = "an
     return f" {conjunction} ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
+def printable(text: str) -> str:
+    """A text from elsewhere as a terminal may show it: its control characters, and so its escape sequences, do nothing."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def csv_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP's "CSV Injection" advises."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
 def value_text(value: Any) -> str:
     """A setting's value as a settings file has it: 128, 0.1, 0.0003, true, none."""
     if value is None or type(value).__name__ == "NAType" or value != value:

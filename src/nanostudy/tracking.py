@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import queue
@@ -24,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.result import Status
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started, Stopped
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import read_metadata
+from nanostudy.training.run_folder import read_metadata, write_metadata
 
 PROJECT = "nanostudy"  # for trackers with projects, where the user names none
 PATIENCE = 60.0  # seconds without progress after which the end no longer waits for a tracker
@@ -231,7 +229,7 @@ class Tracking:
             metadata = read_metadata(subject.folder)
             if metadata:
                 metadata["notes"] = [*metadata.get("notes", []), text]
-                write_atomically(subject.folder / "run.json", json.dumps(metadata, indent=1) + "\n")
+                write_metadata(subject.folder, metadata)
 
     def _follow(self) -> None:
         """The trackers' thread: runs until all trainings ended, or the first failure."""

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, cpu, jobs_of, small, write_text
+from conftest import SMALL, cpu, jobs_of, record_again, small, write_text
 from synthetic import synthetic
 
 import nanostudy
@@ -159,7 +159,7 @@ def test_the_same_experiment_on_another_machine_is_another_result(run, tmp_path)
     shutil.copytree(run, other)
     metadata = json.loads((other / "run.json").read_text())
     metadata["seconds"] += 100
-    (other / "run.json").write_text(json.dumps(metadata))
+    record_again(other, metadata)
     found = read_results([run, other])
     assert list(found.experiments.index) == ["mine", "mine (mine)"]
     assert set(found.evaluations["name"]) == set(found.experiments.index)
@@ -255,7 +255,7 @@ def test_different_texts_are_told(study, run, tmp_path):
     shutil.copytree(run, other)
     metadata = json.loads((other / "run.json").read_text())
     metadata["corpus"]["sha256"], metadata["identity"] = "0" * 64, "other"
-    (other / "run.json").write_text(json.dumps(metadata))
+    record_again(other, metadata)
     assert any("2 different texts" in note for note in read_results([study, other]).notes)
 
 

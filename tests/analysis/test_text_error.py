@@ -119,8 +119,8 @@ def coverage(texts: int, characters: int, context: int) -> dict[str, float]:
             ("difference", first.mean - second.mean, losses, {"first": 1.0, "second": -1.0}),
             ("gap", first.mean - trained.mean, gaps, {"gap": 1.0}),
         ):
-            texts = errors.of_contrasts(list(weights), np.array([list(weights.values())]))
-            found[what].append((value, float(margin(0.0, 1, texts)[0])))
+            variances = errors.of_contrasts(list(weights), np.array([list(weights.values())]))
+            found[what].append((value, float(margin(0.0, 1, variances)[0])))
     rates = {}
     for what, pairs in found.items():
         values, halves = np.array(pairs).T

@@ -28,7 +28,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import cache_in, without_report
+from conftest import cache_in, record_again, without_report
 
 from nanostudy import api
 from nanostudy.atomic import sole_owner
@@ -660,7 +660,7 @@ def test_sample_of_a_run_that_has_not_finished(call, run):
     (run / "best.safetensors").unlink()
     (run / "last.safetensors").rename(run / "checkpoint.safetensors")
     metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    (run / "run.json").write_text(json.dumps({**metadata, "status": "unfinished"}), encoding="utf-8")
+    record_again(run, {**metadata, "status": "unfinished"})
     said(call("sample", "run"), 1, "run", "not finished", "nanostudy train")
 
 
@@ -760,7 +760,7 @@ def test_a_pickle_is_never_unpickled(call, run, name, format):
         (run / name).write_bytes(buffer.getvalue())
     if name == "checkpoint.safetensors":
         metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        (run / "run.json").write_text(json.dumps({**metadata, "status": "unfinished"}), encoding="utf-8")
+        record_again(run, {**metadata, "status": "unfinished"})
     with unchanged(run):
         command = (
             ["train", "run"] if name == "checkpoint.safetensors" else ["sample", "run", "--which", name.split(".")[0]]

@@ -217,6 +217,7 @@ def test_a_recipe_that_diverges_is_not_kept(here):
         (RECIPE, "n_layers=2", "Did you mean n_layer"),
         ("nowhere", "n_layer=2", "no preset, settings file or run folder"),
         (RECIPE, "", "empty"),
+        (RECIPE, "'n_layer=2", "No closing quotation"),
     ],
 )
 def test_recipes_that_cannot_be_compared_are_refused_before_any_training(here, a, b, message):

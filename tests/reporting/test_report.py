@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import cpu, jobs_of, small
+from conftest import cpu, jobs_of, record_again, small
 from markdown_it import MarkdownIt
 from synthetic import evaluations, log
 
@@ -16,11 +16,12 @@ from nanostudy.errors import NanostudyError
 from nanostudy.reporting import write
 from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import training as figures
-from nanostudy.reporting.charts.figure import draw, look
+from nanostudy.reporting.charts.figure import Drawn, draw, look
 from nanostudy.reporting.write import publish_run
+from nanostudy.result import finite
 from nanostudy.text import duration
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS
+from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, read_rows
 from nanostudy.training.train import train
 
 
@@ -57,7 +58,7 @@ def folder(finished, tmp_path):
 @pytest.fixture
 def words(folder, monkeypatch):
     """The same, for tests of the report's words alone: the figure is built, and its picture left out."""
-    pictures = lambda figures, tables: ({figure.id: (b"a picture", "<svg/>") for figure in figures}, "")  # noqa: E731
+    pictures = lambda figures, tables: Drawn({figure.id: (b"a picture", "<svg/>") for figure in figures}, "", {})  # noqa: E731
     monkeypatch.setattr(write, "draw", pictures)
     return folder
 
@@ -65,12 +66,20 @@ def words(folder, monkeypatch):
 def change(folder, drop=(), **entries):
     metadata = json.loads((folder / "run.json").read_text())
     metadata = {key: value for key, value in {**metadata, **entries}.items() if key not in drop}
-    (folder / "run.json").write_text(json.dumps(metadata))
+    record_again(folder, metadata)
 
 
 def table(folder, name, columns, rows):
+    """The table, and what run.json records of it."""
     lines = [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
     (folder / name).write_text("\n".join(lines) + "\n")
+    metadata = json.loads((folder / "run.json").read_text())
+    there = [{key: finite(value) for key, value in row.items()} for row in read_rows(folder / "evaluations.csv")]
+    best = min((row for row in there if row["val_loss"] is not None), key=lambda row: row["val_loss"], default=None)
+    recorded = {"initial": there[0] if there else None, "final": there[-1] if there else None, "best": best}
+    if metadata["status"] == "diverged":
+        recorded["final"] = None
+    change(folder, **(recorded if metadata["status"] != "unfinished" else {}))
 
 
 def report_of(folder) -> str:

@@ -201,7 +201,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
 
 
 def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, nodes, tmp_path, monkeypatch):
-    """They lie at an address, and in the next session, without one, travel through the driver: there and back, in parts."""
+    """They lie at an address, which the next session needs; without one they travel through the driver, in parts."""
     nodes(1)
     monkeypatch.setattr(backend, "TOKEN", ".elsewhere")  # workers look for another
     out, address = tmp_path / "out", f"file://{tmp_path}/shared/mine"
@@ -210,6 +210,12 @@ def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, n
         run(source, out, machines.address, Listener(), checkpoints=address)
     (stack,) = (path for path in out.glob("stacks/*") if any(path.glob("checkpoint*")))
     assert {path.name for path in stack.glob("checkpoint*")} == {POINTER}
+    with pytest.raises(NanostudyError, match=f"not below any --checkpoints.* go on with --checkpoints {address}"):
+        run(source, out, machines.address, Listener())  # an address may be anybody's
+    store = CheckpointStore(address)
+    task = TrainStack((), None, stack, 1, 1.0)
+    store.end(task, Broken("error", "as before a split"), False)
+    assert {path.name for path in stack.glob("checkpoint*")} == {"checkpoint.safetensors"}
     messages, original = [], Cluster._reports
 
     def reports(self, worker, message):
@@ -225,6 +231,30 @@ def test_checkpoints_where_the_folder_is_not_seen(source, reference, machines, n
     assert Part in messages
     assert Kept not in messages
     assert [path for path in tmp_path.glob("shared/mine/**/*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("there", ["../mine/", "/etc/", "elsewhere/", ""])
+def test_no_checkpoint_is_fetched_or_deleted_elsewhere(tmp_path, there):
+    """A stack's folder may come from anybody, and with it the address of its checkpoint."""
+    keep = tmp_path / "mine" / ("a" * 32) / "thesis.txt"
+    keep.parent.mkdir(parents=True)
+    keep.write_text("mine")
+    (tmp_path / "stack").mkdir()
+    task = TrainStack((), None, tmp_path / "stack", 1, 1.0)
+    name = f"{'a' * 32}/{'b' * 32}.safetensors" if there else f"file://{keep}"
+    address = f"file://{tmp_path}/allowed"
+    (task.folder / POINTER).write_text(f"{address}/{there}{name}" if there else name)
+    for store in (CheckpointStore(address), CheckpointStore(None)):
+        for action in (
+            lambda s: s.begin(task),
+            lambda s: s.end(task, Done(), False),
+            lambda s: s.end(task, Broken("error", ""), False),
+        ):
+            with pytest.raises(NanostudyError, match="not below"):
+                action(store)
+    (task.folder / POINTER).write_text(f"file://{tmp_path}/mine/{'a' * 32}/{'b' * 32}.safetensors")
+    CheckpointStore(f"file://{tmp_path}/mine").end(task, Done(), False)  # ours: and only what we write is deleted
+    assert keep.read_text() == "mine"
 
 
 @linux_only

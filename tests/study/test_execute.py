@@ -28,8 +28,10 @@ from nanostudy import api
 from nanostudy import atomic as files
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
+from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study import database, plan, retry, workers
+from nanostudy.study.listing import best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
@@ -267,6 +269,19 @@ def test_a_study_in_which_all_diverge_ends_with_exit_code_1(tmp_path, monkeypatc
         )  # those that there are, are of update 0
 
 
+def test_the_best_says_where_its_settings_diverged_with_another_seed():
+    def result(id, status, loss, **settings):
+        return Result(f"e{id}", "", json.dumps(settings), Status(status), {"val_loss": loss, "train_loss": loss}, id=id)
+
+    rows = [
+        result(1, "finished", 1.9, learning_rate=0.1, seed=1),
+        result(2, "diverged", None, learning_rate=0.1, seed=2),
+        result(3, "finished", 2.0, learning_rate=0.01, seed=1),
+    ]
+    assert best_lines(rows)[-1] == "Settings that diverged with another seed: e1"
+    assert "diverged" not in "".join(best_lines([rows[0], rows[2]]))
+
+
 def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
     """By command: exit code 0, its reason listed, its neighbours as in a study without it."""
     monkeypatch.setitem(plan.WIDEST, "cpu", 2)
@@ -288,6 +303,7 @@ def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
         rows = store.rows()
     ill = [row for row in rows if row.experiment.learning_rate > 1]
     assert [row.status for row in ill] == ["diverged", "diverged"]
+    assert "Settings that diverged with another seed" not in printed
     for row in ill:
         assert "not finite" in row.reason
         assert f"diverged {row.name}: {row.reason}" in printed
@@ -700,7 +716,7 @@ def half_a_row(path: Path, rows) -> None:
 WRITES = {  # what writes, and a call of it in the midst
     "checkpoint": (checkpoint, "save_tensors", 9, lambda *args: None),
     "table": (recorder, "append_rows", 7, half_a_row),
-    "metadata": (recorder, "write_atomically", 9, lambda *args: None),
+    "metadata": (recorder, "write_metadata", 9, lambda *args: None),
     "weights": (recorder, "save_weights", 2, lambda *args: None),
 }
 

@@ -18,6 +18,7 @@ from nanostudy.interop.nanogpt_config import dataset_name
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment, Resources
+from nanostudy.study import export as module
 from nanostudy.study.export import COLUMNS, config_py, export_published, results_csv, total_params
 from nanostudy.study.folder import rebuild
 from nanostudy.study.store import FILE, Store
@@ -225,14 +226,14 @@ def test_exporting_again_gives_the_same_and_deletes_nothing(study, tmp_path):
 
 def test_while_the_study_runs(study, tmp_path, monkeypatch):
     """Another process holds the folder, and drops weights between two looks."""
-    copy = shutil.copyfile
+    copy = module.copy_bounded
     dropped = study / rows(study)[0].name / "best.safetensors"
 
-    def late(source, target):
+    def late(source, target, most):
         dropped.unlink(missing_ok=True)
-        return copy(source, target)
+        return copy(source, target, most)
 
-    monkeypatch.setattr(shutil, "copyfile", late)
+    monkeypatch.setattr(module, "copy_bounded", late)
     with sole_owner(study):
         lines = export_published(study, tmp_path / "out")
     assert len(lines) == 2
@@ -243,7 +244,7 @@ def test_what_is_not_finished_is_told(study, tmp_path):
     first, second, third, fourth = rows(study)
     for row in (first, second, third):
         shutil.rmtree(study / row.name)
-    rebuild(study)  # the last alone has a result now
+    rebuild(study, [first.name, second.name, third.name])  # the last alone has a result now
     with Store.open(study / FILE) as store:
         store.failed(first.name, "no luck")
         measures = {"updates": 2, "tokens": 9, "seconds": 1.0}
@@ -284,8 +285,11 @@ def test_checkpoints_are_where_weights_are_and_fit(study, tmp_path):
     lines = export_published(study, tmp_path / "out")
     there = {path.parent.name for path in (tmp_path / "out").rglob("ckpt.pt")}
     assert there == {run.name.replace("=", "-") for run in (third, fourth)}
-    assert [line for line in lines if "ckpt.pt" in line] == [line for line in lines if second.name in line]
-    assert not any(first.name in line for line in lines)
+    assert [second.name in line for line in lines if "ckpt.pt" in line] == [True]
+    assert any(second.name in line and "last.safetensors is not what run.json recorded" in line for line in lines)
+    assert (
+        sum(first.name in line and "is not there. It is not exported." in line for line in lines) == 2
+    )  # it keeps all
 
 
 def test_a_model_that_nanogpt_has_not_is_told(tmp_path):

@@ -109,7 +109,7 @@ def test_the_studies_are_those_promised_and_explain_themselves():
         assert read_study(name).name == name
     quick = entries_of(read_study("quickstart"))
     assert len(quick) == 32
-    assert len({(entry.experiment.learning_rate, entry.experiment.seed) for entry in quick}) == 4
+    assert len({(entry.experiment.learning_rate, entry.experiment.seed) for entry in quick}) == 8
 
 
 def test_a_study_is_read_without_torch():

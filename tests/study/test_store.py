@@ -92,7 +92,9 @@ def hurry(monkeypatch):
 
 def test_an_experiment_from_waiting_to_finished(store, path):
     settings = json.dumps(Experiment(seed=2, dropout=0.1).as_dict())
-    measures = dict.fromkeys(("train_loss", "val_loss", "best_step", "best_val_loss", "updates", "tokens", "seconds"))
+    measures = dict.fromkeys(
+        ("train_loss", "val_loss", "test_loss", "best_step", "best_val_loss", "updates", "tokens", "seconds")
+    )
     measures["parameters"] = 1002
     assert store.row("e2") == Result("e2", "identity 2", settings, Status.WAITING, measures, id=2, part="all")
     assert store.row("e2").experiment == Experiment(seed=2, dropout=0.1)
@@ -216,10 +218,10 @@ def test_events_stacks_and_progress(store, path):
         assert [row.id for row in again.open_stacks()] == [1, 3]
 
         assert again.progress() is None
-        again.set_progress(12.5, [{"worker": 0, "stack": 1}])
+        again.set_progress(12.5, [{"worker": 0, "doing": "e1", "tokens_per_second": 5}])
         again.set_progress(None, [])
-        again.set_progress(3.5, [{"worker": 1}])
-        assert again.progress()[1:] == (3.5, [{"worker": 1}])
+        again.set_progress(3.5, [{"worker": 1, "doing": "e2", "tokens_per_second": 5}])
+        assert again.progress()[1:] == (3.5, [{"worker": 1, "doing": "e2", "tokens_per_second": 5}])
 
 
 def test_adding_again_changes_nothing_and_adding_another_is_refused(store):
@@ -391,7 +393,7 @@ def test_a_damaged_store_says_how_to_rebuild(store, path, hurry):
     whole = bytearray(path.read_bytes())
     whole[1024:] = random.Random(1).randbytes(len(whole) - 1024)
     path.write_bytes(whole)
-    with pytest.raises(NanostudyError, match=r"damaged.*rebuild .*more\?` makes it again"):
+    with pytest.raises(NanostudyError, match=r"damaged.*rebuild .*more\?'` makes it again"):
         Store.open(path)
     with pytest.raises(NanostudyError, match=r"damaged.*rebuild"):
         Store.read(path).rows()
@@ -679,7 +681,7 @@ def large(tmp_path_factory) -> Path:
         template = Experiment()
         every = [Entry(id, f"b64_L4_H4_E128_BS8_MI1000_D10_s{id}", "all", template) for id in range(1, 10_001)]
         store.add(every, [f"{id:016x}" for id in range(1, 10_001)], [800_000] * 10_000)
-        store.set_progress(100.0, [{"worker": 0}])
+        store.set_progress(100.0, [{"worker": 0, "doing": "e1", "tokens_per_second": 5}])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN")
         curves = ((id, 50 * i, i, i, 3 / (i + 1), 3 / (i + 1) + id / 1e5) for id in range(1, 10_001) for i in range(20))

@@ -22,10 +22,13 @@ from nanostudy.settings import Experiment
 from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
-from nanostudy.training.run_folder import read_metadata, read_result, read_rows
+from nanostudy.training.run_folder import decisive, faults, read_metadata, read_result, read_rows
+from nanostudy.training.samples import SAMPLES as SAMPLES_FILE
 from nanostudy.training.samples import read_samples
+from nanostudy.training.window_losses import WINDOW_LOSSES
 
 MACHINE = ("device", "device_name", "precision", "threads")
+RUN_JSON, TABLE = "run.json", "training.csv"
 SOFTWARE = ("platform", "python", "torch")
 KERNELS = ("compiled", "tiles")
 
@@ -64,21 +67,59 @@ def read_study_folder(path: Path) -> Results:
     with Store.read(path / FILE) as store:
         results = store.rows()
         curves = {one.name: store.evaluations(one.name) for one in results if one.step or one.val_loss is not None}
-    texts = _texts(path, results)
-    records = [_record(one, path / one.name, texts.get(_text_key(one.experiment))) for one in results]
+    problems = {one.name: problem for one in results if (problem := run_problems(path / one.name, one.status))}
+    texts = _texts(path, [one for one in results if RUN_JSON not in problems.get(one.name, ())])
+    records = [
+        _record(one, path / one.name, texts.get(_text_key(one.experiment)), problems.get(one.name, {}))
+        for one in results
+    ]
     evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
     prompts = [study.prompts for study in reversed(studies)]
     title = studies[-1].name or path.name
+    samples = _samples([(one, path / one.name) for one in results if one.sampled], prompts, problems)
     return Results(
         title,
         experiments_frame(records),
         _frame(evaluations, EVALUATIONS),
-        _training([(name, path / name) for name in curves]),
-        _samples([(one, path / one.name) for one in results if one.sampled], prompts),
+        _training([(name, path / name) for name in curves if TABLE not in problems.get(name, ())]),
+        samples,
         corpora={facts.sha256: facts for facts, _ in texts.values()},
         provenance=_provenance(path, title, studies, results, texts),
-        notes=(*_unfinished(Counter(one.status for one in results), title), *_mixed(results)),
+        notes=(
+            *_unfinished(Counter(one.status for one in results), title),
+            *_mixed(results),
+            *_damaged(path, problems),
+        ),
     )
+
+
+def run_problems(folder: Path, status: Status | None = None) -> dict[str, str]:
+    """What is wrong with a run folder, by file. Weights are not looked at: nothing here depends on them. `status` is the store's."""
+    try:
+        metadata = read_metadata(folder)
+        if metadata is None:
+            return {RUN_JSON: f"{folder} is not there."} if status and status.has_result else {}
+        if metadata["status"] != "unfinished":
+            return faults(folder, metadata, weights=False)
+        read_rows(folder / TABLE)
+    except NanostudyError as problem:
+        return {TABLE if TABLE in str(problem) else RUN_JSON: str(problem)}
+    return {}
+
+
+def _damaged(path: Path, problems: Mapping[str, Mapping[str, str]]) -> list[str]:
+    if not problems:
+        return []
+    first = next(iter(next(iter(problems.values())).values()))
+    others = (
+        f" So {'is' if len(problems) == 2 else 'are'} {counted(len(problems) - 1, 'more run folder')}."
+        if problems
+        else ""
+    )
+    return [
+        f"{first}{others if len(problems) > 1 else ''} What depends on it is left out; `nanostudy study check "
+        f"{shlex.quote(str(path))}` says more."
+    ]
 
 
 CorpusRecord = tuple[CorpusFacts, dict[str, Any]]  # a text, and a run.json that describes it
@@ -115,7 +156,7 @@ def _vocabulary(corpus: Mapping[str, Any]) -> int:
     return len(corpus["tokenizer"]["characters"]) if corpus["tokenizer"]["kind"] == "char" else 256
 
 
-def _record(result: Result, folder: Path, text: CorpusRecord | None) -> dict[str, Any]:
+def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: Mapping[str, str]) -> dict[str, Any]:
     """A row of the data frame: a setting that is none, which is a value, as a word; the text that was read by its name."""
     settings = {name: "none" if value is None else value for name, value in result.experiment.as_dict().items()}
     measures = dict(result.measures)
@@ -135,7 +176,7 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None) -> dict[str
         **measures,
         **{key: result.machine.get(key) for key in MACHINE},
         **{f"{AT_CONTEXT}{context}": loss for context, loss in result.context_losses.items()},
-        "folder": str(folder) if folder.is_dir() else None,
+        "folder": str(folder) if folder.is_dir() and not {RUN_JSON, WINDOW_LOSSES} & set(problems) else None,
     }
 
 
@@ -216,14 +257,18 @@ def read_run_folder(path: Path) -> Results:
     metadata, result = read_metadata(path), read_result(path)
     if metadata is None or result is None:
         raise NanostudyError(f"{path} holds no run.json. Name a folder that `nanostudy train` wrote.")
+    problems = run_problems(path, result.status)
+    if damage := decisive(problems):
+        raise NanostudyError(f"{' '.join(damage)} Restore the file, or train again in another folder with --out.")
     name, facts = result.name, _facts(metadata["corpus"])
+    samples = _samples([(result, path)], [], {name: problems})
     unfinished = f"{name} has not finished ({result.status}): it is left out of comparisons."
     return Results(
         name,
-        experiments_frame([_record(result, path, (facts, metadata))]),
+        experiments_frame([_record(result, path, (facts, metadata), problems)]),
         _frame([{"name": name, **row} for row in read_rows(path / "evaluations.csv")], EVALUATIONS),
-        _training([(name, path)]),
-        _samples([(result, path)], []),
+        _training([(name, path)] if TABLE not in problems else []),
+        samples,
         corpora={facts.sha256: facts},
         provenance={
             "command": f"nanostudy train {shlex.quote(str(path / 'settings.yaml'))}",
@@ -232,7 +277,7 @@ def read_run_folder(path: Path) -> Results:
             "checksums": {facts.name: facts.sha256},
             "paths": [str(path)],
         },
-        notes=() if result.status is Status.FINISHED else (unfinished,),
+        notes=(*(() if result.status is Status.FINISHED else (unfinished,)), *problems.values()),
     )
 
 
@@ -250,12 +295,18 @@ def _training(folders: Sequence[tuple[str, Path]]) -> pd.DataFrame:
     return _frame(rows, TRAINING)
 
 
-def _samples(folders: Sequence[tuple[Result, Path]], prompts: Sequence[Sequence[str | None]]) -> pd.DataFrame:
-    rows = [
-        (result.name, sample.prompt or "", sample.text)
-        for result, folder in folders
-        for sample in read_samples(folder, result.experiment.sample_prompt, prompts)
-    ]
+def _samples(
+    folders: Sequence[tuple[Result, Path]], prompts: Sequence[Sequence[str | None]], problems: dict[str, dict[str, str]]
+) -> pd.DataFrame:
+    """Samples that cannot be read are left out, and added to the problems."""
+    rows = []
+    for result, folder in folders:
+        try:
+            samples = read_samples(folder, result.experiment.sample_prompt, prompts)
+        except NanostudyError as problem:
+            problems.setdefault(result.name, {})[SAMPLES_FILE] = str(problem)
+            continue
+        rows += [(result.name, sample.prompt or "", sample.text) for sample in samples]
     return pd.DataFrame(rows, columns=list(SAMPLES), dtype=object)
 
 

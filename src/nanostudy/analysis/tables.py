@@ -160,7 +160,7 @@ def _cells(path: Path, text: str) -> tuple[list[str], pd.DataFrame]:
         raise UsageError(f"{where} is no line of a table: a quotation mark is never closed.") from None
     within = table.map(lambda cell: cell.count("\n")).sum(axis=1).cumsum().shift(fill_value=0)
     table.index = pd.Index(range(1, len(table) + 1)) + within.to_numpy()
-    table = table.map(str.strip)
+    table = table.map(lambda cell: re.sub(r"^'(?=[=+@-])", "", cell.strip()))  # as text.csv_cell wrote it
     table = table[(table != "").any(axis=1)]
     if table.empty:
         raise UsageError(f"{path} is empty: it has no line of column names, such as Experiment, Val Loss.")

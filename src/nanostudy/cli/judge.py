@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ def judge(
     from nanostudy.errors import Interrupted
     from nanostudy.study.listing import as_json
 
-    second = b[0] if len(b) == 1 else " ".join(b)
+    second = b[0] if len(b) == 1 else shlex.join(b)
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         try:
             verdict = referee.judge(a, second, seeds=seeds, margin=margin, most=most, out=out, **given)

@@ -13,6 +13,7 @@ import typer
 
 from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
+from nanostudy.text import printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
@@ -46,10 +47,13 @@ def run_command(
 @options(RUN)
 def retry_command(
     folder: Folder,
-    names: Annotated[list[str] | None, typer.Argument(help="Failed experiments. Default: all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Experiments that failed, or whose run folders are lost or damaged. Default: all."),
+    ] = None,
     **given: Any,
 ) -> None:
-    """Run failed experiments again."""
+    """Run experiments again that failed, or whose run folders are lost or damaged."""
     from nanostudy.api import retry_study
     from nanostudy.study.definition import existing_folder
 
@@ -61,7 +65,7 @@ def _run(run: Callable[[], list[Result]], path: Path) -> None:
     """Runs it and prints the results; exit code 1 where something failed, or all that was trained diverged."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
-    from nanostudy.study.listing import best_lines, failure_lines
+    from nanostudy.study.listing import best_lines, failure_lines, lost_lines
     from nanostudy.text import duration
 
     since = time.monotonic()
@@ -76,10 +80,11 @@ def _run(run: Callable[[], list[Result]], path: Path) -> None:
     if finished:
         best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
         print(f"\nresults  {path / RESULTS_FILE}")
-        print(f"sample   {best / 'sample.txt'}")
+        if (best / "sample.txt").exists():
+            print(f"sample   {best / 'sample.txt'}")
         print(f"report   nanostudy report {shlex.quote(str(path))}")
         print(f"more     nanostudy sample {shlex.quote(str(best))}")
-    for line in failure_lines(rows, path):
+    for line in [*failure_lines(rows, path), *lost_lines({row.name: row.status for row in rows}, path)]:
         print(line)
     if any(row.status == "failed" for row in rows) or (not finished and any(row.status == "diverged" for row in rows)):
         raise typer.Exit(1)
@@ -316,7 +321,7 @@ def merge_command(
     from nanostudy.study.merge import merge
 
     for line in merge(sources, into):
-        print(line)
+        print(printable(line))
 
 
 @app.command("export")
@@ -334,14 +339,32 @@ def export_command(
         raise UsageError(f"--layout {layout!r} is not known: published.")
     path = existing_folder(folder)
     for line in export_published(path, to or path / "published"):
-        print(line)
+        print(printable(line))
+
+
+@app.command("check")
+def check_command(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="For a program.", show_default=False)] = False
+) -> None:
+    """Check a study's folder: store, run folders and weights against each other. Exit code 1 where something is damaged."""
+    from nanostudy.study.check import check
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.listing import as_json as to_json
+
+    checked = check(existing_folder(folder))
+    for line in [to_json(checked.as_record())] if as_json else checked.as_lines():
+        print(printable(line))
+    if checked.findings:
+        raise typer.Exit(1)
 
 
 @app.command("rebuild")
 def rebuild_command(folder: Folder) -> None:
-    """Make a lost or damaged store again from the run folders."""
+    """Make a lost or damaged store again from the run folders and from what can be read of it."""
     from nanostudy.study.definition import existing_folder
     from nanostudy.study.folder import rebuild
 
-    experiments, results = rebuild(existing_folder(folder))
-    print(f"{experiments:,} experiments, {results:,} results in their run folders")
+    experiments, results, notes = rebuild(existing_folder(folder))
+    for note in notes:
+        print(printable(note))
+    print(f"{experiments:,} experiments, {results:,} results")

@@ -11,6 +11,7 @@ from nanostudy.analysis import curves
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.curves import Row
 from nanostudy.analysis.frames import Results
+from nanostudy.analysis.results import run_problems
 from nanostudy.reporting.charts.marks import colourings
 from nanostudy.reporting.data import Data, data_of
 from nanostudy.settings import Experiment, from_settings
@@ -42,7 +43,8 @@ class Training:
         if m is None:
             return None
         corpus, experiment = m["corpus"], from_settings(m["settings"])
-        rows, log = read_rows(folder / "evaluations.csv"), read_rows(folder / "training.csv")
+        rows = read_rows(folder / "evaluations.csv")
+        log = [] if "training.csv" in run_problems(folder) else read_rows(folder / "training.csv")
         evaluations = curves.finite(rows, "train_loss", "val_loss")
         made = m.get("updates", 0) + m.get("skipped_updates", 0)
         step = max([made, *(int(table[-1]["step"]) for table in (rows, log) if table)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_run_folder
-from nanostudy.atomic import write_atomically
+from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.figure import DrawingFailed, draw
 from nanostudy.reporting.document import Sentence
 from nanostudy.reporting.html import page
 from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
+from nanostudy.text import csv_cell
 
 PAGE, MARKDOWN, TABLE = "index.html", "report.md", "results.csv"
 OURS = '<meta name="generator" content="nanostudy'  # in a page that may be written over
@@ -38,26 +40,25 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
 
     Raises NanostudyError where the folder cannot be written, or holds something else.
     """
-    _prepare(folder)
     beside = markdown_folder or folder
-    report = document(analysis)
-    pictures: dict[str, tuple[bytes, str]] = {}
-    bundle = undrawn = ""
-    try:
-        drawn = draw(report.figures, report.data.tables)
-        pictures, bundle = dict(drawn.pictures), drawn.bundle
-        undrawn = "; ".join(f"{name} ({why})" for name, why in drawn.problems.items())
-    except DrawingFailed as problem:
-        undrawn = str(problem)
-    files: dict[Path, bytes | str] = {
-        folder / PAGE: page(report, bundle, undrawn),  # first: it marks the folder as a report's
-        folder / TABLE: results_csv(analysis.results),
-        **{beside / f"{name}.png": png for name, (png, _) in pictures.items()},
-        **{beside / f"{name}.svg": svg for name, (_, svg) in pictures.items()},
-        beside / MARKDOWN: markdown(report, pictures),
-    }
-    for path, content in files.items():
-        write_atomically(path, content)
+    with whole_folder(folder, overwrite=True, replace=_is_ours(folder)) as place:
+        report = document(analysis)
+        pictures: dict[str, tuple[bytes, str]] = {}
+        bundle = undrawn = ""
+        try:
+            drawn = draw(report.figures, report.data.tables)
+            pictures, bundle = dict(drawn.pictures), drawn.bundle
+            undrawn = "; ".join(f"{name} ({why})" for name, why in drawn.problems.items())
+        except DrawingFailed as problem:
+            undrawn = str(problem)
+        write_atomically(place / PAGE, page(report, bundle, undrawn))
+        write_atomically(place / TABLE, results_csv(analysis.results))
+        for path, content in {
+            **{f"{name}.png": png for name, (png, _) in pictures.items()},
+            **{f"{name}.svg": svg for name, (_, svg) in pictures.items()},
+            MARKDOWN: markdown(report, pictures),
+        }.items():
+            write_atomically((markdown_folder or place) / path, content)
     return Published(
         page=folder / PAGE,
         folder=beside,
@@ -78,28 +79,24 @@ def publish_run(folder: Path) -> Published:
 def results_csv(results: Results) -> str:
     """One row per experiment, every column that has a value."""
     table = results.experiments.dropna(axis="columns", how="all").drop(columns=["folder"], errors="ignore")
-    text: str = table.reset_index(names="name").to_csv(index=False, lineterminator="\n")
+    text: str = table.reset_index(names="name").map(csv_cell).to_csv(index=False, lineterminator="\n")
     return text
 
 
-def _prepare(folder: Path) -> None:
-    """Makes the folder; refuses one that holds other files than an earlier report's."""
+def _is_ours(folder: Path) -> bool:
+    """Whether it may be replaced: it is not there, empty, or holds an earlier report alone. Raises NanostudyError at other files
+    without a report.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        existing = folder / PAGE
-        if existing.exists():
-            with open(existing, encoding="utf-8", errors="replace") as file:
-                ours = OURS in file.read(4096)
-        else:
-            ours = not any(folder.iterdir())
-        if not ours:
+        names = [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
+        if names and (
+            PAGE not in names or OURS not in (folder / PAGE).read_text(encoding="utf-8", errors="replace")[:4096]
+        ):
             raise NanostudyError(
                 f"{folder} holds other files, and no page of nanostudy's. Name another folder with --out; nothing was changed."
             )
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
     except OSError as problem:
         raise NanostudyError(
             f"{folder} cannot be written: {problem.strerror or problem}. Name a folder for the report with --out."
         ) from None
+    return all(name in (PAGE, MARKDOWN, TABLE) or name.endswith((".png", ".svg")) for name in names)

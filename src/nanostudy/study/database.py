@@ -7,7 +7,9 @@ uses a rollback journal: a write-ahead log needs shared memory, which mounted dr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -17,9 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from nanostudy.atomic import temporary_beside
 from nanostudy.errors import NanostudyError
+from nanostudy.text import listed
 
 PATIENCE = 4.0  # seconds for which a write waits for another program's lock, and a read is tried again
+LONGEST = 2**27  # bytes of a text in the file
 GLANCE = 0.25  # seconds for which a read waits for a lock before it reads a copy: a commit is shorter
 PASSING = ("BUSY", "LOCKED", "READONLY", "CORRUPT", "NOTADB", "IOERR", "CANTOPEN", "PROTOCOL")
 
@@ -27,19 +32,22 @@ PASSING = ("BUSY", "LOCKED", "READONLY", "CORRUPT", "NOTADB", "IOERR", "CANTOPEN
 class Database:
     """A writer creates or migrates the file with `prepare(connection, path)`; a reader changes nothing, ever."""
 
-    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection, Path], None] | None = None) -> None:
-        self.path, self.writes = path, prepare is not None
+    def __init__(
+        self,
+        path: Path,
+        prepare: Callable[[sqlite3.Connection, Path], None] | None = None,
+        strangers: Callable[[sqlite3.Connection], list[str]] = lambda _: [],
+    ) -> None:
+        self.path, self.writes, self.strangers = path, prepare is not None, strangers
         self._connection: sqlite3.Connection | None = None
         self._pending: list[tuple[str, Sequence[Any]]] = []
         self._commits = self._tried = 0  # the file's count of commits; how many writes the last attempt held
-        self._locks = True
+        self._locks, self._checked = True, False
         if prepare is not None:
             with self._faults():
                 self._locks = locks_work(path.parent)
-                db = self._connected("rwc")
-                if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                    raise NanostudyError(_damaged(path))
-                prepare(db, path)
+                prepare(self._connected("rwc"), path)
+                db = self._connected("rw")
                 self._commits = _count(db)
 
     def write(self, sql: str, *values: Any) -> None:
@@ -104,6 +112,7 @@ class Database:
                 raise
         # A writer was killed within a commit, and only a writer may repair the file; or locks do not work here.
         with contextlib.closing(_copy(self.path)) as copy:
+            self._guard(copy)
             return copy.execute(sql, values).fetchall()
 
     def _connected(self, mode: str) -> sqlite3.Connection:
@@ -115,7 +124,29 @@ class Database:
             if self.writes:
                 for pragma in ("journal_mode = DELETE", "synchronous = FULL", "foreign_keys = ON"):
                     self._connection.execute(f"PRAGMA {pragma}")
+            try:
+                self._guard(self._connection)
+            except BaseException:
+                self._disconnect()
+                raise
         return self._connection
+
+    def _guard(self, db: sqlite3.Connection) -> None:
+        """The file may have come from anybody: it is checked when it is first opened, and can run nothing of its own. Raises NanostudyError."""
+        db.create_function("digest", -1, digest, deterministic=True)
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        if self._checked:
+            return
+        if strange := self.strangers(db):
+            raise NanostudyError(
+                f"{self.path} holds {listed(strange, 3)}, which no study's store has. It was not opened; "
+                f"`nanostudy study rebuild {shlex.quote(str(self.path.parent))}` makes one from the run folders."
+            )
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise NanostudyError(damaged(self.path))
+        self._checked = True
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -135,9 +166,15 @@ class Database:
             raise
 
 
+def digest(*names_and_values: Any) -> str:
+    """The SHA-256 of columns that have a value, in Python as in SQL."""
+    pairs = zip(names_and_values[::2], names_and_values[1::2], strict=True)
+    return hashlib.sha256(repr([pair for pair in pairs if pair[1] is not None]).encode()).hexdigest()
+
+
 def locks_work(folder: Path) -> bool:
     """Whether SQLite can lock a file in this folder, tried with a new file that no other process has open."""
-    probe = folder / f".locks.{os.getpid()}.tmp"
+    probe = temporary_beside(folder / "locks")
     try:
         with contextlib.closing(sqlite3.connect(_address(probe), uri=True, timeout=0, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
@@ -157,7 +194,7 @@ def explain(path: Path, problem: Exception) -> str:
     if code.startswith(("BUSY", "LOCKED", "PROTOCOL")):
         return f"{path} is locked by another program. Close what has it open, and run again."
     if code.startswith(("CORRUPT", "NOTADB", "ERROR")):
-        return f"{_damaged(path)} ({problem})"
+        return f"{damaged(path)} ({problem})"
     if code.startswith("READONLY") or code == "PERM":
         return (
             f"{path} may not be written ({problem}). Give yourself the right to write it and its folder, and run again."
@@ -167,10 +204,9 @@ def explain(path: Path, problem: Exception) -> str:
     return f"{path} could not be read or written ({problem}). Check that its drive and folder are there, and run again."
 
 
-def _damaged(path: Path) -> str:
+def damaged(path: Path, what: str = "is damaged, or is no study's database") -> str:
     return (
-        f"{path} is damaged, or is no study's database. "
-        f"`nanostudy study rebuild {path.parent}` makes it again from the run folders."
+        f"{path} {what}. `nanostudy study rebuild {shlex.quote(str(path.parent))}` makes it again from the run folders."
     )
 
 

@@ -18,7 +18,7 @@ from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
-from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations
+from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations, restore_tables
 from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity, plan, stack_key
 from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgress
@@ -228,6 +228,9 @@ class Execution:
         if name not in assignment.recorders:
             assignment.recorders[name] = self.retry(lambda: self.open_recorder(name, assignment))
         recorder = assignment.recorders[name]
+        if isinstance(event, Started):
+            for note in self.retry(lambda: restore_tables(self.folder, name, recorder)):
+                self.listener.say(note, "yellow")
         self.retry(lambda: recorder.record(event))
         if self.tracked:
             self.tracked.hear(event, recorder)

@@ -12,18 +12,21 @@ import contextlib
 import csv
 import io
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanostudy.atomic import explain_writing, replace_atomically, write_atomically
+from nanostudy.atomic import explain_writing, remove_leftovers, replace_atomically, temporary_beside, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.result import Result, Status
+from nanostudy.study.definition import definitions
+from nanostudy.study.folder import run_faults
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
+from nanostudy.training.run_folder import copy_bounded
+from nanostudy.training.samples import read_samples
 from nanostudy.training.window_losses import WINDOW_LOSSES
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
@@ -38,6 +41,8 @@ def export_published(path: Path, to: Path) -> list[str]:
     """
     with Store.read(path / FILE) as store:
         rows = store.rows()
+    studies = definitions(path)
+    keep = studies[-1].keep if studies else "none"
     lines, incomplete = [], []
     for part in dict.fromkeys(row.part for row in rows):
         own = [row for row in rows if row.part == part]
@@ -45,7 +50,7 @@ def export_published(path: Path, to: Path) -> list[str]:
         folder = to / f"nanoGPT_results_{part}"
         _make(folder / "samples")
         for row in finished:
-            incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, folder, row)]
+            incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, folder, row, keep)]
         write_atomically(folder / "results.csv", results_csv(finished))
         lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / 'results.csv'}")
     return lines + incomplete + _left_out(rows)
@@ -94,18 +99,27 @@ def _out_dir(row: Result) -> str:
 # --- files
 
 
-def _export_run(run: Path, folder: Path, row: Result) -> list[str]:
-    """Exports one experiment's files. Returns, in words, what could not be exported."""
+def _export_run(run: Path, folder: Path, row: Result, keep: str) -> list[str]:
+    """Exports one experiment's files but what is damaged. Returns, in words, what could not be exported."""
     name = safe(row.name)
     target = folder / name
     _make(target)
+    remove_leftovers(target)
     write_atomically(target / f"{name}.py", config_py(row))
-    missing = [file for file in COPIED if not _copy(run / file, target / file)]
-    _copy(run / WINDOW_LOSSES, target / WINDOW_LOSSES)  # older runs have none
+    problems = run_faults(run, keep)
+    missing = [file for file in COPIED if file not in problems and not _copy(run / file, target / file)]
+    if WINDOW_LOSSES not in problems:
+        _copy(run / WINDOW_LOSSES, target / WINDOW_LOSSES)  # older runs have none
     for file in WEIGHTS:
-        _copy(run / file, target / file, link=True)
-    _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
+        if file not in problems:
+            _copy(run / file, target / file, link=True)
+    try:
+        read_samples(run)
+        _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
+    except NanostudyError as problem:
+        problems["sample.txt"] = str(problem)
     notes = [f"{listed(missing)} not there, not exported"] if missing else []
+    notes += [f"{problem} It is not exported." for problem in problems.values()]
     return notes + _export_checkpoint(run, target, row)
 
 
@@ -114,7 +128,8 @@ def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
 
     A study keeps no optimizer's state, so AdamW starts afresh where nanoGPT goes on.
     """
-    kept = [which for which in ("last", "best") if (run / f"{which}.safetensors").is_file()]
+    paths = {which: run / f"{which}.safetensors" for which in ("last", "best")}
+    kept = [which for which, path in paths.items() if path.is_file() and not path.is_symlink()]
     if not kept:
         return []
     try:
@@ -129,10 +144,14 @@ def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
     """Atomically; by a link if `link` is true and that works. False where there is no source."""
 
+    if source.is_symlink() or not source.exists():
+        return False
     if link and _link(source, target):
         return True
     try:
-        replace_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+        replace_atomically(target, lambda temporary: copy_bounded(source, temporary, None))
+    except ValueError:
+        return False
     except NanostudyError:
         if source.exists():
             raise
@@ -142,7 +161,7 @@ def _copy(source: Path, target: Path, link: bool = False) -> bool:
 
 def _link(source: Path, target: Path) -> bool:
     """Makes both one file, which costs no space: weights are never written in place, so neither changes the other. False where it fails."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
+    temporary = temporary_beside(target)
     try:
         if target.exists() and os.path.samefile(source, target):
             return True

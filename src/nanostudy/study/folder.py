@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from nanostudy.atomic import write_atomically
+from nanostudy.atomic import explain_writing, remove_leftovers, set_aside, temporary_beside, write_atomically
 from nanostudy.data.corpus import load_corpus
-from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
-from nanostudy.result import Status
+from nanostudy.result import Result, Status
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, as_before, study_yaml
 from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
-from nanostudy.study.listing import as_csv, records
+from nanostudy.study.listing import again_command, as_csv, records
 from nanostudy.study.plan import shape_of
-from nanostudy.study.store import FILE, Store
+from nanostudy.study.store import EVALUATION, FILE, Store
 from nanostudy.text import listed
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
+from nanostudy.training.recorder import Recorder
+from nanostudy.training.weights import all_faults
 
 STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments per commit
@@ -57,6 +60,7 @@ class StudyFolder:
     inputs: Inputs
     store: Store
     lease: Lease
+    notes: list[str] = field(default_factory=list)  # what was damaged and set aside
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -118,12 +122,16 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.before:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
+        for place in (path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")):
+            remove_leftovers(place)
         store = stack.enter_context(Store.open(path / FILE))
         folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease)
         identities = _identities(folder)
         if len(plan.studies) > len(plan.before):
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
         _register(folder, identities)
+        for name in _begun(folder):
+            take(folder, name)
         yield folder
 
 
@@ -178,28 +186,74 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
         folder.store.commit()
     folder.store.end_session()
     folder.store.commit()
-    existing_folders = set(os.listdir(folder.path))  # read once: most experiments of a large study have none yet
-    for name, status in folder.store.statuses().items():
-        if status is Status.WAITING and name in existing_folders and (folder.run(name) / "run.json").is_file():
-            adopt(folder, name)
 
 
-def adopt(folder: StudyFolder, name: str) -> bool:
-    """Copies a result from its run folder to a store that lacks it: after a kill between the two, in a rebuild or a merge."""
-    result, store = run_folder.read_result(folder.run(name)), folder.store
-    if result is None or not result.status.has_result:
+def _begun(folder: StudyFolder) -> list[str]:
+    """Experiments without a result here that have a run folder."""
+    there = set(os.listdir(folder.path))  # read once: most experiments of a large study have none yet
+    return [name for name, status in folder.store.statuses().items() if status is Status.WAITING and name in there]
+
+
+def take(folder: StudyFolder, name: str) -> None:
+    """Adopts the result of a run folder. What is damaged is set aside, with a note, so that the experiment can be trained again."""
+    run = folder.run(name)
+    try:
+        if not os.path.lexists(run / "run.json") and any(file in run_folder.FILES for file in os.listdir(run)):
+            raise DamagedRun(f"{run} has lost its run.json.")
+        adopt(folder, name)
+    except (DamagedRun, NotADirectoryError) as problem:
+        unreadable = isinstance(problem, DamagedRun) and (run / "run.json").exists() and _status(run) is None
+        aside = set_aside(run / "run.json" if unreadable else run)
+        folder.notes.append(f"{problem} It is now {aside.relative_to(folder.path)}, and {name} is trained again.")
+
+
+def _status(run: Path) -> str | None:
+    """None where run.json cannot be read."""
+    with contextlib.suppress(DamagedRun):
+        return str((run_folder.read_metadata(run) or {}).get("status"))
+    return None
+
+
+def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
+    """Copies a result from its run folder to a store that lacks it: after a kill between the two, in a rebuild or a merge.
+
+    `before` is what another store recorded of it. Raises DamagedRun where its files do not agree; they alone decide.
+    """
+    run, store = folder.run(name), folder.store
+    metadata, result = run_folder.read_metadata(run), run_folder.read_result(run)
+    if metadata is None or result is None or not result.status.has_result:
         return False
-    if result.identity != store.row(name).identity:
-        raise NanostudyError(
-            f"{folder.run(name)} holds another experiment than {name}. Move it away; nothing was changed."
-        )
+    row = store.row(name)
+    if result.identity != row.identity or result.parameters != row.parameters:
+        raise DamagedRun(f"{run} holds another experiment than {name}.")
+    problems = all_faults(run, metadata)
+    if decisive := run_folder.decisive(problems):
+        raise DamagedRun(" ".join(decisive))
+    folder.notes += problems.values()
     store.started(name, 0, -1, result.members or 1, None, result.machine)
     adopt_evaluations(folder, name)
-    store.finished(replace(result, name=name))
-    if (folder.run(name) / "sample.txt").is_file():
+    store.finished(replace(result, name=name), before.finished_at if before else None)
+    if (run / "sample.txt").is_file():
         store.sampled([name])
     store.commit()
     return True
+
+
+def run_faults(run: Path, keep: str) -> dict[str, str]:
+    """As all_faults, and what is missing of weights where a study keeps `all`; empty where there is no finished run."""
+    try:
+        metadata = run_folder.read_metadata(run)
+        if metadata is None or metadata["status"] == "unfinished":
+            return {}
+        return {**missing_weights(run, metadata, keep), **all_faults(run, metadata)}
+    except NanostudyError as problem:
+        return {"run.json": str(problem)}
+
+
+def missing_weights(run: Path, metadata: Mapping[str, Any], keep: str) -> dict[str, str]:
+    """Files that run.json recorded and that are not there, in a study that keeps all."""
+    recorded = (metadata.get("checksums") or {}) if keep == "all" else ()
+    return {name: f"{run / name} is not there." for name in recorded if not os.path.lexists(run / name)}
 
 
 def adopt_evaluations(folder: StudyFolder, name: str) -> None:
@@ -209,17 +263,114 @@ def adopt_evaluations(folder: StudyFolder, name: str) -> None:
         folder.store.evaluated(name, int(point["step"]), int(point["tokens"]), *losses)
 
 
-def rebuild(path: Path) -> tuple[int, int]:
-    """Makes the store again from study.yaml and the run folders, and keeps the old one beside it.
+def restore_tables(folder: StudyFolder, name: str, recorder: Recorder) -> list[str]:
+    """Before a training goes on: sets damaged tables aside, and writes evaluations back that the store has. Returns notes."""
+    notes = []
+    for table in run_folder.COLUMNS:
+        try:
+            run_folder.read_rows(folder.run(name) / table)
+        except DamagedRun as problem:
+            notes.append(f"{problem} It is now {set_aside(folder.run(name) / table).name}; going on without it.")
+    recorder.restore(folder.store.evaluations(name))
+    return notes
 
-    Returns the numbers of experiments and of results.
+
+def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str]]:
+    """Makes the store again from study.yaml, the run folders, and what can be read of the old store, which stays beside it.
+
+    A result counts where its run folder is whole, or else where the old store has it; `again` names experiments whose results
+    shall not. Returns the numbers of experiments and of results, and notes. A kill leaves the old store in place.
     """
-    if not definitions(path):
-        raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    with hold(path):
-        for name in (FILE, f"{FILE}-journal"):
-            if (path / name).exists():
-                (path / name).replace(path / f"{name}.old")
-    with open_study(path) as folder:
-        counts = folder.store.counts()
-        return sum(counts.values()), sum(counts[status] for status in Status if status.has_result)
+    plan = design(path)
+    with hold(path) as lease:
+        remove_leftovers(path)
+        known, events, notes = _old_store(path)
+        new = temporary_beside(path / FILE)
+        with Store.open(new) as store:
+            folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, notes)
+            _register(folder, _identities(folder))
+            for entry in plan.entries:
+                _rebuild_one(folder, entry.name, known.get(entry.name), entry.name in again)
+            for event in events:
+                if event["experiment"] is None or event["experiment"] in known:
+                    store.note(event["kind"], event["detail"], experiment=event["experiment"], at=event["at"])
+            store.commit()
+            folder.write_results()
+            counts = store.counts()
+        if os.path.lexists(path / FILE):
+            notes.append(f"The store that was there is now {_keep_old(path)}.")
+        os.replace(new, path / FILE)
+    return sum(counts.values()), sum(counts[status] for status in Status if status.has_result), notes
+
+
+Known = dict[str, tuple[Result, list[dict[str, Any]]]]  # by name, with the curve
+
+
+def _old_store(path: Path) -> tuple[Known, list[dict[str, Any]], list[str]]:
+    """What can be read of the store: its rows, its events, and notes."""
+    if not os.path.lexists(path / FILE):
+        return {}, [], []
+    try:
+        with Store.read(path / FILE) as old:
+            damaged: list[str] = []
+            rows = old.rows(damaged=damaged)
+            known = {row.name: (row, old.evaluations(row.name)) for row in rows}
+            notes = [f"{name}: its row in {FILE} is damaged, and not used." for name in damaged]
+            return known, old.events(), notes
+    except NanostudyError as problem:
+        return {}, [], [f"Nothing of the old store is used: {problem}"]
+
+
+def _rebuild_one(
+    folder: StudyFolder, name: str, known: tuple[Result, list[dict[str, Any]]] | None, again: bool
+) -> None:
+    run, store = folder.run(name), folder.store
+    before, curve = known or (None, [])
+    if before and before.identity != store.row(name).identity:
+        before = None
+    if again:
+        if os.path.lexists(run):
+            folder.notes.append(f"{name}: its folder is now {set_aside(run).name}.")
+        return
+    problem = f"{run} is not there."
+    if os.path.lexists(run / "run.json"):
+        try:
+            if adopt(folder, name, before):
+                if before and before.status.has_result and before.val_loss != (now := store.row(name)).val_loss:
+                    folder.notes.append(
+                        f"{name}: val_loss {now.val_loss} from its run folder; the store had {before.val_loss}."
+                    )
+                return
+        except DamagedRun as damage:
+            problem = str(damage)
+    if before and before.status.has_result:
+        store.started(name, 0, -1, before.members or 1, None, before.machine)
+        for point in curve:
+            store.evaluated(name, *(point[key] for key in EVALUATION))
+        store.finished(before, before.finished_at)
+        folder.notes.append(
+            f"{problem} The old store's result of {name} is kept; {again_command(folder.path, name)} trains it again."
+        )
+    elif os.path.lexists(run):
+        take(folder, name)
+    if before and before.status is Status.FAILED:
+        store.failed(name, before.reason or "")
+    if before and before.sampled and before.status.has_result:
+        store.sampled([name])
+
+
+def _keep_old(path: Path) -> str:
+    """Gives the old store a further name, `study.sqlite.old` or the first such one that is free, and a journal that it left."""
+    names = (f"{FILE}.old{end}" for end in ("", *(f".{n}" for n in range(2, 1000))))
+    kept = next(place for place in map(path.joinpath, names) if not os.path.lexists(place))
+    journal = path / f"{FILE}-journal"
+    try:
+        try:
+            os.link(path / FILE, kept, follow_symlinks=False)
+        except OSError:  # no links on this file system, or it is a folder
+            os.replace(path / FILE, kept)
+        if journal.exists():  # of a commit that a kill broke off: the new store must not take it for its own
+            os.replace(journal, f"{kept}-journal")
+    except OSError as problem:
+        raise NanostudyError(explain_writing(path / FILE, problem)) from problem
+    return kept.name

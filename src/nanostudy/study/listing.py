@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,12 +17,13 @@ from nanostudy.measures import MEASURES
 from nanostudy.result import Result, Status
 from nanostudy.settings import FIELDS
 from nanostudy.study.store import Store
-from nanostudy.text import duration
+from nanostudy.text import csv_cell, duration, listed
 
 Record = Mapping[str, Any]
 
 BEST = 5  # experiments in the short status
 MOST_FAILED = 10
+MOST_LOST = 3
 QUIET = 120.0  # seconds without progress after which a study may have ended
 
 
@@ -45,7 +47,8 @@ def as_csv(table: Iterable[Record]) -> str:
     first = next(rows, {})
     writer = csv.DictWriter(text, list(first), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(itertools.chain([first] if first else [], rows))
+    for row in itertools.chain([first] if first else [], rows):
+        writer.writerow({key: csv_cell(value) for key, value in row.items()})
     return text.getvalue()
 
 
@@ -82,10 +85,19 @@ def of_results(rows: Sequence[Result], with_status: bool = False) -> list[dict[s
 
 
 def best_lines(rows: Sequence[Result]) -> list[str]:
-    """The finished experiments with the lowest validation losses."""
+    """The finished experiments with the lowest validation losses; those whose settings diverged with another seed are named."""
     finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
     best = [row for _, _, row in sorted(finished)[:BEST]]
-    return ["", "best by validation loss (nats per token)", *as_lines(of_results(best))] if best else []
+    if not best:
+        return []
+    lost = {_without_seed(row) for row in rows if row.status == Status.DIVERGED}
+    survivors = [row.name for row in best if _without_seed(row) in lost]
+    notes = [f"Settings that diverged with another seed: {listed(survivors)}"] if survivors else []
+    return ["", "best by validation loss (nats per token)", *as_lines(of_results(best)), *notes]
+
+
+def _without_seed(row: Result) -> str:
+    return json.dumps({name: value for name, value in json.loads(row.settings).items() if name != "seed"})
 
 
 def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -> list[str]:
@@ -102,6 +114,20 @@ def failure_lines(rows: Sequence[Result], path: Path, most: int | None = None) -
     return ["", *lines] if lines else []
 
 
+def again_command(path: Path, name: str) -> str:
+    return f"nanostudy study retry {shlex.quote(str(path))} {shlex.quote(name)}"
+
+
+def lost_lines(statuses: Mapping[str, Status], path: Path) -> list[str]:
+    """Experiments with a result whose run folders are gone, and how to train them again."""
+    ended = [name for name, status in statuses.items() if status.has_result]
+    lost = [name for name in ended if not os.path.lexists(path / name / "run.json")]
+    if not lost:
+        return []
+    command = again_command(path, lost[0]) if len(lost) == 1 else f"nanostudy study retry {shlex.quote(str(path))}"
+    return ["", f"Without a run folder in {path}: {listed(lost, MOST_LOST)}. Train again with: {command}"]
+
+
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     """How far a study is, with its best experiments, or with all of them (`every`)."""
     counts = store.counts()
@@ -111,9 +137,10 @@ def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
     if progress and progress[2]:
         lines += _progress_lines(*progress, path)
     lines += failure_lines([*store.rows(status="diverged"), *store.rows(status="failed")], path, MOST_FAILED)
+    lines += lost_lines(store.statuses(), path)
     if every:
         return [*lines, "", *as_lines(of_results(store.rows(), with_status=True))]
-    return [*lines, *best_lines(store.best(BEST))]
+    return [*lines, *best_lines([*store.best(BEST), *store.rows(status=Status.DIVERGED)])]
 
 
 def _progress_lines(recorded: str, left: float | None, workers: Sequence[Mapping[str, Any]], path: Path) -> list[str]:

@@ -6,25 +6,25 @@ What counts is study.yaml and the run folders. A source's store is not read, so 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nanostudy import version
-from nanostudy.atomic import explain_writing, remove_leftovers, whole_folder, write_atomically
+from nanostudy.atomic import explain_writing, remove_leftovers, set_aside, whole_folder, write_atomically
 from nanostudy.data.texts import NAMES
-from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.errors import DamagedRun, NanostudyError, UsageError
+from nanostudy.result import Result
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, open_study
+from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, missing_weights, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
-from nanostudy.training.weights import load_weights
+from nanostudy.training.weights import all_faults, load_weights
 
 MOST_NAMED = 3
 PATHS = ("corpus", "init_from")  # settings that may name a file, which lies elsewhere on another machine
@@ -32,29 +32,32 @@ PATHS = ("corpus", "init_from")  # settings that may name a file, which lies els
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder with a result, and its run.json."""
+    """A run folder with a result, its run.json, and what is damaged of it although the result counts."""
 
     path: Path
     metadata: Mapping[str, Any]
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def merge(sources: Sequence[Path], into: Path) -> list[str]:
-    """Copies the results that `into` lacks. Returns lines that say what came from where and what is missing.
+    """Copies the results that `into` lacks. Returns lines that say what came from where, what is damaged and what is missing.
 
+    A result counts where its files agree with each other and with their checksums. Of a source, files with a run folder's names
+    are copied; links and everything else stay there, since a source may come from anybody.
     Nothing is written where the folders do not agree. Results that `into` has are kept; of two results of one
     experiment, the first is. Raises UsageError, NanostudyError; after a kill or a full disk, the same call completes it.
     """
     sources = _checked(sources, into)
     studies = merged_definitions(sources, into)
     entries, _ = entries_of(studies)
-    before, _ = _results(into, entries, strict=True)
+    before, damaged = _results(into, entries)
+    lines = [f"damaged: {problem}" for problem in damaged]
     results_of: dict[Path, dict[str, FinishedRun]] = {}
-    lines = []
     kept = dict(before)
     for source in sources:
-        results_of[source], damaged = _results(source, entries, strict=False)
+        results_of[source], damaged = _results(source, entries)
         kept = {**results_of[source], **kept}
-        lines += damaged
+        lines += (f"not taken: {problem}" for problem in damaged)
     check_identities([before, *results_of.values()], entries)
     with hold(into):
         remove_leftovers(into)
@@ -62,11 +65,14 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
             write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
     with open_study(into) as folder:
         for row in folder.store.rows():
-            if row.name in kept and row.name not in before:
-                _copy(kept[row.name].path, folder.run(row.name))
-            if row.name in kept and not row.status.has_result:
+            if row.name not in kept or (row.name not in before and not _fits(row, kept[row.name])):
+                continue
+            if row.name not in before:
+                _copy(kept[row.name], folder)
+            if not row.status.has_result:
                 adopt(folder, row.name)
         folder.write_results()
+        lines += folder.notes
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
         for source, results in results_of.items():
@@ -103,47 +109,88 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
     return list(kept.values())
 
 
-def _results(path: Path, entries: Iterable[Entry], strict: bool) -> tuple[dict[str, FinishedRun], list[str]]:
-    """The folder's results by name, and messages about run folders that cannot be read (strict: raises)."""
+def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRun], list[str]]:
+    """The folder's results by name, and messages about run folders that do not count."""
     results, problems = {}, []
+    studies = definitions(path)
+    keep = studies[-1].keep if studies else "none"
     for entry in entries:
+        run = path / entry.name
         try:
-            metadata = run_folder.read_metadata(path / entry.name)
+            if run.is_symlink():
+                raise DamagedRun(f"{run} is a link.")
+            metadata = run_folder.read_metadata(run)
+            if metadata and metadata["status"] != "unfinished":
+                links = {name: f"{run / name} is a link." for name in run_folder.FILES if (run / name).is_symlink()}
+                faults = all_faults(run, metadata) | links
+                if decisive := run_folder.decisive(faults):
+                    raise DamagedRun(" ".join(decisive))
+                faults |= missing_weights(run, metadata, keep)
+                results[entry.name] = FinishedRun(run, metadata, faults)
         except NanostudyError as problem:
-            if strict:
-                raise
-            problems.append(f"not taken: {problem}")
-            continue
-        if metadata and metadata["status"] != "unfinished":
-            results[entry.name] = FinishedRun(path / entry.name, metadata)
+            problems.append(str(problem))
     return results, problems
+
+
+def _fits(row: Result, run: FinishedRun) -> bool:
+    """Whether the run folder may be that of a row: of one that waits, or of a result whose folder was lost and that says the same."""
+    final = run.metadata.get("final") or {}
+    return not row.status.has_result or (row.train_loss, row.val_loss) == (
+        final.get("train_loss"),
+        final.get("val_loss"),
+    )
 
 
 # --- copying
 
 
-def _copy(source: Path, target: Path) -> None:
-    """The whole run folder or nothing; it replaces one without a result. Raises NanostudyError."""
-    if target.is_dir() and run_folder.read_metadata(target) is None:
-        others = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
-        if others:
+def _copy(run: FinishedRun, folder: StudyFolder) -> None:
+    """The run folder's own files or nothing; it replaces one without a result. Raises NanostudyError."""
+    target = folder.run(run.path.name)
+    if folder.store.row(run.path.name).status.has_result and os.path.lexists(target):
+        folder.notes.append(
+            f"{target} was damaged: it is now {set_aside(target).name}, and that of {run.path.parent} is there."
+        )
+    if os.path.lexists(target):
+        others = (
+            sorted(name for name in os.listdir(target) if not name.startswith("."))
+            if target.is_dir()
+            else [target.name]
+        )
+        if any(name not in run_folder.FILES for name in others) and not (target / "run.json").exists():
             raise NanostudyError(
                 f"{target} holds other files ({listed(others, MOST_NAMED)}) and no run. "
                 "Move it away and merge again; what was copied before is kept."
             )
-    with whole_folder(target, replace=True) as folder:
-        hidden = shutil.ignore_patterns(".*")
-        shutil.copytree(source, folder, ignore=hidden, copy_function=_copy_file, dirs_exist_ok=True)
+    with whole_folder(target, replace=True) as place:
+        for file in run_folder.FILES.values():
+            source = run.path / file.name
+            if file.travels and file.name not in run.faults and os.path.lexists(source):
+                problem = _copy_file(source, place / file.name, run.metadata)
+                if problem:
+                    folder.notes.append(f"not taken: {source}: {problem}.")
+    folder.notes += (f"not taken: {text}" for text in run.faults.values())
 
 
-def _copy_file(source: str, target: str) -> None:
+def _copy_file(source: Path, target: Path, metadata: Mapping[str, Any]) -> str | None:
+    """Returns why a file that the result can do without is not copied. Raises NanostudyError."""
+    file, checksum = run_folder.FILES[source.name], (metadata.get("checksums") or {}).get(source.name)
+    problem: str | None = None
     try:
-        shutil.copyfile(source, target)
-    except OSError as problem:
-        if isinstance(problem, FileNotFoundError) and not os.path.exists(source):
-            return  # the study runs, and just deleted weights that it does not keep
-        # copytree would go on with the other files, and forget which error it was
-        raise NanostudyError(explain_writing(Path(target), problem)) from problem
+        copied = run_folder.copy_bounded(source, target, run_folder.largest(file, metadata))
+        if checksum not in (None, copied):
+            problem = "it changed while it was read"
+    except ValueError as other:
+        problem = str(other)
+    except OSError as other:
+        if isinstance(other, FileNotFoundError) and not source.exists():
+            return None  # the study runs, and just deleted weights that it does not keep
+        raise NanostudyError(explain_writing(target, other)) from other
+    if problem:
+        target.unlink(missing_ok=True)
+        if file.decisive:
+            raise NanostudyError(f"{source}: {problem}. Merge again; what was copied before is kept.")
+    return problem
 
 
 # --- the report

@@ -6,6 +6,8 @@ it makes, even where other code has the same, because older files hold what it m
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -85,6 +87,7 @@ def _changed(columns: Iterable[str]) -> str:
     return " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in columns)
 
 
+CHECKSUMS = ("row_sha256", "curve_sha256")  # of a result's row and of its evaluations
 MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [create]
 APPLIED = "SELECT name FROM migrations ORDER BY rowid"
 KIND = "SELECT coalesce(sum(name = 'migrations'), 0), count(*) FROM sqlite_master"  # ours?, anything?
@@ -110,12 +113,50 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def add_measures(db: sqlite3.Connection) -> None:
-    """Adds the columns of new measures; results keep them, too. Older versions of nanostudy can still use the file."""
+    """Adds the columns of new measures, and of checksums; results keep them, too. Older versions of nanostudy can still use the file."""
     columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")}
+    if CHECKSUMS[0] not in columns:
+        add_checksums(db)
     for name in stored():
         if name not in columns:
             db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
             _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
+
+
+def add_checksums(db: sqlite3.Connection) -> None:
+    for name in CHECKSUMS:
+        db.execute(f"ALTER TABLE experiments ADD COLUMN {name} TEXT")
+        changed = f"OLD.{name} IS NOT NULL AND ({_changed([name])})"  # it is computed from the finished row
+        _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", changed, HELD)
+
+
+def strangers(db: sqlite3.Connection) -> list[str]:
+    """Views, triggers and other things in the file that no study's store has: they could do anything when it is read or written."""
+    ours = sqlite3.connect(":memory:", isolation_level=None)
+    with contextlib.closing(ours):
+        create(ours)
+        add_checksums(ours)
+        columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")]
+        for name in columns:  # of another version's measures, too
+            if name.isidentifier() and f"{name}_stays" not in _objects(ours):
+                with contextlib.suppress(sqlite3.Error):
+                    ours.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
+                with contextlib.suppress(sqlite3.Error):
+                    changed = f"{FINISHED} AND ({_changed([name])})"
+                    _refuse(ours, f"{name}_stays", "BEFORE UPDATE ON experiments", changed, HELD)
+        expected = _objects(ours)
+    tables = {name for name, (kind, _) in expected.items() if kind == "table"} | {"migrations"}
+    return [
+        f"{kind} {name}"
+        for name, (kind, sql) in _objects(db).items()
+        if (kind != "table" or name not in tables or re.match(r"CREATE\s+TABLE\b", sql or "", re.I) is None)
+        and (kind, sql) != expected.get(name)
+        and not (kind == "index" and sql is None)  # of a table's own UNIQUE
+    ]
+
+
+def _objects(db: sqlite3.Connection) -> dict[str, tuple[str, str | None]]:
+    return {name: (kind, sql) for name, kind, sql in db.execute("SELECT name, type, sql FROM sqlite_master")}
 
 
 def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.measures import final, stored
 from nanostudy.result import Result, Status, finite
-from nanostudy.study import schema
-from nanostudy.study.database import Database
+from nanostudy.study import database, schema
+from nanostudy.study.database import Database, digest
+from nanostudy.text import printable
 
 if TYPE_CHECKING:
     from nanostudy.study.grid import Entry
@@ -34,6 +35,9 @@ COLUMNS = (  # of the table of experiments, besides the measures
 )
 
 
+RESULT = tuple(column for column in COLUMNS if column not in ("environment", "sampled"))  # have a checksum in a result
+
+
 @dataclass(frozen=True)
 class StackRow:
     id: int
@@ -44,18 +48,22 @@ class StackRow:
 class Store:
     """Store.open(path) writes, Store.read(path) reads. Writes stay in memory until commit() succeeds."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, db: Database) -> None:
+        self._db = db
         self._ids: dict[str, int] = {}
         self._last_stack = 0
-        if database.writes:
-            self._ids = dict(database.fetch("SELECT name, id FROM experiments"))
-            self._last_stack = database.fetch("SELECT coalesce(max(id), 0) FROM stacks")[0][0]
+        columns = {name for (name,) in db.fetch("SELECT name FROM pragma_table_info('experiments')")}
+        self._measures = [name for name in stored() if name in columns]  # an older file may lack the newest
+        self._checksum = "row_sha256" if "row_sha256" in columns else "NULL"
+        self._curve_checksum = "curve_sha256" if "curve_sha256" in columns else "NULL"
+        if db.writes:
+            self._ids = dict(db.fetch("SELECT name, id FROM experiments"))
+            self._last_stack = db.fetch("SELECT coalesce(max(id), 0) FROM stacks")[0][0]
 
     @staticmethod
     def open(path: Path) -> Store:
         """For the one process that writes (lease.py keeps others out). Creates or migrates the file."""
-        return Store(Database(path, schema.migrate))
+        return Store(Database(path, schema.migrate, schema.strangers))
 
     @staticmethod
     def read(path: Path) -> Store:
@@ -65,13 +73,13 @@ class Store:
                 f"There is no study in {path.parent}: {path.name} is not there. If it was lost, "
                 f"`nanostudy study rebuild {path.parent}` makes it again from the run folders."
             )
-        database = Database(path)
+        db = Database(path, strangers=schema.strangers)
         try:
-            schema.check(database.fetch, path)
+            schema.check(db.fetch, path)
+            return Store(db)
         except BaseException:
-            database.close()
+            db.close()
             raise
-        return Store(database)
 
     def commit(self) -> None:
         """Stores all writes since the last commit in one transaction. After a NanostudyError the next commit tries them again."""
@@ -138,16 +146,25 @@ class Store:
     def progressed(self, name: str, step: int) -> None:
         self._db.write("UPDATE experiments SET step = ? WHERE id = ?", step, self._id(name))
 
-    def finished(self, result: Result) -> None:
-        """Records a result, which never changes again. Its evaluations must be recorded before."""
+    def finished(self, result: Result, at: str | None = None) -> None:
+        """Records a result, which never changes again. Its evaluations must be recorded before. `at`: when it was first recorded."""
         id, contexts = self._id(result.name), {str(k): finite(v) for k, v in result.context_losses.items()}
         values = {name: finite(result.measures[name]) for name in final() if name in result.measures}
         self._db.write(
             "UPDATE experiments SET status = ?, reason = ?, skipped = ?, step = ?, context_losses = ?, finished_at = ?, "
             "(best_step, best_val_loss) = (SELECT step, val_loss FROM evaluations WHERE experiment = ? AND step = ?)"
             f"{''.join(f', {name} = ?' for name in values)} WHERE id = ?",
-            *(str(result.status), result.reason, result.skipped, result.step, json.dumps(contexts), _now()),
+            *(str(result.status), result.reason, result.skipped, result.step, json.dumps(contexts), at or _now()),
             *(id, result.best_step, *values.values(), id),
+        )
+        row = ", ".join(f"'{column}', {column}" for column in (*RESULT, *self._measures))
+        machine = "(SELECT machine FROM environments WHERE environments.id = environment)"
+        point = ", ".join(f"'{column}', {column}" for column in EVALUATION)
+        curve = f"SELECT digest({point}) AS point FROM evaluations WHERE experiment = ? ORDER BY step"
+        self._db.write(
+            f"UPDATE experiments SET row_sha256 = digest({row}, 'machine', {machine}), "
+            f"curve_sha256 = digest('curve', (SELECT group_concat(point) FROM ({curve}))) WHERE id = ?",
+            *(id, id),
         )
 
     def failed(self, name: str, reason: str) -> None:
@@ -167,10 +184,12 @@ class Store:
         """Makes running experiments wait, since nothing trains now."""
         self._db.write("UPDATE experiments SET status = 'waiting' WHERE status = 'running'")
 
-    def note(self, kind: str, detail: str, *, experiment: str | None = None, stack: int | None = None) -> None:
+    def note(
+        self, kind: str, detail: str, *, experiment: str | None = None, stack: int | None = None, at: str | None = None
+    ) -> None:
         id = None if experiment is None else self._id(experiment)
         insert = "INSERT INTO events (at, experiment, stack, kind, detail) VALUES (?, ?, ?, ?, ?)"
-        self._db.write(insert, _now(), id, stack, kind, detail)
+        self._db.write(insert, at or _now(), id, stack, kind, detail)
 
     def add_stacks(self, stacks: Iterable[tuple[Sequence[str], int]]) -> list[StackRow]:
         """Opens a stack, with an id of its own, for each (members, width)."""
@@ -197,16 +216,25 @@ class Store:
     # --- reading
 
     def rows(
-        self, status: str | None = None, names: Sequence[str] | None = None, limit: int | None = None
+        self,
+        status: str | None = None,
+        names: Sequence[str] | None = None,
+        limit: int | None = None,
+        damaged: list[str] | None = None,
     ) -> list[Result]:
-        """In the order of ids. Unknown names are left out."""
+        """In the order of ids. Unknown names are left out.
+
+        Raises NanostudyError at a damaged row; where there is a list `damaged`, it gets those names instead.
+        """
         conditions: dict[str, Any] = {}  # only those that are given, so that SQLite uses an index
         if status is not None:
             conditions["status = ?"] = status
         if names is not None:  # one value for any number of names
             conditions["name IN (SELECT value FROM json_each(?))"] = json.dumps(list(names))
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        return self._rows(f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit)
+        return self._rows(
+            f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit, damaged=damaged
+        )
 
     def row(self, name: str) -> Result:
         """Raises UsageError, with the nearest names, where there is no experiment of this name."""
@@ -219,26 +247,21 @@ class Store:
         """The finished experiments with the lowest validation losses."""
         return self._rows("WHERE status = 'finished' AND val_loss IS NOT NULL ORDER BY val_loss, id LIMIT ?", n)
 
-    def _rows(self, which: str, *values: Any) -> list[Result]:
-        select = f"SELECT {', '.join((*COLUMNS, *self._measures))} FROM experiments {which}"
-        rows = self._db.fetch(select, *values)
-        machines = self.environments() if rows else {}
+    def _rows(self, which: str, *values: Any, damaged: list[str] | None = None) -> list[Result]:
+        columns = (*COLUMNS, *self._measures)
+        rows = self._db.fetch(f"SELECT {', '.join((*columns, self._checksum))} FROM experiments {which}", *values)
+        machines = dict(self._db.fetch("SELECT id, machine FROM environments")) if rows else {}
         results = []
-        for row in rows:
-            named: dict[str, Any] = dict(zip(COLUMNS, row, strict=False))
-            named["status"], named["sampled"] = Status(named["status"]), bool(named["sampled"])
-            named["machine"] = machines.get(named.pop("environment"), {})
-            contexts = json.loads(named["context_losses"])
-            named["context_losses"] = {int(context): loss for context, loss in contexts.items()}
-            measures = dict(zip(self._measures, row[len(COLUMNS) :], strict=True))
-            results.append(Result(**named, measures=measures))
+        for *cells, checksum in rows:
+            named: dict[str, Any] = dict(zip(columns, cells, strict=True))
+            try:
+                results.append(_result(named, machines.get(named["environment"], "{}"), checksum))
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+                if damaged is None:
+                    row = f"holds a damaged row, of experiment {printable(str(named['id']))}"
+                    raise NanostudyError(database.damaged(self._db.path, row)) from None
+                damaged.append(printable(str(named["name"])))
         return results
-
-    @cached_property
-    def _measures(self) -> list[str]:
-        """The measures that the file has columns for: an older file may lack the newest."""
-        columns = {name for (name,) in self._db.fetch("SELECT name FROM pragma_table_info('experiments')")}
-        return [name for name in stored() if name in columns]
 
     def statuses(self) -> dict[str, Status]:
         """By name, in the order of ids."""
@@ -261,11 +284,16 @@ class Store:
 
     def evaluations(self, name: str) -> list[dict[str, Any]]:
         """The curve, by step. A loss that was not finite is None."""
-        ids = self._db.fetch("SELECT id FROM experiments WHERE name = ?", name)
+        ids = self._db.fetch(f"SELECT id, {self._curve_checksum} FROM experiments WHERE name = ?", name)
         if not ids:
             raise _unknown(name, self.identities())
         select = f"SELECT {', '.join(EVALUATION)} FROM evaluations WHERE experiment = ? ORDER BY step"
-        return [dict(zip(EVALUATION, row, strict=True)) for row in self._db.fetch(select, *ids[0])]
+        points = [dict(zip(EVALUATION, row, strict=True)) for row in self._db.fetch(select, ids[0][0])]
+        curve = ",".join(digest(*itertools.chain(*point.items())) for point in points) or None
+        numbers = all(value is None or type(value) in (int, float) for point in points for value in point.values())
+        if ids[0][1] not in (None, digest("curve", curve)) or not numbers:
+            raise NanostudyError(database.damaged(self._db.path, f"holds a damaged curve, of {name}"))
+        return points
 
     def events(
         self, *, experiment: str | None = None, kind: str | None = None, limit: int | None = None
@@ -284,13 +312,79 @@ class Store:
         return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def open_stacks(self) -> list[StackRow]:
-        rows = self._db.fetch("SELECT id, members, width FROM stacks WHERE state = 'open' ORDER BY id")
-        return [StackRow(id, tuple(json.loads(members)), width) for id, members, width in rows]
+        """Raises NanostudyError where one has members that the study has not."""
+        stacks = []
+        for id, members, width in self._db.fetch(
+            "SELECT id, members, width FROM stacks WHERE state = 'open' ORDER BY id"
+        ):
+            try:
+                stacks.append(StackRow(int(id), tuple(json.loads(members)), int(width)))
+                whole = stacks[-1].width > 0 and all(name in self._ids for name in stacks[-1].members)
+            except (TypeError, ValueError, RecursionError):
+                whole = False
+            if self._db.writes and not whole:
+                raise NanostudyError(database.damaged(self._db.path, f"holds a damaged stack, {printable(str(id))}"))
+        return stacks
 
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
-        """When it was recorded (UTC), the seconds left then, and what each worker did."""
-        rows = self._db.fetch("SELECT updated_at, seconds_left, workers FROM progress")
-        return (*rows[0][:2], json.loads(rows[0][2])) if rows else None
+        """When it was recorded (UTC), the seconds left then, and what each worker did; None where that cannot be read."""
+        for at, left, recorded in self._db.fetch("SELECT updated_at, seconds_left, workers FROM progress"):
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
+                workers = [
+                    {
+                        "worker": int(worker["worker"]),
+                        "doing": printable(worker["doing"]),
+                        "tokens_per_second": int(worker["tokens_per_second"]),
+                    }
+                    for worker in json.loads(recorded)
+                ]
+                datetime.fromisoformat(at)
+                return at, None if left is None else float(left), workers
+        return None
+
+
+def _result(row: dict[str, Any], machine: str, checksum: str | None) -> Result:
+    """From a row that may have come from anybody. Raises ValueError and the like where it is damaged, or holds what no study writes."""
+    measures = {name: value for name, value in row.items() if name not in COLUMNS}
+    if checksum is not None:
+        cells = (
+            {column: row[column] for column in RESULT} | measures | {"machine": machine if row["environment"] else None}
+        )
+        if checksum != digest(*itertools.chain(*cells.items())):
+            raise ValueError("the checksum is another")
+    losses = {int(context): loss for context, loss in json.loads(row["context_losses"]).items()}
+    numbers = (*measures.values(), *losses.values(), row["skipped"], row["stack"], row["members"])
+    if not all(value is None or type(value) in (int, float) for value in numbers):
+        raise ValueError("no number")
+    if (
+        not is_file_name(row["name"])
+        or not is_file_name(row["part"])
+        or not isinstance(json.loads(row["settings"]), dict)
+    ):
+        raise ValueError("no name, or no settings")
+    return Result(
+        **{key: row[key] for key in ("name", "part", "settings", "skipped", "stack", "members", "finished_at")},
+        id=int(row["id"]),
+        step=int(row["step"]),
+        identity=str(row["identity"]),
+        status=Status(row["status"]),
+        reason=None if row["reason"] is None else printable(row["reason"]),
+        sampled=bool(row["sampled"]),
+        machine=dict(json.loads(machine)),
+        context_losses=losses,
+        measures=measures,
+    )
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether it can name a run folder or a part: no path, nothing hidden, no control characters."""
+    return (
+        isinstance(name, str)
+        and 0 < len(os.fsencode(name)) <= 250
+        and name.isprintable()
+        and not name.startswith((".", "-", "=", "+", "@"))
+        and not any(c in name for c in '/\\:*?"<>|')
+    )
 
 
 def _now() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nanostudy import version
-from nanostudy.atomic import write_atomically
+from nanostudy.atomic import remove_leftovers, write_atomically
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import NanostudyError
@@ -19,12 +19,15 @@ from nanostudy.training.events import Evaluated, Event, Finished, Logged, Saving
 from nanostudy.training.machine import Machine
 from nanostudy.training.run_folder import (
     COLUMNS,
+    FILES,
     OPTIMIZER,
     append_rows,
+    checksum_of,
     keep_rows,
     read_metadata,
     read_rows,
     settings_yaml,
+    write_metadata,
 )
 from nanostudy.training.tensors import save_tensors
 from nanostudy.training.weights import Weights, save_weights
@@ -54,6 +57,8 @@ class Recorder:
         before = read_metadata(self.folder)
         if before is None:
             others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if any(name.startswith("run.json.damaged") for name in others):  # a damaged one was set aside
+                others = [name for name in others if name not in FILES and not name.startswith("run.json.damaged")]
             if others:
                 raise NanostudyError(
                     f"{self.folder} holds other files ({', '.join(sorted(others)[:3])}) and no run. "
@@ -68,9 +73,7 @@ class Recorder:
             raise NanostudyError(
                 f"{self.folder} holds another run ({changed or other}). Choose another folder with --out; nothing was changed."
             )
-        else:
-            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         if not (self.folder / "settings.yaml").exists():
             settings = {**self.experiment.as_dict(), **resources}
             corpus = Path(settings["corpus"])
@@ -98,10 +101,9 @@ class Recorder:
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))
             self.rows["training.csv"][event.step] = row
         elif isinstance(event, Evaluated):
-            train_loss, val_loss = event.train_loss, event.val_loss
-            bits = self.corpus.train.bits_per_character(train_loss), self.corpus.val.bits_per_character(val_loss)
-            start = (event.step, event.tokens, round(event.seconds, 2), train_loss, val_loss)
-            self.rows["evaluations.csv"][event.step] = (*start, *bits)
+            self.rows["evaluations.csv"][event.step] = self._evaluation(
+                event.step, event.tokens, event.seconds, event.train_loss, event.val_loss
+            )
             self.windows.update(event.windows)
         if isinstance(event, Saving | Stopped) and self.windows:
             write_window_losses(self.folder, self.windows, self.identity)
@@ -109,6 +111,30 @@ class Recorder:
             self._write_rows()
         if isinstance(event, Finished):
             self._finish(event)
+
+    def _evaluation(
+        self, step: int, tokens: int, seconds: float, train_loss: float, val_loss: float
+    ) -> tuple[float, ...]:
+        bits = self.corpus.train.bits_per_character(train_loss), self.corpus.val.bits_per_character(val_loss)
+        return step, tokens, round(seconds, 2), train_loss, val_loss, *bits
+
+    def restore(self, evaluations: Sequence[Mapping[str, float]]) -> None:
+        """Writes back evaluations of an earlier session that evaluations.csv lacks or has otherwise. A loss of None was not finite."""
+        path = self.folder / "evaluations.csv"
+        columns = COLUMNS[path.name]
+        rows = {int(row["step"]): tuple(row[column] for column in columns) for row in read_rows(path)}
+        changed = False
+        for point in evaluations:
+            losses = (math.nan if point[key] is None else point[key] for key in ("train_loss", "val_loss"))
+            row = self._evaluation(int(point["step"]), int(point["tokens"]), point["seconds"], *losses)
+            there = rows.get(int(point["step"]), (None,) * len(row))
+            if any(
+                finite(a) != finite(b) for a, b, column in zip(there, row, columns, strict=True) if column != "seconds"
+            ):
+                rows[int(point["step"])], changed = row, True
+        if changed:
+            lines = [columns, *(rows[step] for step in sorted(rows))]
+            write_atomically(path, "".join(",".join(map(str, line)) + "\n" for line in lines))
 
     def _write_rows(self) -> None:
         for table, rows in self.rows.items():
@@ -137,8 +163,10 @@ class Recorder:
             exp_avg, exp_avg_sq = event.moments
             about = {"kind": "optimizer", "identity": self.identity, "updates": result.updates}
             save_tensors(self.folder / OPTIMIZER, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, about)
+        paths = {name: self.folder / name for name, file in FILES.items() if file.has_checksum}
         self._write_metadata(
             **result.to_run(),
+            checksums={name: checksum_of(path) for name, path in paths.items() if path.exists()},
             initial=_finite(evaluations[0]) if evaluations else None,
             final=_finite(evaluations[-1]) if evaluations and result.status is Status.FINISHED else None,
             best=next((row for row in evaluations if row["step"] == result.best_step), None),
@@ -158,7 +186,7 @@ class Recorder:
         }
         machine = {key: value for key, value in self.machine.as_dict().items() if key != "notes"}
         metadata = {**metadata, "machine": machine, **changes}
-        write_atomically(self.folder / "run.json", json.dumps(metadata, indent=1) + "\n")
+        write_metadata(self.folder, metadata)
 
 
 def _finite(row: Mapping[str, float]) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.training.run_folder import FILES, read_bounded
 
 SAMPLES, TEXT = "samples.json", "sample.txt"
 OPENING = "--- "  # begins the line above each of several samples in sample.txt, which names its prompt
@@ -32,8 +34,12 @@ def write_samples(folder: Path, samples: Sequence[Sample], headings: bool) -> No
     """sample.txt names the prompts where `headings` asks for it; it comes last, and so says that all is there."""
     content = json.dumps([asdict(sample) for sample in samples], indent=1)
     write_atomically(folder / SAMPLES, content + "\n")
+    write_atomically(folder / TEXT, _text(samples, headings))
+
+
+def _text(samples: Sequence[Sample], headings: bool) -> str:
     pieces = [f"{OPENING}{s.prompt or 'no prompt'}\n{s.text}\n" if headings else f"{s.text}\n" for s in samples]
-    write_atomically(folder / TEXT, "\n".join(pieces))
+    return "\n".join(pieces)
 
 
 def read_samples(folder: Path, prompt: str | None = None, prompts: Sequence[Sequence[str | None]] = ()) -> list[Sample]:
@@ -41,20 +47,27 @@ def read_samples(folder: Path, prompt: str | None = None, prompts: Sequence[Sequ
 
     Older versions wrote sample.txt alone: one text that goes on from `prompt`, or several, from one of the lists of prompts.
     """
-    if not (folder / SAMPLES).is_file():
+    if not os.path.lexists(folder / SAMPLES):
         return _from_text(folder / TEXT, prompt, prompts)
+    path = folder / SAMPLES
     try:
-        return [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as problem:
-        path = folder / SAMPLES
+        samples = [Sample(**sample) for sample in json.loads(read_bounded(path, FILES[SAMPLES].most))]
+        texts = [_text(samples, headings) for headings in (True, False)]
+        if read_bounded(folder / TEXT, FILES[TEXT].most).decode() not in texts:
+            raise ValueError(f"{TEXT} says otherwise")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise NanostudyError(f"{path} is damaged or cannot be read ({problem}). Restore or delete it.") from None
+    return samples
 
 
 def _from_text(path: Path, prompt: str | None, asked: Sequence[Sequence[str | None]]) -> list[Sample]:
     """Split at the lines that name the prompts; a model may have written such lines itself."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_bounded(path, FILES[TEXT].most).decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, ValueError) as problem:
+        raise NanostudyError(f"{path} is damaged or cannot be read ({problem}). Restore or delete it.") from None
     for prompts in asked:
         begins = (f"{re.escape(OPENING + (p or 'no prompt'))}\n({re.escape(p or '')}.*?)" for p in prompts)
         match = re.fullmatch("\n\n".join(begins) + "\n?", text, re.DOTALL)

@@ -16,6 +16,8 @@ from nanostudy import version
 from nanostudy.atomic import replace_atomically
 from nanostudy.errors import NanostudyError
 
+LARGEST_HEADER = 2**27  # bytes
+
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], before: Path | None = None
@@ -46,13 +48,14 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise NanostudyError(f"There is no file {path}.")
     try:
+        _check_size(path)
         data = path.read_bytes()  # not memory-mapped: Windows cannot replace a mapped file
         tensors = load(data)
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         header = json.loads(described.get("nanostudy", "null"))
     except OSError as problem:
         raise NanostudyError(f"{path} could not be read: {problem}.") from problem
-    except (SafetensorError, ValueError) as problem:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as problem:
         raise NanostudyError(f"{path} is damaged or is no safetensors file ({problem}).") from None
     if not isinstance(header, dict):
         raise NanostudyError(f"{path} was not written by nanostudy: its header has no nanostudy metadata.")
@@ -64,6 +67,18 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if header.pop("sha256", None) != _checksum(tensors, header):
         raise NanostudyError(f"{path} is damaged: its contents do not match their checksum.")
     return tensors, header
+
+
+def _check_size(path: Path) -> None:
+    """Before it is read: a file may be larger than any memory. Raises ValueError where its size is not the one that its header says."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise ValueError("its header is too large")
+        header = json.loads(file.read(length))
+    ends = [int(about["data_offsets"][1]) for name, about in header.items() if name != "__metadata__"]
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise ValueError("its size is not the one that its header says")
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:

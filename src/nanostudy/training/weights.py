@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, parameter_table
 from nanostudy.model.gpt import named_views
 from nanostudy.settings import Experiment, from_settings
+from nanostudy.training.run_folder import FILES, faults, largest
 from nanostudy.training.tensors import load_tensors, save_tensors
 
 
@@ -46,10 +48,10 @@ def save_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
 
 def load_weights(run: Path, which: str = "best") -> Weights:
     """The best or last weights of a run folder, or a weights file. Raises UsageError, NanostudyError."""
-    path = run if run.is_file() else run / f"{which}.safetensors"
+    path = run if os.path.isfile(run) else run / f"{which}.safetensors"
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
-    if not path.is_file() and not (run / "run.json").is_file():
+    if not os.path.isfile(path) and not os.path.isfile(run / "run.json"):
         raise NanostudyError(f"There is no run folder {run}: no trained weights are there.")
     if not path.is_file():
         raise NanostudyError(
@@ -65,6 +67,28 @@ def load_weights(run: Path, which: str = "best") -> Weights:
         raise NanostudyError(f"{path} is damaged: its tensors are not those that its settings describe.")
     row = torch.cat([tensors[p.name].reshape(-1).float() for p in table])
     return Weights(row[None], experiment, config, tokenizer, metadata.get("step", 0), metadata.get("goes_on"))
+
+
+def all_faults(folder: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """As run_folder.faults, and for weights without a checksum in run.json, as older versions left them, the one that they hold."""
+    problems = faults(folder, metadata)
+    for which in ("best", "last"):
+        file = FILES[f"{which}.safetensors"]
+        path = folder / file.name
+        if file.name in problems or file.name in (metadata.get("checksums") or {}) or not path.exists():
+            continue
+        try:
+            if path.stat().st_size > largest(file, metadata):
+                raise NanostudyError(f"{path} is larger than weights of this model can be.")
+            _, about = load_tensors(path)
+            step = (metadata.get("best") or {}).get("step") if which == "best" else None
+            if about.get("identity") != metadata["identity"] or step not in (None, about.get("step")):
+                raise NanostudyError(f"{path} belongs to another run, or to another update of this one.")
+        except NanostudyError as problem:
+            if isinstance(problem.__cause__, OSError):
+                raise
+            problems[file.name] = str(problem)
+    return problems
 
 
 def fitted(weights: Weights, experiment: Experiment) -> Tensor:

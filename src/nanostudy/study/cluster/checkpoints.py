@@ -7,6 +7,9 @@ newer than what is recorded: a save waits for that (events.Saving).
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from nanostudy.atomic import replace_atomically, write_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.study.cluster.actor import Kept, Message, Part, append_part
 from nanostudy.study.tasks import Broken, Done, Noted, TrainStack
+from nanostudy.text import printable
 from nanostudy.training import stack as checkpoint
 
 POINTER = "checkpoint.at"  # the file in a stack's folder that names the address of its newest checkpoint
@@ -63,10 +67,9 @@ class CheckpointStore:
 
     def begin(self, task: TrainStack) -> AtAddress | None:
         """Moves the stack's newest checkpoint to where the worker looks for it. Raises NanostudyError, OSError."""
+        newest, here = self._pointer(task), checkpoint.newest(task.path)
         if not self.address:
-            self._bring_back(task)
             return None
-        newest, here = _pointer(task), checkpoint.newest(task.path)
         if newest is None and here:
             newest = _new_address(f"{self.address}/{uuid.uuid4().hex}")
             _reach(newest, lambda: _put(here, newest))
@@ -83,19 +86,19 @@ class CheckpointStore:
         with contextlib.suppress(Exception):  # the next save tries again
             files, place = url_to_fs(message.address)
             for other in files.ls(_folder(place), detail=False):  # also those that the driver never heard of
-                if other.rpartition("/")[2] != place.rpartition("/")[2]:
+                if other.rpartition("/")[2] != place.rpartition("/")[2] and other.endswith(".safetensors"):
                     files.rm_file(other)
 
     def end(self, task: TrainStack, report: Done | Broken, stopped: bool) -> None:
         """Where the stack failed, its checkpoint is in its folder afterwards: the policy may split it."""
-        newest = _pointer(task)
+        newest = self._pointer(task)
         if isinstance(report, Broken) and report.cause not in ("lost", "files"):
             self._bring_back(task)
         elif newest and isinstance(report, Done) and not stopped:
             _remove_folder(newest)
 
     def _bring_back(self, task: TrainStack) -> None:
-        newest = _pointer(task)
+        newest = self._pointer(task)
         if newest is None:
             return
         with contextlib.suppress(FileNotFoundError):
@@ -103,10 +106,22 @@ class CheckpointStore:
         (task.folder / POINTER).unlink(missing_ok=True)
         _remove_folder(newest)
 
-
-def _pointer(task: TrainStack) -> str | None:
-    path = task.folder / POINTER
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    def _pointer(self, task: TrainStack) -> str | None:
+        """The address that the stack's folder names. Raises NanostudyError where it is not below --checkpoints: it may be anybody's."""
+        path = task.folder / POINTER
+        if not os.path.lexists(path):
+            return None
+        newest = path.read_text(encoding="utf-8", errors="replace")[:10_000].strip()
+        if self.address and re.fullmatch(
+            rf"{re.escape(self.address)}/[0-9a-f]{{32}}/[0-9a-f]{{32}}\.safetensors", newest
+        ):
+            return newest
+        where = newest.rsplit("/", 2)[0]
+        raise NanostudyError(
+            f"{path} says that a checkpoint is at {printable(newest)}, which is not below "
+            f"{f'--checkpoints {self.address}' if self.address else 'any --checkpoints given here'}. If you trust this study, go on with "
+            f"--checkpoints {shlex.quote(printable(where))}; or delete {path}, and its experiments train from the beginning."
+        )
 
 
 # --- addresses; these functions raise whatever the address's library raises
@@ -133,10 +148,13 @@ def _fetch(address: str, path: Path) -> None:
 
 
 def _remove_folder(address: str) -> None:
-    """Of this checkpoint. What is left over does no harm."""
+    """Of this checkpoint, with the others that lie there, and nothing else. What is left over does no harm."""
     with contextlib.suppress(Exception):
         files, place = url_to_fs(_folder(address))
-        files.rm(place, recursive=True)
+        for other in files.ls(place, detail=False):
+            if re.fullmatch(r"[0-9a-f]{32}\.safetensors", other.rpartition("/")[2]):
+                files.rm_file(other)
+        files.rmdir(place)
 
 
 def _reach(address: str, action: Callable[[], None]) -> None:
