@@ -78,6 +78,7 @@ WORDS = (
 FILES = {
     "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
+    "window_losses.safetensors",
 }  # fmt: skip
 
 
