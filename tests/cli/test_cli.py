@@ -78,6 +78,7 @@ WORDS = (
 FILES = {
     "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
+    "window_losses.safetensors",
 }  # fmt: skip
 
 
@@ -399,7 +400,12 @@ def test_a_diverging_run_says_so_and_keeps_its_files(call, here, draws):
     said(told, 1)
     assert "diverged" in told.out + told.err
     run = here / "run"
-    assert set(contents(run)) >= FILES - {"curve.png", "curve.svg", "optimizer.safetensors"}
+    assert set(contents(run)) >= FILES - {
+        "curve.png",
+        "curve.svg",
+        "optimizer.safetensors",
+        "window_losses.safetensors",
+    }
     metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert metadata["status"] == "diverged"
     assert "not finite" in metadata["diverged"]

@@ -167,15 +167,16 @@ class _Basis:
     """Columns, and an orthonormal basis of what they span."""
 
     def __init__(self, rows: int) -> None:
-        self.columns, self.span = np.zeros((rows, 0)), np.zeros((rows, 0))
+        self._columns, self.count = [np.zeros((rows, 0))], 0
+        self._space, self.rank = np.zeros((rows, 16), order="F"), 0
 
     @property
-    def count(self) -> int:
-        return self.columns.shape[1]
+    def columns(self) -> Array:
+        return np.hstack(self._columns)
 
     @property
-    def rank(self) -> int:
-        return self.span.shape[1]
+    def span(self) -> Array:
+        return self._space[:, : self.rank]
 
     def add(self, columns: Array, partly: bool = False) -> bool:
         """Adds all columns; without `partly`, none and False where they depend on each other or on those before."""
@@ -187,7 +188,13 @@ class _Basis:
         new = sizes > TOLERANCE * np.linalg.norm(columns)
         if not partly and not new.all():
             return False
-        self.columns, self.span = np.hstack([self.columns, columns]), np.hstack([self.span, left[:, new]])
+        self._columns.append(columns)
+        self.count += columns.shape[1]
+        rank = self.rank + int(new.sum())
+        if rank > self._space.shape[1]:
+            self._space = np.asfortranarray(np.hstack([self.span, np.zeros((len(columns), 2 * rank))]))
+        self._space[:, self.rank : rank] = left[:, new]
+        self.rank = rank
         return True
 
 

@@ -188,8 +188,8 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(help="What the text goes on from, or FILE:PATH, a text file. Default: a new line.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 1,
-    tokens: Annotated[int, typer.Option(min=0, help="New tokens of each sample.")] = 500,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10_000, help="How many samples.")] = 1,
+    tokens: Annotated[int, typer.Option(min=0, max=10**6, help="New tokens of each sample.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
     which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
     **sampling: Any,
@@ -398,6 +398,9 @@ def main() -> None:
                 if not isinstance(problem, ReportedElsewhere):
                     print(f"nanostudy: {printable(str(problem))}", file=sys.stderr)
                 sys.exit(2 if isinstance(problem, UsageError) else 1)
+            except OSError as problem:  # such as a name longer than the file system takes
+                print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
+                sys.exit(1)
     except SystemExit as end:
         # a rank that lost others has threads that wait for them, which would abort the process at its end
         distributed = sys.modules.get("torch.distributed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import reprlib
 from pathlib import Path
@@ -98,7 +99,7 @@ def write_meta(path: Path, table: Table) -> None:
 
 
 def is_dataset(folder: Path) -> bool:
-    return (folder / TRAIN).is_file()
+    return os.path.isfile(folder / TRAIN)  # a name too long is none
 
 
 def read_dataset(folder: Path) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,13 +106,13 @@ class Assignments:
     def _module(self, statement: ast.ImportFrom) -> Path | None:
         parts = (statement.module or "").split(".")
         files = [folder.joinpath(*parts).with_suffix(".py") for folder in self.folders] if not statement.level else []
-        return next((file for file in files if file.is_file()), None)
+        return next((file for file in files if os.path.isfile(file)), None)
 
     def _opened(self, path: Path, statement: ast.stmt, file: ast.expr, names: Mapping[str, Value | Code]) -> Path:
         name = literal_or_code(file, names)
         if not isinstance(name, str):
             _refuse(path, statement)
-        existing = next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+        existing = next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
         if existing is None:
             _refuse(
                 path, statement, f" (there is no file {name} in {', '.join(map(str, dict.fromkeys(self.folders)))})"

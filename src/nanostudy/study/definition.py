@@ -254,7 +254,9 @@ def study_yaml(study: Study) -> str:
     document["parts"] = {} if study.parts == {"all": {}} else parts
     document["seeds"] = ONE_PER_EXPERIMENT if study.seeds is None else list(study.seeds)
     document["prompts"] = list(study.prompts)
-    return "---\n" + "".join(_yaml(key, value) for key, value in document.items() if value not in ({}, ""))
+    return "---\n" + "".join(
+        _yaml(key, value) for key, value in document.items() if key == "name" or value not in ({}, "")
+    )
 
 
 def _yaml(key: str, value: Any) -> str:

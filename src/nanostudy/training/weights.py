@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,10 @@ def save_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
 
 def load_weights(run: Path, which: str = "best") -> Weights:
     """The best or last weights of a run folder, or a weights file. Raises UsageError, NanostudyError."""
-    path = run if run.is_file() else run / f"{which}.safetensors"
+    path = run if os.path.isfile(run) else run / f"{which}.safetensors"
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
-    if not path.is_file() and not (run / "run.json").is_file():
+    if not os.path.isfile(path) and not os.path.isfile(run / "run.json"):
         raise NanostudyError(f"There is no run folder {run}: no trained weights are there.")
     if not path.is_file():
         raise NanostudyError(
