@@ -76,9 +76,8 @@ WORDS = (
     "falls",
 )
 FILES = {
-    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
+    "settings.yaml", "run.json", "training.csv", "evaluations.csv", "window_losses.safetensors", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
-    "window_losses.safetensors",
 }  # fmt: skip
 
 

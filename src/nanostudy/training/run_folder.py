@@ -78,10 +78,11 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where there is none. Raises DamagedRun, and NanostudyError where it is of another version or out of reach."""
     path = folder / "run.json"
     try:
-        if not os.path.lexists(path):
-            return None
+        os.lstat(path)
         metadata = json.loads(read_bounded(path, FILES["run.json"].most))
         written = metadata["format_version"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as problem:
         raise NanostudyError(f"{folder} cannot be read: {problem.strerror or problem}.") from problem
     except (ValueError, KeyError, TypeError, RecursionError):
