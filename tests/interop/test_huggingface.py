@@ -27,7 +27,7 @@ VARIANTS = {
     "a head of its own": {"tie_embeddings": False},
     "both, and bytes": {"bias": True, "tie_embeddings": False, "tokenizer": "byte"},
 }
-TEXT = "Ünd: the \r\n\n\tsea  is\u2028a song,\x00 and no 1 hears it \U0001f40b \u00a0 [UNK] <s> ' t\n"
+TEXT = "Ünd: the \n\n\tsea  is\u2028a song,\x00 and no 1 hears it \U0001f40b \u00a0 [UNK] <s> ' t\n"
 
 
 def make(folder: Path, **of_experiment) -> Path:

@@ -185,8 +185,8 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path, undrawn, monkeypa
     def refused(self, **_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refused)
-    with pytest.raises(NanostudyError, match=r"Permission denied.*--out"):
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(NanostudyError, match=r"(?s)Permission denied.*--out"):
         publish(Analysis(synthetic({"n_embd": [128]})), tmp_path / "other")
 
 

@@ -25,7 +25,6 @@ from nanostudy.text import counted, listed
 from nanostudy.training.run_folder import decisive, faults, read_metadata, read_result, read_rows
 from nanostudy.training.samples import SAMPLES as SAMPLES_FILE
 from nanostudy.training.samples import read_samples
-from nanostudy.training.window_losses import WINDOW_LOSSES
 
 MACHINE = ("device", "device_name", "precision", "threads")
 RUN_JSON, TABLE = "run.json", "training.csv"
@@ -176,7 +175,7 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: M
         **measures,
         **{key: result.machine.get(key) for key in MACHINE},
         **{f"{AT_CONTEXT}{context}": loss for context, loss in result.context_losses.items()},
-        "folder": str(folder) if folder.is_dir() and not {RUN_JSON, WINDOW_LOSSES} & set(problems) else None,
+        "folder": str(folder) if folder.is_dir() and RUN_JSON not in problems else None,
     }
 
 

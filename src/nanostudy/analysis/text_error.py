@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from nanostudy.analysis.frames import AT_CONTEXT, Results, known
+from nanostudy.errors import NanostudyError
 from nanostudy.text import counted
 from nanostudy.training.window_losses import WINDOW_LOSSES, Windows, name_at, read_window_losses
 
@@ -63,10 +64,7 @@ def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: Ar
 
 
 def text_errors(results: Results, by: str = "val_loss", names: Sequence[str] | None = None) -> TextErrors:
-    """Of the finished experiments, or of these. `by` is a loss, "gap", or a loss at a fixed context.
-
-    Raises NanostudyError where a file of window losses is damaged.
-    """
+    """Of the finished experiments, or of these. `by` is a loss, "gap", or a loss at a fixed context."""
     finished = results.finished if names is None else results.finished.loc[list(names)]
     if finished["corpus_sha256"].nunique() > 1:
         return TextErrors({}, "The experiments read different texts, so no error of the text is in the intervals.")
@@ -93,8 +91,11 @@ def _waves(folder: Path, by: str) -> Array | None:
 
 @functools.lru_cache(maxsize=2**16)
 def _waves_read(folder: Path, by: str, changed: int) -> Array | None:
-    """Read once for all figures of a page."""
-    there = read_window_losses(folder)
+    """Read once for all figures of a page. A damaged file, which the results' notes name, counts as none."""
+    try:
+        there = read_window_losses(folder)
+    except NanostudyError:
+        return None
     if by.startswith(AT_CONTEXT):
         context = int(by.removeprefix(AT_CONTEXT))
         own = {"val": 1.0} if "val" in there and there["val"].context == context else {name_at(context): 1.0}

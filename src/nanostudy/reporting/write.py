@@ -13,7 +13,7 @@ from nanostudy.analysis.results import read_run_folder
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.figure import DrawingFailed, draw
-from nanostudy.reporting.document import Sentence
+from nanostudy.reporting.document import Document, Sentence
 from nanostudy.reporting.html import page
 from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
@@ -41,6 +41,28 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     Raises NanostudyError where the folder cannot be written, or holds something else.
     """
     beside = markdown_folder or folder
+    try:
+        report, pictures, undrawn = _write(analysis, folder, markdown_folder)
+    except NanostudyError as problem:
+        if not isinstance(problem.__cause__, OSError):
+            raise
+        raise NanostudyError(f"{problem} Name another folder for the report with --out.") from problem.__cause__
+    return Published(
+        page=folder / PAGE,
+        folder=beside,
+        summary=report.lede,
+        answer=report.answer,
+        notes=report.notes,
+        beside=[beside / MARKDOWN, folder / TABLE],
+        figures=len(pictures),
+        undrawn=undrawn,
+    )
+
+
+def _write(
+    analysis: Analysis, folder: Path, markdown_folder: Path | None
+) -> tuple[Document, dict[str, tuple[bytes, str]], str]:
+    """(what was written, its pictures, why some are missing)."""
     with whole_folder(folder, overwrite=True, replace=_is_ours(folder)) as place:
         report = document(analysis)
         pictures: dict[str, tuple[bytes, str]] = {}
@@ -59,16 +81,7 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
             MARKDOWN: markdown(report, pictures),
         }.items():
             write_atomically((markdown_folder or place) / path, content)
-    return Published(
-        page=folder / PAGE,
-        folder=beside,
-        summary=report.lede,
-        answer=report.answer,
-        notes=report.notes,
-        beside=[beside / MARKDOWN, folder / TABLE],
-        figures=len(pictures),
-        undrawn=undrawn,
-    )
+    return report, pictures, undrawn
 
 
 def publish_run(folder: Path) -> Published:

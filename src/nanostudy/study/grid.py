@@ -177,8 +177,10 @@ def _safe(value: Any) -> str:
     if isinstance(value, str):  # a path's stem, on every system
         value = PurePosixPath(re.split(r"[\\/]", value.rstrip("\\/"))[-1]).stem
         plain = re.sub(r"[^A-Za-z0-9._-]", "", value).strip(".")
-        foreign = any(c.isalnum() and not c.isascii() for c in value)  # whose letters a folder's name leaves out
-        return plain + (hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8] if foreign else "")
+        left_out = not plain or any(
+            c.isalnum() and not c.isascii() for c in value
+        )  # letters that no name of a folder has
+        return plain + (hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8] if left_out else "")
     return str(value).lower().removesuffix(".0")
 
 
