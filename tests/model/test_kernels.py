@@ -658,6 +658,15 @@ def test_numbers_that_are_not_whole_words(size, data, start):
 # --- machines without kernels
 
 
+def test_the_kernels_share_pytorchs_threads_and_no_other_wheels():
+    """Whichever was loaded first: a library that needs scikit-learn's runtime cannot be loaded where that is not."""
+    line = "7f00-7f01 r-xp 00000000 fe:00 1   /an env/lib/python3.11/site-packages/{}\n"
+    other = line.format("scikit_learn.libs/libgomp-e985bcbb.so.1.0.0")
+    for own in ("torch/lib/libgomp.so.1", "torch.libs/libgomp-1.so", "../../libgomp.so.1"):
+        assert cpu._runtime_in(other + line.format(own)).endswith(own)
+    assert cpu._runtime_in(other) is None
+
+
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
     """Nothing is built yet: an empty cache on disk, and none in this process. Quickly built."""

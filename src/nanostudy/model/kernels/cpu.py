@@ -281,10 +281,15 @@ def _option_sets() -> Iterator[tuple[str, ...]]:
 def _openmp() -> str | None:
     """The OpenMP runtime that PyTorch loaded into this process. A second one would compete with it for the cores."""
     with contextlib.suppress(OSError):
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-        match = re.search(r" (/.*/libgomp[^/]*\.so[^/\n]*)$", maps, re.MULTILINE)  # a path may hold spaces
-        return match[1] if match else None
+        return _runtime_in(Path("/proc/self/maps").read_text(encoding="utf-8"))
     return None
+
+
+def _runtime_in(maps: str) -> str | None:
+    """PyTorch's own, or one that it shares; never another wheel's (scikit-learn.libs), which no other process may have."""
+    found = re.findall(r" (/.*/libgomp[^/]*\.so[^/\n]*)$", maps, re.MULTILINE)  # a path may hold spaces
+    folders = {path: Path(path).parent.name for path in found}
+    return next((p for p, name in folders.items() if not name.endswith(".libs") or name.startswith("torch")), None)
 
 
 def _fingerprint(command: str, options: tuple[str, ...]) -> str:
