@@ -198,7 +198,7 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+b")  # noqa: SIM115 (closed below)
+        file = open(folder / ".lock", "a+b", opener=_unlinked)  # noqa: SIM115 (closed below)
     except OSError as problem:
         raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from problem
     with file:
@@ -210,6 +210,11 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
             ) from BlockingIOError(errno.EAGAIN, "locked")
         yield locked is True
+
+
+def _unlinked(path: str, flags: int) -> int:
+    """A link may lead anywhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -343,7 +343,7 @@ def matrix_of(finished: Path, work: Path, wanted) -> Counter:
         figures[outcome.kind] += 1
         if outcome.kind not in ("same", "told", "noted"):
             wrong.append((outcome.kind, file, harm, command, outcome.words))
-    print(dict(figures), flush=True)
+    print(dict(figures), *wrong, sep="\n", flush=True)
     assert wrong == []
     return figures
 
