@@ -49,7 +49,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     """
     sources = _checked(sources, into)
     studies = merged_definitions(sources, into)
-    entries, _ = entries_of(studies)
+    entries, _ = entries_of(studies, into, *sources)
     before, damaged = _results(into, entries)
     lines = [f"damaged: {problem}" for problem in damaged]
     results_of: dict[Path, dict[str, FinishedRun]] = {}
