@@ -273,7 +273,7 @@ def test_a_study_that_an_older_version_named_goes_on_under_its_names(tmp_path, m
         patch.setattr(grid, "safe", partial(lambda safe, value, older: safe(value, older=True), grid.safe))
         run(tmp_path / "s.yaml", tmp_path / "study")
     before, there = losses(tmp_path / "study"), names(tmp_path / "study")
-    assert all(name.endswith(("corpus=", "corpus=sea-")) or "_corpus=_" in name for name in there), there
+    assert all("_corpus=_" in name or "_corpus=sea-_" in name for name in there), there
     shutil.rmtree(tmp_path / "study" / there[0])
     assert any(finding.what == there[0] for finding in check(tmp_path / "study").findings)
     api.retry_study(tmp_path / "study", executor="inline", resources=RESOURCES, listener=Listener())
