@@ -114,8 +114,10 @@ class Design:
         return self.before if self.before and self.study == self.before[-1] else [*self.before, self.study]
 
 
-def design(path: Path, study: Study | None = None) -> Design:
-    """The folder's study: begun or extended by `study`, or unchanged if that is None. Raises UsageError where they do not fit."""
+def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ()) -> Design:
+    """The folder's study: begun or extended by `study`, or unchanged if that is None; its experiments are named as in those other
+    folders. Raises UsageError where they do not fit.
+    """
     written = definitions(path)
     if study is None and not written:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
@@ -130,7 +132,7 @@ def design(path: Path, study: Study | None = None) -> Design:
         )
     inputs = Inputs()
     draft = Design(path, written, before, now, [], [], inputs)
-    entries, skipped = entries_of(draft.studies, path)
+    entries, skipped = entries_of(draft.studies, path, *sources)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
     inputs.check_prompts("prompts", now.prompts)
