@@ -210,10 +210,10 @@ def _worker_lines(workers: Mapping[int, Assignment], iters: Mapping[str, int], w
 
 def _figures(assignment: Assignment, iters: Mapping[str, int]) -> tuple[str, str, str]:
     """The member farthest behind, tokens per second, time left; what is unknown is empty."""
-    last = min(assignment.steps, key=lambda name: assignment.steps[name], default=None)
+    last = min(assignment.progress.values(), key=lambda last: last.step, default=None)
     rate, left = sum(assignment.rates.values()), assignment.left()
     return (
-        "" if last is None else f"{assignment.steps[last]:,}/{iters[last]:,}",
+        "" if last is None else f"{last.step:,}/{iters[last.name]:,}",
         f"{rate:,.0f} tokens/s" if rate else "",
         f"{duration(left)} left" if left else "",
     )

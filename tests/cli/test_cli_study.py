@@ -35,6 +35,7 @@ from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY
+from nanostudy.training.events import Progress
 from nanostudy.view import StudyView
 
 STUDY = """\
@@ -704,7 +705,8 @@ def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int)
         stack = StackRow(worker, (NAMES[0], NAMES[1]), 2)
         assignments[worker] = Assignment(label, stack.members, stack)
     if workers:
-        assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
+        for name, step in ((NAMES[0], 5), (NAMES[1], 3)):
+            assignments[0].progress[name] = Progress(name, step, None, 2.5, 0.001)
         assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
         assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
     by_status = {Status(name): count for name, count in (counts or {"finished": 1, "running": 3}).items()}

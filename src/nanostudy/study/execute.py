@@ -241,7 +241,7 @@ class Execution:
             self.retry(lambda: adopt_evaluations(self.folder, name))
             self.progress.set_status(name, Status.RUNNING)
         elif isinstance(event, Progress):
-            assignment.steps[name] = event.step
+            assignment.progress[name] = event
             assignment.seconds_left, assignment.estimated_at = event.seconds_left, time.monotonic()
         elif isinstance(event, Logged):
             assignment.rates[name] = event.tokens_per_second
@@ -266,7 +266,7 @@ class Execution:
         self.store.finished(result)
         self.commit()
         self.progress.set_status(name, result.status, assignment.stack)
-        for values in (assignment.steps, assignment.rates, assignment.recorders):
+        for values in (assignment.progress, assignment.rates, assignment.recorders):
             values.pop(name, None)
         count = f"[{self.progress.ended()}/{len(self.progress.chosen)}]"
         if result.reason:
@@ -389,10 +389,9 @@ class Execution:
         if now - self.committed > max(2.0, 50 * self.commit_took):
             workers = []
             for worker, assignment in self.assignments.items():
-                for name, step in assignment.steps.items():
-                    self.store.progressed(name, step)
-                rate = round(sum(assignment.rates.values()))
-                workers.append({"worker": worker, "doing": assignment.label, "tokens_per_second": rate})
+                for name, last in assignment.progress.items():
+                    self.store.progressed(name, last.step)
+                workers.append({"worker": worker, **assignment.as_dict()})
             self.store.set_progress(snapshot.seconds_left, workers)
             self.commit()
 

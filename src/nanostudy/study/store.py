@@ -329,12 +329,20 @@ class Store:
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
         """When it was recorded (UTC), the seconds left then, and what each worker did; None where that cannot be read."""
         for at, left, recorded in self._db.fetch("SELECT updated_at, seconds_left, workers FROM progress"):
-            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
                 workers = [
                     {
                         "worker": int(worker["worker"]),
-                        "doing": printable(worker["doing"]),
+                        **{key: printable(worker.get(key, "")) for key in ("doing", "phase")},
                         "tokens_per_second": int(worker["tokens_per_second"]),
+                        "members": [
+                            {
+                                "name": printable(member["name"]),
+                                "step": int(member["step"]),
+                                **{key: _number(member[key]) for key in ("loss", "learning_rate")},
+                            }
+                            for member in worker.get("members", ())
+                        ],
                     }
                     for worker in json.loads(recorded)
                 ]
@@ -374,6 +382,11 @@ def _result(row: dict[str, Any], machine: str, checksum: str | None) -> Result:
         context_losses=losses,
         measures=measures,
     )
+
+
+def _number(value: Any) -> float | None:
+    """Raises TypeError where it is something else."""
+    return None if value is None else finite(float(value))
 
 
 def is_file_name(name: Any) -> bool:
