@@ -120,26 +120,26 @@ def train(
         if ranks.first:
             stack.enter_context(sole_owner(folder))
         requested = {**asdict(where.resources), **({"track": where.track} if where.track else {})}
+        doing = _nothing
         if ranks.of_first(lambda: recorder.claim(requested)) in ("new", "unfinished"):
-            events = train_stack(
-                [job],
-                corpus,
-                machine,
-                folder / run_folder.CHECKPOINT,
-                save_every=where.save_every,
-                stop=stack.enter_context(stop_requests()),
-                moments=True,
-                ranks=ranks,
-            )
-            with memory_errors(), _listening(recorder, listen, where.track, ranks.first) as hear:
-                for event in events:
-                    hear(event)
-                    if isinstance(event, Stopped):
-                        raise Interrupted(
-                            f"Stopped after {event.step} updates. All of it is saved; go on with: {resume_command(folder)}"
-                        )
-        run = ranks.of_first(lambda: complete(folder, machine).on(torch.device("cpu")))
+            stopped = stack.enter_context(stop_requests())
+            stack.enter_context(memory_errors())
+            hear, view = stack.enter_context(_listening(recorder, listen, where.track, ranks.first))
+            tick, doing = (view.tick, view.doing) if view else (_nothing, _nothing)
+            path = folder / run_folder.CHECKPOINT
+            options = {"save_every": where.save_every, "stop": lambda: tick() or stopped(), "moments": True}
+            for event in train_stack([job], corpus, machine, path, **options, ranks=ranks):
+                hear(event)
+                if isinstance(event, Stopped):
+                    raise Interrupted(
+                        f"Stopped after {event.step} updates. All of it is saved; go on with: {resume_command(folder)}"
+                    )
+        run = ranks.of_first(lambda: complete(folder, machine, doing).on(torch.device("cpu")))
         return run.on(machine.device)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[str, object]:
@@ -151,10 +151,10 @@ def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[
 @contextlib.contextmanager
 def _listening(
     recorder: Recorder, listen: Callable[[Event], None] | None, track: str | None, first: bool
-) -> Iterator[Callable[[Event], None]]:
-    """Calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker."""
+) -> Iterator[tuple[Callable[[Event], None], TrainingView | None]]:
+    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view."""
     if not first:
-        yield lambda event: None
+        yield _nothing, None
         return
     with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
         say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
@@ -166,7 +166,7 @@ def _listening(
                 if tracked:
                     tracked.hear(event, recorder)
 
-            yield hear
+            yield hear, view if isinstance(view, TrainingView) else None
 
 
 # --- studies

@@ -28,6 +28,23 @@ TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"
 LONGEST_VALUE = 200  # characters of a value in a message
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
+ALIASES = {  # what people type, on the command line and in Python
+    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("layers", "layer", "n_layers", "num_layers", "depth"), "n_layer"),
+    **dict.fromkeys(("heads", "head", "n_heads", "num_heads"), "n_head"),
+    **dict.fromkeys(("width", "embd", "d_model", "hidden", "hidden_size", "n_embed"), "n_embd"),
+    **dict.fromkeys(("context", "ctx", "seq_len", "context_length", "block"), "block_size"),
+    **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("iters", "steps", "max_steps", "updates"), "max_iters"),
+    **dict.fromkeys(("accumulation", "grad_accum", "gradient_accumulation"), "gradient_accumulation_steps"),
+    **{"wd": "weight_decay", "warmup": "warmup_iters", "clip": "grad_clip", "text": "corpus", "data": "corpus"},
+}
+EPOCHS = (
+    "nanostudy counts updates, max_iters. One epoch is the training tokens / (batch_size * block_size * "
+    "gradient_accumulation_steps) updates: 1,307 of shakespeare with the defaults."
+)
+EXPLAINED = {"epochs": EPOCHS, "epoch": EPOCHS, "n_epochs": EPOCHS, "num_epochs": EPOCHS}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -175,11 +192,21 @@ def check(instance: Any) -> None:
         object.__setattr__(instance, name, rule.read(value))
 
 
+def canonical(name: str) -> str:
+    """The setting's own name for one that people type: lr, n-layer. Files take the own names alone."""
+    plain = name.replace("-", "_")
+    return ALIASES.get(plain.lower(), plain)
+
+
 def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
     """Raises UsageError at the first name that is not allowed, with the nearest one that is."""
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
+            if str(name) in EXPLAINED:
+                raise UsageError(f"There is no setting {name}: {EXPLAINED[name]}")
+            if isinstance(name, str) and canonical(name) in allowed:
+                raise UsageError(f"There is no setting {_brief(name)}: it is called {canonical(name)}.")
             near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {_brief(name)}.{hint}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import textwrap
 import time
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +16,7 @@ import typer
 
 from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
-from nanostudy.text import printable
+from nanostudy.text import beside, printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
 
 MOST_STACKS = 40  # rows of a plan's table
 REPORT_WIDTH = 100  # columns
-LONGEST_IDS = 60  # characters of a stack's ids there
+LONGEST_IDS = 24  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
+
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the page at the end.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
 
@@ -32,15 +38,32 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experi
 @app.command("run")
 @options(RUN)
 def run_command(
-    source: Source, axes: Axes = None, out: Out = None, part: Part = None, only: Only = None, **given: Any
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    report: Report = True,
+    open_page: Open = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True)] = False,
+    **given: Any,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
     from nanostudy.api import run_study
+    from nanostudy.errors import UsageError
     from nanostudy.settings_files import parse_assignments
     from nanostudy.study.definition import folder_of
 
+    if dry_run:
+        words = shlex.join([source, *(axes or [])])
+        raise UsageError(f"--dry-run: `nanostudy study plan {words}` says what this would do and runs nothing.")
     path, settings = out or folder_of(source), parse_assignments(axes or [])
-    _run(lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given), path)
+    _run(
+        lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given),
+        path,
+        report,
+        open_page,
+    )
 
 
 @app.command("retry")
@@ -51,6 +74,8 @@ def retry_command(
         list[str] | None,
         typer.Argument(help="Experiments that failed, or whose run folders are lost or damaged. Default: all."),
     ] = None,
+    report: Report = True,
+    open_page: Open = False,
     **given: Any,
 ) -> None:
     """Run experiments again that failed, or whose run folders are lost or damaged."""
@@ -58,14 +83,26 @@ def retry_command(
     from nanostudy.study.definition import existing_folder
 
     path = existing_folder(folder)
-    _run(lambda: retry_study(path, names or [], **given), path)
+    _run(lambda: retry_study(path, names or [], **given), path, report, open_page)
 
 
-def _run(run: Callable[[], list[Result]], path: Path) -> None:
+def _write_page(path: Path) -> Path | None:
+    """None where it cannot be written, which is no reason for a study to fail."""
+    from nanostudy.api import report
+    from nanostudy.errors import NanostudyError
+
+    try:
+        return report(path)
+    except NanostudyError as problem:
+        print(f"\nThe page could not be written: {problem}", file=sys.stderr)
+        return None
+
+
+def _run(run: Callable[[], list[Result]], path: Path, report: bool, open_page: bool) -> None:
     """Runs it and prints the results; exit code 1 where something failed, or all that was trained diverged."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
-    from nanostudy.study.listing import best_lines, failure_lines, lost_lines
+    from nanostudy.study.listing import Listing, best_lines, failure_lines, lost_lines
     from nanostudy.text import duration
 
     since = time.monotonic()
@@ -74,17 +111,18 @@ def _run(run: Callable[[], list[Result]], path: Path) -> None:
     except KeyboardInterrupt:
         raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
     finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    listing = Listing.of(path)
     print(f"\n{len(finished)} of {len(rows)} experiments finished; this took {duration(time.monotonic() - since)}")
-    for line in best_lines(rows):
+    for line in best_lines(rows, listing):
         print(line)
     if finished:
-        best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
+        folder, page = shlex.quote(str(path)), _write_page(path) if report else None
         print(f"\nresults  {path / RESULTS_FILE}")
-        if (best / "sample.txt").exists():
-            print(f"sample   {best / 'sample.txt'}")
-        print(f"report   nanostudy report {shlex.quote(str(path))}")
-        print(f"more     nanostudy sample {shlex.quote(str(best))}")
-    for line in [*failure_lines(rows, path), *lost_lines({row.name: row.status for row in rows}, path)]:
+        print(f"page     {page}" if page else f"page     nanostudy report {folder} writes it")
+        print(f"sample   nanostudy sample {folder}")
+        if page and open_page:
+            webbrowser.open(page.resolve().as_uri())
+    for line in [*failure_lines(rows, listing), *lost_lines({row.name: row.status for row in rows}, path)]:
         print(line)
     if any(row.status == "failed" for row in rows) or (not finished and any(row.status == "diverged" for row in rows)):
         raise typer.Exit(1)
@@ -170,24 +208,22 @@ def _prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
 
 def _print_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
+    from nanostudy.study.names import label
     from nanostudy.text import counted, duration, ranges
 
     rows = [
         {
             "": str(row["stack"]),
             "members": str(row["members"]),
-            "width": str(row["width"]),
+            "at once": str(row["width"]),
             "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
-            "flop": f"{row['flops']:.1e}",
-            "tokens": f"{row['tokens']:,}",
             "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
             "ids": _shortened(ranges([entry.id for entry in stack.members])),
-            "the first": row["first"],
+            "the first": label(stack.members[0].experiment.as_dict(), plan.varying),
         }
         for row, stack in zip(_stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
     ]
-    for line in as_lines(rows):
-        print(line)
+    print("\n".join(as_lines(rows, shutil.get_terminal_size().columns, "the first")))
     if len(plan.stacks) > MOST_STACKS:
         print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
     for text in plan.skipped:
@@ -207,7 +243,9 @@ def _print_plan(plan: Plan) -> None:
     tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
     for stack in tight[:MOST_STACKS]:
         advice = "" if plan.elsewhere else ": fewer --workers leave it more"
-        print(f"         {stack.members[0].name} may need more memory than that{advice}")
+        print(
+            f"         {label(stack.members[0].experiment.as_dict(), plan.varying)} may need more memory than that{advice}"
+        )
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
@@ -299,6 +337,38 @@ def status_command(
             _print_records(list(records(store.rows())), format)
 
 
+@app.command("note")
+def note_command(
+    folder: Folder,
+    experiment: Annotated[
+        str | None, typer.Argument(help="Its number in the listings, or its name. Without it, all notes are listed.")
+    ] = None,
+    text: Annotated[str | None, typer.Argument(help="The note; '' deletes it.")] = None,
+    star: Annotated[
+        bool | None, typer.Option("--star/--no-star", help="Mark it with a star, or take that away.")
+    ] = None,
+) -> None:
+    """Keep a note or a star beside an experiment: listings and pages show it, and merges keep it."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.listing import Listing
+    from nanostudy.study.notes import annotate
+    from nanostudy.study.store import FILE, Store
+
+    path = existing_folder(folder)
+    with Store.read(path / FILE) as store:
+        if experiment is not None:
+            rows = [store.row(experiment)]
+            if text is not None or star is not None:
+                annotate(path, rows[0].name, text, star)
+        listing = Listing.of(path)
+        rows = rows if experiment is not None else store.rows(names=list(listing.notes))
+    print(
+        "\n".join(listing.lines(rows))
+        if rows
+        else f"No experiment of {path} has a note. Add one: nanostudy study note {shlex.quote(folder)} NUMBER TEXT --star"
+    )
+
+
 @app.command("list")
 def list_command(format: Format = Form.table) -> None:
     """List the studies that come with nanostudy."""
@@ -308,8 +378,7 @@ def list_command(format: Format = Form.table) -> None:
     if format is not Form.table:
         _print_records(studies, format)
         return
-    for study in studies:
-        print(f"{study['name']:31}{study['description']}")
+    print("\n".join(beside([(study["name"], study["description"]) for study in studies])))
 
 
 @app.command("merge")

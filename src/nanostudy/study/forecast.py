@@ -12,6 +12,7 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
 from nanostudy.study.hardware import CORE_START, GPU_START, Machines, Speed, assumption
+from nanostudy.study.names import varying
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.simulate import Prediction, predict
@@ -30,6 +31,7 @@ class Plan:
     seconds: float | None  # None where the calibration failed
     calibration: str
     skipped: list[str]  # impossible combinations, in words
+    varying: tuple[str, ...] = ()  # the settings in which the experiments differ
     done: int = 0  # experiments that have results already
     failed: int = 0  # experiments that only `retry` runs again
     elsewhere: Machines | None = None  # the described machines, where it is not for this one
@@ -50,7 +52,8 @@ def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Ma
         raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
     else:
         made = _elsewhere(design, undone, where.resources, machines)
-    return replace(made, done=len(chosen) - len(undone) - failed, failed=failed)
+    names = varying(design.studies)
+    return replace(made, done=len(chosen) - len(undone) - failed, failed=failed, varying=names)
 
 
 def _here(design: Design, undone: Sequence[Entry], where: Where, experiments: int) -> Plan:
@@ -98,4 +101,4 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
             *notes,
             "predicted with one thread each; `study run` gives workers more where there are more cores than experiments",
         )
-    return Plan(timed, capacity, 1, notes, predicted.seconds, how, design.skipped, 0, 0, machines, predicted)
+    return Plan(timed, capacity, 1, notes, predicted.seconds, how, design.skipped, (), 0, 0, machines, predicted)
