@@ -258,7 +258,7 @@ class Where(Resources):
     @classmethod
     def of(cls, names: Iterable[str], resources: Resources | None, options: Mapping[str, Any]) -> Where:
         """From a function's keywords, of which it takes these names. Raises UsageError."""
-        check_names(options, names)
+        check_names(options, names, FIELDS)
         return cls(**{**(dataclasses.asdict(resources) if resources else {}), **options})
 
 

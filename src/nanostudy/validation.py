@@ -198,18 +198,42 @@ def canonical(name: str) -> str:
     return ALIASES.get(plain.lower(), plain)
 
 
-def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raises UsageError at the first name that is not allowed, with the nearest one that is."""
+def check_names(names: Iterable[str], allowed: Iterable[str], own: Iterable[str] = ()) -> None:
+    """Raises UsageError at the first name that is not allowed, with the nearest one that is. `own`: those of experiments, which are
+    given elsewhere.
+    """
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
             if str(name) in EXPLAINED:
                 raise UsageError(f"There is no setting {name}: {EXPLAINED[name]}")
+            if isinstance(name, str) and name in own:
+                raise UsageError(f"{name} is a setting of the experiment: give it as settings={{{name!r}: ...}}.")
             if isinstance(name, str) and canonical(name) in allowed:
                 raise UsageError(f"There is no setting {_brief(name)}: it is called {canonical(name)}.")
             near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {_brief(name)}.{hint}")
+
+
+def usage_errors(function: F) -> F:
+    """A call with missing, superfluous or misplaced arguments raises UsageError, as a wrong value does."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError as problem:
+            raise UsageError(f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more.") from None
+        for name, value in bound.items():
+            if "Path" in str(signature.parameters[name].annotation):
+                for each in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(each, (bool, int, float, bytes, set)):
+                        raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def takes(

@@ -299,7 +299,7 @@ def _overall(snapshot: Snapshot, total: int, best: str, width: int = 10**6) -> s
         texts.append(f"best val {snapshot.best.val_loss:.4f}")
     text = ", ".join(texts)
     name = shortened(best, width - len(text) - 1)
-    return f"{text} {name}" if len(name) >= min(SHORTEST_NAME, len(best)) else text[: max(0, width)]
+    return f"{text} {name}" if name and len(name) >= min(SHORTEST_NAME, len(best)) else text[: max(0, width)]
 
 
 # --- notebooks

@@ -136,7 +136,8 @@ def parsed(text: str, form: str) -> list[dict]:
 
 def results(folder: Path) -> dict[str, str]:
     """The files of the run folders with their checksums."""
-    return {name: checksum for name, checksum in contents(folder).items() if "/" in Path(name).as_posix()}
+    files = {Path(name).as_posix(): checksum for name, checksum in contents(folder).items()}
+    return {name: checksum for name, checksum in files.items() if "/" in name and not name.startswith("report/")}
 
 
 def rows(folder: Path) -> list[dict]:
@@ -247,7 +248,7 @@ def test_plan_writes_nothing_and_has_every_experiment_once(study, here):
         assert [int(stack["stack"]) for stack in stacks] == list(range(1, len(stacks) + 1))
         assert all(float(stack["seconds"]) >= 0 for stack in stacks)
     out = listed["table"].out
-    assert re.search(rf"^1 +2 +2 +\d+ MiB +\S+ +384 +~\S+ s +3-4  {NAMES[2]}$", out, re.M)
+    assert re.search(rf"^1 +2 +2 +\d+ MiB +~\S+ s +3-4  {LABELS[2]}$", out, re.M)
     for words in ("4 experiments in 2 stacks, the longest first", "1 on cpu, 1 thread each, fp32", "768 tokens"):
         assert words in out
     assert re.search(r"^time +about .* \(calibration: 2 of 2 sizes tried", out, re.M)
@@ -392,7 +393,7 @@ def test_status_tells_when_nothing_was_heard(study, done):
         r"^time left +about (59 min 5\d s|1 h 00 min)\nworker 0  something +12,345 tokens/s$", told.out, re.M
     )
     for said_at, words in (
-        ("2020-01-01", "It recorded no progress .* nanostudy study run done"),
+        ("2020-01-01", r"It recorded no progress (.|\n)* nanostudy study run done"),
         ("2999-01-01", "1 h 00"),
     ):
         with sqlite3.connect(done / FILE) as db:
@@ -413,7 +414,7 @@ def test_status_while_it_runs_and_after_it_was_stopped(study, here):
         told = study("status", "mine")
         said(told, 0)
         assert re.search(r"^0 of 4 experiments finished, 2 waiting, 2 running$", told.out, re.M)
-        assert re.search(r"^worker 0  E16 D0.1 \+1 .*[\d,]+ tokens/s$", told.out, re.M)
+        assert re.search(r"^worker 0  E32 D0.1 \+1 .*[\d,]+ tokens/s$", told.out, re.M)
         said(study("run", "mine.yaml", "max_iters=50000", "eval_interval=25000", *INLINE), 1, "Another process")
         said(study("plan", "mine.yaml", "max_iters=50000", "eval_interval=25000", *INLINE), 0)
     finally:
@@ -436,7 +437,7 @@ def test_status_while_it_runs_and_after_it_was_stopped(study, here):
 def test_studies_are_listed(study, form):
     told = study("list")
     said(told, 0)
-    assert [line.split()[0] for line in told.out.splitlines()] == study_names()
+    assert [line.split()[0] for line in told.out.splitlines() if not line.startswith(" ")] == study_names()
     listed = parsed(study("list", "--format", form).out, form)
     assert [each["name"] for each in listed] == study_names()
     assert all(len(each["description"]) > 20 for each in listed)
@@ -864,7 +865,7 @@ def test_the_course_of_the_loss_is_drawn_and_what_else_is_done_is_said(shown):
     evaluating.workers[0].progress = {NAMES[0]: Progress(NAMES[0], 6, None, 2.5, 0.001, evaluating=True)}
     evaluating.workers[1] = Assignment(LABELS[0], (NAMES[0],), None)
     lines = shown(80, *falling, evaluating)
-    assert re.search(r"loss 1\.010 █▇▆▅▄▃▂▁", lines[-4 if "evaluating" in lines[-3] else -6])
+    assert any(re.search(r" 299/6 +loss 1\.010 █▇▆▅▄▃▂▁ ", line) for line in lines)
     assert re.search(r"\+3 +evaluating +1 min 05 s$", lines[-3])
     assert re.search(r"^worker 1  E16 D0.1 +sampling$", lines[-2])
 

@@ -91,14 +91,15 @@ class Listing:
     path: Path
     varying: tuple[str, ...]
     notes: Mapping[str, Note]
-    problem: str = ""  # why notes could not be read
+    problem: str = ""  # why the definition or the notes could not be read
 
     @staticmethod
     def of(path: Path) -> Listing:
-        names = varying(definitions(path))
+        names: tuple[str, ...] = ()
         try:
+            names = varying(definitions(path))
             return Listing(path, names, read_notes(path))
-        except NanostudyError as problem:
+        except NanostudyError as problem:  # results are listed all the same
             return Listing(path, names, {}, str(problem))
 
     def label(self, row: Result) -> str:
