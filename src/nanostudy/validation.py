@@ -225,7 +225,9 @@ def usage_errors(function: F) -> F:
         try:
             bound = signature.bind(*args, **kwargs).arguments
         except TypeError as problem:
-            raise UsageError(f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more.") from None
+            raise UsageError(
+                f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more."
+            ) from None
         for name, value in bound.items():
             if "Path" in str(signature.parameters[name].annotation):
                 for each in value if isinstance(value, (list, tuple)) else (value,):
