@@ -240,6 +240,9 @@ class Where(Resources):
         "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone",
         pattern="tensorboard|wandb|mlflow",
     )
+    notify: str | None = setting(
+        None, "option", "at the end: bell, desktop, or a command that gets the message as its last word; none: nothing"
+    )
     save_every: float = setting(60.0, "option", "seconds between checkpoints; 0: after every update", low=0.0)
 
     def __post_init__(self) -> None:

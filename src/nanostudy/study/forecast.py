@@ -12,11 +12,12 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
 from nanostudy.study.hardware import CORE_START, GPU_START, Machines, Speed, assumption
-from nanostudy.study.names import varying
+from nanostudy.study.names import label, varying
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.simulate import Prediction, predict
 from nanostudy.study.store import FILE, Store
+from nanostudy.text import counted, duration
 from nanostudy.training.machine import resolve
 
 
@@ -36,6 +37,24 @@ class Plan:
     failed: int = 0  # experiments that only `retry` runs again
     elsewhere: Machines | None = None  # the described machines, where it is not for this one
     prediction: Prediction | None = None  # how it would run there
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        rows = [
+            (
+                len(s.members),
+                s.width,
+                s.memory / 2**20,
+                s.seconds,
+                label(s.members[0].experiment.as_dict(), self.varying),
+            )
+            for s in self.stacks
+        ]
+        table = pd.DataFrame(rows, columns=["members", "at once", "memory, MiB", "seconds", "the first"])
+        total = "not known" if self.seconds is None else f"about {duration(self.seconds)}"
+        workers = counted(self.capacity.workers, "worker")
+        return f"<p>{counted(len(rows), 'stack')} on {workers}, time {total}</p>{table.round(1).to_html(index=False, na_rep='')}"
 
 
 def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Machines | None = None) -> Plan:

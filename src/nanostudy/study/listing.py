@@ -31,6 +31,7 @@ Record = Mapping[str, Any]
 
 BEST = 5  # experiments in the short status
 MOST_FAILED = 10
+MOST_ROWS = 60  # of a notebook's table
 MOST_LOST = 3
 SHORTEST_NAME = 12  # characters of a name that still tell something
 LEFT_OUT = (("parameters",), ("parameters", "gap"), ("parameters", "gap", "train_loss"))  # of a table that is too wide
@@ -49,6 +50,15 @@ def records(rows: Sequence[Result]) -> Iterator[dict[str, Any]]:
     tested = any(row.test_loss is not None for row in rows)
     for row in rows:
         yield row.to_record(settings, tested)
+
+
+class Rows(list[Result]):
+    """Results, which a notebook displays as a table."""
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        return str(pd.DataFrame(records(self)).to_html(index=False, na_rep="", max_rows=MOST_ROWS))
 
 
 def as_csv(table: Iterable[Record]) -> str:
