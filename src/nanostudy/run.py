@@ -28,7 +28,7 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import Weights, load_weights
-from nanostudy.validation import settings_of, takes
+from nanostudy.validation import settings_of, takes, usage_errors
 
 if TYPE_CHECKING:
     import altair as alt
@@ -146,6 +146,7 @@ class Run:
         return (ids_MS[0] for ids_MS in steps)
 
 
+@usage_errors
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
     """A run's weights: "best" (lowest validation loss) or "last". Of a study, its best run; STUDY/NUMBER is another of its runs.
 

@@ -190,19 +190,23 @@ class TrainingView(View):
 
 
 class Trail:
-    """Losses so far, at most MOST_POINTS of them, and a picture of their course."""
+    """Losses so far, evenly spaced and at most MOST_POINTS of them, and a picture of their course."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.last, self.count, self.every = math.nan, 0, 1
 
     def add(self, loss: float | None) -> None:
-        if loss is not None and math.isfinite(loss) and [loss] != self.losses[-1:]:
+        if loss is None or loss == self.last or not math.isfinite(loss):
+            return
+        if self.count % self.every == 0:
             self.losses.append(loss)
+        self.last, self.count = loss, self.count + 1
         if len(self.losses) > MOST_POINTS:
-            self.losses = self.losses[::2]
+            self.losses, self.every = self.losses[::2], 2 * self.every
 
     def __str__(self) -> str:
-        return f"loss {self.losses[-1]:.3f} {sparkline(self.losses)}" if self.losses else ""
+        return f"loss {self.last:.3f} {sparkline(self.losses)}" if self.losses else ""
 
 
 def sparkline(values: Sequence[float]) -> str:
