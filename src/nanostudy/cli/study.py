@@ -250,7 +250,8 @@ def _print_plan(plan: Plan) -> None:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
         time_needed = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        print(f"time     {time_needed}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
+        how = "" if plan.prediction else f" (calibration: {plan.calibration})"
+        print("\n".join(beside([("time", f"  {time_needed}{how}")])))
         if plan.prediction:
             _print_prediction(plan, plan.prediction)
 

@@ -38,7 +38,7 @@ class Assignment:
         if self.stack is None:
             return "sampling"
         if not self.progress:
-            return "starting"
+            return "ending" if self.estimated_at else "starting"
         return "evaluating" if any(last.evaluating for last in self.progress.values()) else "training"
 
     def as_dict(self) -> dict[str, Any]:
