@@ -33,6 +33,7 @@ from conftest import cache_in, record_again, without_report
 from nanostudy import api
 from nanostudy.atomic import sole_owner
 from nanostudy.cli import main as cli
+from nanostudy.cli.options import presets_like, studies_like
 from nanostudy.model import kernels
 from nanostudy.settings import FIELDS, Experiment
 from nanostudy.training import machine
@@ -879,6 +880,10 @@ def test_several_runs_write_side_by_side(call, run, monkeypatch):
 def test_the_version_and_the_shells_completion(call):
     assert call("--version").out == f"nanostudy {VERSION}\n"
     assert "--install-completion" in call("--help").out
+    Path("mine.yaml").write_text("grid: {n_embd: [64, 128]}", encoding="utf-8")
+    assert presets_like("nano") == ["nanogpt-cpu", "nanogpt-gpu"]
+    assert studies_like("q") == ["quickstart"]
+    assert studies_like("mi") == ["mine.yaml"]
 
 
 # --- mistakes

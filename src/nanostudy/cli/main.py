@@ -21,7 +21,7 @@ import typer
 
 from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
-from nanostudy.cli.options import Corpus, Tokenizer
+from nanostudy.cli.options import Corpus, Tokenizer, presets_like, report_width
 from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
-REPORT_WIDTH = 100  # columns
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +79,8 @@ def train(
     source: Annotated[
         str,
         typer.Argument(
-            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with."
+            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with.",
+            autocompletion=presets_like,
         ),
     ],
     assignments: Annotated[
@@ -204,12 +204,12 @@ def report(
 
     written = api.published(*paths, out=out)
     for note in written.notes:
-        print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+        print(f"{textwrap.fill(note, report_width())}\n")
     if not written.answer:
-        print(f"{textwrap.fill(written.summary, REPORT_WIDTH)}\n")
+        print(f"{textwrap.fill(written.summary, report_width())}\n")
     for number, sentence in enumerate(written.answer, start=1):
         print(f"{number}  {sentence.about}")
-        print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")
+        print(textwrap.fill(sentence.text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")

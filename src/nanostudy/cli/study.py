@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options
+from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options, report_width
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
 from nanostudy.text import beside, printable
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 MOST_STACKS = 40  # rows of a plan's table
-REPORT_WIDTH = 100  # columns
 LONGEST_IDS = 24  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
@@ -315,7 +314,7 @@ def confirm_command(
         _print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
         return
     result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
-    print(f"\n{textwrap.fill(confirmation_sentence(result), REPORT_WIDTH)}\n\nresults  {folder}")
+    print(f"\n{textwrap.fill(confirmation_sentence(result), report_width())}\n\nresults  {folder}")
     print(f"report   nanostudy report {shlex.quote(str(existing_folder(study)))}")
 
 
