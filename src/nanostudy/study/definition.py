@@ -18,9 +18,10 @@ import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_text
-from nanostudy.settings import FIELDS, NO_CHARACTER, check, check_names, check_value, names_of, setting
+from nanostudy.settings import FIELDS, check_value, names_of
 from nanostudy.settings_files import PATHS, located
 from nanostudy.text import counted, value_text
+from nanostudy.validation import NO_CHARACTER, check, check_names, setting
 from nanostudy.yaml_input import LARGEST_FILE, parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
