@@ -45,6 +45,11 @@ class Table:
     rows: list[list[str]]
     curves: Mapping[int, list[dict[str, str]]] = field(default_factory=dict)  # of a row: a mapping per evaluation
 
+    @property
+    def where(self) -> str:
+        """In errors: the file's path."""
+        return next(iter(self.checksums)) if len(self.checksums) == 1 else self.label
+
 
 def stem_of(path: Path) -> str:
     """What a file is about: its folder says more where it is called as every such file is."""

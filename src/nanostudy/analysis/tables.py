@@ -86,7 +86,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     notes: list[str] = []
     sources: list[Source] = []
     for table in _singles_together([_as_run(read_table_file(path)) for path in paths]):
-        reading = read_columns(table.label, table.header, table.rows, stated)
+        reading = read_columns(table.where, table.header, table.rows, stated)
         _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
     results = []
     for source in sources:
@@ -120,7 +120,7 @@ def _as_run(table: Table) -> Table:
     steps = [number(row[step]).value if step < len(row) else math.nan for row in table.rows]
     if not all(a <= b for a, b in itertools.pairwise(steps)) or steps[0] == steps[-1]:
         return table
-    reading = read_columns(table.label, table.header, table.rows, NOTHING_STATED)
+    reading = read_columns(table.where, table.header, table.rows, NOTHING_STATED)
     places = {name: reading.roles[name] for name in LOSSES if name in reading.roles}
     points = [
         {"step": row[step], **{name: row[place] for name, place in places.items() if place < len(row)}}
@@ -176,7 +176,7 @@ def _rows(table: Table, reading: Reading, notes: list[str]) -> list[Row]:
     )
     losses = cells[[reading.roles[name] for name in (*LOSSES, "gap") if name in reading.roles]]
     decimal_comma = any(re.fullmatch(r"[+-]?\d*,\d+", text) for text in losses.to_numpy().ravel())
-    _without_words(cells, reading)
+    _without_words(cells, reading, decimal_comma)
     factors = {name: factor_values(cells[place].tolist(), decimal_comma) for name, place in reading.factors.items()}
     new = []
     for i, ((path, line), texts) in enumerate(zip(table.at, cells.to_numpy().tolist(), strict=True)):
@@ -191,12 +191,12 @@ def _rows(table: Table, reading: Reading, notes: list[str]) -> list[Row]:
     return new
 
 
-def _without_words(cells: pd.DataFrame, reading: Reading) -> None:
+def _without_words(cells: pd.DataFrame, reading: Reading, decimal_comma: bool) -> None:
     """A measure whose column holds anything but numbers is not read; a loss must be read."""
     for name in [name for name in reading.roles if name in NUMBERS and name not in LOSSES]:
         try:
             for text in set(cells[reading.roles[name]]):
-                number(text, about=name)
+                number(text, decimal_comma, name)
         except UsageError as problem:
             del reading.roles[name]
             reading.unread[name] = str(problem).rstrip(".")
