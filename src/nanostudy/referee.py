@@ -29,8 +29,8 @@ from nanostudy.study.definition import Study, definitions, existing_folder
 from nanostudy.study.pool import workers_alike
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store
+from nanostudy.training.evaluation import contexts_within
 from nanostudy.training.inputs import Inputs
-from nanostudy.training.train import contexts_within
 from nanostudy.validation import takes
 
 JUDGEMENTS = Path("judgements")
