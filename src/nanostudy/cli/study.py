@@ -6,7 +6,6 @@ import shlex
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,13 +39,6 @@ MOST_STACKS = 40  # rows of a plan's table
 REPORT_WIDTH = 100  # columns
 LONGEST_IDS = 60  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
-
-
-class Layout(StrEnum):
-    """Of an export."""
-
-    published = "published"
-    findings = "findings"
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
@@ -375,9 +367,9 @@ def export_command(
         Path | None, typer.Option(help="Where to. Default: the study's folder, under the layout's name.")
     ] = None,
     layout: Annotated[
-        Layout,
+        str,
         typer.Option(help="published: the hand-run study's tables and folders. findings: a small folder to publish."),
-    ] = Layout.published,
+    ] = "published",
     beside: Annotated[
         list[Path] | None,
         typer.Option(
@@ -386,11 +378,14 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a study's results in the layout of the published study, or its findings as a small folder without weights."""
+    from nanostudy.errors import UsageError
     from nanostudy.study.definition import existing_folder
 
+    if layout not in ("published", "findings"):
+        raise UsageError(f"--layout {layout!r} is not known: published or findings.")
     path = existing_folder(folder)
     to = to or path / layout
-    if layout is Layout.published:
+    if layout == "published":
         from nanostudy.study.export import export_published
 
         lines = export_published(path, to)
