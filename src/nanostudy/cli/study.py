@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import textwrap
 import time
@@ -30,17 +29,14 @@ from nanostudy.cli.options import (
     options,
     report_width,
 )
+from nanostudy.cli.plan import prediction_record, print_plan, stack_records
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
 from nanostudy.text import beside, printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
-    from nanostudy.study.forecast import Plan
-    from nanostudy.study.simulate import Prediction
 
 
-MOST_STACKS = 40  # rows of a plan's table
-LONGEST_IDS = 24  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the page at the end.")]
@@ -165,127 +161,17 @@ def plan_command(
     settings = parse_assignments(axes or [])
     plan = plan_study(source, out, settings=settings, parts=part or [], only=only, plan_for=plan_for, **given)
     if format is Form.table:
-        _print_plan(plan)
+        print_plan(plan)
     elif format is Form.json and plan.prediction:
-        print(as_json({**_prediction_record(plan, plan.prediction), "stacks": _stack_records(plan)}))
+        print(as_json({**prediction_record(plan, plan.prediction), "stacks": stack_records(plan)}))
     else:
-        _print_records(_stack_records(plan), format)
+        _print_records(stack_records(plan), format)
 
 
 def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
     from nanostudy.study.listing import as_csv, as_json
 
     print(as_csv(table).removesuffix("\n") if format is Form.csv else as_json(table))
-
-
-def _stack_records(plan: Plan) -> list[dict[str, Any]]:
-    turns = plan.prediction.run.turns if plan.prediction else [None] * len(plan.stacks)
-    return [
-        {
-            "stack": i,
-            "members": len(stack.members),
-            "width": stack.width,
-            "memory_bytes": stack.memory,
-            "flops": stack.flops,
-            "tokens": stack.tokens,
-            "seconds": None if stack.seconds is None else round(stack.seconds, 1),
-            **({"worker": turn.worker, "begins": round(turn.begin, 1)} if turn else {}),
-            "first": stack.members[0].name,
-            "ids": " ".join(str(entry.id) for entry in stack.members),
-        }
-        for i, (stack, turn) in enumerate(zip(plan.stacks, turns, strict=True), start=1)
-    ]
-
-
-def _prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
-    """Seconds, and shares of the time for which workers are busy."""
-    assert plan.elsewhere
-    least, mean, most = prediction.shares()
-    return {
-        "plan_for": plan.elsewhere.text,
-        "device": plan.elsewhere.gpu.name if plan.elsewhere.gpu else "cpu",
-        "precision": plan.capacity.precision,
-        "workers": plan.capacity.workers,
-        "memory_bytes": plan.capacity.memory,
-        "pace": plan.calibration,
-        "seconds": round(prediction.seconds, 1),
-        "seconds_of_recording": round(prediction.recording, 1),
-        "seconds_divided_evenly": round(prediction.even, 1),
-        "seconds_of_the_longest": round(prediction.longest, 1),
-        "workers_that_help": prediction.useful,
-        "busy_least": round(least, 4),
-        "busy_mean": round(mean, 4),
-        "busy_most": round(most, 4),
-        "tail_seconds": round(prediction.tail, 1),
-    }
-
-
-def _print_plan(plan: Plan) -> None:
-    from nanostudy.study.listing import as_lines
-    from nanostudy.study.names import label
-    from nanostudy.text import counted, duration, ranges
-
-    rows = [
-        {
-            "": str(row["stack"]),
-            "members": str(row["members"]),
-            "at once": str(row["width"]),
-            "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
-            "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
-            "ids": _shortened(ranges([entry.id for entry in stack.members])),
-            "the first": label(stack.members[0].experiment.as_dict(), plan.varying),
-        }
-        for row, stack in zip(_stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
-    ]
-    print("\n".join(as_lines(rows, shutil.get_terminal_size().columns, "the first")))
-    if len(plan.stacks) > MOST_STACKS:
-        print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
-    for text in plan.skipped:
-        print(f"skipped as impossible: {text}")
-    capacity, waiting = plan.capacity, sum(len(stack.members) for stack in plan.stacks)
-    done = f"; {plan.done:,} done already" if plan.done else ""
-    failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
-    order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
-    print(f"{chr(10) if rows else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
-    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB per worker"
-    gpu = plan.elsewhere.gpu if plan.elsewhere else None
-    threads = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
-    device = gpu.name if gpu else capacity.device
-    print(f"workers  {capacity.workers:,} on {device}, {threads}{capacity.precision}; memory {limit}")
-    for note in plan.notes:
-        print(f"         {note}")
-    tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
-    for stack in tight[:MOST_STACKS]:
-        advice = "" if plan.elsewhere else ": fewer --workers leave it more"
-        print(
-            f"         {label(stack.members[0].experiment.as_dict(), plan.varying)} may need more memory than that{advice}"
-        )
-    if waiting:
-        flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
-        print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
-        time_needed = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        how = "" if plan.prediction else f" (calibration: {plan.calibration})"
-        print("\n".join(beside([("time", f"  {time_needed}{how}")])))
-        if plan.prediction:
-            _print_prediction(plan, plan.prediction)
-
-
-def _print_prediction(plan: Plan, prediction: Prediction) -> None:
-    from nanostudy.text import counted, duration
-
-    least, mean, most = prediction.shares()
-    print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
-    waits = duration((1 - least) * prediction.seconds)
-    print(f"         the least busy starts and waits for {waits}, {duration(prediction.tail)} of it at the end")
-    print(f"evenly   {duration(prediction.even)}, if the same work were divided evenly among the workers")
-    most_useful = f"about {counted(prediction.useful, 'worker')}; more would not help"
-    print(f"at best  {duration(prediction.longest)}, the longest experiment's own time, with {most_useful}")
-    print(f"records  {duration(prediction.recording)} of the study's own process, which no worker shortens")
-    print(f"pace     {plan.calibration}")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_IDS else f"{text[:LONGEST_IDS].rsplit(' ', 1)[0]} ..."
 
 
 @app.command("seeds")
@@ -326,7 +212,7 @@ def confirm_command(
     plan, folder = confirmation(study, most, seeds, difference)
     print(f"{plan.description}: seeds {plan.seeds[0]} to {plan.seeds[-1]}\n" if plan.seeds else "")
     if dry_run:
-        _print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
+        print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
         return
     result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
     print(f"\n{textwrap.fill(confirmation_sentence(result), report_width())}\n\nresults  {folder}")
