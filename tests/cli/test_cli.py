@@ -1009,11 +1009,8 @@ def test_presets_and_settings_are_listed(call):
     said(told, 0)
     assert [line.split()[0] for line in told.out.splitlines() if not line.startswith(" ")] == [
         *FIELDS,
-        "device",
-        "precision",
-        "compile",
-        "threads",
-        "track",
+        *("device", "precision", "compile", "threads"),
+        *("track", "track_project", "track_name"),
     ]
     assert all(len(line.split()) >= 3 for line in told.out.splitlines() if not line.startswith(" "))
 
