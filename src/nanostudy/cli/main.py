@@ -22,6 +22,7 @@ from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, options
 from nanostudy.cli.study import app as study_app
+from nanostudy.cli.ui import ui
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING, SamplingParams
 from nanostudy.text import printable
 from nanostudy.validation import settings_of
@@ -266,6 +267,7 @@ def report(
 
 app.command(context_settings={"ignore_unknown_options": True})(convert)
 app.command()(judge)
+app.command()(ui)
 
 
 @app.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +49,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experi
 @app.command("run")
 @options(RUN)
 def run_command(
-    source: Source, axes: Axes = None, out: Out = None, part: Part = None, only: Only = None, **given: Any
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Show it in a browser while it runs (nanostudy ui).")] = False,
+    **given: Any,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
     from nanostudy.api import run_study
@@ -55,7 +63,8 @@ def run_command(
     from nanostudy.study.definition import folder_of
 
     path, settings = out or folder_of(source), parse_assignments(axes or [])
-    _run(lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given), path)
+    with _shown(path) if ui else contextlib.nullcontext():
+        _run(lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given), path)
 
 
 @app.command("retry")
@@ -74,6 +83,21 @@ def retry_command(
 
     path = existing_folder(folder)
     _run(lambda: retry_study(path, names or [], **given), path)
+
+
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """A browser can see the study while it runs, and after it, until Ctrl-C; where nobody is at the terminal, no longer."""
+    from nanostudy.ui.serve import beside
+
+    with beside(path) as address:
+        print(f"ui       {address}", flush=True)
+        yield
+        if sys.stdin.isatty():
+            print(f"\nui       {address}\n         Ctrl-C ends it")
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
 
 
 def _run(run: Callable[[], list[Result]], path: Path) -> None:
