@@ -24,6 +24,7 @@ from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, presets_like, report_width
 from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
+from nanostudy.cli.ui import ui
 from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING
 from nanostudy.text import beside, printable
 from nanostudy.version import VERSION
@@ -228,6 +229,7 @@ def report(
 app.command(context_settings={"ignore_unknown_options": True})(convert)
 app.command()(judge)
 app.command()(sample)
+app.command()(ui)
 
 
 @app.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import textwrap
 import time
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,7 @@ def run_command(
     report: Report = True,
     open_page: Open = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True)] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Show it in a browser while it runs (nanostudy ui).")] = False,
     **given: Any,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
@@ -68,12 +70,13 @@ def run_command(
         words = shlex.join([source, *(axes or [])])
         raise UsageError(f"--dry-run: `nanostudy study plan {words}` says what this would do and runs nothing.")
     path, settings = out or folder_of(source), parse_assignments(axes or [])
-    _run(
-        lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given),
-        path,
-        report,
-        open_page,
-    )
+    with _shown(path) if ui else contextlib.nullcontext():
+        _run(
+            lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given),
+            path,
+            report,
+            open_page,
+        )
 
 
 @app.command("retry")
@@ -94,6 +97,21 @@ def retry_command(
 
     path = existing_folder(folder)
     _run(lambda: retry_study(path, names or [], **given), path, report, open_page)
+
+
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """A browser can see the study while it runs, and after it, until Ctrl-C; where nobody is at the terminal, no longer."""
+    from nanostudy.ui.serve import beside
+
+    with beside(path) as address:
+        print(f"ui       {address}", flush=True)
+        yield
+        if sys.stdin.isatty():
+            print(f"\nui       {address}\n         Ctrl-C ends it")
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
 
 
 def _write_page(path: Path) -> Path | None:
