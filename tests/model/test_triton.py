@@ -13,8 +13,8 @@ import torch
 from nanostudy.errors import KernelsUnavailable
 from nanostudy.model import kernels
 from nanostudy.model.config import GPTConfig
-from nanostudy.model.engine import Batch, State, evaluate, train_step
-from nanostudy.model.gpt import Dropout, initial_parameters
+from nanostudy.model.engine import Batch, State, train_step, window_losses
+from nanostudy.model.gpt import Dropout, initial_parameters, working_copies
 from nanostudy.model.kernels import gpu
 from nanostudy.model.layers import Attention
 from nanostudy.model.ops import REFERENCE, DropoutKeys
@@ -166,8 +166,9 @@ def test_updates_and_an_evaluation_equal_the_reference(ops):
             batch = Batch(tokens[..., :-1], tokens[..., 1:], dropout)
             settings = StepSettings.at(experiments, [step] * 2, CPU)
             metrics = train_step(state, [batch], 2, settings, config, torch.float32, one)
-        window = (tokens[0, :, :-1], tokens[0, :, 1:])
-        results.append((metrics.loss, metrics.grad_norm, evaluate(state.params, [window], config, torch.float32, one)))
+        weights = working_copies(state.params, config, torch.float32)
+        losses = window_losses(weights, tokens[0, :, :-1], tokens[0, :, 1:], config, [2, 2], one)
+        results.append((metrics.loss, metrics.grad_norm, losses))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 

@@ -35,9 +35,8 @@ from nanostudy.study.listing import best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
-from nanostudy.training import recorder
+from nanostudy.training import evaluation, recorder
 from nanostudy.training import stack as checkpoint
-from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -253,7 +252,7 @@ def test_a_refilled_slot_trains_as_the_experiment_alone(run, source, reference, 
 def test_a_study_in_which_all_diverge_ends_with_exit_code_1(tmp_path, monkeypatch, capsys):
     settings = {"block_size": 8, "max_iters": 12, "eval_interval": 12, "grad_clip": 0.0, "warmup_iters": 0}
     source = write_study(tmp_path, {"learning_rate": [1e30]}, settings=settings)
-    argv = ["study", "run", str(source), "--out", str(tmp_path / "all"), "--executor", "inline"]
+    argv = ["study", "run", "--no-report", str(source), "--out", str(tmp_path / "all"), "--executor", "inline"]
     monkeypatch.setattr(sys, "argv", ["nanostudy", *argv, "--device", "cpu", "--precision", "fp32", "--threads", "1"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -289,7 +288,7 @@ def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
 
     def study(name: str, rates: list[float]) -> Path:
         source = write_study(tmp_path, {"learning_rate": rates}, settings=settings)
-        argv = ["study", "run", str(source), "--out", str(tmp_path / name), "--executor", "inline"]
+        argv = ["study", "run", "--no-report", str(source), "--out", str(tmp_path / name), "--executor", "inline"]
         argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
         monkeypatch.setattr(sys, "argv", ["nanostudy", *argv])
         with pytest.raises(SystemExit) as end:
@@ -489,17 +488,16 @@ def test_stopped_again_and_again(run, source, reference, tmp_path, kind):
 @posix_only
 def test_stopped_in_the_midst_of_an_evaluation(run, source, reference, tmp_path, monkeypatch):
     """Ctrl-C while the second batch of an evaluation is read: the others are not waited for."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 32)
-    read, original = [], trainer._Training.windows
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 32)
+    read, windows_at = [], evaluation.windows_at
 
-    def windows(self, split, context, members, tokens=None):
-        for window in original(self, split, context, members, tokens):
-            read.append(split)
-            if len(read) == 100:
-                signal.raise_signal(signal.SIGINT)
-            yield window
+    def counted(*arguments):
+        read.append(arguments)
+        if len(read) == 100:
+            signal.raise_signal(signal.SIGINT)
+        return windows_at(*arguments)
 
-    monkeypatch.setattr(trainer._Training, "windows", windows)
+    monkeypatch.setattr(evaluation, "windows_at", counted)
     with pytest.raises(Interrupted):
         run(source)
     assert len(read) == 100

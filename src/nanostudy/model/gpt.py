@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
-from nanostudy.model.layers import Attention, Gelu, Linear, ResidualNorm
+from nanostudy.model.layers import Gelu, Linear, ResidualNorm, attention
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 from nanostudy.model.randomness import Purpose, dropout_words, generator
 
@@ -97,11 +97,13 @@ def forward(
     config: GPTConfig,
     dropout: Dropout | None = None,
     cache: Cache | None = None,
+    heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,
 ) -> Tensor:
     """Logits (M, B, T, V) of the next token at every position, in the parameters' dtype.
 
-    With a cache, the tokens continue those read before: any number at first, then one at a time.
+    With a cache, the tokens continue those read before: any number at first, then one at a time. `heads`: each member's, where
+    they are not the configuration's; their number decides no size of a tensor.
     """
     M, B, T = tokens_MBT.shape
     start = cache.length if cache else 0
@@ -127,7 +129,7 @@ def forward(
         if cache:
             h_MBTE = _attend_cached(qkv_MBTF, cache, layer, config, ops)
         else:
-            h_MBTE = Attention.apply(qkv_MBTF, drop, config.n_head, ops)
+            h_MBTE = attention(qkv_MBTF, drop, heads or [config.n_head] * M, ops)
         y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE)
         x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops)
         h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE), ops)
