@@ -276,8 +276,7 @@ def retry_study(
     check_installed(where.track)
     path = Path(path)
     with Store.read(path / FILE) as store:
-        for name in names:
-            store.row(name)  # raises at an unknown one
+        names = [store.row(name).name for name in names]  # raises at an unknown one
         rows = [row for row in store.rows() if not names or row.name in names]
     failed = {row.name for row in rows if row.status is Status.FAILED}
     keep = definitions(path)[-1].keep if has_study(path) else "none"
