@@ -718,7 +718,7 @@ def test_a_table_gives_up_its_superfluous_columns_first(monkeypatch):
     for width, line in (
         (60, "L2 E128 D0 lr=0.004  2.1064      2  32 (13 to 244)"),
         (46, "L2 E128 D0 lr=0.004  2.1064  32 (13 to 244)"),
-        (38, "L2 E12…r=0.004  2.1064  32 (13 to 244)"),
+        (38, "L2 E128…=0.004  2.1064  32 (13 to 244)"),
     ):
         monkeypatch.setenv("COLUMNS", str(width))
         assert fitted(table, ("seeds",), "settings")[1] == line
