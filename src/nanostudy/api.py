@@ -301,7 +301,8 @@ def retry_study(
 
 def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None) -> Rows:
     with contextlib.ExitStack() as stack:
-        stack.push(partial(_notify, where.notify, folder))
+        if where.notify:
+            stack.push(partial(_notify, where.notify, folder))
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
         for note in folder.notes:
             listener.say(note, "yellow")
@@ -314,11 +315,12 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
     return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
 
 
-def _notify(how: str | None, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
-    counts = folder.store.counts()
-    ended = "has ended" if kind is None else f"was stopped ({problem or kind.__name__})"
-    finished = f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
-    if refused := notify(how, f"{folder.study.name} {ended}: {finished}"):
+def _notify(how: str, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
+    message = f"{folder.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    with contextlib.suppress(NanostudyError):  # its drive may be gone
+        counts = folder.store.counts()
+        message += f": {counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
+    if refused := notify(how, message):
         print(f"The notice could not be given: {refused}.", file=sys.stderr)
 
 

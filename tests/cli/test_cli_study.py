@@ -459,6 +459,8 @@ def test_notes_and_stars_are_listed_and_outlive_a_rebuild_and_a_merge(study, don
     experiments = api.analyze(done).results.experiments
     assert list(experiments["star"]) == [None, None, True, None]
     assert list(experiments["note"]) == ["the baseline", None, "sharp [names]: is it luck?", None]
+    told = parsed(study("status", done, "--format", "json").out, "json")
+    assert [row["star"] for row in told] == [False, False, True, False]
     (done / FILE).unlink()
     said(study("rebuild", done), 0)
     other = here / "other"

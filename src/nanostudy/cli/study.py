@@ -251,6 +251,7 @@ def status_command(
     """How far a study is, also while it runs: done, running, failed, time left, best so far."""
     from nanostudy.study.definition import existing_folder
     from nanostudy.study.listing import records, status_lines
+    from nanostudy.study.notes import read_notes
     from nanostudy.study.store import FILE, Store
 
     path = existing_folder(folder)
@@ -258,7 +259,10 @@ def status_command(
         if format is Form.table:
             print("\n".join(status_lines(store, path, all)))
         else:
-            _print_records(list(records(store.rows())), format)
+            notes = read_notes(path)
+            marks = {name: {"star": note.star, "note": note.text} for name, note in notes.items()}
+            none = {"star": False, "note": ""} if notes else {}
+            _print_records([{**row, **marks.get(row["name"], none)} for row in records(store.rows())], format)
 
 
 @app.command("note")
