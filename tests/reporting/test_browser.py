@@ -189,6 +189,25 @@ def test_values_from_the_list_make_the_expression(opened):
     assert opened.locator("#where").input_value() == ""
 
 
+def test_effects_and_means_are_those_of_what_is_shown(opened):
+    """Matched differences, as pandas has them."""
+    draw_all(opened)
+    opened.locator("#where").fill("dropout == 0.2 and seed == 1")
+    opened.wait_for_timeout(300)
+    table = hostile().experiments.query("status == 'finished' and dropout == 0.2 and seed == 1")
+    drawn = opened.evaluate(
+        """(figure) => [...nanostudyPage.views.entries()].filter(([element]) => element.dataset.key === figure)
+          .flatMap(([, { view, named }]) => Object.keys(named).flatMap((name) => view.data(name)))""",
+        "effects.0",
+    )
+    effects = {row["column"]: row["effect"] for row in drawn if "effect" in row}
+    assert set(effects) == {"n_embd", "n_head"}
+    by = table.set_index(["n_embd", "n_head"])["val_loss"].unstack("n_embd").dropna()
+    assert effects["n_embd"] == pytest.approx((by[256] - by[128]).mean())
+    assert "without intervals" in opened.locator("#figure-effects figcaption").inner_text()
+    assert "Of all experiments" in opened.locator("#figure-variance figcaption").inner_text()
+
+
 PLACE = """([key, x, y]) => {
   const element = document.querySelector(`[data-key="${key}"]`);
   element.scrollIntoView({ block: "center", behavior: "instant" });

@@ -22,6 +22,7 @@ import pandas as pd
 
 from nanostudy.atomic import cache_folder, safe_to_execute, write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.text import value_text
 
 COLOUR = "colour"  # the page's parameter: the column that colours
 AROUND, ABOVE = 60, 26  # pixels: an axis with its title; a title or a legend
@@ -274,6 +275,11 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         plain[name] = plain[name].where(np.isfinite(plain[name]))
     values = plain.astype(object).where(plain.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+
+
+def plain_value(value: Any) -> Any:
+    """A setting's value as the page's data have it: a number, or text."""
+    return value_text(value) if isinstance(value, (bool, np.bool_)) else value
 
 
 def each(table: pd.DataFrame) -> Iterator[Any]:

@@ -103,8 +103,11 @@ def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
     if f.training:
-        text = "`settings.yaml` lies in the run's folder. There, this trains it again, and writes this report again:"
-        blocks: Blocks = [Prose(text), Source("nanostudy train settings.yaml\nnanostudy report .")]
+        text = "`settings.yaml` lies in the run's folder. There, this trains it again, in a folder beside it:"
+        blocks: Blocks = [
+            Prose(text),
+            Source("nanostudy train settings.yaml --out ../again\nnanostudy report ../again"),
+        ]
     else:
         blocks = []
         if provenance.get("command"):
@@ -121,7 +124,7 @@ def reproduce(f: Findings) -> Blocks:
     if not f.training:
         blocks.append(Grid("Versions", ("nanostudy", "numerics"), versions))
         blocks.append(Grid("Machines", tuple(MACHINE.values()), machines))
-    if provenance.get("definition"):
+    if provenance.get("definition", "").strip() not in str(provenance.get("command", "")):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return blocks
 
