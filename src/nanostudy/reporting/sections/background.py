@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
+from nanostudy.analysis.frames import OURS, WITHOUT_EFFECT, Results, levels
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
@@ -75,7 +75,7 @@ def method(f: Findings) -> Blocks:
             "The answer's sentences hold at 95% for all that were searched together.",
         ]
         lines += [f"Effects: {effects.explanation}"] if effects.explanation else []
-    if (results.experiments["source"] == "table").any():
+    if (results.experiments["source"] != OURS).any():
         lines.append(
             "Some results come from tables: how they were evaluated, on what machine and in how many updates is what the table "
             "says, or not known, and their last digits may be rounded."
