@@ -15,7 +15,7 @@ from nanostudy.analysis.frames import columns as own_columns
 from nanostudy.errors import UsageError
 from nanostudy.measures import MEASURES, stored
 from nanostudy.settings import FIELDS, check_value
-from nanostudy.text import listed
+from nanostudy.text import counted, listed
 
 PUBLISHED = {"train_loss": "Train Loss", "val_loss": "Val Loss", "gap": "Loss Gap", "parameters": "Total Params"}
 CONFIG = re.compile(
@@ -441,4 +441,6 @@ def described(label: str, header: Sequence[str], rows: int, reading: Reading) ->
         f"{one_line(name)[:40]!r} ({why})" for name, why in reading.unread.items() if why != "the same in every row"
     ]
     parts += [f"not read: {listed(varying, MOST_NAMED)}"] if varying else []
-    return f"{label}, {rows:,} rows, {'; '.join(parts)}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."
+    return (
+        f"{label}, {counted(rows, 'row')}, {'; '.join(parts)}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."
+    )
