@@ -387,6 +387,13 @@ def test_runs_of_one_name_and_several_seeds(write):
     assert row.low < row.effect < row.high
 
 
+def test_a_second_try_counts_in_place_of_the_first(write):
+    again = WANDB[-1].replace("crashed", "finished").replace('"500"', '"5000"').replace('"2.1"', '"1.4712"')
+    for lines in ([*WANDB, again], [*WANDB[:-1], again, WANDB[-1]]):
+        row = read_table(write(*lines, name="wandb.csv")).experiments.loc["rms seed 3"]
+        assert (row["status"], row["reason"], row["val_loss"], row["updates"]) == ("finished", None, 1.4712, 5000)
+
+
 def test_a_search_of_optuna(write):
     lines = ["number,value,datetime_start,duration,params_lr,params_hidden,user_attrs_r2,state"]
     lines += [

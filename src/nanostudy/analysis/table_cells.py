@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nanostudy.analysis.table_columns import LOGARITHMS, one_line
@@ -94,6 +95,7 @@ def _in_nats(value: float, half: float, text: str, unit: str) -> Number:
     return Number(math.log(value), half / value, text) if value > 0 else Number(math.nan, 0.0, text)
 
 
+@lru_cache(maxsize=4096)
 def setting_value(name: str, text: str, lenient: bool = False) -> Any:
     """A setting's value as data frames hold it: `none` as a word, None where the cell is empty. Raises UsageError at what is
     no value of it, but where it is `lenient`.

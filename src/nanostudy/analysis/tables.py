@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,9 +248,7 @@ def _row(
             raise UsageError(f"its name says {key}={settings[key]}, the column {key} {value}.")
     numbers = {key: number(texts.get(key, ""), decimal_comma, key, reading.unit) for key in NUMBERS}
     record: dict[str, Any] = {"name": name, **({"source": "nanostudy"} if reading.own else {})}
-    parent = path.resolve().parent.name
-    if parent.startswith("nanoGPT_results_"):  # as the published study names its parts' folders
-        record["part"] = parent.removeprefix("nanoGPT_results_")
+    record |= _part(path)
     record |= {key: one_line(texts[key])[:LONGEST_NAME] or None for key in TEXTS if texts.get(key)}
     record |= {**settings, **given, **factors} | {
         key: one.value for key, one in numbers.items() if math.isfinite(one.value)
@@ -262,6 +261,13 @@ def _row(
     if reading.own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
     return Row(place, record, {key: one.unit / 2 for key, one in numbers.items()}, [])
+
+
+@lru_cache(maxsize=64)
+def _part(path: Path) -> dict[str, str]:
+    """Of the file's folder, where it is called as the published study's parts are."""
+    parent = path.resolve().parent.name
+    return {"part": parent.removeprefix("nanoGPT_results_")} if parent.startswith("nanoGPT_results_") else {}
 
 
 def _name(texts: Mapping[str, str], index: int) -> str:
@@ -287,12 +293,17 @@ def _contradicting_gap(numbers: Mapping[str, Number]) -> str:
 
 
 def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
-    """Without rows that say again what another one of the table says."""
+    """Rows that say again what another one of the table says, or what became of it in a second try, as one."""
     kept: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         same = kept.setdefault(row.key, [])
-        if not any(row.record == one.record or ("seed" in row.record and _agree(row, one)) for one in same):
+        again = (
+            i for i, one in enumerate(same) if row.record == one.record or ("seed" in row.record and _agree(row, one))
+        )
+        if (i := next(again, None)) is None:
             same.append(row)
+        else:
+            same[i] = _united(same[i], row)
     distinct = [row for same in kept.values() for row in same]
     if len(distinct) < len(rows):
         notes.append(f"Rows that repeat another one: {len(rows) - len(distinct):,}. Each experiment counts once.")
@@ -343,13 +354,9 @@ def _united(one: Row, other: Row) -> Row:
     """What both say of an experiment; where both have a result, with all digits."""
     done = [row for row in (one, other) if row.record["status"] in ("finished", "diverged")] or [one, other]
     finest = min(done, key=lambda row: row.half_units["val_loss"] or math.inf)
-    record = {key: value for row in (other, one) for key, value in row.record.items() if value is not None}
-    return Row(
-        finest.place,
-        record | {k: v for k, v in finest.record.items() if v is not None},
-        finest.half_units,
-        one.curve or other.curve,
-    )
+    record = {key: value for row in (other, one, finest) for key, value in row.record.items() if value is not None}
+    record |= {key: finest.record.get(key) for key in ("status", "reason")}
+    return Row(finest.place, record, finest.half_units, one.curve or other.curve)
 
 
 def _name_apart(rows: Sequence[Row]) -> None:
