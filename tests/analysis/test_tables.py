@@ -482,6 +482,17 @@ def test_the_evaluations_of_one_training_are_a_curve(write):
     assert list(results.evaluations["val_loss"]) == [4.3, 2.6, 2.3]
 
 
+def test_the_lines_of_a_chart_are_experiments_with_curves(write):
+    lines = [
+        '"Step","wide - val/loss","wide - val/loss__MIN","deep - val/loss"',
+        '"0","4.2","4.2",""',
+        '"250","2.5","2.5","2.4"',
+    ]
+    results = read_table(write(*lines, name="chart.csv"))
+    assert dict(results.experiments["val_loss"]) == {"wide": 2.5, "deep": 2.4}
+    assert list(results.evaluations[results.evaluations["name"] == "wide"]["val_loss"]) == [4.2, 2.5]
+
+
 def test_what_a_column_is_can_be_stated(write):
     lines = [
         "alpha,beta,quality,tag",

@@ -32,6 +32,7 @@ from nanostudy.analysis.table_cells import (
 from nanostudy.analysis.table_columns import (
     NOTHING_STATED,
     PUBLISHED,
+    SPELLINGS,
     Reading,
     Stated,
     described,
@@ -86,7 +87,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     """
     notes: list[str] = []
     sources: list[Source] = []
-    for table in _singles_together([_as_run(read_table_file(path)) for path in paths]):
+    for table in _singles_together([_as_run(_of_chart(read_table_file(path))) for path in paths]):
         reading = read_columns(table.where, table.header, table.rows, stated)
         _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
     results = []
@@ -138,6 +139,33 @@ def _as_run(table: Table) -> Table:
     ]
     row = {"name": stem_of(path), **{table.header[place]: table.rows[0][place] for place in constant}, **points[-1]}
     return Table(table.label, table.checksums, list(row), [table.at[-1]], [list(row.values())], {0: points})
+
+
+def _of_chart(table: Table) -> Table:
+    """The lines of a chart that Weights & Biases exports ("Step", "NAME - val/loss", ...), an experiment with a curve each."""
+    places: dict[str, dict[str, int]] = {}
+    for place, heading in enumerate(table.header[1:], start=1):
+        name, _, measure = heading.rpartition(" - ")
+        role = next((role for role in LOSSES if letters(measure) in SPELLINGS[role]), None)
+        if name and role:
+            places.setdefault(name, {})[role] = place
+    if not places or letters(table.header[0]) not in STEPS:
+        return table
+    header = ("name", "step", *(role for role in LOSSES if any(role in own for own in places.values())))
+    rows: list[list[str]] = []
+    curves: dict[int, list[dict[str, str]]] = {}
+    for name, own in places.items():
+        points = [
+            {"step": row[0], **{role: row[place] for role, place in own.items() if place < len(row)}}
+            for row in table.rows
+        ]
+        points = [point for point in points if any(point.get(role) for role in LOSSES)]
+        if points:
+            curves[len(rows)] = points
+            rows.append([name, *(points[-1].get(key, "") for key in header[1:])])
+    return (
+        Table(table.label, table.checksums, list(header), [table.at[-1]] * len(rows), rows, curves) if rows else table
+    )
 
 
 def _singles_together(tables: Sequence[Table]) -> list[Table]:
