@@ -46,7 +46,7 @@ def test_a_planted_disagreement_is_found_and_only_that():
     assert not found.differences.set_index("factor").loc["dropout", "disagree"]
 
 
-@pytest.mark.parametrize(("pairs", "most"), [(40, 7), pytest.param(400, 33, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("pairs", "most"), [(40, 7), pytest.param(400, 35, marks=pytest.mark.soak)])
 def test_intervals_of_differences_hold_at_their_rate(pairs, most):
     """All at once at 95%: so many pairs of sources with equal truth seem to disagree at most, in 999 of 1,000 runs of this test."""
     wrong = 0

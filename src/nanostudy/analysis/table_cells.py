@@ -17,29 +17,12 @@ from nanostudy.settings import check_value
 LOSSES = ("train_loss", "val_loss")
 COUNTS = ("id", "parameters", "updates", "best_step", "tokens", "seconds")  # thousands separators may stand in them
 NUMBERS = (*dict.fromkeys((*COUNTS, "gap", *stored())),)
+FINISHED = "finished complete completed done success succeeded ok terminated converged"
+FAILED = "failed crash crashed error killed pruned stopped cancelled canceled preempted aborted oom"
 STATUSES: dict[str, Status] = {  # in other programs' words
-    **dict.fromkeys(
-        ["finished", "complete", "completed", "done", "success", "succeeded", "ok", "terminated", "converged"],
-        Status.FINISHED,
-    ),
-    **dict.fromkeys(
-        [
-            "failed",
-            "crash",
-            "crashed",
-            "error",
-            "killed",
-            "pruned",
-            "stopped",
-            "cancelled",
-            "canceled",
-            "preempted",
-            "aborted",
-            "oom",
-        ],
-        Status.FAILED,
-    ),
-    **dict.fromkeys(["pending", "queued", "waiting"], Status.WAITING),
+    **dict.fromkeys(FINISHED.split(), Status.FINISHED),
+    **dict.fromkeys(FAILED.split(), Status.FAILED),
+    **dict.fromkeys(("pending", "queued", "waiting"), Status.WAITING),
     "running": Status.RUNNING,
     "diverged": Status.DIVERGED,
 }
@@ -146,7 +129,7 @@ def status_of(record: Mapping[str, Any], numbers: Mapping[str, Number]) -> tuple
         return "waiting", "the table gives no loss: it diverged, or did not finish"
     if not math.isfinite(loss.value):
         return "diverged", f"the table says {loss.text}"
-    planned, made = record.get("max_iters"), record.get("updates")
-    if planned and made and made < EARLY * planned:
+    planned, made, interval = (record.get(key) or 0 for key in ("max_iters", "updates", "eval_interval"))
+    if status is None and planned and made and made < min(EARLY * planned, planned - interval):
         return "failed", f"it stopped after {made:,.0f} of {planned:,} updates"
     return "finished", record.get("reason")
