@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +53,11 @@ def value_text(value: Any) -> str:
     return text if not isinstance(value, float) or float(text) == value else str(value)
 
 
+def brief_value(value: Any) -> str:
+    """A setting's value in a sentence: what a search drew, in three digits."""
+    return f"{value:.3g}" if isinstance(value, float) and len(value_text(value)) > 6 else value_text(value)
+
+
 LETTERS = {  # of a name's settings
     **{"block_size": "b", "n_layer": "L", "n_head": "H", "n_embd": "E", "batch_size": "BS", "max_iters": "MI"},
     **{"seed": "s", "learning_rate": "lr=", "weight_decay": "wd="},
@@ -62,8 +69,8 @@ def short_name(settings: Mapping[str, Any], names: Iterable[str]) -> str:
 
     def part(name: str, value: Any) -> str:
         if name == "dropout" and isinstance(value, float):
-            return f"D{100 * value:.6g}"
-        return f"{LETTERS.get(name, f'{name}=')}{value_text(value)}"
+            return f"D{100 * value:.3g}"
+        return f"{LETTERS.get(name, f'{name}=')}{brief_value(value)}"
 
     return " ".join(part(name, settings[name]) for name in names)
 
@@ -77,6 +84,17 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def beside(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns; the last one is wrapped where the terminal ends."""
+    widths = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
+    indent, lines = sum(widths), list[str]()
+    width = max(indent + 20, shutil.get_terminal_size().columns)
+    for *cells, text in rows:
+        start = "".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True))
+        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * indent) or [start.rstrip()]
+    return lines
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from nanostudy.errors import UsageError
 from nanostudy.settings import FIELDS, Experiment, check_value, names_of
 from nanostudy.study.definition import Study
 from nanostudy.text import listed, value_text
-from nanostudy.validation import check_names
+from nanostudy.validation import canonical, check_names
 
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result, except the seed
 
@@ -113,6 +113,7 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         key, equals, text = (side.strip() for side in piece.partition("="))
         if not equals:
             raise UsageError(f"--only: {piece!r} is not of the form setting=value. Either of two values: a=1,a=2.")
+        key = canonical(key)
         check_names([key], (*FIELDS, "id", "name", "part"))
         wanted.setdefault(key, []).append(text if key in ("id", "name", "part") else check_value(key, text))
     chosen, passed = list(entries), ""

@@ -21,6 +21,7 @@ from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, missing_weights, open_study
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
+from nanostudy.study.notes import merge_notes
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
@@ -72,7 +73,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
             if not row.status.has_result:
                 adopt(folder, row.name)
         folder.write_results()
-        lines += folder.notes
+        lines += [*folder.notes, *merge_notes(sources, into)]
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
         for source, results in results_of.items():

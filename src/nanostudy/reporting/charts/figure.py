@@ -188,7 +188,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
             "ordinal": {"scheme": "purples", "extent": [0.45, 1] if scheme == "light" else [0.75, 0.1]},
             "ramp": {"scheme": "viridis", "extent": [0, 0.85] if scheme == "light" else [1, 0.38]},
         },
-        "mark": {"color": colours[0]},
+        "mark": {"color": faint},  # what no setting colours
         "text": {"color": ink, "fontSize": 11.5},
         "rule": {"color": faint},
         "tick": {"color": faint},
@@ -198,7 +198,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
             "halo": {"color": ink, "stroke": ground, "strokeWidth": 4, "strokeJoin": "round", "fontSize": 11.5},
             "front": {"color": ink, "strokeWidth": 1.4},
             "mean": {"color": ink, "stroke": ground, "strokeWidth": 1},
-            "band": {"color": colours[0], "fillOpacity": 0.16},
+            "band": {"color": faint, "fillOpacity": 0.2},
         },
     }
 

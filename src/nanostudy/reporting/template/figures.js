@@ -266,12 +266,12 @@ export const makeFigures = (data, tables, selection, scheme) => {
   const nearing = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) { nearing.unobserve(target); drawOnce(target); }
   }, { rootMargin: "500px 0px" });
-  all(".figure").forEach((figure) => nearing.observe(figure));
+  all(".figure[data-figure]").forEach((figure) => nearing.observe(figure));
   selection.listen(update);
 
   return {
     views,
-    drawAll: () => Promise.all(all(".figure").map(drawOnce)),
+    drawAll: () => Promise.all(all(".figure[data-figure]").map(drawOnce)),
     redraw: async () => { for (const figure of [...drawing.keys()]) { await drawing.get(figure); drawing.set(figure, draw(figure)); } },
   };
 };
