@@ -826,6 +826,16 @@ def test_fine_tuning_starts_at_the_other_runs_weights(call, run):
     said(call("train", "tuned"), 0)
 
 
+def test_first_weights_that_changed_since_are_named(call, run):
+    shutil.copy(run / "best.safetensors", "start.safetensors")
+    tuned = ("train", "quickstart", *SMALL, "init_from=start.safetensors", "max_iters=0", "--out", "tuned")
+    said(call(*tuned), 0)
+    said(call("train", "quickstart", *SMALL, "seed=2", "max_iters=0", "--out", "other"), 0)
+    shutil.copy("other/best.safetensors", "start.safetensors")
+    with unchanged(Path("tuned")):
+        said(call(*tuned), 1, r"tuned holds another run \(init_from=start.safetensors has other weights now\)", "--out")
+
+
 def test_a_shorter_context_keeps_the_first_positions(call, run):
     said(call("train", "quickstart", *SMALL, "init_from=run", "block_size=8", "max_iters=0", "--out", "cropped"), 0)
     before, after = (safetensors.torch.load_file(Path(name, "best.safetensors")) for name in ("run", "cropped"))
