@@ -31,7 +31,7 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
-from nanostudy.study.listing import Listing, as_lines
+from nanostudy.study.listing import Listing, as_lines, fitted
 from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
 from nanostudy.study.pool import Pool, _results, make_pool
@@ -242,7 +242,7 @@ def test_failures_are_listed_and_retried(study, here):
     said(study("retry", "mine", NAMES[2] + "x", *INLINE), 2, f"Nearest: .*{NAMES[2]}")
     said(study("retry", "mine", NAMES[2], "--executor", "nonsense"), 2, "workers, inline or ray")
     assert rows(path)[2]["status"] == "failed"
-    told = study("retry", "mine", *INLINE)
+    told = study("retry", "mine", "3", *INLINE)
     said(told, 0)
     assert "1 of 1 experiments finished" in told.out
     said(study("retry", "mine", *INLINE), 2, "No experiment .* has failed")
@@ -474,6 +474,8 @@ def test_notes_and_stars_are_listed_and_outlive_a_rebuild_and_a_merge(study, don
     experiments = api.analyze(done).results.experiments
     assert list(experiments["star"]) == [None, None, True, None]
     assert list(experiments["note"]) == ["the baseline", None, "sharp [names]: is it luck?", None]
+    told = parsed(study("status", done, "--format", "json").out, "json")
+    assert [row["star"] for row in told] == [False, False, True, False]
     (done / FILE).unlink()
     said(study("rebuild", done), 0)
     other = here / "other"
@@ -513,7 +515,7 @@ def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
         ["status", done],
         ["status", done, "--all"],
         ["note", done],
-        ["plan", "quickstart", *INLINE],
+        ["plan", "mine.yaml", *INLINE],
         ["list"],
     ):
         told = study(*words)
@@ -726,6 +728,17 @@ def test_rebuild_makes_the_same_rows(study, done, harm):
     told = study("run", "done", *INLINE)
     said(told, 0)
     assert "[1/4]" not in told.out
+
+
+def test_a_table_gives_up_its_superfluous_columns_first(monkeypatch):
+    table = [{"settings": "L2 E128 D0 lr=0.004", "mean": "2.1064", "seeds": "2", "paired": "32 (13 to 244)"}]
+    for width, line in (
+        (60, "L2 E128 D0 lr=0.004  2.1064      2  32 (13 to 244)"),
+        (46, "L2 E128 D0 lr=0.004  2.1064  32 (13 to 244)"),
+        (38, "L2 E128…=0.004  2.1064  32 (13 to 244)"),
+    ):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert fitted(table, ("seeds",), "settings")[1] == line
 
 
 def test_listings_are_aligned():

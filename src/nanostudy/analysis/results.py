@@ -236,7 +236,7 @@ def _mixed(results: Sequence[Result]) -> list[str]:
 def _conditions(kind: tuple[Any, ...]) -> str:
     precision, compiled, tiles = kind
     kernels = "with compiled kernels" if compiled else "without compiled kernels"
-    return f"{precision} {kernels}{', for its matrix unit' if compiled and tiles else ''}"
+    return f"{precision} {kernels}{', attention in one' if compiled and tiles else ''}"
 
 
 def _provenance(

@@ -244,7 +244,12 @@ def _experiments(block: Experiments, data: Data) -> str:
         f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for key, name in block.columns
     )
+    how = (
+        "What is shown and what is ticked here is so in every figure and in the samples: write what to show, tick rows, click dots or "
+        "lines, drag along an axis of parallel coordinates. A drag zooms, a double click goes back, and the address keeps all of it."
+    )
     return (
+        f"<p>{how}</p>"
         '<form class="filters" role="search" aria-label="Filter the experiments">'
         f'<label class="find">Show <input type="search" id="where" placeholder="{html.escape(block.example)}" autocomplete="off" '
         'autocapitalize="off" spellcheck="false" aria-describedby="problem"></label>'

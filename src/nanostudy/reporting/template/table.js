@@ -25,6 +25,7 @@ export const makeTable = (data, selection) => {
     for (const key of keys) {
       const cell = make(key === "name" ? "th" : "td", { textContent: valueText(key, row[key], data.decimals) });
       if (key === "name") Object.assign(cell, { scope: "row", title: row.name, textContent: row.short ?? row.name });
+      if (key === "star") cell.textContent = row.star ? "★" : "";
       if (key === "status" && row.reason) cell.textContent += `: ${row.reason}`;
       if (numbers.has(key)) cell.className = "n";
       if (row.status === "finished" && row[key] !== null && row[key] === lowest.get(key)) cell.classList.add("best");
