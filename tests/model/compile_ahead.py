@@ -22,6 +22,7 @@ from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import State
 from nanostudy.model.kernels import gpu, triton_kernels
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
+from nanostudy.model.optim import StepSettings
 from nanostudy.settings import Experiment
 from nanostudy.training.updates import Inputs, Updates
 
@@ -43,6 +44,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",
@@ -77,16 +79,27 @@ def launches(E, H, V, dtype, M=4, B=2, T=128):
         x, gain = torch.zeros(Z, T, E, dtype=dtype), torch.ones(M, E, dtype=dtype)
         qkv, logits = torch.zeros(Z, T, 3 * E, dtype=dtype), torch.zeros(Z, T, V, dtype=dtype)
         targets, losses = torch.zeros(Z, T, dtype=torch.int64), torch.zeros(Z, T)
+        ids, tokens = targets.view(M, B, T), torch.zeros(1000, dtype=torch.uint8)
+        ops.windows(tokens, ids[..., 0], T)
+        ops.dropout_words(ids[..., 0], torch.zeros(M), 13)
+        embeddings = x.view(M, B, T, E)[:, 0]
+        ops.embed(ids, embeddings, embeddings)
+        ops.one_hot(ids, V, dtype)
         ops.residual_norm(x, x, drop, gain, gain)
-        ops.residual_norm_backward(x, x, x, drop, gain)
+        *_, d_bias = ops.residual_norm_backward(x, x, x, drop, gain)
         y, lse = ops.attention(qkv, drop, H, True)
         ops.attention_backward(x, qkv, y, lse, drop)
         ops.cross_entropy(logits, targets)
         ops.cross_entropy_backward(losses, logits, targets)
         ops.gelu_backward(x, ops.gelu(x, True)[1])
-        rows, grads, column = torch.zeros(M, 5000), torch.zeros(M, 5000, dtype=dtype), torch.ones(M, 1)
-        ops.norms(grads)
-        ops.adamw_kernel(rows, grads, rows, rows, column, column > 0, *(column,) * 5)
+        ops.means(losses.view(M, B, T))
+        pieces = d_bias.view(M, -1, E)
+        ops.sums(x.view(M, -1, E), pieces, 64)  # of a bias
+        ops.sums(pieces, gain[:, None], pieces.shape[1])  # of a buffer's vectors
+        ops.sums(x.view(M, B, -1), x.view(M, B, -1)[:, :1], B)  # of positions
+        rows, grads = torch.zeros(M, 5000), torch.zeros(M, 5000, dtype=dtype)
+        settings = StepSettings(*torch.ones(7, M, 1))
+        ops.update(State.fresh(rows), losses[:M, 0], grads, settings, 4000, dtype == torch.float16)
     return recorder.launches
 
 
@@ -106,17 +119,17 @@ class Launches(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def launches_of_an_update(**settings):
-    """(of these kernels, of PyTorch's own), for one model in bf16, on PyTorch's device without memory."""
+def launches_of_an_update(members, **settings):
+    """(of these kernels, of PyTorch's own), for a stack in bf16, on PyTorch's device without memory."""
     experiment, recorder = Experiment(**settings), Recorder()
     config, own = GPTConfig.of(experiment, 65), gpu._Triton(recorder)
     ops = REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
     machine = SimpleNamespace(device=torch.device("meta"), dtype=torch.bfloat16, compiled=False, ops=ops)
     updates = Updates(torch.empty(10_000, dtype=torch.uint8, device="meta"), config, machine)
-    state = State.fresh(torch.empty(1, count_parameters(config).total, device="meta"))
-    now = Inputs(*(tensor[0] for tensor in updates.draw([experiment], [0]).rows))
+    state = State.fresh(torch.empty(members, count_parameters(config).total, device="meta"))
+    now = Inputs.of(updates.draw([experiment] * members, [0] * members).rows[0], members)
     with Launches() as others:
-        updates.update(state, [experiment], now, lambda: False)
+        updates.update(state, [experiment] * members, now, lambda: False)
     return len(recorder.launches), others.count
 
 

@@ -42,16 +42,20 @@ def fresh(experiments):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_row_is_what_its_update_would_draw_alone(updates, accumulation):
-    experiments = [Experiment(**SMALL, seed=seed, gradient_accumulation_steps=accumulation) for seed in (1, 2)]
+    experiments = [
+        Experiment(**SMALL, seed=seed, gradient_accumulation_steps=accumulation, dropout=0.1) for seed in (1, 2)
+    ]
     per_update, steps = 4 * accumulation, [5, 0]
     rows = updates().draw(experiments, steps).rows
-    for u in (0, 1, len(rows.starts) - 1):
+    for u in (0, 1, len(rows) - 1):
+        inputs = Inputs.of(rows[u], 2)
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             alone = offsets(e.seed, step + u, range(per_update), per_update, len(TOKENS) - 8)
-            assert rows.starts[u, m].tolist() == alone.tolist()
-            assert torch.equal(rows.keys[u, m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
+            assert inputs.starts[m].tolist() == alone.tolist()
+            assert torch.equal(inputs.keys[m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
         expected = StepSettings.at(experiments, [step + u for step in steps], torch.device("cpu"))
-        assert torch.equal(StepSettings(*rows.settings[u]).learning_rate, expected.learning_rate)
+        assert torch.equal(StepSettings(*inputs.settings).learning_rate, expected.learning_rate)
+        assert inputs.rates.tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_what_was_drawn_serves_until_a_member_changes(updates, monkeypatch):
@@ -70,9 +74,17 @@ def test_what_was_drawn_serves_until_a_member_changes(updates, monkeypatch):
 
 def test_many_sequences_are_drawn_for_few_updates(updates, monkeypatch):
     monkeypatch.setattr(module, "MOST_DRAWN", 30)
-    assert len(updates().draw(MEMBERS, [0] * 3).rows.starts) == 2
+    assert len(updates().draw(MEMBERS, [0] * 3).rows) == 2
     monkeypatch.setattr(module, "MOST_DRAWN", 1)
-    assert len(updates().draw(MEMBERS, [0] * 3).rows.starts) == 1
+    assert len(updates().draw(MEMBERS, [0] * 3).rows) == 1
+
+
+def test_no_more_is_drawn_than_is_left(updates):
+    """By the member that has the most left."""
+    ending = [Experiment(**SMALL, seed=1, max_iters=10), Experiment(**SMALL, seed=2, max_iters=25)]
+    assert len(updates().draw(ending, [7, 7]).rows) == 18
+    assert len(updates().draw(ending, [10, 24]).rows) == 1
+    assert len(updates().draw(ending, [10, 30]).rows) == 1  # past its end, where nothing is left
 
 
 # --- recording
@@ -192,7 +204,7 @@ def test_an_update_reads_nothing_from_the_device(updates, accumulation):
     experiment = Experiment(**SMALL, dropout=0.2, gradient_accumulation_steps=accumulation)
     one, config = updates(), config_of(experiment)
     one.tokens = TOKENS.to("meta")
-    now = Inputs(*(tensor[0].to("meta") for tensor in one.draw([experiment], [0]).rows))
+    now = Inputs.of(one.draw([experiment], [0]).rows[0].to("meta"), 1)
     state = State.fresh(torch.empty(1, count_parameters(config).total, device="meta"))
     with Reads() as reads:
         assert one.update(state, [experiment], now, lambda: False)
