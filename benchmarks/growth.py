@@ -52,7 +52,7 @@ def point(settings: Mapping[str, float], members: int, device: str, seconds: flo
     experiments = [Experiment(**settings, seed=seed) for seed in range(1, members + 1)]
     jobs = [Job(f"job{i}", e, str(i)) for i, e in enumerate(experiments)]
     update, _ = measure(jobs, corpus, machine, seconds)
-    return update, _peak(machine), memory_of(experiments[0], corpus, members, machine.precision)
+    return update, _peak(machine), memory_of(experiments[0], corpus, members, machine.precision, machine.device.type)
 
 
 def _peak(machine: Machine) -> int:

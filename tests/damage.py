@@ -32,6 +32,7 @@ from nanostudy.study.merge import merge
 from nanostudy.study.store import FILE, Store
 
 RESOURCES = Resources(device="cpu", precision="fp32", compile="no", threads=1)
+NOWHERE = Path("/nowhere")  # nothing may write there
 LONGEST = 60  # seconds of one command
 STUDY_FILES = ("study.yaml", "study.sqlite", "results.csv")
 RUN_FILES = (
@@ -170,7 +171,7 @@ HARMS: dict[str, Callable[[Path, random.Random], Any]] = {
     "flipped late": _flip(0.9),
     "another digit": _rewrite(_digit),
     "a folder": lambda file, draw: (file.unlink(), file.mkdir()),
-    "a link to nothing": _link("/nowhere"),
+    "a link to nothing": _link(str(NOWHERE)),
     "a link to itself": _link(""),
     "a pipe": lambda file, draw: (file.unlink(), os.mkfifo(file)),
     "nested": lambda file, draw: file.write_bytes(b"[" * 200_000),
@@ -234,6 +235,9 @@ def matrix(
                 target = path / file if file in STUDY_FILES else first_run(path) / file
                 do(target, random.Random(f"{file} {harm}"))
                 kind, words, results = attempt(command, path)
+                if os.path.lexists(NOWHERE):
+                    NOWHERE.unlink()
+                    kind, words = "SILENT", "wrote outside the folder"
                 if kind == "done":
                     same, quiet = results == good[command][2], words == good[command][1]
                     if file == "study.yaml" and command == "report" and results[0] == good[command][2][0]:

@@ -104,7 +104,17 @@ def _linked_run(study: Path, run: Path) -> None:
     run.symlink_to(study.with_name("elsewhere"))
 
 
+def _linked_store(study: Path, run: Path) -> None:
+    (study / "study.sqlite").unlink()
+    (study / "study.sqlite").symlink_to(study.with_name("outside.sqlite"))
+
+
 FOLDERS: dict[str, Callable[[Path, Path], None]] = {
+    "a store that is a link to nothing": _linked_store,
+    "a lock that is a link to nothing": lambda study, run: (
+        (study / ".lock").unlink(missing_ok=True),
+        (study / ".lock").symlink_to(study.with_name("outside.lock")),
+    )[1],
     "a link to a secret": _linked("sample.txt", "../../secret.txt"),
     "a report that is a link to a secret": _linked("report.md", "../../secret.txt"),
     "weights without an end": _linked("last.safetensors", "/dev/zero"),

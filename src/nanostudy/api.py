@@ -38,7 +38,6 @@ from nanostudy.settings import (
     Resources,
     Where,
     names_of,
-    takes,
 )
 from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
@@ -60,6 +59,7 @@ from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import train as train_stack
 from nanostudy.training.trial import Shape, settled
+from nanostudy.validation import takes
 from nanostudy.version import VERSION
 from nanostudy.view import StudyView, TrainingView
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from nanostudy.errors import NanostudyError, UsageError
 
 LEFTOVER = re.compile(
-    r"\..+\.(?P<pid>\d+)\.(old\.)?tmp(-journal)?|\.tmp\w{6}|\..+\.tmp"
+    r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<old>old\.)?tmp(-journal)?|\.tmp\w{6}|\..+\.tmp"
 )  # the second kind is the safetensors library's
 
 
@@ -80,20 +80,22 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
         remove_leftovers(place.parent, f".{target.name}.")
         temporary.mkdir(parents=True)
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        existing = set() if replace or not target.is_dir() else {path.name for path in target.iterdir()}
-        new = sorted(path.name for path in temporary.iterdir())
-        replaced = [name for name in new if name in existing]
+        new = sorted(
+            path.relative_to(temporary) for path in temporary.rglob("*") if path.is_symlink() or not path.is_dir()
+        )
+        for path in new:
+            _flush(temporary / path)
+        existing = not replace and target.is_dir() and any(target.iterdir())
+        replaced = [str(path) for path in new if existing and os.path.lexists(target / path)]
         if replaced and not overwrite:
             raise UsageError(
                 f"{target} holds {', '.join(replaced)} already. Choose another folder with --out, or replace with --overwrite; "
                 "nothing was changed."
             )
         if existing or fixed or target == Path.cwd():
-            for name in new:
-                _move(temporary / name, target / name)
+            for path in new:
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                _move(temporary / path, target / path)
         else:
             if target.exists():
                 _move(target, previous)
@@ -110,14 +112,17 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
 def remove_leftovers(folder: Path, start: str = ".") -> None:
     """Deletes what killed processes left in a folder: temporaries whose names begin with `start`.
 
-    Those of a process that runs on this machine stay, unless it is this one, which is about to begin.
+    Those of a process that runs on this machine stay, unless it is this one, which is about to begin. A folder that was moved
+    away, and not replaced any more, comes back.
     """
     for name in os.listdir(folder) if folder.is_dir() else ():
         match = LEFTOVER.fullmatch(name) if name.startswith(start) else None
         if match is None or (match["pid"] and _runs(int(match["pid"]))):
             continue
         with contextlib.suppress(OSError):
-            if os.path.isdir(folder / name) and not os.path.islink(folder / name):
+            if match["old"] and not os.path.lexists(folder / match["name"]):
+                os.rename(folder / name, folder / match["name"])
+            elif os.path.isdir(folder / name) and not os.path.islink(folder / name):
                 shutil.rmtree(folder / name, ignore_errors=True)
             else:
                 os.unlink(folder / name)
@@ -161,8 +166,9 @@ def check_free(target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
+    if path.is_file() and not path.is_symlink():
+        with open(path, "r+b" if sys.platform == "win32" else "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _move(source: Path, target: Path) -> None:
@@ -192,7 +198,7 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+b")  # noqa: SIM115 (closed below)
+        file = open(folder / ".lock", "a+b", opener=_unlinked)  # noqa: SIM115 (closed below)
     except OSError as problem:
         raise NanostudyError(f"{folder} cannot be used as a run folder: {problem.strerror}.") from problem
     with file:
@@ -204,6 +210,11 @@ def sole_owner(folder: Path, patience: float = 0.0, make: bool = True) -> Iterat
                 f"Another process is working in {folder}. Wait for it, or choose another folder with --out."
             ) from BlockingIOError(errno.EAGAIN, "locked")
         yield locked is True
+
+
+def _unlinked(path: str, flags: int) -> int:
+    """A link may lead anywhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -49,9 +49,7 @@ MEASURES: dict[str, Measure] = {
         Measure("updates", "updates", "updates", brief=False),
         Measure("tokens", "tokens", "tokens", brief=False),
         Measure("epochs", "epochs", "epochs", 2, derived=True, brief=False),
-        Measure(
-            "flops", "arithmetic", "floating-point operations", heading="arithmetic, FLOP", derived=True, brief=False
-        ),
+        Measure("flops", "arithmetic", "FLOP", heading="arithmetic, FLOP", derived=True, brief=False),
         Measure("seconds", "time", "seconds", 1, heading="time, s", brief=False),
     )
 }

@@ -22,15 +22,16 @@ from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.interop.nanogpt_config import read_config
 from nanostudy.result import Result
-from nanostudy.settings import FIELDS, RUN_OPTIONS, SETTINGS, Experiment, Resources, from_settings, takes
+from nanostudy.settings import FIELDS, RUN_OPTIONS, SETTINGS, Experiment, Resources, from_settings
 from nanostudy.settings_files import parse_assignments, read_settings
 from nanostudy.study.candidates import candidates_study
 from nanostudy.study.definition import Study, definitions, existing_folder
 from nanostudy.study.pool import workers_alike
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store
+from nanostudy.training.evaluation import contexts_within
 from nanostudy.training.inputs import Inputs
-from nanostudy.training.train import contexts_within
+from nanostudy.validation import takes
 
 JUDGEMENTS = Path("judgements")
 LOOKS = "looks.json"  # in a judgement's folder: the numbers of seeds at which a verdict was given

@@ -17,7 +17,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.interop import runs
 from nanostudy.measures import MEASURES
 from nanostudy.model.sample import generate
-from nanostudy.settings import Experiment, Resources, SamplingParams, settings_of, takes
+from nanostudy.settings import Experiment, Resources, SamplingParams
 from nanostudy.settings_files import preset_names
 from nanostudy.text import duration
 from nanostudy.training import run_folder
@@ -25,6 +25,7 @@ from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import Weights, load_weights
+from nanostudy.validation import settings_of, takes
 
 if TYPE_CHECKING:
     import altair as alt

@@ -1,4 +1,4 @@
-"""Every setting, once: of an experiment, of the machine, of a command, and of sampling; and the one check of values.
+"""Every setting, once: of an experiment, of the machine, of a command, and of sampling.
 
 Imports nothing but the standard library: model and training read their settings here, and `nanostudy --help` does too.
 """
@@ -6,216 +6,23 @@ Imports nothing but the standard library: model and training read their settings
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
-import inspect
 import json
 import math
 import re
-import sys
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from nanostudy import version
 from nanostudy.errors import UsageError
+from nanostudy.validation import TEXT, Kind, check, check_names, setting, settings_of
 
-# data: what is read. shape: decides the sizes of tensors; members of a stack share it. number: may differ
-# between members. record: what is written down; it changes no weight and is no part of the identity.
-# option: where and how the work is done, or how text is drawn; no part of an experiment.
-Kind = Literal["data", "shape", "number", "record", "option"]
 CORPORA = ("shakespeare", "playhouse", "auto")  # names; any other corpus is a path
 PRECISIONS = ("fp32", "bf16", "fp16")
-NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # NUL, and halves of characters
-TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"
-LONGEST_VALUE = 200  # characters of a value in a message
 LARGEST_MODEL = 10**10  # parameters
 LARGEST_BATCH = 2**30  # tokens of a micro-batch
-TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-# --- declaring and checking
-
-
-def setting(
-    default: Any,
-    kind: Kind,
-    meaning: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    pattern: str | None = None,
-    form: Callable[[Any], str] | None = None,
-) -> Any:
-    """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
-
-    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
-    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
-    """
-    rules = {
-        "kind": kind,
-        "meaning": meaning,
-        "low": low,
-        "high": high,
-        "above": above,
-        "pattern": pattern,
-        "form": form,
-    }
-    return dataclasses.field(default=default, metadata=rules)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting, as it was declared."""
-
-    name: str
-    hint: Any  # its annotation
-    default: Any
-    kind: Kind
-    meaning: str
-    low: float | None
-    high: float | None
-    above: float | None
-    pattern: str | None
-    form: Callable[[Any], str] | None
-
-    @functools.cached_property
-    def base(self) -> type:
-        return next(kind for kind in typing.get_args(self.hint) or (self.hint,) if kind is not type(None))
-
-    @functools.cached_property
-    def optional(self) -> bool:
-        return type(None) in typing.get_args(self.hint)
-
-    @functools.cached_property
-    def range(self) -> tuple[float, float] | None:
-        """The least and the greatest number, both finite; None where it is no number."""
-        if self.base not in (int, float):
-            return None
-        most = 2**63 - 1 if self.base is int else sys.float_info.max
-        low = self.low if self.above is None else math.nextafter(self.above, math.inf)
-        return (-most if low is None else low), (most if self.high is None else self.high)
-
-    @functools.cached_property
-    def matches(self) -> Callable[[str], Any] | None:
-        return re.compile(self.pattern or TEXT, re.DOTALL).fullmatch if self.base is str else None
-
-    def read(self, value: Any) -> Any:
-        """The value in the declared type, or UsageError. Numbers may be text; 1e3 is not how a whole number is written."""
-        if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
-            return None
-        try:
-            typed = self._typed(value)
-        except (TypeError, ValueError, OverflowError):
-            also = " or none" if self.optional else ""
-            kind = "" if self.form else f"{TYPES[self.base]}{also} "
-            raise UsageError(f"{self.name}={_brief(value)} must be {kind}({self.meaning}).") from None
-        if self.range and not self.range[0] <= typed <= self.range[1]:
-            bounds = self.bounds() if self.high is not None or typed < self.range[0] else "below 2**63"
-            raise UsageError(f"{self.name}={_brief(typed)} must be {bounds} ({self.meaning}).")
-        if self.matches and not self.matches(typed):
-            wrong = NO_CHARACTER.search(typed)
-            reason = f"holds U+{ord(wrong[0]):04X}, which is no character of a text" if wrong else "is not known"
-            raise UsageError(f"{self.name}={_brief(typed)} {reason}: {self.meaning}.")
-        return typed
-
-    def bounds(self) -> str:
-        """Its range in words; empty where it has none."""
-        least = f"at least {self.low:g}" if self.above is None and self.low is not None else ""
-        least = f"above {self.above:g}" if self.above is not None else least
-        if self.high is None or not least:
-            return least
-        return f"from {self.low:g} to {self.high:.12g}" if self.above is None else f"{least} and at most {self.high:g}"
-
-    def _typed(self, value: Any) -> Any:
-        """Raises TypeError, ValueError or OverflowError where it is not of the type."""
-        if self.form:
-            return self.form(value)
-        if self.base is bool and isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.lower())
-        elif self.base is str and isinstance(value, bool) and "yes" in (self.pattern or ""):
-            value = "yes" if value else "no"  # YAML reads these words as true and false
-        if isinstance(value, bool) != (self.base is bool) or (self.base is str and not isinstance(value, str)):
-            raise TypeError
-        if self.base in (bool, str):
-            return value
-        number = self.base(value) if isinstance(value, str) or self.base is float else value
-        if number != int(number) and self.base is int:
-            raise ValueError
-        return self.base(number)
-
-
-def _brief(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more digits than Python writes
-        return "..."
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-@functools.cache
-def settings_of(kind: Any) -> dict[str, Setting]:
-    """The settings that a dataclass declares, by name and in order."""
-    hints = typing.get_type_hints(kind)
-    return {
-        field.name: Setting(field.name, hints[field.name], field.default, **field.metadata)
-        for field in dataclasses.fields(kind)
-        if field.metadata
-    }
-
-
-def check(instance: Any) -> None:
-    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
-    for name, rule in settings_of(instance.__class__).items():
-        value = getattr(instance, name)
-        if value is None and rule.optional:
-            continue
-        base = type(value)
-        if base is rule.base:
-            if rule.range:
-                if rule.range[0] <= value <= rule.range[1]:
-                    continue
-            elif not rule.optional and (rule.matches is None or rule.matches(value)):
-                continue
-        object.__setattr__(instance, name, rule.read(value))
-
-
-def check_value(name: str, value: Any) -> Any:
-    """One setting's value in its type, by the setting's name. Raises UsageError."""
-    return SETTINGS[name].read(value)
-
-
-def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raises UsageError at the first name that is not allowed, with the nearest one that is."""
-    allowed = list(allowed)
-    for name in names:
-        if name not in allowed:
-            near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
-            raise UsageError(f"There is no setting {_brief(name)}.{hint}")
-
-
-def takes(
-    settings: Iterable[Setting], annotate: Callable[[Setting], Any] = lambda setting: setting.hint
-) -> Callable[[F], F]:
-    """For a function that takes these settings as **options: its signature shows each, to help() and to the commands."""
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        keywords = [
-            inspect.Parameter(s.name, inspect.Parameter.KEYWORD_ONLY, default=s.default, annotation=annotate(s))
-            for s in settings
-        ]
-        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
-        return function
-
-    return decorate
 
 
 # --- experiments
@@ -485,3 +292,8 @@ class SamplingParams:
 
 
 SETTINGS = {**FIELDS, **settings_of(Where), **settings_of(SamplingParams)}
+
+
+def check_value(name: str, value: Any) -> Any:
+    """One setting's value in its type, by the setting's name. Raises UsageError."""
+    return SETTINGS[name].read(value)

@@ -12,16 +12,8 @@ from typing import Any
 
 from nanostudy.errors import UsageError
 from nanostudy.reading import read_text
-from nanostudy.settings import (
-    CORPORA,
-    FIELDS,
-    IN_FILES,
-    RESOURCE_NAMES,
-    Experiment,
-    Resources,
-    check_names,
-    from_settings,
-)
+from nanostudy.settings import CORPORA, FIELDS, IN_FILES, RESOURCE_NAMES, Experiment, Resources, from_settings
+from nanostudy.validation import check_names
 from nanostudy.yaml_input import LARGEST_FILE, parse_yaml
 
 PATHS = ("corpus", "init_from")  # settings that may name a file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -49,6 +49,23 @@ def value_text(value: Any) -> str:
         return "true" if value else "false"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if not isinstance(value, float) or float(text) == value else str(value)
+
+
+LETTERS = {  # of a name's settings
+    **{"block_size": "b", "n_layer": "L", "n_head": "H", "n_embd": "E", "batch_size": "BS", "max_iters": "MI"},
+    **{"seed": "s", "learning_rate": "lr=", "weight_decay": "wd="},
+}
+
+
+def short_name(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """These settings alone, as in an experiment's name: L2 E128 D0 lr=0.004 s2."""
+
+    def part(name: str, value: Any) -> str:
+        if name == "dropout" and isinstance(value, float):
+            return f"D{100 * value:.6g}"
+        return f"{LETTERS.get(name, f'{name}=')}{value_text(value)}"
+
+    return " ".join(part(name, settings[name]) for name in names)
 
 
 def ranges(numbers: Sequence[int]) -> str:

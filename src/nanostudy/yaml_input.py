@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nanostudy.errors import UsageError
-from nanostudy.settings import NO_CHARACTER
+from nanostudy.validation import NO_CHARACTER
 
 LARGEST_FILE = 2**20  # bytes
 MOST_REPEATED = 100_000  # values that aliases (*name) repeat

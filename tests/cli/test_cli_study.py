@@ -512,7 +512,7 @@ def test_a_text_that_changed_or_went_is_told(study, done):
     Path("small.txt").unlink()
     with unchanged(done):
         for asked in ("run", "plan"):
-            said(study(asked, "done", *INLINE), 2, r"no file 'small\.txt'")
+            said(study(asked, "done", *INLINE), 2, r"needs corpus=small\.txt, .*Say where it is")
         said(study("status", "done"), 0)  # what is known is still told
 
 

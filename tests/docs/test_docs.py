@@ -34,7 +34,7 @@ from nanostudy.reporting import write as figure
 from nanostudy.settings import IN_FILES
 from nanostudy.settings_files import experiment_and_resources
 from nanostudy.study import definition, pool
-from nanostudy.training import train
+from nanostudy.training import evaluation, train
 from nanostudy.training.train import Job
 from nanostudy.yaml_input import parse_yaml
 
@@ -101,7 +101,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train._Training, "__init__", begin_small)
     text = definition.study_text
     patch.setattr(definition, "study_text", lambda name: text(name).replace("n_embd: [128, 256]", "n_embd: [16, 32]"))
-    patch.setattr(train, "EVALUATION_TOKENS", 256)
+    patch.setitem(evaluation.TOKENS, "cpu", 256)
     patch.setattr(pool, "CALIBRATION_SECONDS", 0.01)
     patch.setattr(os, "fsync", lambda file: None)
     everywhere(patch, device.available_cores, lambda: 1)

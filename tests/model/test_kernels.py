@@ -450,13 +450,13 @@ def test_a_norm_that_overflows_is_not_finite(native, dtype, E):
     assert not norm[0, 1].isfinite().any()
 
 
-# --- attention as a whole, where the machine has tiles
+# --- attention as a whole, where the machine has instructions for bf16
 
 
 @pytest.fixture
 def whole(native):
     if native(BF16).attention is None:
-        pytest.skip("this machine has no tiles")
+        pytest.skip("this machine has no instructions for bf16")
     return native(BF16)
 
 
@@ -501,7 +501,7 @@ def test_whole_attention(whole, T, heads, D, dropped):
     expected = attention(wide, drop, heads)
     (d_qkv,) = torch.autograd.grad(expected, wide, d_y.double())
     y, lse = whole.attention(qkv, drop, heads, True)
-    found = whole.attention_backward(d_y, qkv, lse, drop)
+    found = whole.attention_backward(d_y, qkv, y, lse, drop)
     assert torch.equal(whole.attention(qkv, drop, heads, False)[0], y)
     for got, want in ((y, expected), (found, d_qkv)):
         torch.testing.assert_close(got.double(), want, rtol=0.01, atol=0.01 * want.abs().max().item())
@@ -518,7 +518,7 @@ def test_whole_attention_drops_what_the_plain_one_drops(whole, T, heads):
     seen = kept(drop, heads, T, T) & torch.ones(T, T).tril().bool()
     assert torch.equal(y.view(Z, T, heads, T).transpose(1, 2) != 0, seen)
     d_y = torch.eye(T, dtype=BF16)[:, None].expand(T, heads, T).reshape(T, heads * T).expand(Z, T, -1)
-    d_value = whole.attention_backward(d_y, qkv, lse, drop).view(Z, T, 3, heads, T)[:, :, 2]
+    d_value = whole.attention_backward(d_y, qkv, y, lse, drop).view(Z, T, 3, heads, T)[:, :, 2]
     # d value of key k and number t: the weight of query t
     assert torch.equal(d_value.permute(0, 2, 3, 1) != 0, seen)
 
@@ -530,7 +530,7 @@ def test_whole_attention_of_many_threads_and_of_sick_neighbours(whole, monkeypat
 
     def results(qkv):
         y, lse = whole.attention(qkv, drop, 2, True)
-        return y, lse, whole.attention_backward(d_y, qkv, lse, drop)
+        return y, lse, whole.attention_backward(d_y, qkv, y, lse, drop)
 
     torch.set_num_threads(1)
     expected = results(qkv)

@@ -9,7 +9,7 @@ from oracles import lively, plain_of
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.gpt import Cache, forward, named_views
-from nanostudy.model.sample import _uniforms, generate, pick
+from nanostudy.model.sample import _uniforms, generate, pick, with_logits
 from nanostudy.settings import SamplingParams
 
 BLOCK = 8
@@ -245,3 +245,10 @@ def test_what_cannot_be_picked_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(UsageError, match=name):
         SamplingParams(**wrong)
+
+
+def test_tokens_come_with_the_logits_that_they_were_drawn_from():
+    likeliest = SamplingParams(temperature=0)
+    steps = list(with_logits(PARAMS, SHAPE, PROMPT, SEEDS, 2, 12, likeliest))
+    assert all(torch.equal(logits_MSV.argmax(-1), ids_MS) for ids_MS, logits_MSV in steps)
+    assert torch.equal(torch.stack([ids_MS for ids_MS, _ in steps], 2), sampled(likeliest, count=2, tokens=12))

@@ -20,11 +20,11 @@ from nanostudy.model.engine import (
     Batch,
     State,
     end_of_update,
-    evaluate,
     gradients,
     train_step,
+    window_losses,
 )
-from nanostudy.model.gpt import Dropout, initial_parameters, named_views
+from nanostudy.model.gpt import Dropout, initial_parameters, named_views, working_copies
 from nanostudy.model.kernels import gpu
 from nanostudy.model.layers import Attention
 from nanostudy.model.ops import REFERENCE, DropoutKeys
@@ -236,8 +236,9 @@ def test_updates_and_an_evaluation_equal_the_reference(ops, bias, tie_embeddings
                 batches.append(Batch(ids[..., :-1], ids[..., 1:], dropout))
             settings = StepSettings.at(experiments, [step] * 2, CPU)
             metrics = train_step(state, batches, 2 * accumulation, settings, config, torch.float32, one)
-        window = (tokens[0, :, :-1], tokens[0, :, 1:])
-        results.append((metrics.loss, metrics.grad_norm, evaluate(state.params, [window], config, torch.float32, one)))
+        weights = working_copies(state.params, config, torch.float32)
+        losses = window_losses(weights, tokens[0, :, :-1], tokens[0, :, 1:], config, [2, 2], one)
+        results.append((metrics.loss, metrics.grad_norm, losses))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 

@@ -142,9 +142,9 @@ def test_without_noise_nothing_is_said_to_be_sure():
     ("results", "note"),
     [
         (Results("none", experiments_frame([])), "No experiment is here yet."),
-        (synthetic({"n_embd": [128]}), "One experiment."),
-        (synthetic(FACTORS, diverged=range(1, 9)), "8 experiments, with"),
-        (synthetic(FACTORS, waiting=range(1, 9)), "8 experiments, with"),
+        (synthetic({"n_embd": [128]}), "One GPT was trained, to a validation loss of 2.0000"),
+        (synthetic(FACTORS, diverged=range(1, 9)), "8 experiments with"),
+        (synthetic(FACTORS, waiting=range(1, 9)), "8 experiments with"),
     ],
     ids=["empty", "one", "diverged", "waiting"],
 )
@@ -186,12 +186,9 @@ def verdicts(*rows):
 
 def test_claims_that_experiments_test_are_counted_and_arithmetic_is_not():
     assert verdicts(("reproduced", 4), ("reproduced", 1), ("not reproduced", 2), ("better", 3), ("arithmetic", 0)) == (
-        "Of 4 published claims about these settings, the experiments test 4: 2 are reproduced, 1 is bettered and 1 is not reproduced."
+        "Of 4 published claims that these experiments test, 2 are reproduced, 1 is bettered and 1 is not reproduced."
     )
-    assert verdicts(("contradicts itself", 0), ("not tested", 0), ("not tested", 0)) == (
-        "Of 3 published claims about these settings, the experiments test none; 1 contradicts itself and 2 are not tested."
-    )
-    assert verdicts(("arithmetic", 0)) == ""
+    assert verdicts(("contradicts itself", 0), ("not tested", 0), ("arithmetic", 0)) == ""
 
 
 def test_numbers_in_words():

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hostile import hostile
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -119,33 +120,208 @@ def test_a_heading_sorts_by_mouse_and_keyboard(opened):
     assert column(opened, "val")[-1] == ""  # what is not known comes last, either way
 
 
-def test_filters_narrow_the_table_and_say_so(opened):
+def counted(page) -> str:
+    return page.locator(".count").inner_text()
+
+
+def test_an_expression_says_what_is_shown(opened):
+    """In the table, in every figure that has experiments, and in the samples."""
+    draw_all(opened)
     total = len(names(opened))
-    assert opened.locator("#count").inner_text() == f"{total} experiments"
-    opened.locator('select[data-filter="n_embd"]').select_option(json.dumps(256))
+    assert counted(opened) == f"{total} experiments"
+    opened.locator("#where").fill("n_embd == 256 and val_loss < 9")
+    shown = set(column(opened, "experiment"))
     assert set(column(opened, "n_embd")) == {"256"}
-    assert opened.locator("#count").inner_text() == f"{total // 2} of {total} experiments"
-    opened.locator("#find").fill("diverged")
-    assert set(column(opened, "n_embd")) <= {"256"}
-    opened.locator(".filters button[type=reset]").click()
-    playwright.expect(opened.locator("#experiments-table tbody tr")).to_have_count(total)
-    opened.locator("#find").fill("nothing is called this")
-    assert names(opened) == []
+    assert 0 < len(shown) < total // 2 + 1
+    assert counted(opened) == f"{len(shown)} of {total} experiments"
+    opened.wait_for_timeout(300)
+    drawn = opened.evaluate(
+        """() => Object.fromEntries([...nanostudyPage.views.entries()].map(([element, { view, named }]) =>
+          [element.dataset.key, Object.keys(named).flatMap((name) => view.data(name)).filter((row) => row.i !== undefined)
+            .map((row) => nanostudyPage.selection.rows[row.i].n_embd)]).filter(([, values]) => values.length))"""
+    )
+    assert {"curves.0", "curves.1", "gap.0", "pareto.0", "parallel.0", "ranking.0", "scaling.0"} <= set(drawn)
+    assert {value for values in drawn.values() for value in values} == {256}
+    assert set(opened.locator("#sample-cards h3 > span").all_text_contents()) <= shown
+
+
+@pytest.mark.parametrize(
+    ("expression", "test"),
+    [
+        (
+            "val_loss < 2.0 and dropout == 0.1",
+            lambda r: r["val_loss"] is not None and r["val_loss"] < 2.0 and r["dropout"] == 0.1,
+        ),
+        ("not n_embd == 128 or seed = 2", lambda r: r["n_embd"] != 128 or r["seed"] == 2),
+        (
+            "n_head in [4, 16] and (seed == 1 or dropout >= 0.2)",
+            lambda r: r["n_head"] == 4 and (r["seed"] == 1 or r["dropout"] >= 0.2),
+        ),
+        ("1.9 <= val_loss <= 2.1", lambda r: r["val_loss"] is not None and 1.9 <= r["val_loss"] <= 2.1),
+        ("diverged", lambda r: r["status"] == "diverged"),
+        ('name ~ "E256" and status != waiting', lambda r: "E256" in r["name"] and r["status"] != "waiting"),
+        ("E256 s1", None),
+        ("val_los < 2", None),
+        ("val_loss <", None),
+        ("(val_loss < 2", None),
+        ("val_loss", None),
+        ("constructor.constructor('window.stolen = 1')()", None),
+    ],
+)
+def test_expressions_mean_what_they_say(opened, expression, test):
+    """As Python has it; what has no meaning is said, and changes nothing."""
+    rows = opened.evaluate("nanostudyPage.tables.experiments")
+    opened.locator("#where").fill(expression)
+    problem = opened.locator("#problem").inner_text()
+    shown = set(opened.evaluate("[...nanostudyPage.selection.shown]"))
+    assert shown == {row["i"] for row in rows if test is None or test(row)}
+    assert bool(problem) == (test is None)
+    assert opened.evaluate("window.stolen") is None
+
+
+def test_values_from_the_list_make_the_expression(opened):
+    add = opened.locator("#filter-add")
+    add.select_option(json.dumps(["n_embd", 256], separators=(",", ":")))
+    add.select_option(json.dumps(["dropout", 0.1], separators=(",", ":")))
+    add.select_option(json.dumps(["n_embd", 128], separators=(",", ":")))
+    assert opened.locator("#where").input_value() == "dropout == 0.1 and n_embd == 128"
+    opened.locator(".filters .show-all").click()
+    assert opened.locator("#where").input_value() == ""
+
+
+PLACE = """([key, x, y]) => {
+  const element = document.querySelector(`[data-key="${key}"]`);
+  element.scrollIntoView({ block: "center", behavior: "instant" });
+  const { view } = nanostudyPage.views.get(element);
+  const box = element.querySelector("svg, canvas").getBoundingClientRect();
+  const at = (axis, value) => view.scale(axis)(value) + view.origin()[axis === "x" ? 0 : 1] + view.padding()[axis === "x" ? "left" : "top"];
+  return [box.left + at("x", x), box.top + at("y", y)];
+}"""
+
+
+def test_a_brush_on_parallel_coordinates_narrows(opened):
+    draw_all(opened)
+    x, low = opened.evaluate(PLACE, ["parallel.0", "validation loss", 0.0])
+    _, middle = opened.evaluate(PLACE, ["parallel.0", "validation loss", 0.5])
+    opened.mouse.move(x, low)
+    opened.mouse.down()
+    opened.mouse.move(x, middle, steps=3)
+    opened.mouse.up()
+    rows = [row for row in opened.evaluate("nanostudyPage.tables.experiments") if row["val_loss"] is not None]
+    losses = sorted(row["val_loss"] for row in rows)
+    middle_loss = (losses[0] + losses[-1]) / 2
+    shown = opened.evaluate("[...nanostudyPage.selection.shown]")
+    near = {row["i"] for row in rows if abs(row["val_loss"] - middle_loss) < 0.01}
+    assert set(shown) - near == {row["i"] for row in rows if row["val_loss"] < middle_loss} - near
+    x, y = opened.evaluate(PLACE, ["parallel.0", "n_embd", 0.25])
+    opened.mouse.click(x, y)
+    assert opened.locator("#where").input_value().endswith("and n_embd == 128")
+
+
+def test_the_nearest_line_says_its_settings_and_a_click_ticks_it(opened):
+    draw_all(opened)
+    last = "nanostudyPage.tables.curves.filter((row, k, all) => row.i !== all[k + 1]?.i)"
+    curve = max(opened.evaluate(last), key=lambda row: row["val_loss"] or 0)  # the highest line
+    x, y = opened.evaluate(PLACE, ["curves.0", curve["step"], curve["val_loss"]])
+    opened.mouse.move(x, y)
+    said = opened.locator("#tip").inner_text()
+    experiment = opened.evaluate(f"nanostudyPage.tables.experiments[{curve['i']}]")
+    assert experiment["short"] in said
+    assert f"dropout{experiment['dropout']}" in said
+    assert f"{curve['val_loss']:.4f}" in said
+    opened.mouse.down()
+    opened.mouse.up()
+    assert opened.evaluate("[...nanostudyPage.selection.state.ticked]") == [curve["i"]]
+    opened.locator("#selected .untick").click()
+    assert opened.locator("#experiments-table input:checked").count() == 0
+
+
+def test_the_address_keeps_the_selection(opened, browser):
+    draw_all(opened)
+    opened.locator("#where").fill("n_embd == 256")
+    opened.locator("#experiments-table tbody input").nth(1).check()
+    opened.locator("select.colour").first.select_option("dropout")
+    opened.locator('th[data-column="seed"] button').click()
+    x, y = opened.evaluate(PLACE, ["gap.1", 100, 0.02])
+    opened.mouse.move(x, y)
+    opened.mouse.down()
+    opened.mouse.move(x + 80, y - 60, steps=2)
+    opened.mouse.up()
+    assert "zoom=" in opened.url
+    again = browser.new_page()
+    again.goto(opened.url)
+    draw_all(again)
+    for of in ("selection.query", "selection.state.zooms", "selection.shown.size"):
+        assert again.evaluate(f"nanostudyPage.{of}") == opened.evaluate(f"nanostudyPage.{of}")
+    ends = "[...nanostudyPage.views.entries()].find(([e]) => e.dataset.key === 'gap.1')[1].view.scale('x').domain()"
+    again.wait_for_timeout(200)
+    assert again.evaluate(ends) == opened.evaluate(ends)
+    assert again.evaluate(ends)[0] == pytest.approx(100, abs=5)
+    assert names(again) == names(opened)
+    again.close()
+
+
+def test_numbers_are_rounded_once(opened):
+    """What the table shows is Python's rounding of the number itself."""
+    rows = opened.evaluate("nanostudyPage.tables.experiments")
+    by_name = {row["short"]: row for row in rows}
+    results = hostile().experiments
+    for heading, key in (("val", "val_loss"), ("train", "train_loss"), ("gap", "gap")):
+        for name, text in zip(names(opened), column(opened, heading), strict=True):
+            value = results[key].iloc[by_name[name]["i"]]
+            assert text == ("" if value != value else f"{value:.4f}".replace("-", "−"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_no_label_is_cut_and_links_land(browser, page_file, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme)
+    page.goto(page_file.as_uri())
+    section = page.locator("nav a").nth(-3).get_attribute("href")
+    page.evaluate("document.getElementById('contents').open = true")
+    page.locator(f'nav a[href="{section}"]').click()
+    page.wait_for_function(
+        "() => { const at = scrollY; return new Promise((done) => setTimeout(() => done(at && at === scrollY), 250)); }"
+    )
+    top = page.locator(section).bounding_box()["y"]
+    end = page.evaluate("document.documentElement.scrollHeight - innerHeight - scrollY")
+    assert abs(top) < 40 or end < 2
+    draw_all(page)
+    assert abs(page.locator(section).bounding_box()["y"]) < 40 or end < 2
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.panel svg')].flatMap((svg) => {
+          const box = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('text')].filter((text) => {
+            const own = text.getBoundingClientRect();
+            return own.width && (own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1);
+          }).map((text) => `${svg.closest('.figure').dataset.figure}: ${text.textContent}`);
+        })"""
+    )
+    assert cut == []
+    shortened = page.evaluate(
+        "[...document.querySelectorAll('.panel svg .role-axis-label text')].map((t) => t.textContent).filter((t) => t.endsWith('…'))"
+    )
+    assert shortened == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
 
 def test_samples_of_chosen_experiments_stand_side_by_side(opened):
-    cards = opened.locator(".sample h3 > span")
+    cards = opened.locator("#sample-cards h3 > span")
     at_first = cards.all_text_contents()
     assert len(at_first) == 3
     box = opened.locator("#experiments-table tbody tr input").nth(4)
     chosen = names(opened)[4]
     box.check()
     assert cards.all_text_contents() == [chosen]
-    assert f"said {chosen}" in opened.locator(".sample pre").inner_text()
-    assert opened.locator(".sample pre b").inner_text() == "ROMEO:"
+    assert (
+        f"said {opened.locator('#sample-cards h3 > span').get_attribute('title')}"
+        in opened.locator("#sample-cards pre").inner_text()
+    )
+    assert opened.locator("#sample-cards pre b").inner_text() == "ROMEO:"
     opened.locator("#sample-add").select_option(index=1)
     assert len(cards.all_text_contents()) == 2
-    opened.locator(".sample h3 button").first.click()
+    opened.locator("#sample-cards h3 button").first.click()
     assert chosen not in cards.all_text_contents()
     assert not box.is_checked()
 
@@ -197,4 +373,4 @@ def test_a_keyboard_reaches_what_can_be_used(opened):
     for _ in range(120):
         opened.keyboard.press("Tab")
         reached.add(opened.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert {"theme", "find", "SELECT", "BUTTON", "INPUT"} <= reached
+    assert {"theme", "where", "filter-add", "BUTTON", "INPUT"} <= reached

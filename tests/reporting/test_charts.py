@@ -14,7 +14,7 @@ from nanostudy.reporting.charts import factors as factor_charts
 from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import losses as loss_charts
 from nanostudy.reporting.charts.experiments import ranking_figure
-from nanostudy.reporting.charts.figure import BLUE, draw, look
+from nanostudy.reporting.charts.figure import BLUE, GREY, draw, look
 from nanostudy.reporting.charts.marks import colourings
 from nanostudy.reporting.data import FEWEST_POINTS, MOST_CURVES, MOST_POINTS, data_of, spread
 from nanostudy.reporting.sections import document
@@ -62,7 +62,7 @@ def test_every_axis_of_numbers_has_a_unit(figures):
         "nats per token",
         "updates",
         "parameters",
-        "operations",
+        "FLOP",
         "seconds",
         "tokens",
         "%",
@@ -86,11 +86,12 @@ def test_the_entropy_floor_is_drawn_where_it_is_known():
     analysis = study()
     facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 100, 1.2345)
     known = replace(analysis.results, corpora={facts.sha256: facts})
-    rows = data_of(known, ["n_embd"]).curves
-    figure = loss_charts.curves_figure(known, rows, "n_embd")
+    data = data_of(known, ["n_embd"])
+    figure = loss_charts.curves_figure(known, data.curves, data.batches, "n_embd")
     assert "1.2345" in figure.caption
     assert "entropy of playhouse" in json.dumps(figure.for_page())
-    without = loss_charts.curves_figure(analysis.results, rows, "n_embd")
+    assert figure.parameters["floor"] is False
+    without = loss_charts.curves_figure(analysis.results, data.curves, data.batches, "n_embd")
     assert "entropy" not in json.dumps(without.for_page())
 
 
@@ -171,6 +172,7 @@ def test_words_and_marks_stand_out_of_the_ground(scheme):
     assert contrast(config["title"]["subtitleColor"], ground) > 4.5
     assert min(contrast(colour, ground) for colour in config["range"]["category"][:4]) > 2.3
     assert contrast(BLUE, ground) > 3
+    assert contrast(GREY, ground) > 3
 
 
 def test_a_study_without_noise_has_axes_of_finite_numbers():
@@ -213,8 +215,6 @@ def test_equal_means_make_no_axis_of_the_width_of_rounding(rounding):
         spec = figure.for_print(made.data.tables)
         for low, high in domains(spec):
             assert high - low > 1e-6 * max(abs(low), abs(high)), (figure.id, low, high)
-        if figure.id == "curves":
-            assert figure.parameters["top"] - min(row["val_loss"] for row in made.data.curves) > 0.001
 
 
 class Unprintable(figure_module.Figure):

@@ -83,13 +83,13 @@ def test_the_policy_allows_these_scripts_alone(page):
     data, *scripts = page.scripts
     assert {hashlib.sha256(script.encode()).digest() for script in scripts} == allowed
     assert len(scripts) == 2
-    assert json.loads(data)["experiments"]["rows"]
+    assert json.loads(data)["tables"]["experiments"]["rows"]
 
 
 def test_names_reasons_and_samples_are_escaped(page, text):
     assert len(page.scripts) == 3  # data, Vega, the page's own: nothing began another
     assert "<img src=x" not in text
-    data = json.loads(page.scripts[0])
+    data = json.loads(page.scripts[0])["tables"]
     assert any(HOSTILE in sample[data["samples"]["columns"].index("text")] for sample in data["samples"]["rows"])
     assert not any(name.startswith("on") for tag, attributes in page.tags for name in attributes)
 
@@ -142,9 +142,9 @@ def test_the_markdown_says_the_same(written):
     ("results", "said"),
     [
         (Results("none", experiments_frame([])), "No experiment is here yet."),
-        (synthetic({"n_embd": [128]}, curves=True), "One experiment."),
-        (synthetic(FACTORS, diverged=range(1, 9), curves=True), "0 of 8"),
-        (synthetic(FACTORS, waiting=range(1, 9)), "0 of 8"),
+        (synthetic({"n_embd": [128]}, curves=True), "One GPT was trained, to a validation loss of"),
+        (synthetic(FACTORS, diverged=range(1, 9), curves=True), "none has finished"),
+        (synthetic(FACTORS, waiting=range(1, 9)), "none has finished"),
     ],
     ids=["empty", "one", "diverged", "waiting"],
 )

@@ -26,9 +26,9 @@ from nanostudy.study.cluster import actor, backend
 from nanostudy.study.cluster.actor import Kept, Part, Wanted, WorkerActor, append_part, parts
 from nanostudy.study.cluster.backend import Cluster
 from nanostudy.study.cluster.checkpoints import POINTER, AtAddress, CheckpointStore
-from nanostudy.study.cluster.nodes import Nodes, Share, share_out
+from nanostudy.study.cluster.nodes import NodeInfo, Nodes, Share, share_out
 from nanostudy.study.store import FILE, Store
-from nanostudy.study.tasks import Broken, Done, TrainStack
+from nanostudy.study.tasks import Broken, Done, Prepared, TrainStack
 from nanostudy.training.events import Event, Saving
 from nanostudy.training.machine import resolve
 from nanostudy.training.train import Job
@@ -380,6 +380,24 @@ def test_a_node_with_another_version_is_refused_at_the_start(monkeypatch):
     other = r"node here has other code or versions: numerics version 99 there, 1 here\. Install the same there"
     with pytest.raises(NanostudyError, match=other):
         nodes.inspect_all(None, 1)
+
+
+def test_a_cluster_without_kernels_is_recorded_with_each_result(monkeypatch):
+    """Workers are told to do without, so that none has other conditions: what they record says why."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    nodes = Nodes(ray, OneNode(), Share(1), replace(RESOURCES, compile="auto"))
+    why = "kernels are not compiled, so this is slower than it could be: no C++ compiler is on the PATH"
+    inspected = dict(nodes.expected), NodeInfo("a CPU", "fp32", None, False, (why,))
+    monkeypatch.setattr(Nodes, "_inspect", lambda self, id: self.inspections.update({"a look": id}))
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda ref: inspected)
+    _, notes = nodes.inspect_all(None, 1)
+    assert why in notes
+    assert nodes.each.compile == "no"
+    made = Cluster(ray, False, nodes, None, 1, CheckpointStore(None))
+    made.workers[0] = backend._Worker(None, None, "here", unread=1)
+    machine = made._hand_on(0, Prepared(resolve(RESOURCES))).machine
+    assert why in machine.as_dict()["notes"]
 
 
 def test_why_a_worker_was_lost():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_text
-from damage import COMMANDS, HARMS, RESOURCES, Listener, losses, matrix
+from damage import COMMANDS, HARMS, RESOURCES, RUN_FILES, STUDY_FILES, Listener, losses, matrix
 
 from nanostudy import api, atomic
 from nanostudy.errors import NanostudyError, UsageError
@@ -236,6 +236,31 @@ def test_one_damaged_table_costs_a_curve(study):
     assert len(api.analyze(study / bad).results.experiments) == 1
 
 
+def test_a_study_goes_on_where_its_text_has_another_place(study, finished, tmp_path):
+    before, file = losses(study), study / "study.yaml"
+    shutil.rmtree(study / names(study)[0])
+    rebuild(study, [name for name in names(finished) if not (study / name).exists()])
+    written = file.read_text().replace((finished.parent / "words.txt").as_posix(), "/gone/words.txt")
+    file.write_text(written)
+
+    def run_on(text: Path) -> None:
+        settings = {"corpus": str(text)}
+        api.run_study(study, study, settings=settings, executor="inline", resources=RESOURCES, listener=Listener())
+
+    with pytest.raises(UsageError, match=rf"needs corpus=/gone/words.txt.*study run {study} corpus=PATH"):
+        run(study, study)
+    with pytest.raises(NanostudyError, match="no longer what they were"):
+        run_on(write_text(tmp_path / "another.txt", 1400))
+    assert file.read_text() == written
+    shutil.copy(finished.parent / "words.txt", tmp_path / "renamed.txt")
+    run_on(tmp_path / "renamed.txt")
+    assert losses(study) == before
+    run(study, study)  # the new place is known from now on
+    run_on(finished.parent / "words.txt")  # and so is a copy
+    assert len(file.read_text().split("---")) == 2
+    assert check(study).findings == []
+
+
 # --- temporaries, modes, folders of output
 
 
@@ -318,7 +343,7 @@ def matrix_of(finished: Path, work: Path, wanted) -> Counter:
         figures[outcome.kind] += 1
         if outcome.kind not in ("same", "told", "noted"):
             wrong.append((outcome.kind, file, harm, command, outcome.words))
-    print(dict(figures))
+    print(dict(figures), *wrong, sep="\n", flush=True)
     assert wrong == []
     return figures
 
@@ -329,6 +354,7 @@ def test_damage_is_told(finished, tmp_path):
 
 
 @pytest.mark.soak
-def test_the_whole_matrix_of_damage(finished, tmp_path):
-    figures = matrix_of(finished, tmp_path / "work", lambda *_: True)
-    assert sum(figures.values()) == 12 * len(HARMS) * len(COMMANDS)
+@pytest.mark.parametrize("file", [*STUDY_FILES, *RUN_FILES])
+def test_the_whole_matrix_of_damage(file, finished, tmp_path):
+    figures = matrix_of(finished, tmp_path / "work", lambda harmed, *_: harmed == file)
+    assert sum(figures.values()) == len(HARMS) * len(COMMANDS)

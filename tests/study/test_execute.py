@@ -35,9 +35,8 @@ from nanostudy.study.listing import best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
-from nanostudy.training import recorder
+from nanostudy.training import evaluation, recorder
 from nanostudy.training import stack as checkpoint
-from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -489,17 +488,16 @@ def test_stopped_again_and_again(run, source, reference, tmp_path, kind):
 @posix_only
 def test_stopped_in_the_midst_of_an_evaluation(run, source, reference, tmp_path, monkeypatch):
     """Ctrl-C while the second batch of an evaluation is read: the others are not waited for."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 32)
-    read, original = [], trainer._Training.windows
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 32)
+    read, windows_at = [], evaluation.windows_at
 
-    def windows(self, split, context, members, tokens=None):
-        for window in original(self, split, context, members, tokens):
-            read.append(split)
-            if len(read) == 100:
-                signal.raise_signal(signal.SIGINT)
-            yield window
+    def counted(*arguments):
+        read.append(arguments)
+        if len(read) == 100:
+            signal.raise_signal(signal.SIGINT)
+        return windows_at(*arguments)
 
-    monkeypatch.setattr(trainer._Training, "windows", windows)
+    monkeypatch.setattr(evaluation, "windows_at", counted)
     with pytest.raises(Interrupted):
         run(source)
     assert len(read) == 100

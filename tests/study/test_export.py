@@ -1,6 +1,7 @@
 """The published layout: the table's numbers, configurations that nanoGPT takes as they are, and files that stay whole."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import write_text
 
+from nanostudy import atomic
 from nanostudy.api import run_study
 from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError
@@ -198,7 +200,7 @@ def test_weights_take_no_second_place(study, tmp_path):
 
 
 def test_where_links_do_not_work_weights_are_copied(study, tmp_path, monkeypatch):
-    def fails(source, target):
+    def fails(source, target, **_):
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", fails)
@@ -214,7 +216,7 @@ def test_exporting_again_gives_the_same_and_deletes_nothing(study, tmp_path):
     before = contents(to)
     mine = to / "nanoGPT_results_slow" / "thesis.txt"
     mine.write_text("mine")
-    (to / "nanoGPT_results_slow" / "results.csv").write_text("of an older export")
+    (to / "nanoGPT_results_slow" / "results.csv").write_text(",".join(COLUMNS) + "\nof an older export")
     for weights in to.rglob("best.safetensors"):
         weights.unlink()
         weights.write_bytes(b"of an older export")
@@ -222,6 +224,50 @@ def test_exporting_again_gives_the_same_and_deletes_nothing(study, tmp_path):
         export_published(study, to)
         assert contents(to) == {**before, "nanoGPT_results_slow/thesis.txt": b"mine"}
     assert b"older" not in b"".join(contents(study).values())
+
+
+def test_a_folder_of_something_else_is_left_alone(study, tmp_path):
+    """The other part is not written either."""
+    mine = tmp_path / "out" / "nanoGPT_results_fast" / "results.csv"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("thesis,grade\n")
+    with pytest.raises(
+        NanostudyError, match=r"nanoGPT_results_fast holds other files, and no export. .*nothing was changed"
+    ):
+        export_published(study, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"nanoGPT_results_fast/results.csv": b"thesis,grade\n"}
+
+
+def test_an_export_appears_whole_or_not_at_all(study, tmp_path, monkeypatch):
+    to = tmp_path / "out"
+    export_published(study, to)
+    (to / "nanoGPT_results_fast" / "notes.txt").write_text("mine")
+    before = contents(to)
+
+    def full(trained, path, out_dir):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_ckpt", full)
+        with pytest.raises(NanostudyError, match=r"No space is left for .*unchanged"):
+            export_published(study, to)
+    assert contents(to) == before
+    with monkeypatch.context() as patch:  # between the two moves of a part's folder
+        move = atomic._move
+
+        def broken_off(source, target):
+            return killed() if source.is_dir() and source.name.endswith(f".{os.getpid()}.tmp") else move(source, target)
+
+        patch.setattr(atomic, "_move", broken_off)
+        patch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            export_published(study, to)
+    assert not (to / "nanoGPT_results_slow").exists()
+    export_published(study, to)
+    assert contents(to) == before
 
 
 def test_while_the_study_runs(study, tmp_path, monkeypatch):

@@ -96,16 +96,17 @@ def test_every_experiment_is_in_one_stack_of_its_kind_within_memory(corpora, cor
     assert sorted(entry.id for stack in stacks for entry in stack.members) == sorted(entry.id for entry in entries)
     for stack in stacks:
         assert stack.members
-        assert len({stack_key(entry.experiment) for entry in stack.members}) == 1
+        assert len({stack_key(entry.experiment, capacity.device) for entry in stack.members}) == 1
         first = stack.members[0].experiment
         most = min(len(stack.members), WIDEST[capacity.device])
         fitting = [
             w
             for w in range(1, most + 1)
-            if capacity.memory is None or memory_of(first, corpus, w, capacity.precision) <= capacity.memory
+            if capacity.memory is None
+            or memory_of(first, corpus, w, capacity.precision, capacity.device) <= capacity.memory
         ]
         assert stack.width == max(fitting, default=1)
-        assert stack.memory == memory_of(first, corpus, stack.width, capacity.precision)
+        assert stack.memory == memory_of(first, corpus, stack.width, capacity.precision, capacity.device)
         spent = [cost(entry.experiment, corpus) for entry in stack.members]
         assert stack.flops == sum(c.training_flops + c.evaluation_flops for c in spent)
         assert stack.tokens == sum(e.experiment.max_iters * e.experiment.tokens_per_update for e in stack.members)
@@ -138,7 +139,7 @@ def test_no_other_way_to_cut_is_much_shorter(corpora, corpus, entries, capacity)
     mine = makespan([weight(stack.flops, stack.width, capacity) for stack in stacks], capacity.workers)
     groups: dict[object, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: (-entry.experiment.max_iters, entry.id)):
-        groups.setdefault(stack_key(entry.experiment), []).append(entry)
+        groups.setdefault(stack_key(entry.experiment, capacity.device), []).append(entry)
     for most in (1, 2, 4, 8, 16, 32, 64):
         times = []
         for group in groups.values():
@@ -148,7 +149,8 @@ def test_no_other_way_to_cut_is_much_shorter(corpora, corpus, entries, capacity)
                 width = min(len(part), WIDEST[capacity.device])
                 while width > 1 and (
                     capacity.memory is not None
-                    and memory_of(part[0].experiment, corpus, width, capacity.precision) > capacity.memory
+                    and memory_of(part[0].experiment, corpus, width, capacity.precision, capacity.device)
+                    > capacity.memory
                 ):
                     width -= 1
                 times.append(weight(sum(cost(e.experiment, corpus).flops for e in part), width, capacity))
@@ -166,18 +168,32 @@ def test_stacks_are_as_wide_as_workers_and_memory_let_them(corpora, corpus):
     assert widths(2) == [(4, 4)] * 2
     assert widths(4) == [(2, 2)] * 4
     assert widths(8) == [(1, 1)] * 8
-    room_for_two = memory_of(entries[0].experiment, corpus, 2, "fp32")
+    room_for_two = memory_of(entries[0].experiment, corpus, 2, "fp32", "cpu")
     assert widths(1, room_for_two) == [(8, 2)]
     assert widths(1, room_for_two - 1) == [(1, 1)] * 8 or widths(1, room_for_two - 1) == [(8, 1)]
     assert {width for _, width in widths(1, 0)} == {1}  # nothing smaller can be tried
     assert plan([], corpora, Capacity("cpu", "fp32", 2, None)) == []
 
 
+@pytest.mark.parametrize(("device", "stacks"), [("cpu", [4, 4]), ("cuda", [8]), ("mps", [8])])
+def test_members_with_other_heads_share_a_stack_where_launches_cost(corpora, device, stacks):
+    entries = [Entry(i, f"e{i}", "all", small(seed=i, n_embd=16, n_head=1 + i % 2)) for i in range(1, 9)]
+    planned = plan(entries, corpora, Capacity(device, "fp32", 1, None))
+    assert [len(stack.members) for stack in planned] == stacks
+
+
+def test_merged_micro_batches_need_their_memory(corpus):
+    once, often = (small(batch_size=2, gradient_accumulation_steps=n) for n in (1, 64))
+    for kind, same in (("cpu", True), ("cuda", False)):
+        sizes = [memory_of(e, corpus, 64, "bf16", kind) for e in (once, often)]
+        assert (sizes[0] == sizes[1]) is same
+
+
 def test_memory_grows_with_the_width_and_with_wider_numbers(corpus):
     for e in (small(), small(n_embd=64, block_size=64, batch_size=16)):
-        sizes = [memory_of(e, corpus, width, "fp32") for width in range(1, 9)]
+        sizes = [memory_of(e, corpus, width, "fp32", "cpu") for width in range(1, 9)]
         assert sizes == sorted(sizes)
-        assert sizes[0] > memory_of(e, corpus, 1, "bf16") > 0
+        assert sizes[0] > memory_of(e, corpus, 1, "bf16", "cpu") > 0
 
 
 def test_ten_thousand_experiments_are_planned_at_once(corpora):

@@ -176,7 +176,9 @@ def test_the_assumed_speed_is_what_it_says(corpus):
     e, gpu = small(n_layer=3, gradient_accumulation_steps=5), Gpu("X", 1e12, 2**34, "bf16")
     speed = Speed.assumed(gpu)
     fixed, each = speed.update(e, corpus)
-    assert fixed == pytest.approx(5 * 4 * hardware.KERNELS * LAUNCH)
+    assert fixed == pytest.approx(4 * hardware.KERNELS * LAUNCH)  # five small micro-batches are one
+    large = small(n_layer=3, n_embd=4096, gradient_accumulation_steps=5)
+    assert Speed.assumed(gpu).update(large, corpus)[0] == pytest.approx(5 * fixed)
     assert each == pytest.approx(update_flops(e, corpus) / (SHARE * 1e12))
     evaluations = speed.evaluations(e, corpus) - cost(e, corpus).evaluation_flops / (SHARE * 1e12)
     assert evaluations > 0

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -222,6 +223,19 @@ def test_events_stacks_and_progress(store, path):
         again.set_progress(None, [])
         again.set_progress(3.5, [{"worker": 1, "doing": "e2", "tokens_per_second": 5}])
         assert again.progress()[1:] == (3.5, [{"worker": 1, "doing": "e2", "tokens_per_second": 5}])
+
+
+def test_the_version_changes_with_every_commit_and_with_the_file(store, path):
+    with Store.read(path) as reader:
+        before = reader.version()
+        assert reader.version() == before
+        start(store, "e1")
+        store.commit()
+        after = reader.version()
+        assert after != before
+        shutil.copy(path, path.with_name("copy"))
+        os.replace(path.with_name("copy"), path)
+        assert reader.version() != after
 
 
 def test_adding_again_changes_nothing_and_adding_another_is_refused(store):

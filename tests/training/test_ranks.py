@@ -34,6 +34,7 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, RankLost, UsageError
 from nanostudy.model.ranks import ALONE, Ranks, started
 from nanostudy.settings import Experiment, Resources
+from nanostudy.training import evaluation
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Stopped
 from nanostudy.training.machine import resolve
@@ -121,7 +122,7 @@ def test_only_training_is_for_several_processes(monkeypatch, capsys, command, ra
 def _small_evaluations():
     """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "EVALUATION_TOKENS", 256)
+        patch.setitem(evaluation.TOKENS, "cpu", 256)
         yield
 
 
@@ -233,7 +234,7 @@ def assert_same_windows(ours, theirs, bound):
 )
 def test_many_ranks_train_as_one(corpus, machine, tmp_path, monkeypatch, drawn, count, batch_size, accumulation):
     """Evenly divided or not, and with evaluations in batches that are fewer than ranks, or do not divide."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 32)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 32)
     settings = {
         "batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -257,12 +258,19 @@ def test_many_ranks_train_as_one(corpus, machine, tmp_path, monkeypatch, drawn, 
 @pytest.mark.parametrize("count", [2, 3, 30])
 def test_an_evaluation_is_divided(corpus, machine, monkeypatch, count):
     """Each batch of windows is read by one rank."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 16)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 16)
 
     def read(ranks):
-        windows = trainer._Training(jobs_of(small()), corpus, machine, lambda: False, ranks=ranks).windows("val", 8, 1)
-        return [inputs.tolist() for inputs, _ in windows]
+        """Where the windows of each batch start."""
+        training, starts = trainer._Training(jobs_of(small()), corpus, machine, lambda: False, ranks=ranks), []
+        monkeypatch.setattr(Ranks, "add", lambda self, tensor: None)
+        monkeypatch.setattr(
+            evaluation, "windows_at", lambda text, at, *more: starts.append(at.tolist()) or at_places(text, at, *more)
+        )
+        training.evaluated(training.fresh(1), [0], "val")
+        return starts
 
+    at_places = evaluation.windows_at
     shares = [read(Ranks(rank, count)) for rank in range(count)]
     assert sorted(batch for share in shares for batch in share) == sorted(read(ALONE))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -300,7 +308,7 @@ def test_other_precisions(corpus, tmp_path, precision):
 @pytest.mark.parametrize("asked", [7, 12, 18, 27])
 def test_a_request_to_stop_at_one_rank_stops_all_after_the_same_update(corpus, machine, tmp_path, monkeypatch, asked):
     """In the midst of an update or an evaluation, which are made again: on one process, what is left comes out the same."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 16)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 16)
     jobs = jobs_of(small(dropout=0.2, batch_size=5, eval_interval=5))
 
     def stopped(ranks):
@@ -339,7 +347,7 @@ def test_several_go_on_with_what_one_began(corpus, machine, tmp_path):
 @pytest.mark.parametrize("asked", [12, 17, 25])
 def test_a_rank_that_is_lost_costs_no_update(corpus, machine, tmp_path, monkeypatch, asked):
     """The first rank saves what it has, all up to the last word of the other: in an update or an evaluation."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 16)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 16)
     jobs, heard = jobs_of(small(dropout=0.2, eval_interval=4)), []
 
     def work(ranks):

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from conftest import cpu, jobs_of, small
 from oracles import Masks, plain_of
 
-from nanostudy.data.corpus import Corpus, Split, evaluation_windows
+from nanostudy.data.corpus import Corpus, Split, window_starts
 from nanostudy.errors import NanostudyError, OutOfMemory
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import FIRST_LOSS_SCALE, Batch, State, train_step
 from nanostudy.model.gpt import forward, initial_parameters, named_views
 from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, keep_mask, offsets
+from nanostudy.training import evaluation
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started, Stopped
 from nanostudy.training.train import train
@@ -38,7 +39,7 @@ COMPANY = (  # they differ in every number
 def _small_evaluations():
     """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "EVALUATION_TOKENS", 256)
+        patch.setitem(evaluation.TOKENS, "cpu", 256)
         yield
 
 
@@ -176,6 +177,25 @@ def test_an_experiment_is_itself_in_company(run, drawn, precision, bound, width)
         assert all(torch.equal(one, other) for one, other in zip(tensors, in_company[key], strict=True))
 
 
+@pytest.mark.parametrize("width", [4, 3])
+def test_members_may_differ_in_their_number_of_heads(run, width):
+    """As alone, within rounding; with width 3 an experiment takes the slot of one with as many heads, later of any."""
+    experiments = [small(seed=i, n_head=n, dropout=0.1, max_iters=12 + i) for i, n in enumerate((4, 1, 2, 1), 1)]
+    together = run(jobs_of(*experiments), width=width)
+    for job in jobs_of(*experiments):
+        alone = run([job])
+        assert losses(together, job.name) == pytest.approx(losses(alone, job.name), rel=1e-5)
+        for which in ("last_weights", "best_weights"):
+            mine, theirs = (getattr(last(events, job.name), which) for events in (together, alone))
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+        ours, own = (last(events, job.name).result.context_losses for events in (together, alone))
+        assert ours == pytest.approx(own, rel=1e-5)
+        ends = [of(events, Evaluated, job.name)[-1].val_loss for events in (together, alone)]
+        assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    begun = [event.name for event in together if isinstance(event, Started)]
+    assert begun[:width] == sorted(begun[:width], key=lambda name: experiments[int(name[-1])].n_head)
+
+
 def test_bf16_is_near_fp32(run):
     """bf16 keeps 8 bits: the losses of 20 updates within 2%. Largest deviation seen: 0.5%."""
     (job,) = jobs_of(small(seed=2, learning_rate=1e-2, dropout=0.1))
@@ -265,7 +285,7 @@ def test_best_weights_are_those_of_the_best_evaluation(run):
 
 def test_evaluating_changes_nothing(run, monkeypatch):
     """However often, however often logged: the same weights and losses, bit for bit."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 8192)  # one batch, however many members are evaluated together
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 8192)  # one batch, however many members are evaluated together
     often = run(jobs_of(*(dataclasses.replace(e, eval_interval=1) for e in COMPANY)))
     seldom = run(jobs_of(*(dataclasses.replace(e, eval_interval=1000, log_interval=1000) for e in COMPANY)))
     for name in ("job0", "job1", "job2", "job3", "job4"):
@@ -281,24 +301,30 @@ def counting_corpus(corpus: Corpus, train_tokens: int, val_tokens: int) -> Corpu
     return dataclasses.replace(corpus, **dict(zip(("train", "val"), splits, strict=True)))
 
 
+def read_windows(corpus, split, *more):
+    """(inputs, targets) of windows of 8 tokens, and of one that pads a batch."""
+    starts = window_starts(corpus, split, 8, *more)
+    text = torch.from_numpy(corpus.splits[split].tokens)
+    inputs, targets = evaluation.windows_at(text, torch.tensor([*starts, len(text)]), 8)
+    assert (targets[-1] == -1).all()
+    assert inputs.shape == targets.shape == (len(starts) + 1, 8)
+    return inputs[:-1].numpy(), targets[:-1].numpy()
+
+
 @pytest.mark.parametrize("val_tokens", [9, 10, 16, 17, 18, 100, 105])
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_every_validation_token_but_the_first_is_a_target_once(corpus, val_tokens, batch):
-    windows = list(evaluation_windows(counting_corpus(corpus, 500, val_tokens), "val", 8, batch))
-    inputs, targets = (np.concatenate([window[i] for window in windows]) for i in (0, 1))
-    assert all(window[0].shape == window[1].shape == (batch, 8) for window in windows)
+def test_every_validation_token_but_the_first_is_a_target_once(corpus, val_tokens):
+    inputs, targets = read_windows(counting_corpus(corpus, 500, val_tokens), "val")
     real = targets >= 0
     assert targets[real].tolist() == list(range(1, val_tokens))
     assert (inputs[real] == targets[real] - 1).all()
     assert (targets[~real] == -1).all()
-    assert (inputs[:, 0][real[:, 0]] % 8 == 0).all()
+    assert (inputs[:, 0] % 8 == 0).all()
     assert not (real[:, 1:] & ~real[:, :-1]).any()  # what is missing is at the end
 
 
 @pytest.mark.parametrize(("train_tokens", "val_tokens"), [(500, 100), (505, 51), (100, 100), (40, 100)])
 def test_training_windows_are_as_many_and_spread_evenly(corpus, train_tokens, val_tokens):
-    windows = list(evaluation_windows(counting_corpus(corpus, train_tokens, val_tokens), "train", 8, 5))
-    inputs, targets = (np.concatenate([window[i] for window in windows]) for i in (0, 1))
+    inputs, targets = read_windows(counting_corpus(corpus, train_tokens, val_tokens), "train")
     real = targets >= 0
     assert (inputs[real] == targets[real] - 1).all()
     starts = inputs[real[:, 0], 0]
@@ -315,9 +341,7 @@ def test_training_windows_are_as_many_and_spread_evenly(corpus, train_tokens, va
 @pytest.mark.parametrize(("wanted", "windows"), [(1, 1), (40, 5), (41, 6), (800, 13)])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_subset_of_windows_is_fixed_and_spread_evenly(corpus, split, wanted, windows):
-    read = list(evaluation_windows(counting_corpus(corpus, 500, 100), split, 8, 5, wanted))
-    inputs, targets = (np.concatenate([window[i] for window in read]) for i in (0, 1))
-    starts = inputs[targets[:, 0] >= 0, 0]
+    starts = window_starts(counting_corpus(corpus, 500, 100), split, 8, wanted)
     available = math.ceil(({"train": 500, "val": 100}[split] - 1) / 8)
     assert starts.tolist() == [8 * (i * available // windows) for i in range(windows)]
 
@@ -337,7 +361,7 @@ def mean_by_hand(row_1P, config, tokens, context, starts=None):
 
 def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypatch):
     """Both splits, and each fixed context, for members with other weights; also where a batch is not full."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 64 * 2 * 2)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 64 * 2 * 2)
     experiments = [small(seed=i, block_size=64, max_iters=6, learning_rate=1e-2, warmup_iters=0) for i in (1, 2)]
     events, val, text = run(jobs_of(*experiments)), corpus.val.tokens, corpus.train.tokens
     config = GPTConfig.of(experiments[0], corpus.tokenizer.vocab_size)
@@ -354,7 +378,7 @@ def test_losses_and_contexts_equal_a_loop_by_hand(run, corpus, machine, monkeypa
 
 def test_the_windows_of_the_last_evaluation_are_a_loop_by_hand(run, corpus, machine, monkeypatch):
     """Each window's loss, of every split and context, in the order of the text; of members that end at different times, too."""
-    monkeypatch.setattr(trainer, "EVALUATION_TOKENS", 64 * 2 * 2)
+    monkeypatch.setitem(evaluation.TOKENS, "cpu", 64 * 2 * 2)
     lengths = {"job0": 6, "job1": 4}
     experiments = [small(seed=i, block_size=64, max_iters=n, eval_interval=3) for i, n in enumerate(lengths.values())]
     held_out = dataclasses.replace(corpus, test=Split(corpus.val.tokens[:700][::-1].copy(), 700, None))
@@ -436,11 +460,11 @@ def memory(kind):
 machine = resolve(Resources(device="cpu", threads=1, compile=sys.argv[2], precision="fp32"))
 experiment = Experiment(corpus=sys.argv[1], n_layer=1, n_head=1, n_embd=8, block_size=32)
 run = _Training([Job("a", experiment, "")], load_corpus(sys.argv[1]), machine, lambda: False)
-params = run.fresh(1).state.params
+stack = run.fresh(1)
 before = memory("VmRSS")
-run.evaluation(params, "val", 32, batches=8)
+run.evaluated(stack, [0], "val", batches=8)
 early = memory("VmHWM")
-run.evaluation(params, "val", 32)
+run.evaluated(stack, [0], "val")
 print(early - before, memory("VmHWM") - early)
 """
 
@@ -459,19 +483,19 @@ def test_an_evaluations_memory_depends_neither_on_the_text_nor_on_its_vocabulary
 
 
 def test_an_evaluation_that_runs_out_of_memory_does_not_advise_a_smaller_batch(run, monkeypatch):
-    def evaluate(*arguments):
+    def exhausted(*arguments):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "window_losses", exhausted)
     with pytest.raises(OutOfMemory, match=r"in an evaluation, in which batch_size plays no part.*tokenizer=byte"):
         run(jobs_of(small()))
 
 
 def test_contexts_that_fit(run):
     assert last(run(jobs_of(small(max_iters=0)))).result.context_losses == {}
-    assert trainer.contexts_within(31) == []
-    assert trainer.contexts_within(32) == [32]
-    assert trainer.contexts_within(300) == [32, 64, 128, 256]
+    assert evaluation.contexts_within(31) == []
+    assert evaluation.contexts_within(32) == [32]
+    assert evaluation.contexts_within(300) == [32, 64, 128, 256]
 
 
 # --- sickness

@@ -1,5 +1,7 @@
 """Inputs drawn for many updates at once, and updates that are recorded and replayed, as a GPU does."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +14,7 @@ from nanostudy.model.randomness import dropout_keys, offsets
 from nanostudy.settings import Experiment, Resources
 from nanostudy.training import updates as module
 from nanostudy.training.machine import resolve
-from nanostudy.training.updates import Inputs, Updates
+from nanostudy.training.updates import Inputs, Updates, sequences_at_once
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 4}
 TOKENS = torch.arange(500, dtype=torch.uint8) * 7 % 11
@@ -85,6 +87,48 @@ def test_no_more_is_drawn_than_is_left(updates):
     assert len(updates().draw(ending, [7, 7]).rows) == 18
     assert len(updates().draw(ending, [10, 24]).rows) == 1
     assert len(updates().draw(ending, [10, 30]).rows) == 1  # past its end, where nothing is left
+
+
+# --- micro-batches
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpu", "cuda"),
+    [
+        (
+            {"n_layer": 4, "n_embd": 128, "batch_size": 8, "block_size": 64},
+            8,
+            320,
+        ),  # the published grid's, as published
+        ({"n_layer": 6, "n_embd": 256, "batch_size": 16, "block_size": 128}, 16, 163),
+        ({"n_layer": 12, "n_embd": 768, "batch_size": 12, "block_size": 1024}, 12, 12),
+    ],
+)
+def test_a_gpu_merges_micro_batches_by_their_settings_alone(settings, cpu, cuda):
+    e = Experiment(**settings, gradient_accumulation_steps=40)
+    assert sequences_at_once(e, 65, "cpu") == cpu
+    assert sequences_at_once(e, 65, "cuda") == cuda
+    once = dataclasses.replace(e, gradient_accumulation_steps=1)
+    assert sequences_at_once(once, 65, "cuda") == e.batch_size
+
+
+def test_merged_micro_batches_make_the_same_update(updates, monkeypatch):
+    """The same starts and masks by place, so the same gradient up to rounding, in fewer parts."""
+    experiments, parts, ends = (
+        [Experiment(**SMALL, seed=s, dropout=0.2, gradient_accumulation_steps=6) for s in (1, 2)],
+        [],
+        [],
+    )
+    for at_once in (4, 10):
+        monkeypatch.setattr(module, "sequences_at_once", lambda *_, at_once=at_once: at_once)
+        one, state = updates(), fresh(experiments)
+        batch = one.batch
+        monkeypatch.setattr(
+            one, "batch", lambda e, places, now, batch=batch: parts.append(len(places)) or batch(e, places, now)
+        )
+        ends.append([one.step(state, experiments, [step] * 2).loss for step in range(3)] + [state.params])
+    assert parts == [4] * 6 * 3 + [8] * 3 * 3
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
 
 
 # --- recording
@@ -169,6 +213,13 @@ def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording):
     for step in range(2):
         recording.step(narrow, [MEMBERS[0]], [step])
     assert Graph.made == 3
+
+
+def test_other_numbers_of_heads_are_recorded_anew(recording):
+    state, other = fresh(MEMBERS), [Experiment(**{**SMALL, "n_head": 4}, seed=1, dropout=0.3), *MEMBERS[1:]]
+    for experiments in (MEMBERS, other, other):
+        recording.step(state, experiments, [0] * 3)
+    assert Graph.made == 2
 
 
 def test_a_request_to_stop_ends_before_a_replay(recording, monkeypatch):

@@ -224,13 +224,20 @@ def _provenance(
     parts = dict.fromkeys(str(one.part) for one in done)
     some = "".join(f" --part {part}" for part in parts) if len(parts) < len({one.part for one in results}) else ""
     return {
-        "command": f"nanostudy study run {shlex.quote(title if shipped else f'{title}.yaml')}{some}",
-        "definition": definition,
+        "command": _command(title, "" if shipped else definition, some),
+        "definition": definition if shipped else "",
         "machines": _machines(done),
         "versions": _versions([metadata for _, metadata in texts.values()]),
         "checksums": {facts.name: facts.sha256 for facts, _ in texts.values()},
         "paths": [str(path)],
     }
+
+
+def _command(title: str, definition: str, parts: str) -> str:
+    """What a shell runs to train a study again; a definition that is not shipped becomes a file first."""
+    file = shlex.quote(f"{title}.yaml" if definition else title)
+    written = f"cat > {file} <<'END'\n{definition.strip()}\nEND\n" if definition else ""
+    return f"{written}nanostudy study run {file}{parts}"
 
 
 def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
 from nanostudy.cli.options import Corpus, Tokenizer, options
 from nanostudy.cli.study import app as study_app
-from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams, settings_of
+from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams
 from nanostudy.text import printable
+from nanostudy.validation import settings_of
 
 if TYPE_CHECKING:
     from nanostudy.run import Run

@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from nanostudy.settings import SETTINGS, Setting, takes
+from nanostudy.settings import SETTINGS
+from nanostudy.validation import Setting, takes
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,8 +10,9 @@ from typing import Any
 import typer.main
 
 from nanostudy.cli.main import app
-from nanostudy.settings import FIELDS, SETTINGS, TYPES, Kind, SamplingParams, Setting, names_of, settings_of
+from nanostudy.settings import FIELDS, SETTINGS, SamplingParams, names_of
 from nanostudy.text import plain, value_text
+from nanostudy.validation import TYPES, Kind, Setting, settings_of
 
 AGAIN = "This page is generated; `python -m nanostudy.cli.reference` writes it again."
 KINDS: dict[Kind, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,33 +157,14 @@ def _entropy(text: Text, start: int, stop: int) -> float | None:
     return None if text.nats is None else float(text.nats[start:stop].mean())
 
 
-def evaluation_windows(
-    corpus: Corpus, split: str, context: int, batch: int, tokens: int | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, targets), int64 (batch, context): fixed consecutive windows without randomness.
+def window_starts(corpus: Corpus, split: str, context: int, tokens: int | None = None) -> np.ndarray:
+    """Where the fixed windows of an evaluation start, int64: consecutive ones, without randomness.
 
-    "val" and "test" cover their whole split: each token but the first is a target once. "train" takes as many windows as "val",
-    evenly spread over the training split. With `tokens`, both take only so many windows as hold about so many, evenly spread.
-    Missing targets are -1: beyond the end of the text, and in windows that pad the last batch to full size, because every new
-    size would compile new kernels.
+    Those of "val" and "test" cover their whole split: each token but the first is a target once, and the end of the text may
+    cut the last one short. "train" takes as many windows as "val", evenly spread over the training split. With `tokens`, both
+    take only so many windows as hold about so many, evenly spread.
     """
-    text = corpus.splits[split].tokens
-    available, count = _starts(len(text), context), window_count(corpus, split, context, tokens)
-    chosen = available[np.arange(count) * len(available) // count]
-    filled = np.append(chosen, np.full(-len(chosen) % batch, len(text)))
-    for first in range(0, len(filled), batch):
-        places = filled[first : first + batch, None] + np.arange(context + 1)
-        window = text[places.clip(max=len(text) - 1)].astype(np.int64)
-        missing = places[:, 1:] >= len(text)
-        yield window[:, :-1], np.where(missing, -1, window[:, 1:])
-
-
-def window_count(corpus: Corpus, split: str, context: int, tokens: int | None = None) -> int:
-    """How many windows an evaluation reads: all, or as many as hold about so many tokens."""
-    counts = {name: -(-(len(one.tokens) - 1) // context) for name, one in corpus.splits.items()}
-    count = min(counts["train"], counts["val"]) if split == "train" else counts[split]
-    return count if tokens is None else min(count, -(-tokens // context))
-
-
-def _starts(tokens: int, context: int) -> np.ndarray:
-    return np.arange(0, tokens - 1, context)
+    available = {name: np.arange(0, len(one.tokens) - 1, context) for name, one in corpus.splits.items()}
+    count = min(len(available["train"]), len(available["val"])) if split == "train" else len(available[split])
+    count = count if tokens is None else min(count, -(-tokens // context))
+    return available[split][np.arange(count) * len(available[split]) // count]

@@ -13,7 +13,8 @@ from nanostudy.data.nanogpt_dataset import is_dataset
 from nanostudy.errors import UsageError
 from nanostudy.interop.assignments import Assignments
 from nanostudy.interop.literals import Code, Value
-from nanostudy.settings import IN_FILES, Experiment, check_names
+from nanostudy.settings import IN_FILES, Experiment
+from nanostudy.validation import check_names
 
 # Settings of the same name and meaning, with train.py's defaults.
 SHARED: dict[str, Value] = {

@@ -28,7 +28,7 @@ from nanostudy.interop.nanogpt_config import (
 )
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
-from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, check_names, from_settings
+from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, from_settings
 from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
@@ -37,6 +37,7 @@ from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata, 
 from nanostudy.training.stack import Slot, Stack
 from nanostudy.training.tensors import load_tensors
 from nanostudy.training.weights import Weights, load_weights, save_weights
+from nanostudy.validation import check_names
 
 CKPT, RESUME = "ckpt.pt", "resume.py"
 GPT2_TOKENS = 50257

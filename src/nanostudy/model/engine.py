@@ -1,4 +1,4 @@
-"""One training step and one evaluation of a stack. Letters as in gpt.py; C counts batches.
+"""One training step of a stack, and its losses over windows. Letters as in gpt.py.
 
 Nothing here waits for the device, except where ranks wait for each other.
 """
@@ -24,7 +24,6 @@ FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
 LOSS_SCALE_GROWTH_INTERVAL = 2000
 SMALLEST_LOSS_SCALE = 2.0**-4
 LEAST_PIECE = 64
-LEAST_BATCHES = 64  # of an evaluation, for whose losses there is room at first
 
 
 @dataclass
@@ -63,11 +62,13 @@ class State:
 
 @dataclass
 class Batch:
-    """A micro-batch: token ids and the ids that follow them, int64 (M, B, T), and the dropout of its sequences."""
+    """A micro-batch: token ids and the ids that follow them, int64 (M, B, T), the dropout of its sequences, and each member's
+    number of heads, where it is not the configuration's."""
 
     inputs: Tensor
     targets: Tensor
     dropout: Dropout | None
+    heads: Sequence[int] | None = None
 
 
 @dataclass
@@ -135,7 +136,9 @@ def _backward(
     # With `into` the backward pass returns no gradients; it has to reach the first layer all the same.
     names = list(work) if into is None else ["token_embedding"]
     leaves = {**work, **{name: work[name].detach().requires_grad_() for name in names}}
-    logits_ZTV = forward(leaves, batch.inputs, config, batch.dropout, ops=ops, into=into).flatten(0, 1)
+    logits_ZTV = forward(leaves, batch.inputs, config, batch.dropout, heads=batch.heads, ops=ops, into=into).flatten(
+        0, 1
+    )
     targets_ZT = batch.targets.flatten(0, 1)
     losses_M = ops.means(ops.cross_entropy(logits_ZTV.detach(), targets_ZT).view(M, B, T))
     if loss_scale_M is None:
@@ -232,36 +235,18 @@ def end_of_update(
 
 
 @torch.no_grad()
-def evaluate(
-    params_MP: Tensor,
-    windows: Iterable[tuple[Tensor, Tensor]],
+def window_losses(
+    weights: Mapping[str, Tensor],
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
     config: GPTConfig,
-    dtype: torch.dtype,
+    heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,
-) -> tuple[Tensor, Tensor]:
-    """Each member's loss in nats, summed over all windows, then the number of targets: float64 (M + 1,), on the host; and the
-    same of each window, fp32 (M + 1, W), on the host.
+) -> Tensor:
+    """Each member's loss in nats, summed over each window, fp32 (M, B): of windows, int64 (B, T), that all members read.
 
-    `windows` yields (inputs, targets), int64 (B, T), for all members. Target -1 stands for no target.
+    Target -1 stands for no target. `weights` are working copies; `heads` as in `forward`.
     """
-    weights = working_copies(params_MP, config, dtype)
-    # Batch by batch, in tensors that were there before: a small one that each batch left behind would lie in the middle of
-    # what it freed, and the next batch would find no room there (docs/log.md).
-    M, batches = len(params_MP), 0
-    sums_CM, own_CMB, counts_CB = (params_MP.new_zeros(LEAST_BATCHES, *size) for size in ((M,), (M, 0), (0,)))
-    for inputs_BT, targets_BT in windows:
-        if batches == len(sums_CM):
-            sums_CM, own_CMB, counts_CB = (torch.cat([rows, rows]) for rows in (sums_CM, own_CMB, counts_CB))
-        size = (len(params_MP), -1, -1)
-        logits_MBTV = forward(weights, inputs_BT.expand(size), config, ops=ops)
-        losses_MBT = CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops)
-        if batches == 0:
-            own_CMB, counts_CB = (rows.new_zeros(*rows.shape[:-1], len(inputs_BT)) for rows in (own_CMB, counts_CB))
-        sums_CM[batches] = losses_MBT.sum((1, 2))
-        own_CMB[batches] = losses_MBT.sum(2)
-        counts_CB[batches] = (targets_BT >= 0).sum(1)
-        batches += 1
-    # summed on the host, because some devices have no double precision
-    total_M, counts_W = sums_CM[:batches].cpu().double().sum(0), counts_CB[:batches].cpu().flatten()
-    totals = torch.cat([total_M, counts_W.double().sum(0, keepdim=True)])
-    return totals, torch.cat([own_CMB[:batches].cpu().transpose(0, 1).flatten(1), counts_W[None]])
+    size = (len(weights["token_embedding"]), -1, -1)
+    logits_MBTV = forward(weights, inputs_BT.expand(size), config, heads=heads, ops=ops)
+    return CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops).sum(2)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
-from nanostudy.model.layers import Attention, Embed, Gelu, Linear, ResidualNorm
+from nanostudy.model.layers import Embed, Gelu, Linear, ResidualNorm, attention
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 from nanostudy.model.randomness import Purpose, generator
 
@@ -96,15 +96,17 @@ def forward(
     config: GPTConfig,
     dropout: Dropout | None = None,
     cache: Cache | None = None,
+    heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,
     into: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Logits (M, B, T, V) of the next token at every position, in the parameters' dtype.
 
-    With a cache, the tokens continue those read before: any number at first, then one at a time. With `into` (see engine) the
-    backward pass writes gradients there.
+    With a cache, the tokens continue those read before: any number at first, then one at a time. `heads`: each member's, where
+    they are not the configuration's; their number decides no size of a tensor. With `into` (see engine) the backward pass writes
+    gradients there.
     """
-    B, T = tokens_MBT.shape[1:]
+    M, B, T = tokens_MBT.shape
     start = cache.length if cache else 0
     if start + T > config.block_size or (start and T > 1):
         raise ValueError(f"cannot read {T} tokens after {start} with block_size {config.block_size}")
@@ -124,7 +126,7 @@ def forward(
         if cache:
             h_MBTE = _attend_cached(qkv_MBTF, cache, layer, config, ops)
         else:
-            h_MBTE = Attention.apply(qkv_MBTF, drop, config.n_head, ops)
+            h_MBTE = attention(qkv_MBTF, drop, heads or [config.n_head] * M, ops)
         y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE, ops, into)
         x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops, into)
         h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE, ops, into), ops)

@@ -8,7 +8,8 @@ weight's own layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby, repeat
 from typing import Any
 
 import torch
@@ -151,6 +152,20 @@ class Attention(Function):
         else:
             d_qkv_ZTF = _attend_blocks_backward(d_y_ZTE, ctx.saved_tensors, ctx.drop, ctx.ops)
         return d_qkv_ZTF.view(*d_y_MBTE.shape[:3], -1), None, None, None
+
+
+def attention(qkv_MBTF: Tensor, drop: DropoutKeys | None, heads: Sequence[int], ops: Ops) -> Tensor:
+    """Attention, (M, B, T, E), of members that may differ in their number of heads: neighbours with the same at once."""
+    groups = [(number, len(list(same))) for number, same in groupby(heads)]
+    if len(groups) == 1:
+        return Attention.apply(qkv_MBTF, drop, heads[0], ops)
+    sizes, B = [size for _, size in groups], qkv_MBTF.shape[1]
+    words = zip(*(word_Z.split([size * B for size in sizes]) for word_Z in drop), strict=True) if drop else repeat(None)
+    parts = [
+        Attention.apply(part_MBTF, own and DropoutKeys(*own), number, ops)
+        for part_MBTF, (number, _), own in zip(qkv_MBTF.split(sizes), groups, words, strict=False)
+    ]
+    return torch.cat(parts)
 
 
 def _attend_blocks(

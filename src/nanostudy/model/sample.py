@@ -15,7 +15,6 @@ from nanostudy.model.randomness import Purpose, generator
 from nanostudy.settings import SamplingParams
 
 
-@torch.inference_mode()
 def generate(
     params_MP: Tensor,
     config: GPTConfig,
@@ -30,6 +29,20 @@ def generate(
     Sample s of a member depends only on the member's weights, its seed and s: not on the number of samples, nor on other
     members. Computed in the parameters' dtype. Raises NanostudyError where the logits are not finite.
     """
+    return (ids_MS for ids_MS, _ in with_logits(params_MP, config, prompt_T, seeds, count, tokens, params))
+
+
+@torch.inference_mode()
+def with_logits(
+    params_MP: Tensor,
+    config: GPTConfig,
+    prompt_T: np.ndarray,
+    seeds: Sequence[int],
+    count: int,
+    tokens: int,
+    params: SamplingParams,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `generate`, each step with the logits (M, S, V), fp32, that its tokens were drawn from; read them before the next step."""
     M, device = len(params_MP), params_MP.device
     weights = named_views(params_MP, config)
     uniform_TMS = torch.from_numpy(_uniforms(seeds, count, tokens)).to(device)
@@ -45,7 +58,7 @@ def generate(
             raise NanostudyError("This model gives no probabilities: its weights are not finite, or too large.")
         unread_MST = pick(logits_MSV, uniform_TMS[t], params)[..., None]
         history_MST = torch.cat([history_MST, unread_MST], 2)[..., -config.block_size :]
-        yield unread_MST[..., 0]
+        yield unread_MST[..., 0], logits_MSV
 
 
 def pick(logits_MSV: Tensor, uniform_MS: Tensor, params: SamplingParams) -> Tensor:

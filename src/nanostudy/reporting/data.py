@@ -5,6 +5,7 @@ Of many experiments a part is kept, so that a page opens at once, and `left_out`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 from nanostudy.analysis.frames import Results
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts.figure import records
-from nanostudy.text import value_text
+from nanostudy.text import short_name, value_text
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
@@ -27,61 +28,92 @@ LONGEST_SAMPLE = 2_000  # characters of one, where there are several experiments
 @dataclass(frozen=True)
 class Data:
     experiments: list[dict[str, Any]]
-    curves: list[dict[str, Any]]  # i: the experiment's place in `experiments`
+    curves: list[dict[str, Any]]  # of evaluations; i: the experiment's place in `experiments`
+    batches: list[dict[str, Any]]  # losses of training batches
     samples: list[dict[str, Any]]  # i, prompt, text
     colourings: tuple[str, ...]  # columns by which figures can be coloured, the first one first
+    settings: tuple[str, ...]  # that tell experiments apart
     left_out: tuple[str, ...] = ()  # sentences
 
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """That figures name."""
-        return {"experiments": self.experiments, "curves": self.curves}
+        return {"experiments": self.experiments, "curves": self.curves, "batches": self.batches}
 
 
 def data_of(results: Results, colourings: Sequence[str]) -> Data:
     by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
-    rows = _experiments(results)
+    settings = telling(results)
+    rows = _experiments(results, settings)
     place = {row["name"]: row["i"] for row in rows}
-    curves, thinned = _curves(results, by_loss, place)
+    names, notes = _drawn(results, by_loss, place)
+    curves, thinned = _curves(results.evaluations, names, place)
     samples, unread = _samples(results, by_loss, place)
-    return Data(rows, curves, samples, tuple(colourings), (*thinned, *unread))
+    batches = _batches(results.training, names, place)
+    return Data(rows, curves, batches, samples, tuple(colourings), settings, (*notes, *thinned, *unread))
 
 
-def _experiments(results: Results) -> list[dict[str, Any]]:
-    columns = ["id", "part", "status", "reason", *results.factors, "seed", *MEASURES, "device", "precision"]
+def telling(results: Results) -> tuple[str, ...]:
+    """The settings that tell experiments apart, and the seed where it does."""
+    return (*results.factors, *(["seed"] if results.experiments["seed"].nunique(dropna=True) > 1 else []))
+
+
+def short_names(results: Results, settings: Sequence[str]) -> list[str]:
+    """Of each experiment what tells it apart; its name where that is not enough."""
+    table = results.experiments
+    rows = table[list(settings)].itertuples(index=False, name=None)
+    names = [short_name(dict(zip(settings, row, strict=True)), settings) for row in rows]
+    count = Counter(names)
+    return [brief if brief and count[brief] == 1 else str(name) for brief, name in zip(names, table.index, strict=True)]
+
+
+def _experiments(results: Results, settings: Sequence[str]) -> list[dict[str, Any]]:
+    marks = [column for column in ("star", "note") if column in results.experiments]
+    columns = ["id", *marks, "part", "status", "reason", *results.factors, "seed", *MEASURES, "device", "precision"]
     table = results.experiments[[column for column in columns if column in results.experiments]].copy()
     for name in results.factors:  # as charts and filters take them: numbers, or text
         table[name] = [value_text(value) if isinstance(value, (bool, np.bool_)) else value for value in table[name]]
     table["cell"] = results.cells()
     table["place"] = results.finished["val_loss"].rank(method="first").reindex(table.index)
-    rows = records(table.reset_index(names="name"), 5, exact=results.factors)
+    table["short"] = short_names(results, settings)
+    rows = records(table.reset_index(names="name"))
     return [{"i": i, **row} for i, row in enumerate(rows)]
 
 
-def _curves(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
-    table = results.evaluations
-    table = table[np.isfinite(table["val_loss"].astype(float))] if len(table) else table
-    there = set(table["name"])
+def _drawn(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple[list[str], list[str]]:
+    """The experiments whose curves are drawn, and a note where some are left out."""
+    there = {*results.evaluations["name"], *results.training["name"]} & set(place)
     ranked = [name for name in by_loss if name in there]
-    others = sorted(there - set(ranked), key=lambda name: place.get(name, 0))
-    names = [*ranked, *others]
-    notes = []
-    if len(names) > MOST_CURVES:
-        notes.append(
-            f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
-            "evenly over the ranking."
-        )
-        names = spread(names, MOST_CURVES)
+    names = [*ranked, *sorted(there - set(ranked), key=lambda name: place[name])]
+    if len(names) <= MOST_CURVES:
+        return names, []
+    note = (
+        f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
+        "evenly over the ranking."
+    )
+    return spread(names, MOST_CURVES), [note]
+
+
+def _curves(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Losses with the decimals that tooltips show."""
+    table = table[np.isfinite(table["val_loss"].astype(float)) & table["name"].isin(names)]
     each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
-    table = table[table["name"].isin(names)]
     kept = np.concatenate([_thin(rows, losses, each) for rows, losses in _groups(table)] or [np.array([], dtype=int)])
-    thinned = len(kept) < len(table)
     points = table.iloc[kept]
     losses = points[["step", "train_loss", "val_loss"]].astype(float)
-    rows = records(losses.assign(i=points["name"].map(place)), 5)
-    if thinned:
-        notes.append(f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all.")
-    return rows, notes
+    losses["gap"] = losses["val_loss"] - losses["train_loss"]
+    note = f"Curves are thinned to {each} evaluations each, the lowest among them; evaluations.csv has all."
+    return records(losses.assign(i=points["name"].map(place)).round(4)), [note] if len(kept) < len(table) else []
+
+
+def _batches(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> list[dict[str, Any]]:
+    """Means of consecutive rows, as many as there is room for."""
+    each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
+    table = table[np.isfinite(table["loss"].astype(float)) & table["name"].isin(names)]
+    groups = table.groupby("name", sort=False)
+    bins = groups.cumcount() // np.ceil(groups["step"].transform("size") / each)
+    means = table[["step", "loss"]].groupby([table["name"], bins], sort=False).mean().reset_index("name")
+    return records(means[["step", "loss"]].assign(i=means["name"].map(place)).round({"step": 0, "loss": 4}))
 
 
 def spread(ranked: Sequence[str], most: int) -> list[str]:

@@ -82,6 +82,7 @@ class Experiments:
 
     columns: Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
     filters: Sequence[str]
+    example: str  # of an expression
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,22 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """What a model wrote, with what it is."""
+
+    about: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Text as it is: commands, a definition."""
 
     text: str
 
 
-Block = Prose | Bullets | Answer | Facts | Grid | Figure | Experiments | Samples | Source | Claims
+Block = Prose | Bullets | Answer | Facts | Grid | Figure | Experiments | Samples | Quote | Source | Claims
 Blocks = list[Block | None]  # of a section; None, bullets without items and tables without rows are left out
 
 
@@ -119,11 +129,25 @@ class Document:
     data: Data
 
     @property
+    def once(self) -> list[Section]:
+        """The sections with each figure where it comes first."""
+        seen: set[str] = set()
+        sections = []
+        for section in self.sections:
+            blocks = [block for block in section.blocks if not (isinstance(block, Figure) and block.id in seen)]
+            seen |= {block.id for block in blocks if isinstance(block, Figure)}
+            sections.append(Section(section.id, section.title, blocks))
+        return [section for section in sections if section.blocks]
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for section in self.once for block in section.blocks]
+
+    @property
     def figures(self) -> list[Figure]:
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+        return [block for block in self.blocks if isinstance(block, Figure)]
 
     @property
     def answer(self) -> Sequence[Sentence]:
         """Empty where nothing is compared."""
-        blocks = (block for section in self.sections for block in section.blocks)
-        return next((block.sentences for block in blocks if isinstance(block, Answer)), ())
+        return next((block.sentences for block in self.blocks if isinstance(block, Answer)), ())

@@ -99,6 +99,14 @@ class Findings:
         """Whether there are results to compare."""
         return len(self.results.finished) > 1
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two experiments, the better first, where there are no others."""
+        finished = self.results.finished.sort_values("val_loss", kind="stable")
+        if len(finished) != 2 or len(self.results.experiments) != 2:
+            return None
+        return str(finished.index[0]), str(finished.index[1])
+
 
 def findings_of(analysis: Analysis) -> Findings:
     results = analysis.results

@@ -29,13 +29,14 @@ from nanostudy.reporting.document import (
     Facts,
     Grid,
     Prose,
+    Quote,
     Samples,
     Section,
     Source,
 )
-from nanostudy.text import value_text
 from nanostudy.version import VERSION
 
+MODULES = ("dom", "expression", "selection", "figures", "table", "samples", "page")  # each uses those before it
 LONG = 20  # characters of a name, that may be broken at its underscores
 MOST_NOTES = 4  # before the first section; all are among the caveats
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -46,18 +47,22 @@ NUMBER = re.compile(r"[−+~<≤≥ ]*\d[\d,.]*( ?[%kMGTP]| to .*)?")
 def page(document: Document, bundle: str, undrawn: str = "") -> str:
     """The whole file. `bundle`: the scripts that draw; empty where they could not be made, and then `undrawn` says why."""
     template = resources.files("nanostudy.reporting") / "template"
-    css, script = ((template / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    scripts = [bundle, script] if bundle else [script]
+    css = (template / "page.css").read_text(encoding="utf-8")
+    modules = "\n".join((template / f"{name}.js").read_text(encoding="utf-8") for name in MODULES)
+    script = re.sub(r"^(import .*\n|export )", "", modules, flags=re.MULTILINE)  # one script has them all
+    scripts = {"classic": bundle, "module": script} if bundle else {"module": script}
     content = {
         "title": html.escape(document.title),
         "version": html.escape(VERSION),
-        "policy": _policy(scripts),
+        "policy": _policy(list(scripts.values())),
         "css": css,
-        "contents": "".join(f'<li><a href="#{s.id}">{html.escape(s.title)}</a></li>' for s in document.sections),
+        "contents": "".join(f'<li><a href="#{s.id}">{html.escape(s.title)}</a></li>' for s in document.once),
         "masthead": _masthead(document, undrawn),
-        "sections": "\n".join(_section(section, document.data) for section in document.sections),
+        "sections": _sections(document),
         "data": _json(_page_data(document)),
-        "scripts": "\n".join(f"<script>{text}</script>" for text in scripts),
+        "scripts": "\n".join(
+            f"<script{' type=module' * (kind == 'module')}>{text}</script>" for kind, text in scripts.items()
+        ),
     }
     whole = (template / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: content[match[1]], whole)
@@ -85,13 +90,13 @@ def _page_data(document: Document) -> dict[str, Any]:
     """The data once; figures by their ids."""
     data = document.data
     return {
-        "experiments": _columns(data.experiments),
-        "curves": _columns(data.curves),
-        "samples": _columns(data.samples),
+        "tables": {name: _columns(rows) for name, rows in {**data.tables, "samples": data.samples}.items()},
         "figures": {figure.id: {"panels": figure.for_page(), "tables": figure.tables} for figure in document.figures},
         "looks": {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")},
         "colourings": list(data.colourings),
-        "decimals": {name: measure.decimals for name, measure in MEASURES.items()},
+        "settings": list(data.settings),
+        "filters": [name for block in document.blocks if isinstance(block, Experiments) for name in block.filters],
+        "decimals": {"step": None, "loss": 4} | {name: measure.decimals for name, measure in MEASURES.items()},
         "lowest": [name for name, measure in MEASURES.items() if measure.lower_is_better],
     }
 
@@ -118,9 +123,16 @@ def _text(text: Any) -> str:
 def _masthead(document: Document, undrawn: str) -> str:
     undrawn_note = [f"Figures could not be drawn here: {undrawn}."] if undrawn else []
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in [*document.notes[:MOST_NOTES], *undrawn_note])
-    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in document.facts)
     lede = f'<p class="lede">{_text(document.lede)}</p>'
-    return f'<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes}\n<dl class="facts">{facts}</dl>'
+    return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes}"
+
+
+def _sections(document: Document) -> str:
+    """The facts follow the answer, which a reader wants first."""
+    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in document.facts)
+    texts = [_section(section, document.data) for section in document.once]
+    first = 1 if document.once and document.once[0].id == "answer" else 0
+    return "\n".join([*texts[:first], f'<dl class="facts">{facts}</dl>', *texts[first:]])
 
 
 def _section(section: Section, data: Data) -> str:
@@ -150,6 +162,11 @@ def block_as_html(block: Block, data: Data, section: str) -> str:
             return _experiments(block, data)
         case Samples():
             return _samples(block, data)
+        case Quote(about, source, text):
+            return (
+                f'<article class="sample quote"><h3>{html.escape(about)}</h3><p>{html.escape(source)}</p>'
+                f"<pre>{html.escape(text)}</pre></article>"
+            )
         case Claims(caption, claims, folded):
             items = "".join(_claim(claim) for claim in claims)
             shut = "" if folded else " open"
@@ -198,11 +215,10 @@ def _figure(figure: Figure, data: Data, section: str) -> str:
     if "colour" in figure.parameters and len(data.colourings) > 1:
         options = "".join(f"<option>{html.escape(name)}</option>" for name in data.colourings)
         controls += f'<label>Colour by <select class="colour">{options}</select></label>'
-    if figure.whole is not None:
-        ends = f'data-top="{figure.parameters["top"]}" data-whole="{figure.whole}"'
-        controls += f'<label><input type="checkbox" class="whole" {ends}> from the very start</label>'
+    if "floor" in figure.parameters:
+        controls += '<label><input type="checkbox" class="floor"> with the entropy of the text</label>'
     panels = "".join(
-        f'<div class="panel" data-panel="{k}" style="min-height:{panel.height}px"></div>'
+        f'<div class="panel" data-panel="{k}" data-key="{figure.id}.{k}" style="height:{panel.room}px"></div>'
         for k, panel in enumerate(figure.panels)
     )
     return (
@@ -215,26 +231,19 @@ def _figure(figure: Figure, data: Data, section: str) -> str:
 
 
 def _experiments(block: Experiments, data: Data) -> str:
-    filters = ""
-    for name in block.filters:
-        values = {row[name] for row in data.experiments if row[name] is not None}
-        if len(values) > 1:
-            options = "".join(
-                f'<option value="{html.escape(json.dumps(value))}">{html.escape(value_text(value))}</option>'
-                for value in sorted(values, key=lambda value: (isinstance(value, str), value))
-            )
-            choice = f'<select data-filter="{name}"><option value="">any</option>{options}</select>'
-            filters += f"<label>{_text(name)} {choice}</label>"
     head = "".join(
         f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for key, name in block.columns
     )
     return (
         '<form class="filters" role="search" aria-label="Filter the experiments">'
-        '<label class="find">Find <input type="search" id="find" placeholder="part of a name or a reason" autocomplete="off"></label>'
-        f'{filters}<button type="reset">Clear</button></form><p class="count" id="count" role="status" aria-live="polite"></p>'
+        f'<label class="find">Show <input type="search" id="where" placeholder="{html.escape(block.example)}" autocomplete="off" '
+        'autocapitalize="off" spellcheck="false" aria-describedby="problem"></label>'
+        '<select id="filter-add" aria-label="Add a value"><option value="">with …</option></select>'
+        '<button type="button" class="show-all">Show all</button><button type="button" class="untick">Untick all</button></form>'
+        '<p class="problem" id="problem" role="status"></p><p class="count" role="status" aria-live="polite"></p>'
         '<div class="scroll tall" tabindex="0" role="region" aria-label="All experiments"><table id="experiments-table">'
-        f'<thead><tr><th scope="col"><span class="hidden">choose</span></th>{head}</tr></thead><tbody></tbody></table></div>'
+        f'<thead><tr><th scope="col"><span class="hidden">tick</span></th>{head}</tr></thead><tbody></tbody></table></div>'
         "<noscript><p>This table needs the page's own script. results.csv, beside this page, has all of it.</p></noscript>"
     )
 
@@ -244,7 +253,7 @@ def _samples(block: Samples, data: Data) -> str:
         texts = "".join(f"<pre>{html.escape(sample['text'].strip(chr(10)))}</pre>" for sample in data.samples)
         return f'<article class="sample">{texts}</article>'
     return (
-        f'<div class="sampler" data-first="{html.escape(json.dumps(list(block.first)))}"><div class="controls">'
+        '<div class="sampler"><div class="controls">'
         '<label>Add the samples of <select id="sample-add"></select></label>'
         '<label>going on from <select id="sample-prompt"></select></label></div>'
         '<div id="sample-cards" class="samples" aria-live="polite"></div></div>'

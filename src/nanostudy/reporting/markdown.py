@@ -20,6 +20,7 @@ from nanostudy.reporting.document import (
     Facts,
     Grid,
     Prose,
+    Quote,
     Samples,
     Source,
 )
@@ -35,7 +36,7 @@ def markdown(document: Document, pictures: Collection[str]) -> str:
     lines = [f"# {plain(document.title)}", ""]
     lines += [line for note in document.notes for line in (f"> {plain(note)}", "")]
     lines += [plain(document.lede), "", *table(("", ""), document.facts)]
-    for section in document.sections:
+    for section in document.once:
         lines += ["", f"## {plain(section.title)}"]
         for block in section.blocks:
             lines += ["", *_block(block, document.data, pictures)]
@@ -62,6 +63,8 @@ def _block(block: Block, data: Data, pictures: Collection[str]) -> list[str]:
             return _experiments(columns, data)
         case Samples(first):
             return _samples(first, data)
+        case Quote(about, source, text):
+            return [f"**{plain(about)}** ({plain(source)}):", "", *_fenced(text)]
         case Claims(caption, claims):
             header = ("verdict", "claim", "published", "ours", "why")
             rows = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in claims]

@@ -43,6 +43,8 @@ class Database:
         self._pending: list[tuple[str, Sequence[Any]]] = []
         self._commits = self._tried = 0  # the file's count of commits; how many writes the last attempt held
         self._locks, self._checked = True, False
+        if path.is_symlink():  # it may lead anywhere
+            raise NanostudyError(damaged(path, "is a link, and only a file of the study's own is opened"))
         if prepare is not None:
             with self._faults():
                 self._locks = locks_work(path.parent)

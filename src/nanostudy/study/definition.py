@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,9 +19,10 @@ import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_text
-from nanostudy.settings import FIELDS, NO_CHARACTER, check, check_names, check_value, names_of, setting
+from nanostudy.settings import CORPORA, FIELDS, check_value, names_of
 from nanostudy.settings_files import PATHS, located
 from nanostudy.text import counted, value_text
+from nanostudy.validation import NO_CHARACTER, check, check_names, setting
 from nanostudy.yaml_input import LARGEST_FILE, parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
@@ -216,28 +218,43 @@ def _with_paths(study: Study, place: Callable[[Any], Any]) -> Study:
     return dataclasses.replace(study, settings=settings, grid=placed(study.grid), parts=parts)
 
 
+def paths_in(studies: Iterable[Study], name: str) -> list[str]:
+    """The paths that they give for this setting, in order."""
+    axes = [axes for study in studies for axes in (study.settings, study.grid, *study.parts.values())]
+    values = [value for own in axes for value in (own[name] if isinstance(own.get(name), tuple) else [own.get(name)])]
+    return list(dict.fromkeys(value for value in values if isinstance(value, str) and value not in CORPORA))
+
+
 def as_before(study: Study, before: Sequence[Study]) -> Study:
     """The study with the earlier definitions' paths for the same files: a project may have been moved, or be run from elsewhere."""
-    paths = {
-        value
-        for one in before
-        for axes in (one.settings, one.grid, *one.parts.values())
-        for name in PATHS
-        for value in (axes[name] if isinstance(axes.get(name), tuple) else [axes.get(name)])
-        if isinstance(value, str)
-    }
+    paths = sorted({path for name in PATHS for path in paths_in(before, name)})
     if not paths:
         return study
     return _with_paths(
-        study,
-        lambda value: value if value in paths else next((p for p in sorted(paths) if _same_file(p, value)), value),
+        study, lambda value: value if value in paths else next((p for p in paths if _same_file(p, value)), value)
     )
 
 
 def _same_file(one: str, other: Any) -> bool:
     with contextlib.suppress(OSError):
-        return isinstance(other, str) and os.path.samefile(one, other)
+        return isinstance(other, str) and (os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False))
     return False
+
+
+def relocated(before: Sequence[Study], study: Study) -> list[Study]:
+    """The earlier definitions with this study's paths in place of those where nothing is any more. Identities show whether
+    what lies there is the same: as long as a text is, its path may change.
+    """
+    found: dict[str, str] = {}
+    for name in PATHS:
+        there = paths_in(before, name)
+        given = [path for path in paths_in([study], name) if path not in there]
+        lost = [path for path in there if not os.path.lexists(path)]
+        alike = {Path(path).stem: path for path in given}
+        found |= {path: alike[Path(path).stem] for path in lost if Path(path).stem in alike}
+        if len(lost) == len(given) == 1:
+            found[lost[0]] = given[0]
+    return [_with_paths(one, lambda value: found.get(value, value)) for one in before] if found else list(before)
 
 
 def parse_studies(text: str, source: str) -> list[Study]:

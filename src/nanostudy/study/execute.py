@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations, restore_tables
 from nanostudy.study.grid import Entry
-from nanostudy.study.plan import Capacity, plan, stack_key
+from nanostudy.study.plan import Capacity, plan
 from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgress
 from nanostudy.study.retry import Retry
 from nanostudy.study.store import StackRow
@@ -30,6 +30,7 @@ from nanostudy.text import duration, listed
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
+from nanostudy.training.inputs import corpus_key
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import CHECKPOINT
 from nanostudy.training.train import Job
@@ -114,12 +115,12 @@ class Execution:
         fresh = [self.entries[name] for name in chosen if self.progress.is_undone(name) and name not in in_stacks]
         planned = plan(fresh, self.folder.inputs.corpora, self.capacity)
         self.to_train.extend(self.store.add_stacks(([e.name for e in s.members], s.width) for s in planned))
-        without_samples: dict[object, list[str]] = {}  # members of open stacks write when their stack has ended
+        without_samples: dict[int | None, list[str]] = {}  # members of open stacks write when their stack has ended
         for name, last in self.store.results(sampled=False).items():
             if name not in in_stacks:
-                without_samples.setdefault((last, stack_key(self.entries[name].experiment)), []).append(name)
+                without_samples.setdefault(last, []).append(name)
         for names in without_samples.values():
-            self.artifacts.queue(names)
+            self.queue_samples(names)
         self.retry(self.artifacts.delete_weights)
         self.commit()
 
@@ -283,10 +284,16 @@ class Execution:
         if undone:  # their rows were lost with a run folder or a store, and the checkpoint had them as done
             self.to_train.extend(self.store.add_stacks([(undone, stack.width)]))
         self.close_stack(stack)
-        self.queue_samples(stack)
+        self.queue_samples(stack.members)
 
-    def queue_samples(self, stack: StackRow) -> None:
-        self.artifacts.queue(name for name in stack.members if self.progress.status[name].has_result)
+    def queue_samples(self, names: Iterable[str]) -> None:
+        """Models of one shape that have a result write together."""
+        alike: dict[object, list[str]] = {}
+        for name in (name for name in names if self.progress.status[name].has_result):
+            experiment = self.entries[name].experiment
+            alike.setdefault((corpus_key(experiment), experiment.shape), []).append(name)
+        for same in alike.values():
+            self.artifacts.queue(same)
 
     def close_stack(self, stack: StackRow) -> None:
         self.store.close_stack(stack.id)
@@ -356,7 +363,7 @@ class Execution:
         if saved:
             self.retry(lambda: self.divide_checkpoint(path, stacks))
         self.close_stack(stack)  # the new stacks appear in the same transaction
-        self.queue_samples(stack)
+        self.queue_samples(stack.members)
         self.to_train.extendleft(reversed(stacks))
 
     def divide_checkpoint(self, path: Path, stacks: Sequence[StackRow]) -> None:

@@ -8,14 +8,14 @@ nanoGPT_results_PART/samples/NAME.txt
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanostudy.atomic import explain_writing, remove_leftovers, replace_atomically, temporary_beside, write_atomically
+from nanostudy.atomic import LEFTOVER, whole_folder
 from nanostudy.errors import NanostudyError
 from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
@@ -25,34 +25,40 @@ from nanostudy.study.definition import definitions
 from nanostudy.study.folder import run_faults
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
-from nanostudy.training.run_folder import copy_bounded
+from nanostudy.training.run_folder import copy_bounded, read_metadata, write_metadata
 from nanostudy.training.samples import read_samples
 from nanostudy.training.window_losses import WINDOW_LOSSES
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
-COPIED = ("run.json", "training.csv", "evaluations.csv")
+TABLE = "results.csv"
+COPIED = ("training.csv", "evaluations.csv")
 WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
 def export_published(path: Path, to: Path) -> list[str]:
     """Writes the study's finished experiments under `to`. Returns lines that say what went where. The study may run meanwhile.
 
-    Replaces files of an earlier export one by one, and deletes nothing. Raises NanostudyError.
+    Each part's folder appears whole or not at all, and keeps what an export does not write. Raises NanostudyError, also where
+    such a folder holds other files and no export.
     """
     with Store.read(path / FILE) as store:
         rows = store.rows()
     studies = definitions(path)
     keep = studies[-1].keep if studies else "none"
+    parts = {part: to / f"nanoGPT_results_{part}" for part in dict.fromkeys(row.part for row in rows)}
+    for folder in parts.values():
+        _check_ours(folder)
     lines, incomplete = [], []
-    for part in dict.fromkeys(row.part for row in rows):
+    for part, folder in parts.items():
         own = [row for row in rows if row.part == part]
         finished = [row for row in own if _has_result(row)]
-        folder = to / f"nanoGPT_results_{part}"
-        _make(folder / "samples")
-        for row in finished:
-            incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, folder, row, keep)]
-        write_atomically(folder / "results.csv", results_csv(finished))
-        lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / 'results.csv'}")
+        with whole_folder(folder, replace=True) as place:
+            (place / "samples").mkdir()
+            for row in finished:
+                incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, place, row, keep)]
+            _write(place / TABLE, results_csv(finished))
+            _keep_others(folder, place)
+        lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / TABLE}")
     return lines + incomplete + _left_out(rows)
 
 
@@ -103,11 +109,14 @@ def _export_run(run: Path, folder: Path, row: Result, keep: str) -> list[str]:
     """Exports one experiment's files but what is damaged. Returns, in words, what could not be exported."""
     name = safe(row.name)
     target = folder / name
-    _make(target)
-    remove_leftovers(target)
-    write_atomically(target / f"{name}.py", config_py(row))
+    target.mkdir()
+    _write(target / f"{name}.py", config_py(row))
     problems = run_faults(run, keep)
-    missing = [file for file in COPIED if file not in problems and not _copy(run / file, target / file)]
+    metadata = None if "run.json" in problems else read_metadata(run)
+    if metadata:
+        write_metadata(target, metadata)
+    missing = [] if metadata or "run.json" in problems else ["run.json"]
+    missing += [file for file in COPIED if file not in problems and not _copy(run / file, target / file)]
     if WINDOW_LOSSES not in problems:
         _copy(run / WINDOW_LOSSES, target / WINDOW_LOSSES)  # older runs have none
     for file in WEIGHTS:
@@ -142,17 +151,16 @@ def _export_checkpoint(run: Path, target: Path, row: Result) -> list[str]:
 
 
 def _copy(source: Path, target: Path, link: bool = False) -> bool:
-    """Atomically; by a link if `link` is true and that works. False where there is no source."""
-
+    """By a link if `link` is true and that works. False where there is no source, or none that may be read."""
     if source.is_symlink() or not source.exists():
         return False
     if link and _link(source, target):
         return True
     try:
-        replace_atomically(target, lambda temporary: copy_bounded(source, temporary, None))
+        copy_bounded(source, target, None)
     except ValueError:
         return False
-    except NanostudyError:
+    except FileNotFoundError:
         if source.exists():
             raise
         return False
@@ -161,24 +169,41 @@ def _copy(source: Path, target: Path, link: bool = False) -> bool:
 
 def _link(source: Path, target: Path) -> bool:
     """Makes both one file, which costs no space: weights are never written in place, so neither changes the other. False where it fails."""
-    temporary = temporary_beside(target)
     try:
-        if target.exists() and os.path.samefile(source, target):
-            return True
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
         return False
     return True
 
 
-def _make(folder: Path) -> None:
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _check_ours(folder: Path) -> None:
+    """Raises NanostudyError where it holds files, and no export or table of the published layout."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        names = [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
+        header = ",".join(COLUMNS).encode()
+        ours = not names or (TABLE in names and (folder / TABLE).read_bytes().startswith(header))
     except OSError as problem:
-        raise NanostudyError(explain_writing(folder, problem)) from None
+        raise NanostudyError(
+            f"{folder} cannot be written: {problem.strerror or problem}. Name another folder with --to."
+        ) from None
+    if not ours:
+        raise NanostudyError(
+            f"{folder} holds other files, and no export. Name another folder with --to; nothing was changed."
+        )
+
+
+def _keep_others(folder: Path, place: Path) -> None:
+    """Takes into the new folder what the one before holds beside an export: a person's notes, what nanoGPT trained there."""
+    for source in sorted(folder.rglob("*")):
+        target = place / source.relative_to(folder)
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir(exist_ok=True)
+        elif not os.path.lexists(target) and not LEFTOVER.fullmatch(source.name) and not _link(source, target):
+            shutil.copy2(source, target, follow_symlinks=False)
 
 
 # --- what is left out

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from nanostudy.data.corpus import load_corpus
 from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Result, Status
+from nanostudy.settings_files import PATHS
 from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, as_before, study_yaml
+from nanostudy.study.definition import Study, as_before, paths_in, relocated, study_yaml
 from nanostudy.study.definition import definitions as definitions
 from nanostudy.study.grid import Entry, changed_settings, extend, requested
 from nanostudy.study.lease import Lease, hold
@@ -74,7 +76,8 @@ class Design:
     """A folder's study as it will be. Nothing is written yet."""
 
     path: Path
-    before: list[Study]  # the folder's definitions
+    written: list[Study]  # the folder's definitions
+    before: list[Study]  # the same, with the paths of what was moved
     study: Study
     entries: list[Entry]
     skipped: list[str]
@@ -91,9 +94,11 @@ class Design:
 
 def design(path: Path, study: Study | None = None) -> Design:
     """The folder's study: begun or extended by `study`, or unchanged if that is None. Raises UsageError where they do not fit."""
-    before = definitions(path)
-    if study is None and not before:
+    written = definitions(path)
+    if study is None and not written:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
+    before = relocated(written, study) if study else written
+    _check_paths(path, before)
     now = as_before(settled(study, before), before) if study else before[-1]
     changed = changed_settings(before, now)
     if changed:
@@ -102,12 +107,23 @@ def design(path: Path, study: Study | None = None) -> Design:
             "or make an axis of the setting; nothing was changed."
         )
     inputs = Inputs()
-    draft = Design(path, before, now, [], [], inputs)
+    draft = Design(path, written, before, now, [], [], inputs)
     entries, skipped = entries_of(draft.studies)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
     inputs.check_prompts("prompts", now.prompts)
     return replace(draft, entries=entries, skipped=skipped)
+
+
+def _check_paths(path: Path, studies: Sequence[Study]) -> None:
+    """Raises UsageError where a text or weights that the folder's experiments were made from are not there."""
+    for setting in PATHS:
+        lost = next((value for value in paths_in(studies, setting) if not os.path.exists(value)), None)
+        if lost:
+            raise UsageError(
+                f"The study in {path} needs {setting}={lost}, which is neither at {Path(lost).absolute()} nor in {path} or a "
+                f"folder above it. Say where it is: nanostudy study run {shlex.quote(str(path))} {setting}=PATH"
+            )
 
 
 @contextlib.contextmanager
@@ -120,14 +136,14 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     if not plan.before:
         _check_unused(path)
     with hold(path) as lease, contextlib.ExitStack() as stack:
-        if definitions(path) != plan.before:
+        if definitions(path) != plan.written:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
         for place in (path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")):
             remove_leftovers(place)
         store = stack.enter_context(Store.open(path / FILE))
         folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease)
         identities = _identities(folder)
-        if len(plan.studies) > len(plan.before):
+        if plan.studies != plan.written:
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
         _register(folder, identities)
         for name in _begun(folder):

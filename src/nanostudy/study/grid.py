@@ -14,9 +14,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from nanostudy.errors import UsageError
-from nanostudy.settings import FIELDS, Experiment, check_names, check_value, names_of
+from nanostudy.settings import FIELDS, Experiment, check_value, names_of
 from nanostudy.study.definition import Study
 from nanostudy.text import listed, value_text
+from nanostudy.validation import check_names
 
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result, except the seed
 

@@ -14,7 +14,8 @@ from nanostudy.errors import UsageError
 from nanostudy.model.config import flops_per_token
 from nanostudy.settings import Experiment
 from nanostudy.study.plan import Pace, cost, shape_of, update_flops
-from nanostudy.training.train import evaluation_tokens
+from nanostudy.training.evaluation import evaluation_tokens
+from nanostudy.training.updates import sequences_at_once
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,14 @@ class Speed:
     def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
         """One step of a stack: a fixed part, and what each member adds."""
         size = update_flops(experiment, corpus)
-        fixed = experiment.gradient_accumulation_steps * _kernels(experiment) * self.launch
+        at_once = sequences_at_once(experiment, corpus.tokenizer.vocab_size, "cuda")
+        fixed = -(-experiment.sequences_per_update // at_once) * _kernels(experiment) * self.launch
         return fixed, size / self.pace.training_rate(size)
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
         """All evaluations of one experiment, and its final scores."""
         flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
-        batches = flops / per_token / evaluation_tokens(corpus.tokenizer.vocab_size)
+        batches = flops / per_token / evaluation_tokens(corpus.tokenizer.vocab_size, "cuda")
         rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
         return batches * _kernels(experiment) / 3 * self.launch + flops / rate
 

@@ -163,9 +163,11 @@ def _copy(run: FinishedRun, folder: StudyFolder) -> None:
                 "Move it away and merge again; what was copied before is kept."
             )
     with whole_folder(target, replace=True) as place:
+        run_folder.write_metadata(place, run.metadata)  # what was read and checked
         for file in run_folder.FILES.values():
             source = run.path / file.name
-            if file.travels and file.name not in run.faults and os.path.lexists(source):
+            wanted = file.travels and file.name not in (*run.faults, "run.json")
+            if wanted and os.path.lexists(source):
                 problem = _copy_file(source, place / file.name, run.metadata)
                 if problem:
                     folder.notes.append(f"not taken: {source}: {problem}.")

@@ -17,9 +17,10 @@ from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.model.layers import seen_share
 from nanostudy.settings import Experiment
 from nanostudy.study.grid import Entry
+from nanostudy.training.evaluation import contexts_within, evaluation_tokens
 from nanostudy.training.inputs import corpus_key
 from nanostudy.training.machine import DTYPES
-from nanostudy.training.train import contexts_within, evaluation_tokens
+from nanostudy.training.updates import sequences_at_once
 
 # The most slots of a stack. Measured on a CPU (docs/log.md): a member's step costs 6% to 32% less at 4 than at 1, and
 # hardly less beyond. Members fill a GPU; its figures are not measured yet.
@@ -84,9 +85,12 @@ class Pace:
         return _rate(self.evaluation, size)
 
 
-def stack_key(experiment: Experiment) -> Hashable:
-    """Experiments with the same key may share a stack."""
-    return corpus_key(experiment), experiment.shape
+def stack_key(experiment: Experiment, device: str) -> Hashable:
+    """Experiments with the same key may share a stack. The number of heads decides the size of no tensor, and on a GPU, which
+    waits for launches, more members beside each other are worth an attention for each.
+    """
+    heads = experiment.n_head if device == "cpu" else 0
+    return corpus_key(experiment), replace(experiment, n_head=1).shape, heads
 
 
 def shape_of(experiment: Experiment, corpus: Corpus) -> GPTConfig:
@@ -118,16 +122,19 @@ def evaluation_note(experiments: Iterable[tuple[Experiment, Corpus]]) -> str | N
     )
 
 
-def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str) -> int:
+def memory_of(experiment: Experiment, corpus: Corpus, width: int, precision: str, device: str) -> int:
     """Bytes that a stack of this width needs, estimated: a fit to peaks measured on a CPU (docs/log.md), and a tenth more."""
     e, shape = experiment, shape_of(experiment, corpus)
     element = DTYPES[precision].itemsize / 2
     parameters = 23 * count_parameters(shape).total * width
     # bytes per token, at two per element
     layer = 4.3 * e.n_head * e.block_size * seen_share(e.block_size) + 31 * e.n_embd
-    training = width * e.batch_size * e.block_size * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
-    evaluation = evaluation_tokens(shape.vocab_size) * (1.4 * layer + 14 * shape.vocab_size)
-    return int(1.1 * (2**26 + parameters + element * max(training, evaluation)))
+    tokens = sequences_at_once(e, shape.vocab_size, device) * e.block_size
+    training = width * tokens * ((e.n_layer + 1.4) * layer + 14 * shape.vocab_size)
+    evaluation = evaluation_tokens(shape.vocab_size, device) * (1.4 * layer + 14 * shape.vocab_size)
+    # a GPU keeps the memory of both: each is recorded
+    activations = training + evaluation if device == "cuda" else max(training, evaluation)
+    return int(1.1 * (2**26 + parameters + element * activations))
 
 
 def plan(
@@ -140,7 +147,7 @@ def plan(
     """
     groups: dict[Hashable, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: (-entry.experiment.max_iters, entry.id)):  # long ones share stacks
-        groups.setdefault(stack_key(entry.experiment), []).append(entry)
+        groups.setdefault(stack_key(entry.experiment, capacity.device), []).append(entry)
     kinds = [_Kind.of(members, corpora[corpus_key(members[0].experiment)], capacity) for members in groups.values()]
     largest = max((len(kind.members) for kind in kinds), default=1)
     limits = [2**i for i in range(math.ceil(math.log2(largest)), -1, -1)]
@@ -164,7 +171,8 @@ class _Kind:
     def of(members: Sequence[Entry], corpus: Corpus, capacity: Capacity) -> _Kind:
         costs = [cost(entry.experiment, corpus) for entry in members]
         widths = range(1, min(len(members), WIDEST[capacity.device]) + 1)
-        memory = [memory_of(members[0].experiment, corpus, width, capacity.precision) for width in widths]
+        most = max((entry.experiment for entry in members), key=lambda e: e.n_head)
+        memory = [memory_of(most, corpus, width, capacity.precision, capacity.device) for width in widths]
         limit = math.inf if capacity.memory is None else capacity.memory
         fitting = [memory[0], *itertools.takewhile(lambda bytes: bytes <= limit, memory[1:])]
         flops = [0, *itertools.accumulate(c.flops for c in costs)]

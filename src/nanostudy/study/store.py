@@ -311,6 +311,13 @@ class Store:
         """The machines, by the keys under which experiments name them."""
         return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
+    def version(self) -> tuple[int, ...]:
+        """Changes with every commit, of whatever process, and where the file is replaced."""
+        return (
+            os.stat(self._db.path).st_ino,
+            *self._db.fetch("SELECT * FROM pragma_data_version, pragma_user_version")[0],
+        )
+
     def open_stacks(self) -> list[StackRow]:
         """Raises NanostudyError where one has members that the study has not."""
         stacks = []

@@ -7,24 +7,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, takewhile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nanostudy.data.corpus import Corpus, evaluation_windows, window_count
-from nanostudy.device import memory_errors, total_memory
+from nanostudy.data.corpus import Corpus
+from nanostudy.device import total_memory
 from nanostudy.errors import OutOfMemory, RankLost
 from nanostudy.model.config import GPTConfig, count_parameters
-from nanostudy.model.engine import Metrics, State, evaluate
+from nanostudy.model.engine import Metrics, State
 from nanostudy.model.gpt import initial_parameters
 from nanostudy.model.optim import learning_rate
 from nanostudy.model.ranks import ALONE, Ranks
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.training import stack as checkpoint
+from nanostudy.training.evaluation import Evaluations, contexts_within
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.machine import Machine
 from nanostudy.training.stack import Slot, Stack
@@ -32,16 +31,6 @@ from nanostudy.training.updates import Updates
 from nanostudy.training.window_losses import Windows, name_at
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in fp32
-# What one batch of an evaluation may hold: tokens of a stack, and logits, of which each token has one per token of the
-# vocabulary. Both bound memory and do not change the result.
-EVALUATION_TOKENS = 8192
-EVALUATION_LOGITS = 2**23
-EVALUATION_ADVICE = (
-    "Memory ran out in an evaluation, in which batch_size plays no part. Lower n_embd, n_layer or block_size, or the number "
-    "of different tokens ({vocabulary:,}): tokenizer=byte has 256. The last checkpoint is whole."
-)
-NO_WINDOWS = Windows(np.zeros(0, np.float32), 0, 0)
-SMALLEST_CONTEXT = 32
 SAVING_SHARE = 20  # saving takes at most 1 / 20 of the time
 
 
@@ -119,14 +108,13 @@ def measure(jobs: Sequence[Job], corpus: Corpus, machine: Machine, seconds: floa
     seconds_of(2)
     steps = max(2, min(50, int(seconds / seconds_of(1))))
     update = seconds_of(steps) / steps
-    context = run.config.block_size
-    run.evaluation(stack.state.params, "val", context, batches=1)
-    tokens = min(windows_at_once(context, len(jobs), run.config.vocab_size) * context, len(corpus.val.tokens))
-    batches, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds or not batches:
-        run.evaluation(stack.state.params, "val", context, batches=1)
-        batches += 1
-    return update, (time.perf_counter() - start) / batches / tokens
+    members = range(len(jobs))
+    run.evaluated(stack, members, "val", batches=1)
+    tokens, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not tokens:
+        [one, *_] = run.evaluated(stack, members, "val", batches=1)
+        tokens += int(one.targets.sum())
+    return update, (time.perf_counter() - start) / tokens
 
 
 class _StopRequested(Exception):
@@ -153,8 +141,8 @@ class _Training:
         corpus.check_window(first.block_size)
         self.config = GPTConfig.of(first, corpus.tokenizer.vocab_size)
         _check_memory(self.config, machine.device)
-        tokens = torch.from_numpy(corpus.train.tokens).to(machine.device)
-        self.updates = Updates(tokens, self.config, machine, ranks, self.stop_requested)
+        self.evaluations = Evaluations(corpus, self.config, machine, ranks, self.stop_requested)
+        self.updates = Updates(self.evaluations.texts["train"], self.config, machine, ranks, self.stop_requested)
         self.speed = _Speed()
         self.clock = time.monotonic()
 
@@ -168,7 +156,9 @@ class _Training:
         return stack.to(self.machine.device), notes
 
     def fresh(self, width: int) -> Stack:
+        """Members with as many heads lie side by side: attention computes them at once."""
         names = list(self.jobs)
+        names[:width] = sorted(names[:width], key=self.heads)
         rows = torch.stack([self.first_weights(name) for name in names[:width]])
         return Stack([Slot(name) for name in names[:width]], names[width:], State.fresh(rows), rows.clone())
 
@@ -186,6 +176,9 @@ class _Training:
         job = self.jobs[name]
         return initial_parameters(self.config, [job.experiment.seed])[0] if job.initial is None else job.initial
 
+    def heads(self, name: str) -> int:
+        return self.jobs[name].experiment.n_head
+
     def experiments(self, stack: Stack) -> list[Experiment]:
         return [self.jobs[slot.name].experiment for slot in stack.slots]
 
@@ -200,11 +193,11 @@ class _Training:
             return
         start = time.monotonic()
         self.elapse(stack)
-        evaluations = self.evaluations(stack, due)
+        losses = self.losses(stack, due)
         self.elapse(stack)
         self.speed.evaluated(time.monotonic() - start)
-        for m in due:
-            slot, (train_loss, val_loss, compared, windows) = stack.slots[m], evaluations[m]
+        for m, (train_loss, val_loss, compared, windows) in losses.items():
+            slot = stack.slots[m]
             slot.evaluated_at, slot.val_loss = slot.step, val_loss
             slot.diverged = not math.isfinite(train_loss + val_loss)
             if compared < slot.best_val_loss:
@@ -213,37 +206,46 @@ class _Training:
             tokens, seconds = self.tokens_seen(slot), slot.seconds
             yield Evaluated(slot.name, slot.step, tokens, seconds, train_loss, val_loss, windows)
 
-    def evaluations(
-        self, stack: Stack, due: Sequence[int]
-    ) -> dict[int, tuple[float, float, float, dict[str, Windows]]]:
+    def losses(self, stack: Stack, due: Sequence[int]) -> dict[int, tuple[float, float, float, dict[str, Windows]]]:
         """By slot: training loss, validation loss, the validation loss to compare with those before, on the same windows; and of
         the last evaluation each window's loss.
 
-        Exact at the end, or where eval_tokens is unset; else on the subset.
+        Exact at the end, or where eval_tokens is unset; else on the subset. Slots that read as much are evaluated together.
         """
         subset = {m: self.jobs[stack.slots[m].name].experiment.eval_tokens for m in due}
-        last = [m for m in self.done(stack) if m in subset]
-        tokens = {m: None if m in last else subset[m] for m in due}
-        train, val = (self.evaluate_split(stack, split, tokens, last) for split in ("train", "val"))
-        compared = self.evaluate_split(stack, "val", {m: subset[m] for m in last if subset[m]}, [])
-        windows = {m: {"train": train[m][1], "val": val[m][1]} for m in last}
-        return {m: (train[m][0], val[m][0], compared.get(m, val[m])[0], windows.get(m, {})) for m in due}
+        last = {m for m in self.done(stack) if m in subset}
 
-    def evaluate_split(
-        self, stack: Stack, split: str, tokens: Mapping[int, int | None], last: Sequence[int]
-    ) -> dict[int, tuple[float, Windows]]:
-        """By slot its loss, and for those at their `last` evaluation each window's. Slots that read the same number of tokens are
-        evaluated together.
-        """
-        results: dict[int, tuple[float, Windows]] = {}
-        for amount in dict.fromkeys(tokens.values()):
-            rows = [m for m in tokens if tokens[m] == amount]
-            params = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[rows]
-            means, windows = self.evaluation(
-                params, split, self.config.block_size, tokens=amount, with_windows=not set(rows).isdisjoint(last)
-            )
-            results |= dict(zip(rows, zip(means, windows or [NO_WINDOWS] * len(rows), strict=True), strict=True))
-        return results
+        def split(name: str, tokens: Mapping[int, int | None]) -> dict[int, Windows]:
+            results: dict[int, Windows] = {}
+            for amount in dict.fromkeys(tokens.values()):
+                rows = [m for m in tokens if tokens[m] == amount]
+                results |= zip(rows, self.evaluated(stack, rows, name, tokens=amount), strict=True)
+            return results
+
+        read = {m: None if m in last else subset[m] for m in due}
+        train, val = split("train", read), split("val", read)
+        compared = {**val, **split("val", {m: subset[m] for m in last if subset[m]})}
+        windows = {m: {"train": train[m], "val": val[m]} if m in last else {} for m in due}
+        return {m: (train[m].mean, val[m].mean, compared[m].mean, windows[m]) for m in due}
+
+    def evaluated(
+        self,
+        stack: Stack,
+        rows: Sequence[int],
+        split: str,
+        context: int | None = None,
+        *,
+        tokens: int | None = None,
+        batches: int | None = None,
+    ) -> list[Windows]:
+        """As Evaluations.windows, of these slots."""
+        params_MP = stack.state.params if len(rows) == len(stack.slots) else stack.state.params[list(rows)]
+        heads = [self.heads(stack.slots[m].name) for m in rows]
+        context = context or self.config.block_size
+        windows = self.evaluations.windows(params_MP, heads, split, context, tokens=tokens, batches=batches)
+        if windows is None:
+            raise _StopRequested
+        return windows
 
     def due(self, stack: Stack, interval: Callable[[Experiment], int], last: Callable[[Slot], int]) -> list[int]:
         """Slots at a multiple of their interval, at their end, or never evaluated, unless `last` was at this step."""
@@ -260,57 +262,6 @@ class _Training:
         for slot, diverged in zip(stack.slots, stack.state.diverged.tolist(), strict=True):
             slot.diverged |= diverged  # an evaluation may have set it before
 
-    def evaluation(
-        self,
-        params: Tensor,
-        split: str,
-        context: int,
-        *,
-        batches: int | None = None,
-        tokens: int | None = None,
-        with_windows: bool = False,
-    ) -> tuple[list[float], list[Windows]]:
-        """Mean losses over all windows, over the first batches of them, or over a fixed subset of about so many tokens; and each
-        window's own, on request and over all.
-
-        Ranks share the windows and get the same numbers.
-        """
-        windows = islice(self.windows(split, context, len(params), tokens), batches)
-        with memory_errors(EVALUATION_ADVICE.format(vocabulary=self.config.vocab_size)):
-            sums, own_MW = evaluate(params, windows, self.config, self.machine.dtype, self.machine.ops)
-        totals = torch.cat([sums, sums.new_tensor([self.stopping])])
-        self.ranks.add(totals)
-        *losses, targets, stopping = totals.tolist()
-        if stopping:
-            raise _StopRequested
-        means = [loss / targets for loss in losses]
-        return means, self.of_windows(own_MW, split, context) if with_windows else []
-
-    def of_windows(self, own_MW: Tensor, split: str, context: int) -> list[Windows]:
-        """Each member's windows in the order of the text, from what `evaluate` returned at each rank."""
-        count, batch = (
-            window_count(self.corpus, split, context),
-            windows_at_once(context, len(own_MW) - 1, self.config.vocab_size),
-        )
-        turns = -(-count // (batch * self.ranks.count))
-        own_MKB = own_MW.unflatten(1, (-1, batch))
-        all_MKRB = own_MW.new_zeros(len(own_MW), turns, self.ranks.count, batch)
-        all_MKRB[:, : own_MKB.shape[1], self.ranks.rank] = own_MKB
-        self.ranks.add(all_MKRB)
-        *sums, targets = all_MKRB.flatten(1)[:, :count].numpy()
-        return [Windows.of(one, targets, context) for one in sums]
-
-    def windows(
-        self, split: str, context: int, members: int, tokens: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's batches of windows; none after a request to stop."""
-        at_once = windows_at_once(context, members, self.config.vocab_size)
-        batches = evaluation_windows(self.corpus, split, context, at_once, tokens)
-        for inputs, targets in islice(batches, self.ranks.rank, None, self.ranks.count):
-            if self.stop_requested():
-                return
-            yield torch.from_numpy(inputs).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
-
     def stop_requested(self) -> bool:
         """Once true, the unfinished update or evaluation is given up, and the next exchange tells the other ranks."""
         self.stopping = self.stopping or self.stop()
@@ -321,13 +272,16 @@ class _Training:
         return [m for m, slot in enumerate(stack.slots) if not slot.idle and (slot.diverged or slot.step >= ends[m])]
 
     def retire(self, stack: Stack) -> Iterator[Event]:
-        """One finished member leaves. A waiting experiment takes its slot; if none waits, the stack shrinks, where updates are
-        replayed only once half of it is idle: a recording holds for one width, and a narrower one is hardly faster.
+        """One finished member leaves. A waiting experiment, with as many heads if there is one, takes its slot; if none waits, the
+        stack shrinks: where updates are replayed only once half of it is idle, as a recording holds for one width, and a narrower
+        stack is hardly faster.
         """
         m = self.done(stack)[0]
         yield self.finished(stack, m)
         if stack.waiting:
-            name = stack.waiting.pop(0)
+            like = self.heads(stack.slots[m].name)
+            name = next((name for name in stack.waiting if self.heads(name) == like), stack.waiting[0])
+            stack.waiting.remove(name)
             stack.put(m, name, self.first_weights(name).to(self.machine.device))
             yield Started(name, 0, -1, len(stack.slots))
             return
@@ -337,7 +291,7 @@ class _Training:
             stack.keep(active)
 
     def finished(self, stack: Stack, m: int) -> Finished:
-        slot, params, updates = stack.slots[m], stack.state.params[m : m + 1], int(stack.state.updates[m])
+        slot, updates = stack.slots[m], int(stack.state.updates[m])
         status, reason, contexts = Status.FINISHED, None, dict[int, float]()
         tested, windows = dict[str, float](), dict[str, Windows]()
         self.elapse(stack)
@@ -349,10 +303,12 @@ class _Training:
                 if context == self.config.block_size and not math.isnan(slot.val_loss):
                     contexts[context] = slot.val_loss  # the last evaluation's
                 else:
-                    contexts[context], windows[name_at(context)] = self.score(params, "val", context)
+                    [windows[name_at(context)]] = self.evaluated(stack, [m], "val", context)
+                    contexts[context] = windows[name_at(context)].mean
             if self.corpus.test:
-                tested["test_loss"], windows["test"] = self.score(params, "test", self.config.block_size)
-        last, best = params.cpu().clone(), stack.best[m : m + 1].cpu().clone()
+                [windows["test"]] = self.evaluated(stack, [m], "test")
+                tested["test_loss"] = windows["test"].mean
+        last, best = (rows[m : m + 1].cpu().clone() for rows in (stack.state.params, stack.best))
         moments = torch.stack([stack.state.exp_avg[m], stack.state.exp_avg_sq[m]]).cpu() if self.moments else None
         job = self.jobs[slot.name]
         result = Result(
@@ -377,11 +333,6 @@ class _Training:
             "seconds": slot.seconds,
             "best_step": slot.best_step if slot.best_step >= 0 else None,
         }
-
-    def score(self, params: Tensor, split: str, context: int) -> tuple[float, Windows]:
-        """One member's loss at a fixed context, and that of each window."""
-        [loss], [windows] = self.evaluation(params, split, context, with_windows=True)
-        return loss, windows
 
     # --- stepping
 
@@ -487,18 +438,3 @@ class _Speed:
         if each is None and self.steps >= 3:
             each = (time.monotonic() - self.since) / self.steps
         return None if each is None else steps * each + evaluations * self.evaluation_seconds
-
-
-def windows_at_once(context: int, members: int, vocabulary: int) -> int:
-    """Windows in one batch of an evaluation."""
-    return max(1, evaluation_tokens(vocabulary) // (context * members))
-
-
-def evaluation_tokens(vocabulary: int) -> int:
-    """Tokens of a stack in one batch of an evaluation, as long as a window is no longer."""
-    return min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
-
-
-def contexts_within(block_size: int) -> list[int]:
-    """The fixed context lengths at which experiments are compared: 32, 64, 128, ... up to block_size."""
-    return list(takewhile(lambda context: context <= block_size, (SMALLEST_CONTEXT << i for i in count())))

@@ -13,7 +13,8 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.device import is_lack_of_memory
 from nanostudy.errors import error_line
 from nanostudy.model.config import GPTConfig, count_parameters
-from nanostudy.model.engine import State, evaluate
+from nanostudy.model.engine import State, window_losses
+from nanostudy.model.gpt import working_copies
 from nanostudy.model.kernels import WITHOUT
 from nanostudy.model.ranks import ALONE, Ranks
 from nanostudy.settings import Experiment, Resources
@@ -83,4 +84,5 @@ def _try(machine: Machine, shape: Shape) -> None:
     for step in range(2):
         updates.step(state, [experiment], [step])
     window = torch.zeros(1, POSITIONS, dtype=torch.int64, device=machine.device)
-    evaluate(state.params, [(window, window)], config, machine.dtype, machine.ops)
+    losses = window_losses(working_copies(state.params, config, machine.dtype), window, window, config, ops=machine.ops)
+    losses.tolist()  # waits for the device

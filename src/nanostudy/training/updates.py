@@ -21,6 +21,9 @@ from nanostudy.training.machine import Machine
 
 MOST_DRAWN = 2**16  # sequences of all members whose random words are drawn at once
 MOST_UPDATES = 256
+MERGED = (
+    2**25
+)  # numbers as wide as the residual stream, of all layers and the logits, that a member's merged micro-batch may have
 
 
 class Inputs(NamedTuple):
@@ -55,6 +58,17 @@ class Draws:
             step - first == u for step, first in zip(steps, self.steps, strict=True)
         )
         return u if same and 0 <= u < len(self.rows) else None
+
+
+def sequences_at_once(experiment: Experiment, vocabulary: int, device: str) -> int:
+    """Of each member in a micro-batch. A GPU merges micro-batches, up to a bound that follows from the settings and the kind of
+    device: sums of gradients depend on it, so memory and the stack must not.
+    """
+    e = experiment
+    if device != "cuda":
+        return e.batch_size
+    tokens = MERGED // (e.n_layer * e.n_embd + vocabulary)
+    return min(max(e.batch_size, tokens // e.block_size), e.sequences_per_update)
 
 
 class Updates:
@@ -130,7 +144,7 @@ class Updates:
     ) -> Iterator[Batch]:
         """This rank's share of the update in nearly equal parts; no more of them after a request to stop."""
         share = self.ranks.share(experiments[0].sequences_per_update)
-        parts = -(-len(share) // experiments[0].batch_size)
+        parts = -(-len(share) // sequences_at_once(experiments[0], self.config.vocab_size, self.machine.device.type))
         for i in range(parts):
             if stop():
                 return
@@ -141,18 +155,24 @@ class Updates:
         places = slice(sequences.start, sequences.stop)
         ops = self.machine.ops
         dropout = Dropout(now.keys[:, places], now.rates, self.config, ops) if _drops(experiments) else None
-        return Batch(*ops.windows(self.tokens, now.starts[:, places], self.config.block_size), dropout)
+        return Batch(
+            *ops.windows(self.tokens, now.starts[:, places], self.config.block_size), dropout, _heads(experiments)
+        )
 
 
 def _drops(experiments: Sequence[Experiment]) -> bool:
     return any(e.dropout for e in experiments)
 
 
+def _heads(experiments: Sequence[Experiment]) -> list[int]:
+    return [e.n_head for e in experiments]
+
+
 class _Recorded:
     """One update as a CUDA graph. It reads a copy of its inputs and writes the state in place."""
 
     def __init__(self, updates: Updates, state: State, experiments: Sequence[Experiment], now: Tensor) -> None:
-        self.state, self.dropout = state, _drops(experiments)
+        self.state, self.dropout, self.heads = state, _drops(experiments), _heads(experiments)
         self.row = now.clone()
         inputs = Inputs.of(self.row, len(experiments))
         self.graph = torch.cuda.CUDAGraph()
@@ -161,7 +181,7 @@ class _Recorded:
 
     def fits(self, state: State, experiments: Sequence[Experiment]) -> bool:
         """A member may give its row to another experiment, but the rows must be the same memory."""
-        return state is self.state and self.dropout == _drops(experiments)
+        return state is self.state and (self.dropout, self.heads) == (_drops(experiments), _heads(experiments))
 
     def replay(self, now: Tensor) -> Metrics | None:
         """Metrics that the next replay overwrites."""

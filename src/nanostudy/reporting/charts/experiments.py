@@ -13,10 +13,10 @@ from nanostudy.analysis.frames import Results, levels
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
-from nanostudy.reporting.data import spread
+from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, records
+from nanostudy.reporting.data import spread, telling
 from nanostudy.reporting.phrases import number
-from nanostudy.text import counted, listed, value_text
+from nanostudy.text import LETTERS, counted, listed, short_name, value_text
 
 MOST_RANKED = 30
 MOST_LABELS = 12  # of an axis of parallel coordinates
@@ -28,17 +28,22 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     """Settings by their mean validation loss with its interval, the best first; every seed's own loss beside it."""
     if len(ranking) < 2:
         return None
+    place = {name: i for i, name in enumerate(results.experiments.index)}
+    ranking = ranking.assign(i=ranking["name"].map(place), cell=ranking["name"].map(results.cells()))
     rows, replicated = ranked_cells(results, ranking)
     if rows.empty:
         return None
     top = rows.head(MOST_RANKED).copy()
     top["kind"] = np.where(top["tied"].astype(bool), KINDS[1], KINDS[2])
     top.loc[top.index[0], "kind"] = KINDS[0]
-    scale = alt.Scale(domain=list(KINDS), range=[VERMILLION, BLUE, GREY])
+    scale = alt.Scale(domain=list(KINDS), range=[INK, INK, GREY])
+    shapes = alt.Scale(domain=list(KINDS), range=["diamond", "circle", "circle"])
     labels = alt.Y("label:N", sort=list(top["label"]), title=None, axis=alt.Axis(grid=True))
-    base = marks.inline(records(top[["label", "mean", "low", "high", "n", "kind"]])).encode(
+    of = ["cell"] if replicated else ["i"]
+    base = marks.inline(records(top[["label", "mean", "low", "high", "n", "kind", *of]])).encode(
         y=labels,
-        color=alt.Color("kind:N", scale=scale, legend=alt.Legend(title=None, symbolType="circle")),
+        color=alt.Color("kind:N", scale=scale, legend=None),
+        shape=alt.Shape("kind:N", scale=shapes, legend=None),
         tooltip=[
             alt.Tooltip("label:N", title="settings" if replicated else "experiment"),
             alt.Tooltip("mean:Q", title="mean" if replicated else MEASURES["val_loss"].title, format=".4f"),
@@ -55,7 +60,7 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
         layers.insert(0, base.mark_rule(strokeWidth=2).encode(x=marks.x_of("val_loss", "low"), x2="high:Q"))
     if replicated:
         single = ranking.assign(label=ranking["name"].map(rows.attrs["labels"]))
-        single = single[single["label"].isin(list(top["label"]))][["label", "value", "name"]]
+        single = single[single["label"].isin(list(top["label"]))][["label", "value", "name", "i"]]
         tick: dict[str, Any] = {"thickness": 1.5, "size": 9, "opacity": 0.8}
         layers.insert(0, marks.inline(records(single)).mark_tick(**tick).encode(y=labels, x="value:Q"))
     what = "settings" if replicated else "experiments"
@@ -64,14 +69,25 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     lost = int((ranking["diverged"] > 0).sum())
     caption += f" Left out: {counted(lost, 'experiment')} whose settings diverged with another seed." if lost else ""
     tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
+    caption += " Diamond: the lowest; black: indistinguishable from it (95%); grey: higher."
     return Figure(
         "ranking",
         "Ranking by validation loss",
-        (Panel(alt.layer(*layers), 20 * len(top)),),
+        (Panel(alt.layer(*layers), 20 * len(top), brief=_brief(results, rows, replicated)),),
         f"{caption} Ticks are the seeds." if replicated else caption,
         f"{len(rows):,} {what}, from {number(rows['mean'].min())} to {number(rows['mean'].max())} nats per token. "
         f"Lowest: {rows['label'].iloc[0]}. Others that are indistinguishable from it: {tied:,}.",
     )
+
+
+def _brief(results: Results, rows: pd.DataFrame, replicated: bool) -> dict[str, str]:
+    """Labels, each with its settings as a name has them."""
+    settings = marks.varying(results) if replicated else telling(results)
+    table = results.experiments.loc[list(rows["name"]), list(settings)]
+    return {
+        label: short_name({str(k): v for k, v in row.items()}, settings)
+        for label, row in zip(rows["label"], table.to_dict("records"), strict=True)
+    }
 
 
 def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
@@ -140,7 +156,7 @@ def parallel_figure(results: Results) -> Figure | None:
     loss = table["val_loss"].astype(float)
     low, high = float(loss.min()), float(loss.max())
     names = [*axes, MEASURES["val_loss"].title]
-    heights, labels = _heights(table, axes)
+    heights, labels, places = _heights(table, axes)
     heights[names[-1]] = (loss - low) / marks.width(low, high)
     labels += [{"axis": names[-1], "at": at, "level": number(low + at * (high - low), 3)} for at in (0, 0.5, 1)]
     drawn = spread([str(name) for name in table.sort_values("val_loss", kind="stable").index], MOST_LINES)
@@ -150,24 +166,31 @@ def parallel_figure(results: Results) -> Figure | None:
             "i": place[name],
             "axis": axis,
             "at": round(float(heights[axis][name]), 4),
-            "loss": round(float(loss[name]), 5),
+            "loss": float(loss[name]),
         }
         for name in drawn
         for axis in names
         if heights[axis][name] == heights[axis][name]
     ]
-    x = alt.X("axis:N", sort=names, title=None, axis=alt.Axis(orient="top"))
+    places["val_loss"] = {"title": names[-1], "ends": [low, low + marks.width(low, high)]}
+    meta = {
+        "axes": places,
+        **marks.line_meta("", "axis", "at", {"loss": MEASURES["val_loss"].axis}),
+    }
+    brief = {name: LETTERS[name].rstrip("=") for name in axes if name in LETTERS} | {names[-1]: "loss"}
+    x = alt.X("axis:N", sort=names, title=None, axis=alt.Axis(orient="top", labelOverlap=False))
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.02, 1.02]))
-    legend = alt.Legend(title=MEASURES["val_loss"].axis, gradientLength=160, format=".2f")
+    legend = alt.Legend(title=MEASURES["val_loss"].axis, titleLimit=0, gradientLength=160, format=".2f")
     lines = (
         marks.inline(rows)
-        .mark_line(strokeWidth=1.3)
+        .mark_line()
         .encode(
             x=x,
             y=y,
             detail="i:N",
             color=alt.Color("loss:Q", legend=legend),
-            strokeOpacity=marks.fading(min(0.85, 14 / len(drawn) + 0.25), 0.06),
+            strokeOpacity=marks.fading(min(0.85, 14 / len(drawn) + 0.35), 0.06),
+            strokeWidth=alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5)),
         )
     )
     base = marks.inline(labels).encode(x=x, y=y, text="level:N")
@@ -178,16 +201,26 @@ def parallel_figure(results: Results) -> Figure | None:
     return Figure(
         "parallel",
         "Every experiment through its settings",
-        (Panel(alt.layer(lines, base.mark_text(style="halo", **words), base.mark_text(**words)), 380),),
-        f"One line per experiment, from setting to setting to its validation loss; within a level, the better are lower.{some}",
+        (
+            Panel(
+                alt.layer(lines, base.mark_text(style="halo", **words), base.mark_text(**words)),
+                380,
+                meta=meta,
+                brief=brief,
+            ),
+        ),
+        "One line per experiment, from setting to setting to its validation loss; within a level, the better are lower. On the page, "
+        f"drag along an axis to keep what passes there.{some}",
         f"{len(table):,} lines. The best, at {number(low)} nats per token, goes through {through}.",
-        parameters={"chosen": []},
+        parameters={"chosen": [], "hovered": -1},
     )
 
 
-def _heights(table: pd.DataFrame, axes: list[str]) -> tuple[dict[str, pd.Series], list[dict[str, Any]]]:
-    """Where each line meets each axis, 0 to 1 (a band per level, the better lower within it), and the levels' labels."""
-    heights, labels = {}, []
+def _heights(
+    table: pd.DataFrame, axes: list[str]
+) -> tuple[dict[str, pd.Series], list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Where each line meets each axis, 0 to 1 (a band per level, the better lower within it), the levels' labels, and their bands."""
+    heights, labels, places = {}, [], {}
     for axis in axes:
         present = levels(table[axis])
         at = {level: (k + 0.5) / len(present) for k, level in enumerate(present)}
@@ -198,7 +231,9 @@ def _heights(table: pd.DataFrame, axes: list[str]) -> tuple[dict[str, pd.Series]
         labels += [{"axis": axis, "at": at[level], "level": text} for level, text in named.items()]
         rank = table.groupby(axis)["val_loss"].rank(pct=True) - 0.5
         heights[axis] = table[axis].map(at).astype(float) + 0.62 / len(present) * rank
-    return heights, labels
+        bands = [(value_text(v) if isinstance(v, (bool, np.bool_)) else v, round(y, 4)) for v, y in at.items()]
+        places[axis] = {"title": axis, "levels": bands, "half": round(0.31 / len(present), 4)}
+    return heights, labels, places
 
 
 def quality_figure(results: Results, quality: pd.DataFrame, kinds: Mapping[str, tuple[str, str]]) -> Figure | None:
@@ -220,7 +255,7 @@ def quality_figure(results: Results, quality: pd.DataFrame, kinds: Mapping[str, 
         medians.append(f"{title}, median {format(quality[column].median(), '.0%' if percent else '.0f')}")
         rows["i"] = rows["name"].map(place)
         rows[[column, *interval]] *= 100 if percent else 1
-        base = marks.inline(records(rows, 4))
+        base = marks.inline(records(rows))
         dots = base.mark_point(filled=True, size=50).encode(
             x=marks.x_of("val_loss", scale=marks.FREE),
             y=alt.Y(f"{column}:Q", title=axis, scale=marks.FREE),

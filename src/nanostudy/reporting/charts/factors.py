@@ -12,7 +12,7 @@ import pandas as pd
 from nanostudy.analysis.effects import Effects
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import BLUE, GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, records
 from nanostudy.reporting.phrases import interval, term_text
 from nanostudy.text import value_text
 
@@ -20,48 +20,45 @@ MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
 MOST_LABELS = 5  # in the half-normal plot
-DIRECTIONS = ["lowers it", "raises it", "indistinguishable (95%)"]
+KINDS = ["differs from zero", "indistinguishable from zero (95%)"]
 
 
 # --- effects
 
 
-def effects_figure(effects: Effects, name: str = "val_loss") -> Figure | None:
-    """Every effect on a measure as a point with its 95% interval, the largest first."""
+def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TERMS) -> Figure | None:
+    """Every effect on a measure as a point with its 95% interval, the largest first; of many, `most` in a figure of its own."""
     table = effects.table
-    if table.empty:
+    if table.empty or not table["effect"].abs().max() > 1e-9:  # what rounding leaves is no effect
         return None
     measure = MEASURES[name]
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    rows = worded(table.loc[order].dropna(subset=["effect"]).head(MOST_TERMS))
-    lowered = np.where(rows["effect"] < 0, *DIRECTIONS[:2])
-    rows["direction"] = np.where(rows["clear"].astype(bool), lowered, DIRECTIONS[2])
+    rows = worded(table.loc[order].dropna(subset=["effect"]).head(most))
+    rows["kind"] = np.where(rows["clear"].astype(bool), *KINDS)
     rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
-    legend = alt.Legend(title=f"the {measure.title}")
-    shapes = alt.Scale(domain=DIRECTIONS, range=["circle", "circle", "diamond"])
-    base = marks.inline(records(rows[["what", "effect", "low", "high", "direction", "text"]])).encode(
+    shapes = alt.Scale(domain=KINDS, range=["circle", "diamond"])
+    base = marks.inline(records(rows[["what", "effect", "low", "high", "kind", "text"]])).encode(
         y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
-        color=alt.Color(
-            "direction:N", scale=alt.Scale(domain=DIRECTIONS, range=[BLUE, VERMILLION, GREY]), legend=legend
-        ),
+        color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=[INK, GREY]), legend=None),
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
     )
     title = f"change of {measure.axis}"
     with_intervals = bool(rows["low"].notna().any())
     rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     point = base.mark_point(filled=True, size=85, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("direction:N", scale=shapes, legend=legend)
+        x=alt.X("effect:Q", title=title), shape=alt.Shape("kind:N", scale=shapes, legend=None)
     )
     left = len(table) - len(rows)
     caption = (
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
         "setting's change depends on the other."
     )
-    caption += " Bars are 95% intervals." if with_intervals else ""
+    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if with_intervals else ""
     caption += f" The {left} smallest are in the table of effects only." if left else ""
+    few = most < min(len(table), MOST_TERMS)
     return Figure(
-        "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
-        f"Effects on the {measure.title}",
+        "largest-effects" if few else "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
+        f"{'The largest effects' if few else 'Effects'} on the {measure.title}",
         (Panel(alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point), 22 * len(rows)),),
         caption,
         f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
@@ -109,10 +106,11 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
     at, by = ([value_text(v) for v in sorted(set(means[f"level_{k}"]), key=_order)] for k in "ab")
     rows = means.assign(a=means["level_a"].map(value_text), b=means["level_b"].map(value_text))
-    legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=3, columnPadding=8)
+    legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=4, columnPadding=8)
+    # shades, as colours are for what a reader colours by
     base = marks.inline(records(rows[["a", "b", "mean", "low", "high", "n"]])).encode(
         x=alt.X("a:O", sort=at, title=a, axis=alt.Axis(labelAngle=0)),
-        color=alt.Color("b:N", sort=by, legend=legend),
+        color=alt.Color("b:O", sort=by, legend=legend),
         tooltip=[
             alt.Tooltip("a:N", title=a),
             alt.Tooltip("b:N", title=b),
@@ -145,9 +143,12 @@ def half_normal_figure(effects: Effects) -> Figure | None:
     if table is None or table.empty:
         return None
     rows = table.assign(size=table["effect"].abs(), label="")
-    largest = rows.nlargest(MOST_LABELS, "size")
-    for place in _apart(largest["size"], 0.06 * rows["size"].max()):
-        rows.loc[place, "label"] = str(rows.loc[place, "term"])
+    rows = rows.sort_values("size", ignore_index=True)
+    apart = (
+        rows["size"].diff().fillna(0) > 0.06 * rows["size"].max()
+    )  # a label lies left of its point, where smaller ones may be
+    rows["label"] = rows["term"].where(apart & (rows.index >= len(rows) - MOST_LABELS), "")
+    largest = rows.iloc[::-1].head(MOST_LABELS)
     base = marks.inline(records(rows[["term", "size", "quantile", "label"]])).encode(
         x=alt.X("quantile:Q", title="half-normal quantile, standard deviations"),
         y=alt.Y("size:Q", title=f"size of the effect, {NATS}"),
@@ -167,15 +168,6 @@ def half_normal_figure(effects: Effects) -> Figure | None:
     )
 
 
-def _apart(sizes: pd.Series, distance: float) -> list[Any]:
-    """From the largest on, those that are so far from the last chosen that labels do not meet."""
-    chosen: list[Any] = []
-    for place, size in sizes.sort_values(ascending=False).items():
-        if not chosen or sizes[chosen[-1]] - size >= distance:
-            chosen.append(place)
-    return chosen
-
-
 def variance_figure(effects: Effects) -> Figure | None:
     """Shares of the variance between experiments."""
     if effects.table.empty or effects.table["share"].isna().all():
@@ -189,7 +181,7 @@ def variance_figure(effects: Effects) -> Figure | None:
             "percent:Q",
             title="share of the variance of validation loss, %",
             axis=alt.Axis(grid=True),
-            scale=alt.Scale(domainMax=1.2 * float(rows["percent"].max()) or 1.0),  # room for the words
+            scale=alt.Scale(domainMax=1.35 * float(rows["percent"].max()) or 1.0),  # room for the words
         ),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )

@@ -23,6 +23,8 @@ import pandas as pd
 from nanostudy.atomic import cache_folder, safe_to_execute, write_atomically
 from nanostudy.errors import NanostudyError
 
+COLOUR = "colour"  # the page's parameter: the column that colours
+AROUND, ABOVE = 60, 26  # pixels: an axis with its title; a title or a legend
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
 PRINT_SCALE = 2.0
 LONGEST_DRAWING, LONGEST_OF_ONE = 300, 60  # seconds, of all figures and of one
@@ -32,6 +34,7 @@ CAPTION_WIDTH = 120  # characters of a line in a picture
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DARK = ("#56B4E9", "#E69F00", "#2DB892", "#CC79A7", "#F0E442", "#E8743B", "#C9CDD2")
 BLUE, VERMILLION, GREY = "#2F86C1", "#D55E00", "#85888F"  # that stand out on either ground
+INK = {"expr": "ink"}  # each scheme's own
 PALE = "#7FA8C6"  # blue that lies behind
 SCHEMES = {  # ink, faint ink, grid, ground, colours
     "light": ("#2A2B2E", "#6B6E76", "#E6E4DF", "#FFFFFF", LIGHT),
@@ -66,6 +69,14 @@ class Panel:
     chart: Any  # of Altair: a chart, or layers
     height: int = 300
     title: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)  # what the page's script needs to know: lines, axes
+    brief: Mapping[str, str] = field(default_factory=dict)  # words, and what stands for them on a narrow page
+
+    @property
+    def room(self) -> int:
+        """Pixels that the page reserves: also for what lies around the plot."""
+        legend = '"legend": {' in json.dumps(self.chart.to_dict(validate=False))
+        return self.height + AROUND + ABOVE * (bool(self.title) + legend)
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,15 @@ class Figure:
     columns: int = 1  # panels beside each other, where there is room
     parameters: Mapping[str, Any] = field(default_factory=dict)  # what the page can change: name and first value
     tables: tuple[str, ...] = ()  # of the document's data that the panels name
-    whole: float | None = None  # what the page can set the parameter `top` to, to show all of a curve
 
     def for_page(self) -> list[dict[str, Any]]:
-        """The panels' specifications, as wide as their place; the page's script gives them the tables."""
-        place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-        return [{**_spec(panel), **place, "params": self._parameters()} for panel in self.panels]
+        """The panels' specifications, as large as their place; the page's script gives them the tables."""
+        place = {"width": "container", "autosize": {"type": "fit", "contains": "padding"}}
+        return [
+            {**_spec(panel), **place, "height": panel.room, "params": self._parameters(), "usermeta": panel.meta}
+            | ({"brief": panel.brief} if panel.brief else {})
+            for panel in self.panels
+        ]
 
     def for_print(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """One specification with all that it needs."""
@@ -92,20 +106,31 @@ class Figure:
         datasets = {name: list(tables[name]) for name in self.tables}
         for panel in panels:
             datasets.update(panel.pop("datasets", {}))
-        coloured = f" Coloured by {self.parameters['colour']}." if "colour" in self.parameters else ""
+        coloured = f" Coloured by {self.parameters[COLOUR]}." if COLOUR in self.parameters else ""
         subtitle = textwrap.wrap(f"{self.caption}{coloured}", CAPTION_WIDTH)
         return {
             "concat": panels,
             "columns": self.columns,
             "spacing": 28,
             "datasets": datasets,
-            "params": self._parameters(),
+            "params": self._parameters(groups_of(datasets.get("experiments", ()), self.parameters.get(COLOUR, ""))),
             "title": {"text": self.title, "subtitle": subtitle, "fontSize": 17, "offset": 14},
             "config": look("light", "Roboto, Helvetica, Arial, sans-serif") | {"padding": 16},
         }
 
-    def _parameters(self) -> list[dict[str, Any]]:
-        return [{"name": name, "value": value} for name, value in self.parameters.items()]
+    def _parameters(self, groups: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        values = {
+            **self.parameters,
+            **({"groups": list(groups)} if COLOUR in self.parameters else {}),
+            "ink": SCHEMES["light"][0],
+        }
+        return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def groups_of(experiments: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    """What colours tell apart: the same for whatever is shown, so that a colour keeps its meaning."""
+    values = {"not known" if row.get(column) is None else row[column] for row in experiments}
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 def _spec(panel: Panel) -> dict[str, Any]:
@@ -139,7 +164,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
         "background": ground,
         "padding": 4,
         "axis": axis,
-        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 390},
+        "axisY": {"domain": False, "ticks": False, "tickCount": 6, "labelLimit": 390, "minExtent": 30},
         "axisTop": {"labelAngle": 0, "domain": False, "ticks": False, "grid": True},
         "axisX": {"grid": False, "tickCount": 7},
         "view": {"stroke": None},
@@ -159,7 +184,8 @@ def look(scheme: str, font: str) -> dict[str, Any]:
         "title": {"color": ink, "subtitleColor": faint, "anchor": "start", "frame": "group", "subtitleFontSize": 12.5},
         "range": {
             "category": list(colours),
-            "ramp": {"scheme": "cividis", "extent": [0, 0.92] if scheme == "light" else [1, 0.12]},
+            "ordinal": {"scheme": "purples", "extent": [0.45, 1] if scheme == "light" else [0.75, 0.1]},
+            "ramp": {"scheme": "viridis", "extent": [0, 0.85] if scheme == "light" else [1, 0.38]},
         },
         "mark": {"color": colours[0]},
         "text": {"color": ink, "fontSize": 11.5},
@@ -241,13 +267,11 @@ def vega_lite_version() -> str:
     return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def records(frame: pd.DataFrame, decimals: int = 6, exact: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows as plain values: no NaN, no infinity, no NumPy. Columns in `exact` are not rounded."""
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain values: no NaN, no infinity, no NumPy. Nothing is rounded: only what is shown is, once."""
     plain = frame.copy()
     for name in plain.select_dtypes("float"):
         plain[name] = plain[name].where(np.isfinite(plain[name]))
-        if name not in exact:
-            plain[name] = plain[name].round(decimals)
     values = plain.astype(object).where(plain.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from nanostudy.analysis.frames import Results
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import GREY, Figure, Panel, each, records
+from nanostudy.reporting.charts.figure import COLOUR, GREY, Figure, Panel, each, records
 from nanostudy.reporting.phrases import number, signed
 from nanostudy.text import listed
 
@@ -24,78 +24,77 @@ Row = Mapping[str, Any]
 # --- curves
 
 
-def curves_figure(results: Results, curves: Sequence[Row], colour: str) -> Figure | None:
-    """Validation and training loss against updates, one line per experiment; the entropy floor where it is known."""
+def curves_figure(results: Results, curves: Sequence[Row], batches: Sequence[Row], colour: str) -> Figure | None:
+    """Losses against updates from the first on, one line per experiment; the entropy of the text where it is known."""
     if not curves:
         return None
     floors = {facts.name: facts.entropy for facts in results.corpora.values() if facts.entropy is not None}
-    low, high, top = _loss_ends(curves, [*floors.values()])
+    high = _highest(curves)
+    training = ("batches", "loss", "training batches") if batches else ("curves", "train_loss", "training split")
     caption = (
-        "Loss against updates, one line per experiment: on the left over the whole validation split, on the right over as much "
-        "of the training split."
+        f"Loss against updates, one line per experiment: on the left evaluations of the validation split, on the right the "
+        f"{'loss of training batches, with dropout' if batches else 'same of the training split'}. The axes are logarithmic."
     )
     if floors:
         lines = listed([f"{name} {number(value)} nats per token" for name, value in floors.items()])
-        caption += f" Dashed: the entropy of the validation text ({lines}), below which no model can get."
+        caption += f" No model can get below the entropy of the validation text ({lines})."
     last = {row["i"]: row["val_loss"] for row in curves if row["val_loss"] is not None}.values()
     return Figure(
         "curves",
         "Training and validation curves",
-        tuple(Panel(_curve(name, low, floors), 330, title=MEASURES[name].title) for name in ("val_loss", "train_loss")),
+        (_curve("curves", "val_loss", "validation split", high, floors), _curve(*training, high, {})),
         caption,
         f"Lines for {len({row['i'] for row in curves})} experiments over at most {max(row['step'] for row in curves):,.0f} "
         f"updates. Validation losses end between {number(min(last))} and {number(max(last))} nats per token.",
         columns=2,
-        parameters={**marks.parameters(colour), "top": top},
-        tables=("experiments", "curves"),
-        whole=high,
+        parameters={**marks.parameters(colour), **({"floor": False} if floors else {})},
+        tables=("experiments", "curves", "batches") if batches else ("experiments", "curves"),
     )
 
 
-def _loss_ends(curves: Sequence[Row], floors: Sequence[float]) -> tuple[float, float, float]:
-    """(under everything, over everything, over what is left after the first fall)."""
-    values = [row[key] for row in curves for key in ("val_loss", "train_loss") if row[key] is not None]
-    late = [row[key] for row in curves if row["step"] > 0 for key in ("val_loss", "train_loss") if row[key] is not None]
-    low, high = min([*values, *floors]), float(np.quantile(values, 0.999))
-    top = float(np.quantile(late or values, 0.985))
-    room = 0.03 * marks.width(low, top)
-    return low - room, high + room, min(high, top) + room
+def _highest(curves: Sequence[Row]) -> float:
+    """Over the first evaluations: where a training diverges, its line leaves the plot."""
+    first = [row["val_loss"] for row in curves if row["step"] == 0]
+    return 1.05 * max(first or [float(np.quantile([row["val_loss"] for row in curves], 0.999))])
 
 
-def _lines(condition: str, opacity: float) -> alt.Chart:
-    """One line per experiment of the page's table of curves."""
+def _lines(table: str, column: str, title: str, condition: str, opacity: float) -> alt.Chart:
+    """One line per experiment of one of the page's tables."""
     joined = alt.LookupData(data=alt.NamedData(name="experiments"), key="i")
     return (
-        alt.Chart(alt.NamedData(name="curves"))
+        alt.Chart(alt.NamedData(name=table))
         .transform_lookup(lookup="i", from_=joined, as_="e")
-        .transform_calculate(
-            group=f"isValid(datum.e[{marks.COLOUR}]) ? datum.e[{marks.COLOUR}] : 'not known'",
-            name="datum.e.name",
-            gap="datum.val_loss - datum.train_loss",
-        )
+        .transform_calculate(group=f"isValid(datum.e[{COLOUR}]) ? datum.e[{COLOUR}] : 'not known'", name="datum.e.name")
+        .transform_calculate(setting=marks.SETTING)
         .transform_filter(condition)
-        .mark_line(strokeWidth=1.5)
+        .mark_line()
         .encode(
             x=marks.updates_axis(),
             detail="i:N",
             color=marks.group_colour("stroke"),
             strokeOpacity=marks.fading(opacity, 0.08),
+            strokeWidth=alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5)),
+            tooltip=[*marks.WHO, marks.UPDATE, alt.Tooltip(f"{column}:Q", title=title, format=".4f")],
         )
     )
 
 
-def _curve(name: str, low: float, floors: Mapping[str, float]) -> Any:
-    scale = alt.Scale(domainMin=low, domainMax=alt.ExprRef("top"), zero=False, nice=False)
-    lines = _lines(f"datum.{name} <= top", 0.75).encode(  # drawing programs take long to clip
-        y=marks.y_of(name, scale=scale, axis=alt.Axis(grid=True)),
-        tooltip=[*marks.WHO, marks.UPDATE, marks.tip(name)],
+def _curve(table: str, column: str, title: str, high: float, floors: Mapping[str, float]) -> Panel:
+    axis = MEASURES["val_loss" if column == "val_loss" else "train_loss"].axis
+    y = alt.Y(
+        f"{column}:Q",
+        title=axis,
+        scale=alt.Scale(type="log", nice=False, padding=6),
+        axis=alt.Axis(grid=True, format=".3~g", tickCount=6),
     )
-    if not floors:
-        return alt.layer(lines)
-    rows = [{"floor": value, "label": f"entropy of {text}"} for text, value in floors.items()]
-    floor = marks.inline(rows).encode(y="floor:Q")
-    label = floor.mark_text(style="quiet-words", align="left", baseline="bottom", dy=-4)
-    return alt.layer(lines, floor.mark_rule(style="zero"), label.encode(x=alt.value(6), text="label:N"))
+    lines = _lines(table, column, axis, f"datum.{column} > 0 && datum.{column} <= {high:.4f}", 0.75).encode(y=y)
+    chart = alt.layer(lines)
+    if floors:
+        rows = [{"floor": value, "label": f"entropy of {text}"} for text, value in floors.items()]
+        base = marks.inline(rows).transform_filter("floor").encode(y="floor:Q")
+        label = base.mark_text(style="quiet-words", align="left", baseline="bottom", dy=-4)
+        chart = alt.layer(lines, base.mark_rule(style="zero"), label.encode(x=alt.value(6), text="label:N"))
+    return Panel(chart, 330, title, marks.line_meta(table, "step", column, {"step": "update", column: axis}))
 
 
 # --- the gap
@@ -113,10 +112,10 @@ def gap_figure(results: Results, curves: Sequence[Row], colour: str) -> Figure |
     )
     panels = [Panel(alt.layer(marks.zero_line("y"), ends), 300, title="at the end, against the validation loss")]
     if curves:
-        lines = _lines("isValid(datum.gap)", 0.7).encode(
-            y=marks.y_of("gap"), tooltip=[*marks.WHO, marks.UPDATE, marks.tip("gap")]
-        )
-        panels.append(Panel(alt.layer(marks.zero_line("y"), lines), 300, title="over the training"))
+        axis = MEASURES["gap"].axis
+        lines = _lines("curves", "gap", axis, "isValid(datum.gap)", 0.7).encode(y=marks.y_of("gap"))
+        meta = marks.line_meta("curves", "step", "gap", {"step": "update", "gap": axis})
+        panels.append(Panel(alt.layer(marks.zero_line("y"), lines), 300, "over the training", meta))
     return Figure(
         "gap",
         "Loss gap: how well each generalises",
@@ -168,10 +167,8 @@ def _front(cost: str, table: pd.DataFrame) -> Panel:
         for which in ("on_front", "near_front")
     )
     line = front.mark_line(style="front", interpolate="step-after")
-    rings = [
-        front.mark_point(style="front", size=130, filled=False),
-        near.mark_point(color=GREY, size=130, filled=False),
-    ]
+    rings = [front.mark_point(style="front", size=130, filled=False)]
+    rings += [near.mark_point(color=GREY, size=130, filled=False)] if ringed["near_front"].any() else []
     return Panel(alt.layer(line, points, *rings), 290, title=f"against {MEASURES[cost].title}")
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
+from nanostudy.reporting.charts.figure import COLOUR
 
 MOST_COLOURS = 12  # values that colours tell apart
-COLOUR = "colour"  # the page's parameter: the column that colours
 FADED = "length(chosen) && indexof(chosen, datum.i) < 0"  # where a reader picked experiments, the others step back
 GROUP = f"isValid(datum[{COLOUR}]) ? datum[{COLOUR}] : 'not known'"
-WHO = [alt.Tooltip("name:N", title="experiment"), alt.Tooltip("group:N", title="colour")]
+SETTING = f"{COLOUR} + ' ' + datum.group"  # names the setting: dropout 0.2
+WHO = [alt.Tooltip("name:N", title="experiment"), alt.Tooltip("setting:N", title="setting")]
 
 
 def varying(results: Results) -> list[str]:
@@ -36,10 +37,11 @@ def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
 
 
 def parameters(colour: str) -> dict[str, Any]:
-    return {COLOUR: colour, "chosen": []}
+    return {COLOUR: colour, "chosen": [], "hovered": -1}
 
 
-def inline(rows: Any) -> alt.Chart:
+def inline(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    """The page filters rows with the place `i` of an experiment, or with the `cell` of several."""
     return alt.Chart(alt.InlineData(values=rows))
 
 
@@ -48,6 +50,7 @@ def points(condition: str, size: int = 55, opacity: float = 0.85) -> alt.Chart:
     return (
         alt.Chart(alt.NamedData(name="experiments"))
         .transform_calculate(group=GROUP)
+        .transform_calculate(setting=SETTING)
         .transform_filter(f"{condition} && datum.status == 'finished'")
         .mark_point(filled=True, size=size)
         .encode(color=group_colour(), opacity=fading(opacity, 0.1))
@@ -55,11 +58,17 @@ def points(condition: str, size: int = 55, opacity: float = 0.85) -> alt.Chart:
 
 
 def group_colour(symbol: str = "circle") -> alt.Color:
-    return alt.Color("group:N", legend=alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5))
+    legend = alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5)
+    return alt.Color("group:N", scale=alt.Scale(domain=alt.ExprRef("groups")), legend=legend)
 
 
 def fading(strong: float, faint: float) -> Any:
     return alt.condition(FADED, alt.value(faint), alt.value(strong))
+
+
+def line_meta(table: str, x: str, y: str, says: Mapping[str, str]) -> dict[str, Any]:
+    """Where the page's script finds the line that is nearest to the pointer, and which columns it names."""
+    return {"lines": {"table": table, "x": x, "y": y, "says": list(says.items())}}
 
 
 def x_of(name: str, field: str = "", **settings: Any) -> alt.X:

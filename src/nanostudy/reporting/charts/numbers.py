@@ -68,7 +68,7 @@ def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Pan
 
     def of(table: Any) -> alt.Chart:
         own = table[table["factor"] == row.factor].drop(columns="factor")
-        return marks.inline(records(own, 6, exact=["value"])).encode(x=x, y=y)
+        return marks.inline(records(own)).encode(x=x, y=y)
 
     curve = of(shapes.curves)
     layers: list[Any] = [

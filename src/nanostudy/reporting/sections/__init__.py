@@ -9,7 +9,7 @@ from altair.utils.schemapi import debug_mode
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.reporting.document import Blocks, Document, Section
 from nanostudy.reporting.findings import Findings, Training, findings_of
-from nanostudy.reporting.sections import background, factors, losses, numbers, overview, run, samples
+from nanostudy.reporting.sections import background, factors, losses, numbers, overview, pair, run, samples
 from nanostudy.reporting.sections.answer import answer
 
 
@@ -17,24 +17,29 @@ def of_run(make: Callable[[Training], Blocks]) -> Callable[[Findings], Blocks]:
     return lambda f: make(f.training) if f.training else []
 
 
+def of_many(make: Callable[[Findings], Blocks]) -> Callable[[Findings], Blocks]:
+    """What two experiments alone have no use for."""
+    return lambda f: [] if f.pair else make(f)
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "answer": ("The answer", answer),
     "observations": ("Observations", of_run(run.observations)),
     "experiments": ("All experiments", overview.experiments),
-    "ranking": ("Ranking", factors.ranking),
-    "curves-of-numbers": ("How the loss runs along each setting", numbers.curves),
-    "effects": ("What each setting does", factors.effects),
-    "interactions": ("How settings act together", factors.interactions),
-    "parallel": ("Every experiment through its settings", factors.parallel),
+    "ranking": ("Ranking", of_many(factors.ranking)),
+    "curves-of-numbers": ("How the loss runs along each setting", of_many(numbers.curves)),
+    "effects": ("What each setting does", of_many(factors.effects)),
+    "interactions": ("How settings act together", of_many(factors.interactions)),
+    "parallel": ("Every experiment through its settings", of_many(factors.parallel)),
     "curves": ("Curves", losses.curves),
     "gap": ("Loss gap", losses.gap),
     "metrics": ("Metrics", run.metrics),
     "evaluations": ("Evaluations", of_run(run.evaluations)),
-    "costs": ("What a lower loss costs", losses.costs),
+    "costs": ("What a lower loss costs", of_many(losses.costs)),
     "parts": ("The parts compared", losses.parts),
-    "fair": ("Fair comparisons", losses.fair),
+    "fair": ("Fair comparisons", of_many(losses.fair)),
     "machines": ("Sizes, machines and speed", overview.machines),
-    "scaling": ("Scaling", losses.scaling),
+    "scaling": ("Scaling", of_many(losses.scaling)),
     "writing": ("Sample quality", samples.writing),
     "samples": ("Samples", samples.samples),
     "claims": ("Do the published claims hold?", background.claims),
@@ -45,7 +50,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "hardware": ("Hardware", of_run(run.hardware)),
     "method": ("Method and caveats", background.method),
     "reproduce": ("How to reproduce it", background.reproduce),
-    "next": ("What to run next", background.what_next),
+    "next": ("What to run next", of_many(background.what_next)),
 }
 
 
@@ -55,8 +60,8 @@ def document(analysis: Analysis) -> Document:
         blocks = {name: [block for block in make(findings) if block] for name, (_, make) in SECTIONS.items()}
     training = findings.training
     return Document(
-        title=results.title,
-        lede=run.lede(training) if training else overview.lede(results),
+        title=pair.title(findings) if findings.pair else results.title,
+        lede=run.lede(training) if training else overview.lede(findings),
         facts=run.totals(results.experiments.iloc[0]) if training else overview.totals(results),
         notes=run.notes(training) if training else results.notes,
         sections=[Section(name, SECTIONS[name][0], content) for name, content in blocks.items() if content],

@@ -18,25 +18,31 @@ from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.text_error import expected
-from nanostudy.reporting.charts.experiments import ranked_cells
-from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure
+from nanostudy.reporting.charts.factors import effects_figure
+from nanostudy.reporting.charts.figure import Figure, each
 from nanostudy.reporting.charts.marks import varying
-from nanostudy.reporting.document import Answer, Blocks, Sentence
+from nanostudy.reporting.charts.numbers import curves_figure as numbers_figure
+from nanostudy.reporting.document import Answer, Blocks, Quote, Sentence
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
-from nanostudy.reporting.sections import numbers
+from nanostudy.reporting.sections import numbers, pair
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
 
 ALL = "(95% for all at once)"  # of what an answer searched
 MOST_ALIASES = 2  # that a sentence names
+MOST_EFFECTS = 10  # of the first figure
+LONGEST_QUOTE = 420  # characters
 MOST_NAMED = 3  # settings, pairs or experiments that a sentence names
 VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims that were tested
 
 
 def answer(f: Findings) -> Blocks:
-    """In the order in which a reader asks; only what the results can say."""
+    """In the order in which a reader asks, after a figure and what the best writes; only what the results can say."""
+    if f.pair:
+        return [_writes(f), Answer(pair.sentences(f)), pair.table(f)]
     diverged = {"What diverges": what_diverges(f.analysis)}
     if not f.compares:
         return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
@@ -51,7 +57,28 @@ def answer(f: Findings) -> Blocks:
         "Do the published claims hold": claims_hold(f.analysis),
     }
     sentences = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
-    return [Answer([Sentence(about, text) for about, text in sentences.items()])]
+    return [_figure(f), _writes(f), Answer([Sentence(about, text) for about, text in sentences.items()])]
+
+
+def _figure(f: Findings) -> Figure | None:
+    """What each setting does; the largest effects where there are many."""
+    if f.analysis.shapes.explanation:
+        return None if f.analysis.shapes.changes.empty else numbers_figure(f.analysis.shapes, f.analysis.forest)
+    return effects_figure(f.analysis.effects, most=MOST_EFFECTS) or ranking_figure(f.results, f.analysis.ranking)
+
+
+def _writes(f: Findings) -> Quote | None:
+    """The beginning of the best model's text."""
+    best = str(f.results.finished["val_loss"].idxmin())
+    row = next(row for row in f.data.experiments if row["name"] == best)
+    text = next((sample["text"] for sample in f.data.samples if sample["i"] == row["i"]), "").strip("\n")
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if sum(map(len, lines)) + len(line) > LONGEST_QUOTE and lines:
+            break
+        lines.append(line[:LONGEST_QUOTE])
+    source = f"{row['short']}, validation loss {number(row['val_loss'])} nats per token"
+    return Quote("What the best writes", source, "\n".join(lines).rstrip()) if text else None
 
 
 def what_diverges(analysis: Analysis) -> str:
@@ -361,23 +388,13 @@ def how_it_generalises(analysis: Analysis) -> str:
 
 
 def claims_hold(analysis: Analysis) -> str:
-    """Of the claims about settings that were run; what arithmetic decides is not counted."""
-    verdicts = analysis.verdicts[analysis.verdicts["verdict"] != "arithmetic"]
-    if verdicts.empty:
+    """Only of claims that these experiments test."""
+    tested = analysis.verdicts[analysis.verdicts["verdict"].isin(VERDICTS)]
+    if tested.empty:
         return ""
-    tested = verdicts[verdicts["verdict"].isin(VERDICTS)]
-    text = f"Of {counted(len(verdicts), 'published claim')} about these settings, the experiments test {len(tested) or 'none'}"
-    if len(tested):
-        counts = tested["verdict"].value_counts()
-        text += f": {listed([_verdict(kind, int(counts[kind])) for kind in VERDICTS if counts.get(kind, 0)])}"
-    rest = []
-    against = int((verdicts["verdict"] == "contradicts itself").sum())
-    if against:
-        rest.append(f"{against} {'contradicts itself' if against == 1 else 'contradict themselves'}")
-    left = len(verdicts) - len(tested) - against
-    if left:
-        rest.append(f"{left} {'is' if left == 1 else 'are'} not tested")
-    return f"{text}; {listed(rest)}." if rest else f"{text}."
+    counts = tested["verdict"].value_counts()
+    each_kind = listed([_verdict(kind, int(counts[kind])) for kind in VERDICTS if counts.get(kind, 0)])
+    return f"Of {counted(len(tested), 'published claim')} that these experiments test, {each_kind}."
 
 
 def _verdict(verdict: str, count: int) -> str:

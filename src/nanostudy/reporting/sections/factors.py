@@ -43,7 +43,7 @@ def effects(f: Findings) -> Blocks:
         factors.effects_figure(on_loss),
         Prose(on_loss.explanation),
         Bullets(on_loss.missing),
-        factors.half_normal_figure(on_loss),
+        factors.half_normal_figure(on_loss) if on_loss.table["low"].isna().all() else None,
         factors.variance_figure(on_loss),
         factors.effects_figure(f.analysis.gap_effects, "gap"),
         _effects_table(on_loss.table),

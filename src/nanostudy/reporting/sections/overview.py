@@ -11,23 +11,35 @@ from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Blocks, Experiments, Grid, Prose
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import amount, missing, short
+from nanostudy.reporting.phrases import amount, missing, number, short
+from nanostudy.reporting.sections import pair
 from nanostudy.text import counted, digits, duration, listed, value_text
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
 MOST_LEVELS = 6  # of a setting, that the first sentence names
 
 
-def lede(results: Results) -> str:
+def lede(f: Findings) -> str:
+    """One plain sentence."""
+    results = f.results
     table, finished = results.experiments, results.finished
     if table.empty:
         return "No experiment is here yet."
-    text = "One experiment" if len(table) == 1 else f"{len(table):,} experiments"
-    text += ", all finished" if len(finished) == len(table) > 1 else ""
+    if f.pair:
+        return pair.lede(f)
     axes = varying(results) if len(finished) > 1 else list(results.factors)
-    if axes:
-        text += f", with {listed([f'{name} {_levels(table[name])}' for name in axes])}"
-    return f"{text}. {_text_and_machine(results)}"
+    of = f" with {listed([f'{name} {_levels(table[name])}' for name in axes])}" if axes else ""
+    texts = [facts.name for facts in results.corpora.values()]
+    on = f" on {listed(texts)}" if texts else ""
+    if finished.empty:
+        return f"{counted(len(table), 'experiment')}{of}{on}: none has finished."
+    best = finished.sort_values("val_loss", kind="stable").iloc[0]
+    reached = f"a validation loss of {number(float(best['val_loss']))} nats per token"
+    if len(table) == 1:
+        return f"One GPT was trained{on}, to {reached}."
+    some = f"{len(finished):,} of {len(table):,}" if len(finished) < len(table) else f"{len(table):,}"
+    through = f" with {listed([f'{name} {value_text(best[name])}' for name in axes])}" if axes else ""
+    return f"Of {some} GPTs trained{on}{of}, the best reaches {reached}{through}."
 
 
 def _levels(column: pd.Series) -> str:
@@ -35,19 +47,6 @@ def _levels(column: pd.Series) -> str:
     if len(values) > MOST_LEVELS:
         return f"from {value_text(values[0])} to {value_text(values[-1])} ({len(values)} levels)"
     return "/".join(value_text(value) for value in values)
-
-
-def _text_and_machine(results: Results) -> str:
-    texts = [f"{facts.name} ({short(facts.train_tokens)} training tokens)" for facts in results.corpora.values()]
-    machines = dict.fromkeys(
-        f"a {'GPU' if m['device'] == 'cuda' else str(m['device']).upper()} ({m['device_name']}, {m['precision']})"
-        for m in results.provenance.get("machines") or []
-        if m.get("device")
-    )
-    if not texts and not machines:
-        return "Where and on what text they were trained is not known."
-    on = f"on {listed(texts)}" if texts else "on a text that is not known"
-    return f"Each trained a GPT {on}{f', on {listed(list(machines))}' if machines else ''}."
 
 
 def totals(results: Results) -> list[tuple[str, str]]:
@@ -73,17 +72,34 @@ def totals(results: Results) -> list[tuple[str, str]]:
 
 
 def experiments(f: Findings) -> Blocks:
-    """Columns are places, names, losses, settings that vary, and what else was measured."""
+    """Columns are names, losses, settings that vary, and what else was measured; stars and notes where there are any."""
     rows = f.data.experiments
     if f.training or not rows:
         return []
     known = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
-    losses = [name for name in known if MEASURES[name].unit == NATS]
-    seeds = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
-    names = [*losses, *f.results.factors, *seeds, *(name for name in known if name not in losses)]
-    columns = [("place", "place"), ("name", "experiment"), *((name, _heading(name)) for name in names), ("status",) * 2]
-    text = "Losses are in nats per token. A heading sorts; ticked experiments stand out in the figures and show their samples below."
-    return [Prose(text), Experiments(columns, [*f.results.factors, "part", "status"])]
+    losses = sorted((name for name in known if MEASURES[name].unit == NATS), key=lambda name: name != "val_loss")
+    marks = {name: any(row.get(name) for row in rows) for name in ("star", "note")}
+    names = [*losses, *f.data.settings, *(name for name in known if name not in losses), "status"]
+    columns = [
+        *([("star", "★")] if marks["star"] else []),
+        ("name", "experiment"),
+        *((name, _heading(name)) for name in names),
+        *([("note", "note")] if marks["note"] else []),
+    ]
+    text = (
+        "Losses are in nats per token. What is shown and what is ticked here is so in every figure and in the samples: write what "
+        "to show, tick rows, click dots or lines, drag along an axis of parallel coordinates. A drag zooms, a double click goes "
+        "back, and the address keeps all of it."
+    )
+    return [Prose(text), Experiments(columns, [*f.results.factors, "part", "status"], _example(f))]
+
+
+def _example(f: Findings) -> str:
+    """An expression that keeps some of these experiments."""
+    losses, axes = f.results.finished["val_loss"], varying(f.results)
+    below = [f"val_loss < {losses.median():.3g}"] if len(losses) > 1 else []
+    value = value_text(f.results.finished[axes[-1]].iloc[0]) if axes else ""
+    return " and ".join([*below, *([f"{axes[-1]} == {value}"] if axes else [])]) or "status == finished"
 
 
 def _heading(name: str) -> str:

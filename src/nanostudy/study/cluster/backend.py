@@ -27,7 +27,7 @@ from nanostudy.study.cluster.actor import TOKEN, Kept, Message, Part, Wanted, Wo
 from nanostudy.study.cluster.checkpoints import CheckpointStore
 from nanostudy.study.cluster.nodes import LOOK, Nodes, Roster, first_line, share_out
 from nanostudy.study.plan import Capacity
-from nanostudy.study.tasks import Broken, Done, Measure, Noted, Report, Task, TrainStack
+from nanostudy.study.tasks import Broken, Done, Measure, Noted, Prepared, Report, Task, TrainStack
 from nanostudy.study.workers import NOBODY
 from nanostudy.training import stack as checkpoint
 
@@ -176,6 +176,9 @@ class Cluster:
     def _hand_on(self, number: int, report: Report) -> Report:
         worker = self.workers[number]
         worker.unread -= 1
+        if isinstance(report, Prepared):  # it was told to do without kernels, and does not know why
+            notes = dict.fromkeys((*report.machine.notes, *self.nodes.without_kernels))
+            report = Prepared(replace(report.machine, notes=tuple(notes)))
         if isinstance(report, Done | Broken):
             if isinstance(worker.task, TrainStack):
                 try:

@@ -121,6 +121,7 @@ class Nodes:
         self.fit: dict[str, bool] = {}  # inspected nodes, and whether they may be used
         self.inspections: dict[Any, str] = {}  # under way
         self.avoided: dict[str, float] = {}  # until when
+        self.without_kernels: tuple[str, ...] = ()  # why no node's are compiled, although they were to be
         self.inspector = inspector()
         self.expected = self.inspector(None, {})[0]
 
@@ -174,6 +175,7 @@ class Nodes:
             )
         # nodes that join, and workers, must have it like these
         self.each = replace(self.each, compile="no" if without else "yes")
+        self.without_kernels = tuple(dict.fromkeys(note for info in infos for note in info.notes)) if without else ()
         return self._capacity(infos, count or most), self._notes(infos, count)
 
     def look_around(self) -> list[str]:

@@ -1,11 +1,12 @@
-// Products of bf16 matrices by a CPU's tile unit (AMX), with sums in fp32. Compiled where NANOSTUDY_TILES is defined.
+// Products of bf16 matrices with sums in fp32, by a CPU's tile unit (AMX) or its vector instructions for bf16. Compiled where
+// NANOSTUDY_TILES is defined.
 //
 // A tile holds 16 lines of 32 numbers. Factors are packed into panels of 32 lines: two tiles for each step of 32 numbers
 // along the sum. Zeros pad a matrix to whole panels.
 
 #pragma once
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(__AVX512BF16__) && defined(__linux__)
 #define NANOSTUDY_TILES
 
 #include <immintrin.h>
@@ -18,6 +19,8 @@ const int64_t SIDE = 16, PANEL = 32;  // lines of a tile and of a panel; a step 
 const int64_t TILE = SIDE * PANEL;    // numbers
 
 inline int64_t panels(int64_t count) { return (count + PANEL - 1) / PANEL; }
+
+#ifdef __AMX_BF16__
 
 // Linux lets a process use this unit only on request.
 inline bool tiles_granted() {
@@ -39,6 +42,16 @@ struct Tiles {
     }
     ~Tiles() { _tile_release(); }
 };
+
+#else
+
+inline bool tiles_granted() { return true; }
+
+struct Tiles {
+    Tiles() {}  // not trivial, so that the compiler does not call an object of it unused
+};
+
+#endif
 
 // Transposes 16 lines of 16 words.
 inline void transpose(__m512i *r) {
@@ -108,6 +121,8 @@ void pack_all(const bf16 *from, int64_t line, int64_t deep, int64_t lines, int64
 }
 
 // Computes 32 x 32 sums, lines `row` apart, over `steps` steps of two packed panels; adds them to `sums` if `more`.
+#ifdef __AMX_BF16__
+
 inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t row, bool more) {
     asm volatile("" ::: "memory");  // GCC 12 does not see that tiles are loaded from memory: finish all writes to it first
     float *below = sums + SIDE * row;
@@ -138,6 +153,35 @@ inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *
     _tile_stored(2, below, bytes);
     _tile_stored(3, below + SIDE, bytes);
 }
+
+#else
+
+inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t row, bool more) {
+    const int64_t LINES = 8;  // whose 16 sums of vectors stay in registers
+    for (int64_t first = 0; first < PANEL; first += LINES) {
+        const bf16 *lines = left + first / SIDE * TILE + first % SIDE * PANEL;
+        __m512 sum[LINES][2];
+        for (int64_t i = 0; i < LINES; i++)
+            for (int64_t j = 0; j < 2; j++)
+                sum[i][j] = more ? _mm512_loadu_ps(sums + (first + i) * row + j * SIDE) : _mm512_setzero_ps();
+        for (int64_t s = 0; s < 2 * steps * TILE; s += 2 * TILE)
+            for (int64_t k = 0; k < PANEL; k += 2) {  // two neighbours along the sum at a time
+                const __m512bh a = (__m512bh)_mm512_load_si512(right + s + k * SIDE);
+                const __m512bh b = (__m512bh)_mm512_load_si512(right + s + TILE + k * SIDE);
+                for (int64_t i = 0; i < LINES; i++) {
+                    int32_t pair;
+                    std::memcpy(&pair, lines + s + i * PANEL + k, sizeof pair);
+                    const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], both, a);
+                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], both, b);
+                }
+            }
+        for (int64_t i = 0; i < LINES; i++)
+            for (int64_t j = 0; j < 2; j++) _mm512_storeu_ps(sums + (first + i) * row + j * SIDE, sum[i][j]);
+    }
+}
+
+#endif
 
 // Rounds `lines` x `count` sums to bf16.
 inline void put(const float *from, int64_t from_row, bf16 *to, int64_t to_row, int64_t lines, int64_t count) {

@@ -1,0 +1,80 @@
+"""Two experiments compared: which is better and by how much, what differs between them, and what that cannot say."""
+
+from __future__ import annotations
+
+from nanostudy.analysis.text_error import difference
+from nanostudy.measures import MEASURES
+from nanostudy.reporting.data import telling
+from nanostudy.reporting.document import Grid, Sentence
+from nanostudy.reporting.findings import Findings
+from nanostudy.reporting.phrases import amount, missing, number, signed
+from nanostudy.text import listed, short_name, value_text
+
+
+def labels(f: Findings) -> tuple[str, str]:
+    """By the settings that differ, the better first; by their names where none does."""
+    names = f.pair or ("", "")
+    settings, table = telling(f.results), f.results.experiments
+    short = [short_name({key: table.loc[name][key] for key in settings}, settings) for name in names]
+    return (short[0], short[1]) if short[0] != short[1] else names
+
+
+def title(f: Findings) -> str:
+    return " against ".join(labels(f))
+
+
+def lede(f: Findings) -> str:
+    (better, other), names = labels(f), f.pair or ()
+    losses = [number(loss) for loss in f.results.finished.loc[list(names), "val_loss"]]
+    return f"{better} reaches a validation loss of {losses[0]} nats per token, and {other} one of {losses[1]}, by one training each."
+
+
+def sentences(f: Findings) -> list[Sentence]:
+    first, second = f.pair or ("", "")
+    better, table = labels(f)[0], f.results.finished
+    value, low, high = difference(f.results, first, second)
+    interval = (
+        ""
+        if missing(low)
+        else f" (95% interval {number(-high)} to {number(-low)} over texts like this one, with these very weights)"
+    )
+    settings = [
+        f"{name} {value_text(table.loc[first][name])} and {value_text(table.loc[second][name])}"
+        for name in f.data.settings
+    ]
+    texts = {
+        "Which is better": f"{better} has the lower validation loss, by {number(-value)} nats per token{interval}.",
+        "What differs between them": f"They differ in {listed(settings)}."
+        if settings
+        else "All their settings are the same.",
+        "How well they generalise": _gaps(f),
+        "What this cannot say": (
+            f"One training each does not show what another seed would change. `nanostudy judge` trains both with several seeds "
+            f"and says whether {better} is better."
+            if f.results.factors
+            else "The two differ in no setting but the seed, so the difference is noise."
+        ),
+    }
+    return [Sentence(about, text) for about, text in texts.items() if text]
+
+
+def _gaps(f: Findings) -> str:
+    gaps = [float(gap) for gap in f.results.finished.loc[list(f.pair or ()), "gap"]]
+    if any(missing(gap) for gap in gaps):
+        return ""
+    (better, other), words = labels(f), [signed(gap) for gap in gaps]
+    return f"The loss gap (validation less training) of {better} is {words[0]} nats per token, and that of {other} {words[1]}."
+
+
+def table(f: Findings) -> Grid:
+    """Settings that differ and everything that was measured, side by side."""
+    first, second = (dict(f.results.finished.loc[name]) for name in f.pair or ())
+    rows: list[tuple[str, str, str, str]] = [
+        (name, value_text(first[name]), value_text(second[name]), "") for name in f.data.settings
+    ]
+    for name, measure in MEASURES.items():
+        a, b = first[name], second[name]
+        if not missing(a) and not missing(b):
+            apart = signed(float(a) - float(b), measure.decimals) if measure.decimals else ""
+            rows.append((measure.axis, amount(a, name), amount(b, name), apart))
+    return Grid("Side by side", ("", *labels(f), "difference"), rows)
