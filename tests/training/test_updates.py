@@ -134,56 +134,15 @@ def test_merged_micro_batches_make_the_same_update(updates, monkeypatch):
 # --- recording
 
 
-class Graph:
-    """Stands in for torch.cuda.CUDAGraph: recording changes nothing, a replay runs the same function on the same memory."""
-
-    made = 0
-
-    def __init__(self):
-        Graph.made += 1
-
-
-class Recording:
-    def __init__(self, graph):
-        self.graph = graph
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *problem):
-        return False
-
-
 @pytest.fixture
-def recording(updates, monkeypatch):
-    """Updates that record and replay; the update that is being recorded is kept, and undone, as nothing runs then."""
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-    Graph.made = 0
+def recording(updates, recordings):
+    """Updates that record and replay."""
     one = updates()
-    one.replays, update = True, one.update
-
-    def recorded(state, experiments, now, stop):
-        if stop is not one.stop:  # while recording
-            before = state.rows(range(len(experiments)))
-            metrics = update(state, experiments, now, stop)
-            for own, old in zip(state.tensors().values(), before.tensors().values(), strict=True):
-                own.copy_(old)
-
-            def replay(graph):
-                again = update(state, experiments, now, stop)
-                metrics.loss.copy_(again.loss)
-                metrics.grad_norm.copy_(again.grad_norm)
-
-            monkeypatch.setattr(Graph, "replay", replay, raising=False)
-            return metrics
-        return update(state, experiments, now, stop)
-
-    monkeypatch.setattr(one, "update", recorded)
+    one.replays = True
     return one
 
 
-def test_replays_make_the_same_bits_as_updates_one_by_one(recording, updates):
+def test_replays_make_the_same_bits_as_updates_one_by_one(recording, recordings, updates):
     """A member may leave for another on the way: inputs are copied, and the memory of its row stays."""
     plain, states, losses = updates(), [fresh(MEMBERS), fresh(MEMBERS)], [[], []]
     experiments, steps = list(MEMBERS), [0, 0, 0]
@@ -200,10 +159,10 @@ def test_replays_make_the_same_bits_as_updates_one_by_one(recording, updates):
     assert losses[0] == losses[1]
     for mine, theirs in zip(states[0].tensors().values(), states[1].tensors().values(), strict=True):
         assert torch.equal(mine, theirs)
-    assert Graph.made == 1
+    assert (recordings.made, recordings.replayed) == (1, 8)
 
 
-def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording):
+def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording, recordings):
     state = fresh(MEMBERS)
     for step in range(3):
         recording.step(state, MEMBERS, [step] * 3)
@@ -212,14 +171,14 @@ def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording):
         recording.step(narrow, without, [step])
     for step in range(2):
         recording.step(narrow, [MEMBERS[0]], [step])
-    assert Graph.made == 3
+    assert recordings.made == 3
 
 
-def test_other_numbers_of_heads_are_recorded_anew(recording):
+def test_other_numbers_of_heads_are_recorded_anew(recording, recordings):
     state, other = fresh(MEMBERS), [Experiment(**{**SMALL, "n_head": 4}, seed=1, dropout=0.3), *MEMBERS[1:]]
     for experiments in (MEMBERS, other, other):
         recording.step(state, experiments, [0] * 3)
-    assert Graph.made == 2
+    assert recordings.made == 2
 
 
 def test_a_request_to_stop_ends_before_a_replay(recording, monkeypatch):

@@ -71,19 +71,28 @@ class Dropout:
 
 @dataclass
 class Cache:
-    """Keys and values of the first `length` positions, (L, M, B, H, T, D) each; T is block_size."""
+    """Keys and values of the first `length` positions, (L, M, B, H, T, D) each; T is block_size.
+
+    With `at`, int64 (1,), the next token's position is there, on the device, and all T positions are read, those after it masked:
+    the same operations at every position, so that they can be recorded.
+    """
 
     keys: Tensor
     values: Tensor
     length: int = 0
+    at: Tensor | None = None
 
     @staticmethod
     def empty(config: GPTConfig, members: int, batch: int, like: Tensor) -> Cache:
         size = (config.n_layer, members, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        return Cache(like.new_empty(size), like.new_empty(size))
+        return Cache(like.new_zeros(size), like.new_zeros(size))
 
     def extend(self, layer: int, key_MBHTD: Tensor, value_MBHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new positions and returns all so far. `forward` advances `length` after the last layer."""
+        if self.at is not None:
+            for all_LMBHTD, new_MBHTD in ((self.keys, key_MBHTD), (self.values, value_MBHTD)):
+                all_LMBHTD[layer].index_copy_(3, self.at, new_MBHTD)
+            return self.keys[layer], self.values[layer]
         end = self.length + key_MBHTD.shape[3]
         self.keys[layer, :, :, :, self.length : end] = key_MBHTD
         self.values[layer, :, :, :, self.length : end] = value_MBHTD
@@ -112,7 +121,9 @@ def forward(
         raise ValueError(f"cannot read {T} tokens after {start} with block_size {config.block_size}")
 
     positions_MTE = p["position_embedding"]
-    if config.block_size > T:
+    if cache and cache.at is not None:
+        positions_MTE = positions_MTE.index_select(1, cache.at)
+    elif config.block_size > T:
         positions_MTE = positions_MTE[:, start : start + T]
     both = (into["token_embedding"], into["position_embedding"]) if into else None
     y_MBTE = Embed.apply(p["token_embedding"], positions_MTE, tokens_MBT, ops, both, config.tie_embeddings)
@@ -131,7 +142,7 @@ def forward(
         x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops, into)
         h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE, ops, into), ops)
         y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF, ops, into)
-    if cache:
+    if cache and cache.at is None:
         cache.length += T
     _, h_MBTE = _residual_norm(p, "norm", x_MBTE, y_MBTE, next(drops), ops, into)
     head = "token_embedding" if config.tie_embeddings else "head"
@@ -165,6 +176,9 @@ def _attend_cached(qkv_MBTF: Tensor, cache: Cache, layer: int, config: GPTConfig
     k_MBHTD, v_MBHTD = cache.extend(layer, k_MBHTD, v_MBHTD)
     q, k, v = (t.reshape(M * B * config.n_head, t.shape[3], -1) for t in (q_MBHTD, k_MBHTD, v_MBHTD))
     scores_ZHQK = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (M * B, config.n_head))
+    if cache.at is not None:
+        future_K = torch.arange(k.shape[1], device=k.device) > cache.at
+        scores_ZHQK = scores_ZHQK.masked_fill(future_K, -math.inf)
     weights_ZHQK, _ = ops.attend(scores_ZHQK, None, 1 / math.sqrt(q.shape[-1]), config.block_size)
     y_MBHTD = torch.bmm(weights_ZHQK.flatten(0, 1), v).unflatten(0, (M, B, config.n_head))
     return y_MBHTD.transpose(2, 3).flatten(3)

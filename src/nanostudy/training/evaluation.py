@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, window_starts
 from nanostudy.device import memory_errors
+from nanostudy.model import graphs
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import window_losses
 from nanostudy.model.gpt import working_copies
@@ -141,12 +142,9 @@ class _Recorded:
         self.params_MP, self.starts_B = params_MP.clone(), starts_B.clone()
         weights = working_copies(self.params_MP, config, self.params_MP.dtype)
         losses(weights, self.starts_B)  # compiles kernels, which a recording must not
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.losses_MB = losses(weights, self.starts_B)
+        self.losses = graphs.record(lambda: (losses(weights, self.starts_B),))
 
     def replay(self, starts_B: Tensor) -> Tensor:
         """Losses that the next replay overwrites."""
         self.starts_B.copy_(starts_B)
-        self.graph.replay()
-        return self.losses_MB
+        return self.losses()[0]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanostudy.model import graphs
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import Batch, Metrics, State, train_step
 from nanostudy.model.gpt import Dropout
@@ -175,16 +176,19 @@ class _Recorded:
         self.state, self.dropout, self.heads = state, _drops(experiments), _heads(experiments)
         self.row = now.clone()
         inputs = Inputs.of(self.row, len(experiments))
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.metrics = updates.update(state, experiments, inputs, lambda: False)
+
+        def update() -> tuple[Tensor, Tensor]:
+            metrics = updates.update(state, experiments, inputs, lambda: False)
+            assert metrics
+            return metrics.loss, metrics.grad_norm
+
+        self.update = graphs.record(update)
 
     def fits(self, state: State, experiments: Sequence[Experiment]) -> bool:
         """A member may give its row to another experiment, but the rows must be the same memory."""
         return state is self.state and (self.dropout, self.heads) == (_drops(experiments), _heads(experiments))
 
-    def replay(self, now: Tensor) -> Metrics | None:
+    def replay(self, now: Tensor) -> Metrics:
         """Metrics that the next replay overwrites."""
         self.row.copy_(now)
-        self.graph.replay()
-        return self.metrics
+        return Metrics(*self.update())
