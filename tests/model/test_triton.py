@@ -278,43 +278,57 @@ def keys(launches):
     }
 
 
+def apart(script):
+    """What a script prints in a process of its own, where kernels are not interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    begin = "import sys; sys.path[:0] = sys.argv[1:]\nfrom compile_ahead import *\nfrom test_triton import keys\n"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", begin + script, *folders]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert output.returncode == 0, output.stderr
+    return output.stdout
+
+
 @needs_triton
 def test_counts_of_members_sequences_and_positions_compile_nothing():
-    """In a process of its own, where kernels are not interpreted."""
     script = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch
-from compile_ahead import launches
-from test_triton import keys
 sizes = [(1, 1, 1), (4, 12, 64), (64, 3, 100)]
 first, *others = [keys(launches(128, 4, 65, torch.bfloat16, *size)) for size in sizes]
 assert all(other == first for other in others), [other ^ first for other in others]
 print(len(first))
 """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert output.returncode == 0, output.stderr
-    assert int(output.stdout) == 19
+    assert int(apart(script)) == 19
+
+
+@needs_triton
+def test_the_published_grid_compiles_a_kernel_for_each_width_and_head():
+    """Of 16 shapes, each with 4 heads, with 8, and with both in a stack. 13 kernels serve all, 6 one of two widths, 3 a width with
+    one of two numbers of heads. A trial compiles all of them and no others.
+    """
+    script = """
+grid = keys(launches_of_the_published_grid())
+tried = set().union(*(keys(launches_of_a_trial(Experiment(n_head=H, n_embd=E, dropout=0.1))) for H in (4, 8) for E in (128, 256)))
+print(len(grid), len(grid - tried), len(tried - grid))
+"""
+    count, untried, useless = map(int, apart(script).split())
+    assert (untried, useless) == (0, 0)
+    assert count == 13 + 2 * 6 + 4 * 3
 
 
 @needs_triton
 def test_an_update_launches_no_more_than_it_may():
     """Views and allocations aside: the published run, and the grid's smallest cell, four of them in a stack."""
     script = """
-import sys; sys.path.insert(0, sys.argv[1])
-from compile_ahead import launches_of_an_update
-print(*launches_of_an_update(1, n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, bias=True,
-    tie_embeddings=False))
-print(*launches_of_an_update(4, n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=8, dropout=0.1))
+run = Experiment(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, bias=True, tie_embeddings=False)
+cell = Experiment(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=8, dropout=0.1)
+for experiments in ([run], [cell] * 4):
+    kernels, others = launches_of_an_update(experiments)
+    print(json.dumps([len(kernels), {name: count for name, count in others.items() if count}]))
 """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert output.returncode == 0, output.stderr
-    run, cell = ([int(count) for count in line.split()] for line in output.stdout.splitlines())
-    assert run == [86, 79]  # of these kernels, of PyTorch's: 77 products, 1 cast, 1 fill
-    assert cell == [46, 55]
+    run, cell = map(json.loads, apart(script).splitlines())
+    products = {"bmm": 52, "addmm": 24}  # of biases, too
+    assert run == [86, {**products, "_to_copy": 1, "new_full": 1, "zeros": 1}]
+    assert cell == [46, {"bmm": 51, "baddbmm_": 1, "_to_copy": 1, "new_full": 1, "zeros": 1}]
 
 
 @needs_triton

@@ -45,7 +45,7 @@ def test_few_batches_are_not_recorded(recording, recordings):
     assert recordings.made == 0
 
 
-def test_the_oldest_recordings_go(recording, monkeypatch):
+def test_the_oldest_recordings_go(recording, recordings, monkeypatch):
     monkeypatch.setitem(module.TOKENS, "cpu", 64)
     stack = recording.fresh(3)
     for context in (3, 4, 5, 6, 7, 3):

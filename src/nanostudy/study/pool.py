@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanostudy.device import available_cores, available_memory
-from nanostudy.errors import NanostudyError
+from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.kernels import WITHOUT
 from nanostudy.model.kernels.cpu import GIVEN, library_path
 from nanostudy.settings import Resources, Where
@@ -54,7 +54,7 @@ def make_pool(where: Where, experiments: int, shapes: Sequence[Shape] = ()) -> P
         return Pool(Inline(alone), capacity, resources, alone, machine.notes)
     first: Workers | None = None
     environment: dict[str, str] = {}
-    if resources.device.startswith("cuda") or (resources.device == "auto" and torch.cuda.is_available()):
+    if torch.cuda.is_available() and resources.device.startswith(("auto", "cuda")):
         first = Workers([resources], None, {})
         machine, free, reason = _examined(first, shapes)
         if reason:
@@ -103,7 +103,7 @@ def _examined(backend: Workers, shapes: Sequence[Shape]) -> tuple[Machine, int |
             elif isinstance(report, Done) and machine:
                 return machine, memory, reason
             elif isinstance(report, Broken):
-                raise report.problem
+                raise UsageError(report.reason)
     except BaseException:
         backend.close()
         raise
