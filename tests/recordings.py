@@ -1,9 +1,5 @@
 """A stand-in for CUDA graphs, for tests without a GPU: recording computes nothing, a replay runs the function and overwrites earlier results."""
 
-import pytest
-
-from nanostudy.model import graphs
-
 
 class Recordings:
     """Counts them and their replays."""
@@ -27,10 +23,3 @@ class Recordings:
             return results
 
         return replay
-
-
-@pytest.fixture
-def recordings(monkeypatch):
-    stand_in = Recordings()
-    monkeypatch.setattr(graphs, "record", stand_in.record)
-    return stand_in

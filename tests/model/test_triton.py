@@ -185,10 +185,10 @@ def ended(ops, grads, losses, scaled, members=slice(None), updates=0):
     experiments = [Experiment(learning_rate=0.01, **each) for each in numbers][members]
     state, size = State.fresh(normal(3, grads.shape[1], seed=8)), grads.shape[1]
     state.exp_avg, state.exp_avg_sq = 0.1 * normal(3, size, seed=9), normal(3, size).square()
-    state = state.rows(range(3)[members])
+    state = State(**{name: tensor.to(grads.device) for name, tensor in state.rows(range(3)[members]).tensors().items()})
     state.updates += updates
     state.good_steps += LOSS_SCALE_GROWTH_INTERVAL - 1
-    settings = StepSettings.at(experiments, [200] * len(experiments), CPU)
+    settings = StepSettings.at(experiments, [200] * len(experiments), grads.device)
     norms = (ops.update or partial(end_of_update, ops))(state, losses, grads, settings, size - 1000, scaled)
     return Ended(state, norms)
 

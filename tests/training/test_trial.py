@@ -60,7 +60,9 @@ def test_a_trial_is_two_updates_and_an_evaluation(corpus, recordings, monkeypatc
 
 
 def test_one_note_and_the_reference_where_kernels_do_not_run(on_gpu, shape):
-    machine = settled(CPU, on_gpu(RuntimeError("LLVM ERROR\nptxas fatal error: no such target\n")), [shape, shape])
+    machine = settled(
+        CPU, on_gpu(RuntimeError("In the pass of LLVM\nptxas fatal error: no such target\n")), [shape, shape]
+    )
     assert not machine.compiled
     assert machine.notes == (f"kernels are not compiled, so this is slower than it could be: {REASON}",)
     assert machine.conditions == resolve(CPU).conditions  # of the whole process, from now on
@@ -100,7 +102,7 @@ def test_a_training_says_it_in_its_run_folder(on_gpu, monkeypatch, tmp_path):
 
 def study(**settings):
     settings = {"corpus": "playhouse", "n_layer": 1, "n_embd": 8, "n_head": 1, "max_iters": 2, **settings}
-    return Study("tried", settings=settings | {"block_size": 8}, grid={"dropout": [0.0, 0.1]}, seeds=(1, 2), prompts=())
+    return Study("tried", settings | {"block_size": 8}, {"dropout": (0.0, 0.1)}, {"all": {}}, (1, 2), prompts=())
 
 
 @pytest.fixture
