@@ -102,7 +102,7 @@ def test_a_training_says_it_in_its_run_folder(on_gpu, monkeypatch, tmp_path):
 
 def study(**settings):
     settings = {"corpus": "playhouse", "n_layer": 1, "n_embd": 8, "n_head": 1, "max_iters": 2, **settings}
-    return Study("tried", settings | {"block_size": 8}, {"dropout": (0.0, 0.1)}, {"all": {}}, (1, 2), prompts=())
+    return Study("tried", settings | {"block_size": 8}, {"dropout": (0.0, 0.1)}, {"all": {}}, (1, 2), sample_tokens=4)
 
 
 @pytest.fixture
