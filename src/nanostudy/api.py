@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanostudy.analysis.results import read_results
+from nanostudy.analysis.table_columns import Stated
+from nanostudy.analysis.table_files import stem_of
 from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
@@ -33,6 +35,7 @@ from nanostudy.settings import (
     PLAN_OPTIONS,
     RUN_OPTIONS,
     SETTINGS,
+    TRACKING,
     TRAIN_OPTIONS,
     Experiment,
     Resources,
@@ -64,6 +67,7 @@ from nanostudy.version import VERSION
 from nanostudy.view import StudyView, TrainingView
 
 if TYPE_CHECKING:
+    from nanostudy.reporting.table_import import Imported
     from nanostudy.reporting.write import Published
 
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
@@ -120,7 +124,7 @@ def train(
         recorder = Recorder(folder, experiment, job.identity, corpus, machine)
         if ranks.first:
             stack.enter_context(sole_owner(folder))
-        requested = {**asdict(where.resources), **({"track": where.track} if where.track else {})}
+        requested = {**asdict(where.resources), **{name: value for name in TRACKING if (value := getattr(where, name))}}
         if ranks.of_first(lambda: recorder.claim(requested)) in ("new", "unfinished"):
             with memory_errors():
                 machine = recorder.machine = settled(where.resources, machine, [Shape.of(experiment, corpus)], ranks)
@@ -135,7 +139,7 @@ def train(
                 moments=True,
                 ranks=ranks,
             )
-            with memory_errors(), _listening(recorder, listen, where.track, ranks.first) as hear:
+            with memory_errors(), _listening(recorder, listen, where, ranks.first) as hear:
                 for event in events:
                     hear(event)
                     if isinstance(event, Stopped):
@@ -154,7 +158,7 @@ def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[
 
 @contextlib.contextmanager
 def _listening(
-    recorder: Recorder, listen: Callable[[Event], None] | None, track: str | None, first: bool
+    recorder: Recorder, listen: Callable[[Event], None] | None, where: Where, first: bool
 ) -> Iterator[Callable[[Event], None]]:
     """Calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker."""
     if not first:
@@ -162,7 +166,7 @@ def _listening(
         return
     with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
         say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
-        with tracking(track, say) as tracked:
+        with tracking(where, say) as tracked:
 
             def hear(event: Event) -> None:
                 recorder.record(event)
@@ -271,7 +275,7 @@ def _execute(
         for note in folder.notes:
             listener.say(note, "yellow")
         stop = stack.enter_context(stop_requests())
-        tracked = stack.enter_context(tracking(where.track, listener.say))
+        tracked = stack.enter_context(tracking(where, listener.say))
         stack.callback(_write_results, folder)
         Execution(
             folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
@@ -313,28 +317,42 @@ def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
 # --- results
 
 
-def analyze(*paths: str | Path) -> NotebookAnalysis:
-    """Studies' folders (or names), runs' folders and tables (.csv), together. Raises UsageError, NanostudyError."""
-    return NotebookAnalysis(read_results(paths))
+def analyze(*paths: str | Path, loss: str = "", name: str = "", factors: Sequence[str] = ()) -> NotebookAnalysis:
+    """Studies' folders (or names), runs' folders and tables of results, together. Raises UsageError, NanostudyError.
+
+    A table's columns are found by their usual names. `loss` and `name` say which column is the validation loss and which the
+    experiment's name, `factors` which were varied.
+    """
+    return NotebookAnalysis(read_results(paths, Stated(loss, name, tuple(factors))))
 
 
-def report(*paths: str | Path, out: str | Path | None = None) -> Path:
+def report(*paths: str | Path, out: str | Path | None = None, **columns: Any) -> Path:
     """Writes the report of these results (page, Markdown, table, figures) and returns the page's path.
 
     In the folder `out`; by default `report` in the study or run that alone is named, and `report` here for several. A
-    run's report.md and curve.png lie in the run's folder itself. Raises UsageError, NanostudyError.
+    run's report.md and curve.png lie in the run's folder itself. `columns` are analyze's. Raises UsageError, NanostudyError.
     """
-    return published(*paths, out=out).page
+    return published(*paths, out=out, **columns).page
 
 
-def published(*paths: str | Path, out: str | Path | None = None) -> Published:
+def published(*paths: str | Path, out: str | Path | None = None, **columns: Any) -> Published:
     """As `report`, and returns all that it wrote, and the answer."""
     from nanostudy.reporting.write import publish
 
     alone = _folder(Path(paths[0])) if len(paths) == 1 else None
     folder = Path(out) if out is not None else (alone or Path()) / "report"
     is_run = alone is not None and out is None and not has_study(alone)
-    return publish(analyze(*paths), folder, alone if is_run else None)
+    return publish(analyze(*paths, **columns), folder, alone if is_run else None)
+
+
+def import_study(*tables: str | Path, out: str | Path | None = None, **columns: Any) -> Imported:
+    """Somebody's tables of results in this project's columns, and a study that trains their experiments here, in the folder `out`
+    (default: imports/ and the first table's name). `columns` are analyze's. Raises UsageError, NanostudyError.
+    """
+    from nanostudy.reporting.table_import import import_results
+
+    folder = Path(out) if out is not None else Path("imports") / stem_of(Path(tables[0]))
+    return import_results(analyze(*tables, **columns).results, folder)
 
 
 def _folder(path: Path) -> Path | None:

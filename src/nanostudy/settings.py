@@ -240,6 +240,10 @@ class Where(Resources):
         "tensorboard, wandb or mlflow: gets what is measured, too; none: the run folder alone",
         pattern="tensorboard|wandb|mlflow",
     )
+    track_project: str | None = setting(
+        None, "option", "the tracker's project; none: WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, or nanostudy"
+    )
+    track_name: str | None = setting(None, "option", "a training's name in the tracker; none: the experiment's")
     save_every: float = setting(60.0, "option", "seconds between checkpoints; 0: after every update", low=0.0)
 
     def __post_init__(self) -> None:
@@ -263,11 +267,14 @@ class Where(Resources):
 
 
 RESOURCE_NAMES = tuple(settings_of(Resources))
-BESIDE = (*RESOURCE_NAMES, "track")  # in a settings file, and no part of the experiment
+TRACKING = ("track", "track_project", "track_name")
+BESIDE = (*RESOURCE_NAMES, *TRACKING)  # in a settings file, and no part of the experiment
 IN_FILES = (*FIELDS, *BESIDE)
 TRAIN_OPTIONS = (*BESIDE, "save_every")
 PLAN_OPTIONS = (*RESOURCE_NAMES, "executor", "workers", "address", "checkpoints")
-RUN_OPTIONS = tuple(settings_of(Where))
+RUN_OPTIONS = tuple(
+    name for name in settings_of(Where) if name != "track_name"
+)  # each experiment has a name of its own
 
 
 # --- sampling

@@ -51,6 +51,11 @@ def value_text(value: Any) -> str:
     return text if not isinstance(value, float) or float(text) == value else str(value)
 
 
+def brief_value(value: Any) -> str:
+    """A setting's value in a sentence: what a search drew, in three digits."""
+    return f"{value:.3g}" if isinstance(value, float) and len(value_text(value)) > 6 else value_text(value)
+
+
 LETTERS = {  # of a name's settings
     **{"block_size": "b", "n_layer": "L", "n_head": "H", "n_embd": "E", "batch_size": "BS", "max_iters": "MI"},
     **{"seed": "s", "learning_rate": "lr=", "weight_decay": "wd="},
@@ -62,8 +67,8 @@ def short_name(settings: Mapping[str, Any], names: Iterable[str]) -> str:
 
     def part(name: str, value: Any) -> str:
         if name == "dropout" and isinstance(value, float):
-            return f"D{100 * value:.6g}"
-        return f"{LETTERS.get(name, f'{name}=')}{value_text(value)}"
+            return f"D{100 * value:.3g}"
+        return f"{LETTERS.get(name, f'{name}=')}{brief_value(value)}"
 
     return " ".join(part(name, settings[name]) for name in names)
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.result import Status
+from nanostudy.settings import Where
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Started, Stopped
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import read_metadata, write_metadata
@@ -44,6 +45,8 @@ class Subject:
     identity: str
     settings: Mapping[str, Any]
     step: int  # updates of earlier sessions
+    project: str | None = None  # that a person named
+    title: str | None = None  # in place of the experiment's name
 
 
 class Tracker(Protocol):
@@ -86,8 +89,8 @@ class WandB:
 
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         self.run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=subject.name,
+            project=subject.project or os.environ.get("WANDB_PROJECT", PROJECT),
+            name=subject.title or subject.name,
             id=_id(subject),
             dir=str(subject.folder),
             config=dict(subject.settings),
@@ -115,12 +118,16 @@ class MLflow:
         store = f"sqlite:///{(subject.folder.parent / 'mlflow.db').resolve().as_posix()}"
         self.client: Any = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or store)
         self.metric: Any = Metric
-        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        project = subject.project or os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         existing = self.client.get_experiment_by_name(project)
         place = existing.experiment_id if existing else self.client.create_experiment(project)
         tag = _id(subject)
         earlier = self.client.search_runs([place], f"tags.nanostudy = '{tag}'", max_results=1)
-        run = earlier[0] if earlier else self.client.create_run(place, run_name=subject.name, tags={"nanostudy": tag})
+        run = (
+            earlier[0]
+            if earlier
+            else self.client.create_run(place, run_name=subject.title or subject.name, tags={"nanostudy": tag})
+        )
         self.id = run.info.run_id
         if earlier:
             self.client.update_run(self.id, status="RUNNING")
@@ -163,8 +170,9 @@ def check_installed(track: str | None) -> None:
 class Tracking:
     """Hands the events of trainings, one or many side by side, to a tracker. It raises nothing, whatever the tracker does."""
 
-    def __init__(self, track: str, say: Callable[[str], None]) -> None:
-        self.track, self.say = track, say
+    def __init__(self, where: Where, say: Callable[[str], None]) -> None:
+        assert where.track
+        self.track, self.where, self.say = where.track, where, say
         self.subjects: dict[str, Subject] = {}  # in training
         self.losses: dict[str, dict[str, float]] = {}  # of their last evaluations
         self.queue: queue.SimpleQueue[tuple[Subject | None, str, Any, Any]] = queue.SimpleQueue()
@@ -178,7 +186,8 @@ class Tracking:
         """Takes an event of the recorder's training, after the run folder has recorded it."""
         name, r = event.name, recorder
         if isinstance(event, Started):
-            self.subjects[name] = Subject(name, r.folder, r.identity, r.experiment.as_dict(), event.step)
+            about = (r.identity, r.experiment.as_dict(), event.step, self.where.track_project, self.where.track_name)
+            self.subjects[name] = Subject(name, r.folder, *about)
             self._send(name, "begin")
         elif isinstance(event, Logged):
             values = {column: getattr(event, column) for column in BATCH}
@@ -253,12 +262,12 @@ class Tracking:
 
 
 @contextlib.contextmanager
-def tracking(track: str | None, say: Callable[[str], None]) -> Iterator[Tracking | None]:
+def tracking(where: Where, say: Callable[[str], None]) -> Iterator[Tracking | None]:
     """Yields None where nothing is tracked."""
-    if track is None:
+    if where.track is None:
         yield None
         return
-    tracker = Tracking(track, say)
+    tracker = Tracking(where, say)
     try:
         yield tracker
     finally:

@@ -27,7 +27,7 @@ from nanostudy.analysis.claims.judging import (
     spread,
 )
 from nanostudy.analysis.frames import CorpusFacts, Results, experiments_frame
-from nanostudy.analysis.tables import read_tables
+from nanostudy.analysis.results import read_results
 from nanostudy.data.texts import SHAKESPEARE_SHA256
 from nanostudy.settings import FIELDS
 
@@ -285,7 +285,7 @@ def test_runs_without_a_result():
 def test_a_table_that_does_not_tell_the_settings(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("Experiment,Val Loss\nb128_L4_H4_E128_BS8_MI1000_D10_s1,2.2313\n")
-    found = judged("grid-row-val-loss", read_tables([path]))
+    found = judged("grid-row-val-loss", read_results([path]))
     assert found.verdict == "not tested"
     assert (
         "1 row of the table may have these settings, but it does not give corpus, tokenizer, gradient_accumulation_steps"
@@ -626,7 +626,7 @@ def test_the_published_grids_table(tmp_path):
     path = tmp_path / "nanoGPT_results_shallow_large" / "results.csv"
     path.parent.mkdir()
     path.write_text("\n".join(lines))
-    found = verdicts(read_tables([path])).set_index("claim")
+    found = verdicts(read_results([path])).set_index("claim")
     assert set(found["source"]) == {"nanoGPT hyperparameter tuning project"}
     assert found.loc["grid-shallow-large", "verdict"] == "reproduced"
     assert (found.loc["grid-experiments", "verdict"], found.loc["grid-experiments", "ours"]) == (

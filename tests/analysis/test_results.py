@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.measures import MEASURES
 from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import FIELDS, Resources
-from nanostudy.study.definition import Study
+from nanostudy.study.definition import Study, definitions, read_study
 from nanostudy.study.folder import open_study
 from nanostudy.study.store import Store
 from nanostudy.training.samples import Sample, read_samples, write_samples
@@ -99,11 +100,18 @@ def test_curves_and_samples_of_a_study(study):
 
 def test_provenance_of_a_study(study, text):
     found = read_results([study]).provenance
-    assert found["command"] == "nanostudy study run study.yaml"
+    assert found["command"].endswith("\nEND\nnanostudy study run study.yaml --out study-again")
     assert "dropout: [0.0, 0.2]" in found["definition"]
     assert found["machines"][0]["experiments"] == 4
     assert found["versions"][0]["nanostudy"] == nanostudy.__version__
     assert found["checksums"] == {"small.txt": load_corpus(str(text)).sha256}
+
+
+def test_the_command_that_reproduces_a_study_writes_its_definition(study, tmp_path):
+    command = read_results([study]).provenance["command"]
+    subprocess.run(["bash", "-c", f"nanostudy() {{ echo $@ > asked; }}\n{command}"], cwd=tmp_path, check=True)
+    assert (tmp_path / "asked").read_text().split()[:3] == ["study", "run", "study.yaml"]
+    assert read_study(str(tmp_path / "study.yaml")) == definitions(study)[-1]
 
 
 def test_corpus_of_a_study(study, text, tmp_path):

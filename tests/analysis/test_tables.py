@@ -1,14 +1,25 @@
 """Tables that people, spreadsheets and other machines write: what is read, what is noted, what is refused."""
 
+import gzip
+import itertools
+import json
 import math
+import os
+import re
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.effects import effects
 from nanostudy.analysis.results import read_results
-from nanostudy.analysis.tables import read_tables
+from nanostudy.analysis.table_columns import Stated
 from nanostudy.errors import UsageError
+from nanostudy.reporting.write import publish
 
 HEADER = "Experiment, Train Loss, Val Loss, Loss Gap, Total Params, Config Path"
 ONE = "b128_L4_H4_E128_BS8_MI1000_D10_s1, 2.2018, 2.2313, 0.0295, 800000.0, there/one.py"
@@ -28,8 +39,8 @@ def write(tmp_path):
     return write
 
 
-def read_table(path):
-    return read_tables([path])
+def read_table(path, **stated):
+    return read_results([path], Stated(**stated))
 
 
 def only(results):
@@ -60,7 +71,7 @@ def test_the_published_row(write):
     assert (row["dropout"], row["seed"], row["part"]) == (0.1, 1, "shallow_large")
     assert (row["train_loss"], row["val_loss"], row["parameters"]) == (2.2018, 2.2313, 800_000)
     assert row["gap"] == pytest.approx(0.0295)
-    assert (row["status"], row["source"], row["id"]) == ("finished", "table", 1)
+    assert (row["status"], row["source"], row["id"]) == ("finished", "nanoGPT_results_shallow_large", 1)
     assert row["learning_rate"] is None  # the table does not say
     assert math.isnan(row["seconds"])
     assert results.title == "nanoGPT_results_shallow_large"
@@ -165,7 +176,7 @@ def test_without_a_loss_there_is_no_result(write, text, status):
 
 def test_missing_columns_are_named(write):
     results = read_table(write("Experiment,Val Loss", f"{NAME},2.5"))
-    assert "no column Train Loss and no Loss Gap and no Total Params" in notes(results)
+    assert "no column Train Loss and no Total Params" in notes(results)
     assert math.isnan(only(results)["train_loss"])
     assert math.isnan(only(results)["gap"])
 
@@ -175,9 +186,10 @@ def test_a_gap_alone_is_taken_as_it_is(write):
 
 
 def test_more_columns_are_no_matter(write):
-    results = read_table(write("Experiment,Val Loss,Mood", f"{NAME},2.5,<script>alert(1)</script>"))
-    assert only(results)["val_loss"] == 2.5
-    assert "not read: 'Mood'" in notes(results)
+    lines = [f"{NAME.replace('s1', f's{seed}')},2.5,<script>alert({seed})</script>" for seed in range(1, 4)]
+    results = read_table(write("Experiment,Val Loss,Mood", *lines))
+    assert list(results.experiments["val_loss"]) == [2.5] * 3
+    assert "not read: 'Mood' (another value in most rows)" in notes(results)
     assert "alert" not in f"{notes(results)} {results.experiments.to_csv()}"
 
 
@@ -202,39 +214,34 @@ def test_what_two_tables_agree_on_counts_once_with_all_digits(write):
     one = write("Experiment,Val Loss,Total Params", f"{NAME},2.3759,800000.0", name="a.csv")
     other = write("Experiment,Val Loss,Train Loss", f"{NAME},2.37591249,2.1", f"{OTHER},2.4,2.3", name="b.csv")
     for paths in ([one, other], [other, one]):
-        results = read_tables(paths)
+        results = read_results(paths)
         assert sorted(results.experiments.index) == [NAME, OTHER]
         assert results.experiments.loc[NAME, "val_loss"] == 2.37591249
         assert results.experiments.loc[NAME, "parameters"] == 800_000
         assert "Rows that repeat another one: 1." in notes(results)
 
 
-def test_what_they_contradict_each_other_on_does_not_count(write):
+def test_tables_that_contradict_each_other_are_two_sources(write):
     one = write("Experiment,Val Loss", f"{NAME},2.3759", name="a.csv")
     other = write("Experiment,Val Loss", f"{NAME},2.3760", f"{OTHER},2.4", name="b.csv")
-    results = read_tables([one, other])
-    row = results.experiments.loc[NAME]
-    assert row["status"] == "failed"
-    assert math.isnan(row["val_loss"])
-    assert row["n_embd"] == 128
-    assert list(results.finished.index) == [OTHER]
-    for note in (notes(results), row["reason"]):
-        assert "2.3759 (a.csv, line 2)" in note
-        assert "2.376 (b.csv, line 2)" in note
+    results = read_results([one, other])
+    assert "a and b.csv contradict each other on 1 experiment, such as" in notes(results)
+    assert dict(results.experiments["source"]) == {NAME: "a", f"{NAME} (b)": "b", OTHER: "b"}
+    assert list(results.experiments["val_loss"]) == [2.3759, 2.376, 2.4]
 
 
 def test_a_result_and_its_absence_do_not_contradict(write):
     one = write("Experiment,Val Loss", f"{NAME},", name="a.csv")
     other = write("Experiment,Val Loss", f"{NAME},2.5", name="b.csv")
-    assert only(read_tables([one, other]))["val_loss"] == 2.5
+    assert only(read_results([one, other]))["val_loss"] == 2.5
     diverged = write("Experiment,Val Loss", f"{NAME},nan", name="c.csv")
-    assert only(read_tables([diverged, other]))["status"] == "failed"
+    assert list(read_results([diverged, other]).experiments["status"]) == ["diverged", "finished"]
 
 
 def test_ids_that_two_tables_share_are_given_anew(write):
     one = write("id,name,val_loss", f"1,{NAME},2.4", name="a.csv")
     other = write("id,name,val_loss", f"1,{OTHER},2.5", name="b.csv")
-    results = read_tables([one, other])
+    results = read_results([one, other])
     assert list(results.experiments["id"]) == [1, 2]
     assert "ids are not unique" in notes(results)
 
@@ -245,18 +252,14 @@ def test_ids_that_two_tables_share_are_given_anew(write):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["Name of it,Val Loss", f"{NAME},2"], "no column Experiment"),
-        (["Experiment,Val Loss", f"{NAME},2", "baseline,3"], "line 3: 'baseline' is not the name"),
-        (["Experiment,Val Loss", "=HYPERLINK(1),3"], "line 2: '=HYPERLINK(1)' is not the name"),
-        (["Experiment,Val Loss", f"{NAME}<b>,3"], "line 2"),
-        (["Experiment,Val Loss", f"{NAME}_colour=red,3"], "line 2"),
-        (["Experiment,Val Loss", "b64_L4_H3_E128_BS8_MI1000_D10_s1,3"], "line 2: n_embd=128 is not divisible"),
+        (["Experiment,Val Accuracy", f"{NAME},2"], "no column that is a loss"),
+        (["Experiment;Val Loss;Train Loss", f"{NAME};2;2", f"{OTHER},3,3"], "line 3: its cells are separated by ','"),
         (["Experiment,Val Loss", f"{NAME}_beta1=often,3"], "line 2: beta1='often' must be a number"),
         (["Experiment,Val Loss", f"{NAME},low"], "line 2: 'low' is no number"),
         (["Experiment,Val Loss", f"{NAME},2 231"], "line 2: '2 231' is no number"),
         (["Experiment,Val Loss", f"{NAME},٣"], "line 2: '٣' is no number"),
         (["Experiment,Total Params,Val Loss", f"{NAME},800,000,2"], "line 2: it has 4 cells under 3 column names"),
-        (["Experiment,Val Loss,val_loss", f"{NAME},2,2"], "both hold val_loss"),
+        (["Experiment,Val Loss,val_loss", f"{NAME},2,3"], "both hold val_loss"),
         (["name,n_embd,val_loss", f"{NAME},256,2"], "line 2: its name says n_embd=128, the column n_embd 256"),
         (["Experiment;Val Loss", f"{NAME};2,5", f"{OTHER};2.5"], "line 3: '2.5' is no number"),
         (["Experiment,Val Loss", f'"{NAME},2'], "line 2 is no line of a table"),
@@ -288,7 +291,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, header, r
     except UsageError as refusal:
         message = str(refusal)
     assert "any.csv" in message
-    assert names <= {NAME, OTHER}
+    assert all(name.isprintable() for name in names)
 
 
 def test_files_that_are_no_text(write, tmp_path):
@@ -300,12 +303,241 @@ def test_files_that_are_no_text(write, tmp_path):
     for nothing in (b"", b",,\n", b'""\n'):
         binary.write_bytes(nothing)
         assert "is empty" in refused(binary)
-    assert "cannot be read" in refused(tmp_path)
     assert "cannot be read" in refused(tmp_path / "nowhere.csv")
+    (tmp_path / "folder.csv").mkdir()
+    assert "cannot be read" in refused(tmp_path / "folder.csv")
 
 
 def test_tables_beside_a_run_are_read_together(write):
     one = write("Experiment,Val Loss", f"{NAME},2.3759", name="a.csv")
     other = write("Experiment,Val Loss", f"{NAME},2.4000", name="B.CSV")
     results = read_results([one, other])
-    assert list(results.experiments["status"]) == ["failed"]
+    assert list(results.experiments["val_loss"]) == [2.3759, 2.4]
+
+
+# --- other people's tables
+
+
+def grid_lines(seed=0):
+    """The lines of a table of 2^7 experiments as a class published them: settings as columns, names of their own."""
+    random = np.random.default_rng(seed)
+    axes = {"block_size": (64, 128), "n_layer": (4, 6), "n_head": (4, 8), "n_embd": (128, 256)}
+    axes |= {"batch_size": (8, 16), "max_iters": (25, 50), "dropout": (0.1, 0.2)}
+    lines = [f"member,exp_name,exp_num,{','.join(axes)},num_parameters,final_train_loss,final_val_loss,duration"]
+    for i, cell in enumerate(itertools.product(*axes.values()), start=1):
+        loss = 3.0 - 0.002 * cell[3] + 0.1 * cell[6] + 0.01 * random.standard_normal()
+        values = ",".join(map(str, cell))
+        lines.append(
+            f"person{1 + (i - 1) // 32},try {i},{i},{values},{0.8 if cell[3] == 128 else 3.16},{loss - 0.1:.4f},{loss:.4f},7.5"
+        )
+    return lines
+
+
+def test_a_grid_with_settings_as_columns_has_the_effects_of_its_means(write):
+    path = write(*grid_lines(), name="grid.csv")
+    results = read_table(path)
+    assert len(results.finished) == 128
+    assert set(results.factors) == {"block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "dropout"}
+    assert results.experiments["part"].nunique() == 4
+    assert set(results.experiments["parameters"]) == {800_000, 3_160_000}
+    assert "settings: block_size, n_layer, n_head, n_embd, batch_size, max_iters and dropout" in notes(results)
+    check_effects(path, "final_val_loss", results)
+
+
+def check_effects(path, loss, results):
+    """Each main effect is the difference of two means that pandas computes."""
+    raw, table = pd.read_csv(path), effects(results).table
+    for row in table[table["order"] == 1].itertuples():
+        means = raw.groupby(row.term)[loss].mean()
+        assert row.effect == pytest.approx(means[row.level] - means[row.reference], abs=1e-4)
+
+
+@pytest.mark.skipif("NANOSTUDY_TABLES" not in os.environ, reason="NANOSTUDY_TABLES names no folder of real tables")
+def test_the_real_tables():
+    folder = Path(os.environ["NANOSTUDY_TABLES"])
+    results = read_table(folder / "grid_char_group.csv")
+    assert len(results.finished) == 128
+    check_effects(folder / "grid_char_group.csv", "final_val_loss", results)
+    runs = read_table(folder / "wandb_ablations.csv")
+    assert len(runs.finished) == 64
+    assert runs.experiments["val_loss"].idxmin() == "G1_ternary_weights seed 3740"
+    assert {"norm_type", "pos_encoding", "residual_type"} < set(runs.factors)
+
+
+WANDB = (
+    '"Name","State","Notes","Created","Runtime","norm_type","n_embd","run_name","seed","learning_rate","iter","lr","train/loss","val/loss"',
+    '"base","finished","-","2026-01-01T10:00:00.000Z","732","layernorm","384","base","1","0.001","5000","0.0001","1.03","1.4786"',
+    '"base","finished","-","2026-01-01T10:20:00.000Z","731","layernorm","384","base","2","0.001","5000","0.0001","1.04","1.4811"',
+    '"rms","finished","-","2026-01-01T10:40:00.000Z","698","rmsnorm","384","rms","1","0.001","5000","0.0001","1.02","1.4702"',
+    '"rms","finished","-","2026-01-01T11:00:00.000Z","697","rmsnorm","384","rms","2","0.001","5000","0.0001","1.02","1.4733"',
+    '"rms","crashed","-","2026-01-01T11:20:00.000Z","97","rmsnorm","384","rms","3","0.001","500","0.001","2.02","2.1"',
+)
+
+
+def test_runs_of_one_name_and_several_seeds(write):
+    results = read_table(write(*WANDB, name="wandb.csv"))
+    assert list(results.finished.index) == ["base seed 1", "base seed 2", "rms seed 1", "rms seed 2"]
+    assert results.factors == ("norm_type",)
+    crashed = results.experiments.loc["rms seed 3"]
+    assert (crashed["status"], crashed["reason"]) == ("failed", "the table says crashed")
+    assert "'lr' (learning_rate holds learning_rate)" in notes(results)
+    (row,) = effects(results).table.itertuples()
+    assert (row.level, row.reference) == ("rmsnorm", "layernorm")
+    assert row.effect == pytest.approx((1.4702 + 1.4733 - 1.4786 - 1.4811) / 2)
+    assert row.low < row.effect < row.high
+
+
+def test_a_search_of_optuna(write):
+    lines = ["number,value,datetime_start,duration,params_lr,params_hidden,user_attrs_r2,state"]
+    lines += [
+        f"{i},{0.5 + i / 100},2026-01-01 10:00:0{i},0 days 00:01:2{i}.5,0.00{i + 1},{8 * i},0.{i},COMPLETE"
+        for i in range(8)
+    ]
+    results = read_table(
+        write(*lines, "8,0.1,2026-01-01 10:00:09,0 days 00:00:01.0,0.5,7,0.3,PRUNED", name="trials.csv")
+    )
+    assert results.factors == ("learning_rate", "hidden")
+    assert len(results.finished) == 8
+    row = results.experiments.loc["experiment 3"]
+    assert (row["val_loss"], row["seconds"], row["learning_rate"], row["hidden"]) == (0.53, 83.5, 0.004, 24)
+    assert results.experiments.loc["experiment 8", "reason"] == "the table says PRUNED"
+
+
+def test_a_search_of_ray_tune(write):
+    lines = ["loss,time_total_s,training_iteration,trial_id,date,pid,config/lr,config/model/depth,logdir"]
+    lines += [f"{2 - i / 10},{i}.5,10,a{i}_0000,2026-01-01,{i},0.{i + 1},{2 + i % 2},/tmp/{i}" for i in range(6)]
+    results = read_table(write(*lines, name="tune.csv"))
+    assert results.factors == ("learning_rate", "model_depth")
+    assert list(results.experiments.index) == [f"a{i}_0000" for i in range(6)]
+    assert list(results.experiments["seconds"]) == [i + 0.5 for i in range(6)]
+
+
+@pytest.mark.parametrize("name", ["runs.json", "runs.jsonl", "runs.tsv", "runs.csv.gz"])
+def test_other_kinds_of_file(tmp_path, name):
+    rows = [
+        {"name": f"try {i}", "config": {"lr": 0.1 * (i + 1), "act": "relu"}, "val_loss": 2 - i / 10, "ok": None}
+        for i in range(4)
+    ]
+    flat = "\n".join(
+        ["name\tconfig/lr\tval_loss", *(f"{r['name']}\t{r['config']['lr']}\t{r['val_loss']}" for r in rows)]
+    )
+    texts = {"runs.json": json.dumps({"about": "x", "runs": rows}), "runs.jsonl": "\n".join(map(json.dumps, rows))}
+    text = texts.get(name, flat).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    results = read_table(tmp_path / name)
+    assert list(results.experiments.index) == [f"try {i}" for i in range(4)]
+    assert list(results.experiments["val_loss"]) == [2 - i / 10 for i in range(4)]
+    assert results.factors == ("learning_rate",)
+
+
+LOG = """Overriding config with config/train_shakespeare_char.py:
+# train a small model
+n_layer = 2 # few
+dropout = {dropout}
+max_iters = 500
+Overriding: seed = 7
+number of parameters: 0.80M
+step 0: train loss 4.1676, val loss 4.1649
+iter 0: loss 4.1712, time 30.12ms, mfu -100.00%
+step 250: train loss 2.4012, val loss 2.4120
+iter 250: loss 2.4, time 30.12ms, mfu 1.00%
+step 500: train loss 2.1012, val loss {loss}
+"""
+
+
+def test_logs_of_nanogpts_training(write):
+    paths = [
+        write(*LOG.format(dropout=d, loss=2 + d).splitlines(), name=f"drop{i}/train.log")
+        for i, d in enumerate((0.0, 0.2))
+    ]
+    results = read_results(paths)
+    assert results.factors == ("dropout",)
+    one = results.experiments.loc["drop1"]
+    assert (one["val_loss"], one["train_loss"], one["parameters"], one["seed"], one["n_layer"]) == (
+        2.2,
+        2.1012,
+        800_000,
+        7,
+        2,
+    )
+    curve = results.evaluations[results.evaluations["name"] == "drop1"]
+    assert list(curve["step"]) == [0, 250, 500]
+    assert list(curve["val_loss"]) == [4.1649, 2.412, 2.2]
+    unfinished = read_table(write(*LOG.format(dropout=0.1, loss=2).splitlines()[:-1], name="half.log"))
+    assert (only(unfinished)["status"], only(unfinished)["reason"]) == ("failed", "it stopped after 250 of 500 updates")
+
+
+def test_the_evaluations_of_one_training_are_a_curve(write):
+    lines = ["iter,train_loss,val_loss,lr,elapsed_s", "0,4.2,4.3,0.1,1", "250,2.5,2.6,0.05,9", "500,2.1,2.3,0.01,18"]
+    results = read_table(write(*lines, name="mine/loss_log.csv"))
+    assert list(results.experiments.index) == ["mine"]
+    assert only(results)["val_loss"] == 2.3
+    assert list(results.evaluations["val_loss"]) == [4.3, 2.6, 2.3]
+
+
+def test_what_a_column_is_can_be_stated(write):
+    lines = [
+        "alpha,beta,quality,tag",
+        *(f"{a},{b},{a + 2 * b},x{a}{b}" for a in (1, 2) for b in (1, 2) for _ in (1, 2)),
+    ]
+    path = write(*lines, name="odd.csv")
+    assert "no column that is a loss" in refused(path)
+    assert "--loss COLUMN" in refused(path)
+    results = read_table(path, loss="quality", name="tag", factors=("alpha", "Beta"))
+    assert results.factors == ("alpha", "beta") or results.factors == ("alpha", "beta_") or len(results.factors) == 2
+    assert results.experiments.loc["x12", "val_loss"] == 5
+    with pytest.raises(UsageError, match=r"no column 'gamma' \(--factors\)"):
+        read_table(path, loss="quality", factors=("gamma",))
+
+
+def test_bits_per_byte_are_told_in_nats(write):
+    row = only(read_table(write("commit\tval_bpb\tstatus", "3087aeb\t2.0\tkeep", name="results.tsv")))
+    assert row["val_loss"] == pytest.approx(2 * math.log(2))
+
+
+def test_a_label_of_two_settings_takes_none_of_their_effects(write):
+    cells = [(d, a, f"{d}-{a}") for d in (0.0, 0.2) for a in ("relu", "gelu")]
+    lines = [f"{d},{a},{group},{2 + d}" for d, a, group in cells for _ in range(3)]
+    results = read_table(write("dropout,activation,group_of_runs,val_loss", *lines, name="labels.csv"))
+    assert results.factors == ("dropout", "activation")
+    assert "a label: it says dropout and activation" in notes(results)
+
+
+# --- hostile tables
+
+
+HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:alert(1))"
+
+
+def test_hostile_text_does_no_harm(write, tmp_path):
+    lines = [
+        f'"{HOSTILE}{i}","=cmd|calc",{"nan" if i == 3 else 2 + i / 10},"{kind}"'
+        for i, kind in enumerate(["<b>", "=1+1"] * 4)
+    ]
+    path = write(f'"name","{HOSTILE}","val_loss","config/kind of <i>"', *lines, name="hostile.csv")
+    written = publish(Analysis(read_table(path)), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page.replace(json.dumps("<img src=x"), "")
+    assert "[a](javascript" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"^=|,=", (tmp_path / "report" / "results.csv").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "7 finished" in " ".join(written.notes) or written.answer
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("deep.json", "[" * 100_000, "is no JSON"),
+        ("number.json", '{"val_loss": ' + "1" * 5000 + "}", "is no JSON"),
+        ("list.json", "[1, 2]", "holds no experiment"),
+        ("empty.jsonl", "", "is empty"),
+        ("words.log", "nothing to see", "no line such as"),
+        ("cut.csv.gz", gzip.compress(b"name,val_loss\na,2\n" * 99)[:30], "cannot be unpacked"),
+        ("bomb.csv.gz", gzip.compress(b"\n" * (2**26 + 1)), "when it is unpacked"),
+        ("wide.csv", ",".join(map(str, range(3000))), "3,000 columns"),
+        ("book.csv", b"PK\x03\x04 a spreadsheet", "Save the table in it as CSV"),
+    ],
+)
+def test_hostile_files_are_refused(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert words in refused(path)

@@ -21,7 +21,7 @@ from nanostudy import tracking
 from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.reporting import write
-from nanostudy.settings import Resources, Where
+from nanostudy.settings import TRACKING, Resources, Where
 from nanostudy.training.events import Event, Logged
 from nanostudy.training.run_folder import read_rows
 
@@ -208,6 +208,8 @@ def test_wandb_is_online_where_the_person_says_so(experiment, tmp_path, wandb, m
     assert [run.asked["mode"] for run in wandb.runs] == ["online", "disabled"]
     assert wandb.runs[0].asked["project"] == "mine"
     assert wandb.runs[0].asked["resume"] == "allow"
+    train(experiment, tmp_path / "c", "wandb", track_project="theirs", track_name="first try")
+    assert [wandb.runs[2].asked[key] for key in ("project", "name")] == ["theirs", "first try"]
     assert wandb.runs[0].asked["id"] != wandb.runs[1].asked["id"]
 
 
@@ -430,10 +432,17 @@ def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch, ca
 def test_nanogpts_wandb_log_is_the_same(tmp_path) -> None:
     from nanostudy.interop.nanogpt_config import read_config
 
-    (tmp_path / "a.py").write_text("wandb_log = True\nwandb_project = 'owt'\ndataset = 'shakespeare_char'\n")
+    names = "wandb_project = 'owt'\nwandb_run_name = 'mini'\n"
+    (tmp_path / "a.py").write_text(f"wandb_log = True\n{names}dataset = 'shakespeare_char'\n")
     found = read_config(tmp_path / "a.py")
-    assert found.settings["track"] == "wandb"
-    assert [name for name, *_ in found.unused] == ["wandb_project"]
+    assert [found.settings[name] for name in TRACKING] == ["wandb", "owt", "mini"]
+    assert not found.unused
+    untracked = read_config(tmp_path / "a.py", {"wandb_log": "False"})
+    assert [name for name, *_ in untracked.unused if "wandb" in name] == [
+        "wandb_log",
+        "wandb_project",
+        "wandb_run_name",
+    ]
     assert read_config(tmp_path / "a.py", {"track": "none"}).settings["track"] == "none"
     assert "track" not in read_config(tmp_path / "a.py", {"wandb_log": "False"}).settings
 

@@ -72,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         call("train", "quickstart")
         call("study", "run", "quickstart")
         call("convert", "runs/quickstart", "--to", "nanogpt", "--out", "out-shakespeare-char")
-        for name in ("anna.csv", "ben.csv"):
+        for name in ("anna.csv", "ben.csv", "theirs.csv"):
             shutil.copy("studies/quickstart/results.csv", name)
         yield home
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -111,6 +112,14 @@ def test_a_notebook_is_whole_small_and_without_outputs(path: Path) -> None:
     assert path.stat().st_size < LARGEST
     assert code(book)[0].metadata.tags == ["parameters"]
     assert [cell for cell in code(book) if "%pip" in cell.source] == [code(book)[1]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_says_what_to_set_where_pip_finds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = code(nbformat.read(path, as_version=4))[1].source
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"SOURCE = 'nowhere'\. Set SOURCE in the first cell"):
+        exec(re.sub(r"%pip .*", "pass", source), {"SOURCE": "nowhere"})  # %pip does not raise, either
 
 
 def test_there_are_three() -> None:

@@ -281,3 +281,40 @@ def test_shares_of_few_are_counts():
     assert share_text(row, "speakers_real") == "0 of 2 (0% to 66%)"
     row = {"words_real": 0.46, "words": 62, "words_real_low": 0.34, "words_real_high": 0.58}
     assert share_text(row, "words_real") == "46% (34% to 58%, n = 62)"
+
+
+def test_two_runs_are_compared_with_each_other():
+    results = synthetic({"n_embd": [128, 256]}, {"n_embd": -0.2}, curves=True)
+    made = document(Analysis(results))
+    better, other = (f"{loss:.4f}" for loss in sorted(results.experiments["val_loss"]))
+    assert made.title == "E256 against E128"
+    assert made.lede == (
+        f"E256 reaches a validation loss of {better} nats per token, and E128 one of {other}, by one training each."
+    )
+    assert [one.about for one in made.answer][:2] == ["Which is better", "What differs between them"]
+    assert made.answer[0].text == "E256 has the lower validation loss, by 0.2000 nats per token."
+    assert "n_embd 256 and 128" in made.answer[1].text
+    assert "judge" in made.answer[-1].text
+    there = {section.id for section in made.sections}
+    assert {"answer", "experiments", "curves"} <= there
+    assert not {"ranking", "effects", "interactions", "parallel", "fair", "scaling", "next"} & there
+
+
+def test_two_seeds_of_one_setting_differ_by_noise():
+    made = document(Analysis(synthetic({"n_embd": [128]}, seeds=(1, 2), noise=0.01)))
+    assert made.title in ("s1 against s2", "s2 against s1")
+    assert "noise" in made.answer[-1].text
+
+
+def test_the_answer_begins_with_its_figure_and_what_the_best_writes():
+    results = synthetic(FACTORS, {"n_embd": -0.1}, seeds=(1, 2), noise=0.01)
+    best = str(results.finished["val_loss"].idxmin())
+    samples = pd.DataFrame([(best, "", "To be\nor not")], columns=["name", "prompt", "text"])
+    made = document(Analysis(replace(results, samples=samples)))
+    figure, quote, answer = made.sections[0].blocks
+    assert figure.id == "effects"
+    assert quote.text == "To be\nor not"
+    assert len(answer.sentences) >= 3
+    assert made.lede.count(". ") == 0
+    shown = [block.id for section in made.once for block in section.blocks if hasattr(block, "alternative")]
+    assert len(shown) == len(set(shown))

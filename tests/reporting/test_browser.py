@@ -189,6 +189,25 @@ def test_values_from_the_list_make_the_expression(opened):
     assert opened.locator("#where").input_value() == ""
 
 
+def test_effects_and_means_are_those_of_what_is_shown(opened):
+    """Matched differences, as pandas has them."""
+    draw_all(opened)
+    opened.locator("#where").fill("dropout == 0.2 and seed == 1")
+    opened.wait_for_timeout(300)
+    table = hostile().experiments.query("status == 'finished' and dropout == 0.2 and seed == 1")
+    drawn = opened.evaluate(
+        """(figure) => [...nanostudyPage.views.entries()].filter(([element]) => element.dataset.key === figure)
+          .flatMap(([, { view, named }]) => Object.keys(named).flatMap((name) => view.data(name)))""",
+        "effects.0",
+    )
+    effects = {row["column"]: row["effect"] for row in drawn if "effect" in row}
+    assert set(effects) == {"n_embd", "n_head"}
+    by = table.set_index(["n_embd", "n_head"])["val_loss"].unstack("n_embd").dropna()
+    assert effects["n_embd"] == pytest.approx((by[256] - by[128]).mean())
+    assert "without intervals" in opened.locator("#figure-effects figcaption").inner_text()
+    assert "Of all experiments" in opened.locator("#figure-variance figcaption").inner_text()
+
+
 PLACE = """([key, x, y]) => {
   const element = document.querySelector(`[data-key="${key}"]`);
   element.scrollIntoView({ block: "center", behavior: "instant" });
@@ -234,6 +253,15 @@ def test_the_nearest_line_says_its_settings_and_a_click_ticks_it(opened):
     assert opened.evaluate("[...nanostudyPage.selection.state.ticked]") == [curve["i"]]
     opened.locator("#selected .untick").click()
     assert opened.locator("#experiments-table input:checked").count() == 0
+
+
+def test_a_click_on_a_dot_ticks_it(opened):
+    draw_all(opened)
+    row = max(opened.evaluate("nanostudyPage.tables.experiments"), key=lambda row: row["val_loss"] or 0)
+    x, y = opened.evaluate(PLACE, ["pareto.0", row["parameters"], row["val_loss"]])
+    opened.mouse.click(x, y)
+    assert opened.evaluate("[...nanostudyPage.selection.state.ticked]") == [row["i"]]
+    assert opened.locator("#sample-cards h3 > span").all_text_contents() == [row["short"]]
 
 
 def test_the_address_keeps_the_selection(opened, browser):
@@ -298,10 +326,20 @@ def test_no_label_is_cut_and_links_land(browser, page_file, width, scheme):
         })"""
     )
     assert cut == []
-    shortened = page.evaluate(
-        "[...document.querySelectorAll('.panel svg .role-axis-label text')].map((t) => t.textContent).filter((t) => t.endsWith('…'))"
+    words = page.locator(".panel svg text").all_text_contents()
+    assert not [text for text in words if text.endswith("…")]
+    faint = page.evaluate(
+        """() => {
+          const light = (colour) => { const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05; };
+          return [...document.querySelectorAll('.panel svg .mark-line path, .panel svg .mark-rule line, .panel svg .mark-symbol path')].map((mark) => {
+            const [style, ground] = [getComputedStyle(mark), light(getComputedStyle(mark.closest('.figure')).backgroundColor)];
+            const own = light(style.stroke === 'none' ? style.fill : style.stroke);
+            return mark.closest('.role-mark') && [mark.closest('.figure').dataset.figure, Math.max(own, ground) / Math.min(own, ground)];
+          }).filter((one) => one && one[1] < 1.6).map(String);
+        }"""
     )
-    assert shortened == []
+    assert not faint
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 

@@ -15,6 +15,7 @@ from nanostudy.analysis import equal_budget as equal_budget_
 from nanostudy.analysis import forest as forest_
 from nanostudy.analysis import ranking as ranking_
 from nanostudy.analysis import shapes as shapes_
+from nanostudy.analysis import sources as sources_
 from nanostudy.analysis import text_error as text_error_
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
@@ -25,6 +26,7 @@ from nanostudy.analysis.power import Seeds
 from nanostudy.analysis.results import Results, read_study_folder
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
 from nanostudy.analysis.shapes import Shapes
+from nanostudy.analysis.sources import Sources
 from nanostudy.analysis.winner import Confirmed
 from nanostudy.text import counted
 
@@ -110,6 +112,11 @@ class Analysis:
     @cached_property
     def part_means(self) -> pd.DataFrame:
         return parts.part_means(self.results)
+
+    @cached_property
+    def sources(self) -> Sources | None:
+        """The same effects as several studies or tables measured them; None where they have none in common."""
+        return sources_.sources(self.results)
 
     @cached_property
     def divergence(self) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from nanostudy.text import counted, value_text
 WITHOUT_EFFECT = (*names_of("record"), "eval_interval", "eval_tokens")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
 SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
-# `source` is "nanostudy", or "table" for numbers that other code may have made; `identity` is empty there
-ABOUT = ("id", "part", "status", "reason", "source", "identity")
+# `source` is "nanostudy", or the table whose numbers other code may have made; `identity` is empty there
+OURS = "nanostudy"
+ABOUT = ("id", "part", "status", "reason", "source", "study", "identity")
 EVALUATIONS = ("name", "step", "tokens", "seconds", "train_loss", "val_loss")
 TRAINING = ("name", "step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 SAMPLES = ("name", "prompt", "text")
@@ -29,7 +30,7 @@ AT_CONTEXT = "val_loss_at_"  # and the context: the validation loss scored in wi
 
 
 def columns() -> tuple[str, ...]:
-    """Those of the table of experiments."""
+    """Those of the table of experiments. A table of other people's may add factors that are no settings here."""
     return (*ABOUT, *SETTINGS, *MEASURES, *SURROUNDINGS, "folder")
 
 
@@ -81,7 +82,9 @@ class Results:
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """Settings with more than one known value, `seed` never among them; in the order in which Experiment declares them."""
+        """Settings with more than one known value, `seed` never among them, in the order in which Experiment declares them; and
+        what else a table varied.
+        """
         return factors_of(self.experiments)
 
     @property
@@ -107,8 +110,15 @@ class Results:
 
 
 def factors_of(experiments: pd.DataFrame) -> tuple[str, ...]:
-    candidates = (name for name in SETTINGS if name != "seed" and name not in WITHOUT_EFFECT)
+    candidates = [name for name in SETTINGS if name != "seed" and name not in WITHOUT_EFFECT]
+    candidates += _others(map(str, experiments))
     return tuple(name for name in candidates if len(levels(experiments[name])) > 1)
+
+
+def _others(names: Iterable[str]) -> list[str]:
+    """The columns that hold what a table varied and this project has no setting for."""
+    usual = {*columns(), *FIELDS, "name"}
+    return [name for name in dict.fromkeys(names) if name not in usual and not name.startswith(AT_CONTEXT)]
 
 
 def known(value: Any) -> bool:
@@ -128,7 +138,8 @@ def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     contexts = {key for record in records for key in record if key.startswith(AT_CONTEXT)}
     scored = sorted(contexts, key=lambda key: int(key.removeprefix(AT_CONTEXT)))
-    values = {name: [record.get(name) for record in records] for name in (*columns(), *scored)}
+    others = _others(key for record in records for key in record)
+    values = {name: [record.get(name) for record in records] for name in (*columns(), *scored, *others)}
     table = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in values.items()})
     for name in (*MEASURES, *scored):
         table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)

@@ -12,8 +12,19 @@ from typing import Any
 
 import pandas as pd
 
-from nanostudy.analysis.frames import AT_CONTEXT, EVALUATIONS, SAMPLES, TRAINING, CorpusFacts, experiments_frame, joined
+from nanostudy.analysis.frames import (
+    AT_CONTEXT,
+    EVALUATIONS,
+    OURS,
+    SAMPLES,
+    TRAINING,
+    CorpusFacts,
+    experiments_frame,
+    joined,
+)
 from nanostudy.analysis.frames import Results as Results
+from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
+from nanostudy.analysis.table_files import SUFFIXES
 from nanostudy.analysis.tables import read_tables
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
@@ -32,13 +43,16 @@ SOFTWARE = ("platform", "python", "torch")
 KERNELS = ("compiled", "tiles")
 
 
-def read_results(paths: Sequence[Path | str]) -> Results:
-    """Study folders, run folders and .csv files as one. Raises UsageError at what is none of these, NanostudyError at damage."""
+def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -> Results:
+    """Study folders, run folders and tables as one; `stated` says which of the tables' columns is what.
+
+    Raises UsageError at what is none of these, NanostudyError at damage.
+    """
     if not paths:
-        raise UsageError("Name at least one study folder, run folder or results.csv.")
+        raise UsageError("Name at least one study folder, run folder or table of results.")
     places = list(dict.fromkeys(_there(Path(path)) for path in paths))
-    tables = [path for path in places if path.suffix.lower() == ".csv"]
-    pieces = [read_tables(tables)] if tables else []
+    tables = [path for path in places if path.suffix.lower() in SUFFIXES]
+    pieces = read_tables(tables, stated) if tables else []
     for path in (path for path in places if path not in tables):
         if has_study(path):
             pieces.append(read_study_folder(path))
@@ -46,9 +60,15 @@ def read_results(paths: Sequence[Path | str]) -> Results:
             pieces.append(read_run_folder(path))
         else:
             there = "holds neither a study nor a run" if path.is_dir() else "is not there"
-            raise UsageError(f"{path} {there}. Name study folders, run folders or tables (.csv).")
-    whole = joined(pieces)
+            raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
+    whole = joined([_with_study(piece) for piece in pieces])
     return replace(whole, notes=(*_incomparable(whole.experiments), *whole.notes))
+
+
+def _with_study(piece: Results) -> Results:
+    """Each experiment says in which study or source it was."""
+    table = piece.experiments
+    return replace(piece, experiments=table.assign(study=table["study"].where(table["study"].notna(), piece.title)))
 
 
 def _there(path: Path) -> Path:
@@ -170,7 +190,7 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: M
     return {
         **{key: getattr(result, key) for key in ("id", "name", "part", "reason", "identity", "members")},
         "status": str(result.status),
-        "source": "nanostudy",
+        "source": OURS,
         **settings,
         **measures,
         **{key: result.machine.get(key) for key in MACHINE},
@@ -225,7 +245,7 @@ def _provenance(
     some = "".join(f" --part {part}" for part in parts) if len(parts) < len({one.part for one in results}) else ""
     return {
         "command": _command(title, "" if shipped else definition, some),
-        "definition": definition if shipped else "",
+        "definition": definition,
         "machines": _machines(done),
         "versions": _versions([metadata for _, metadata in texts.values()]),
         "checksums": {facts.name: facts.sha256 for facts, _ in texts.values()},
@@ -237,7 +257,7 @@ def _command(title: str, definition: str, parts: str) -> str:
     """What a shell runs to train a study again; a definition that is not shipped becomes a file first."""
     file = shlex.quote(f"{title}.yaml" if definition else title)
     written = f"cat > {file} <<'END'\n{definition.strip()}\nEND\n" if definition else ""
-    return f"{written}nanostudy study run {file}{parts}"
+    return f"{written}nanostudy study run {file}{parts} --out {shlex.quote(f'{title}-again')}"
 
 
 def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ import typer
 
 from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
-from nanostudy.cli.options import Corpus, Tokenizer, options
+from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, options
 from nanostudy.cli.study import app as study_app
-from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, SamplingParams
+from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING, SamplingParams
 from nanostudy.text import printable
 from nanostudy.validation import settings_of
 
@@ -87,10 +87,10 @@ def train(
     from nanostudy.training.run_folder import read_metadata
 
     with joined() as ranks:
-        experiment, resources, track, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
+        experiment, resources, tracking, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
         before = read_metadata(out) if ranks.first else None
         try:
-            run = api.train(experiment, out, resources=resources, track=track)
+            run = api.train(experiment, out, resources=resources, **tracking)
         except KeyboardInterrupt:
             raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
     if not ranks.first:
@@ -100,8 +100,10 @@ def train(
     _print_finished(run)
 
 
-def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[Experiment, Resources, str | None, Path]:
-    """What to train, on what, the tracker, and the run folder; prints what of nanoGPT's settings is not used."""
+def _requested(
+    source: str, assignments: list[str], out: Path | None
+) -> tuple[Experiment, Resources, dict[str, Any], Path]:
+    """What to train, on what, the tracker's settings, and the run folder; prints what of nanoGPT's settings is not used."""
     from nanostudy.interop.nanogpt_config import read_config
     from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
@@ -117,7 +119,8 @@ def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[E
     else:
         settings = {**read_settings(source), **given}
     experiment, resources = experiment_and_resources(settings)
-    return experiment, resources, settings.get("track"), out or _default_folder(source, given, experiment)
+    tracking = {name: settings[name] for name in TRACKING if name in settings}
+    return experiment, resources, tracking, out or _default_folder(source, given, experiment)
 
 
 def _default_folder(source: str, given: dict[str, str], experiment: Experiment) -> Path:
@@ -232,16 +235,19 @@ def _prompt(text: str | None) -> str | None:
 @app.command()
 def report(
     paths: Annotated[
-        list[Path], typer.Argument(help="Studies (folders or names), run folders, tables (.csv); one or several.")
+        list[Path], typer.Argument(help="Studies (folders or names), run folders, tables of results; one or several.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write. Default: report in the study or run, or here for several.")
     ] = None,
+    loss: Loss = "",
+    name: Name = "",
+    factors: Factors = "",
 ) -> None:
     """Report on a study, or on several runs or tables: a page to open, Markdown, a table, figures. Also while it runs."""
     from nanostudy import api
 
-    written = api.published(*paths, out=out)
+    written = api.published(*paths, out=out, **columns(loss, name, factors))
     for note in written.notes:
         print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
     if not written.answer:

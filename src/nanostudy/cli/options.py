@@ -37,7 +37,15 @@ Only = Annotated[
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
 Corpus = Annotated[str, typer.Argument(help="A corpus, or a path.")]
 Tokenizer = Annotated[str, typer.Option(help=SETTINGS["tokenizer"].meaning)]
+Loss = Annotated[str, typer.Option(help="In a table: the column of the validation loss, of which less is better.")]
+Name = Annotated[str, typer.Option(help="In a table: the column of the experiments' names.")]
+Factors = Annotated[str, typer.Option(help="In a table: the columns of what was varied, as A,B.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
+
+
+def columns(loss: str, name: str, factors: str) -> dict[str, Any]:
+    """Of a table, as the Python interface takes them."""
+    return {"loss": loss, "name": name, "factors": [one.strip() for one in factors.split(",") if one.strip()]}
 
 
 def options(names: Iterable[str]) -> Callable[[F], F]:

@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanostudy.cli.options import Axes, Folder, Form, Format, Only, Out, Part, Source, options
+from nanostudy.cli.options import (
+    Axes,
+    Factors,
+    Folder,
+    Form,
+    Format,
+    Loss,
+    Name,
+    Only,
+    Out,
+    Part,
+    Source,
+    columns,
+    options,
+)
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
 from nanostudy.text import printable
 
@@ -25,6 +39,7 @@ MOST_STACKS = 40  # rows of a plan's table
 REPORT_WIDTH = 100  # columns
 LONGEST_IDS = 60  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
+
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
 
@@ -324,21 +339,61 @@ def merge_command(
         print(printable(line))
 
 
+@app.command("import")
+def import_command(
+    tables: Annotated[
+        list[Path], typer.Argument(help="Tables of results: .csv, .tsv, .json, JSON lines, train.py's logs.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="A new folder. Default: imports/ and the table's name.")] = None,
+    loss: Loss = "",
+    name: Name = "",
+    factors: Factors = "",
+) -> None:
+    """Take over somebody's table of results: in nanostudy's columns, and as a study that trains its experiments here."""
+    from nanostudy.api import import_study
+
+    imported = import_study(*tables, out=out, **columns(loss, name, factors))
+    for note in imported.notes:
+        print(f"{textwrap.fill(printable(note), REPORT_WIDTH)}\n")
+    print(f"table    {imported.table}")
+    print(f"study    {imported.study or 'none'}{f' ({imported.why})' if imported.why else ''}")
+    print(f"report   nanostudy report {shlex.quote(str(imported.table))}")
+
+
 @app.command("export")
 def export_command(
     folder: Folder,
-    to: Annotated[Path | None, typer.Option(help="Where to. Default: the study's folder, under published/.")] = None,
-    layout: Annotated[str, typer.Option(help="published: the hand-run study's tables and folders.")] = "published",
+    to: Annotated[
+        Path | None, typer.Option(help="Where to. Default: the study's folder, under the layout's name.")
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(help="published: the hand-run study's tables and folders. findings: a small folder to publish."),
+    ] = "published",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With findings: a table or a study of others, whose effects stand beside these; may be given again."
+        ),
+    ] = None,
 ) -> None:
-    """Write a study's results in the layout of the published study."""
+    """Write a study's results in the layout of the published study, or its findings as a small folder without weights."""
     from nanostudy.errors import UsageError
     from nanostudy.study.definition import existing_folder
-    from nanostudy.study.export import export_published
 
-    if layout != "published":
-        raise UsageError(f"--layout {layout!r} is not known: published.")
+    if layout not in ("published", "findings"):
+        raise UsageError(f"--layout {layout!r} is not known: published or findings.")
     path = existing_folder(folder)
-    for line in export_published(path, to or path / "published"):
+    to = to or path / layout
+    if layout == "published":
+        from nanostudy.study.export import export_published
+
+        lines = export_published(path, to)
+    else:
+        from nanostudy.reporting.publication import publish_findings
+
+        lines = publish_findings(path, to, beside or [])
+    for line in lines:
         print(printable(line))
 
 

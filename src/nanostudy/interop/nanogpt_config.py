@@ -53,10 +53,11 @@ NO_COUNTERPART: dict[str, tuple[Value, str]] = {
     "eval_iters": (200, "an evaluation reads the whole validation split, or fixed windows with eval_tokens"),
     "always_save_checkpoint": (True, "the best and the last weights are both kept"),
     "wandb_log": (False, "losses are written to the run folder; True is track=wandb"),
-    "wandb_project": ("owt", "with track=wandb, WANDB_PROJECT names another project than nanostudy"),
-    "wandb_run_name": ("gpt2", "with track=wandb, a run is named as the experiment is"),
+    "wandb_project": ("owt", "there is no tracker; with wandb_log=True it is track_project"),
+    "wandb_run_name": ("gpt2", "there is no tracker; with wandb_log=True it is track_name"),
     "backend": ("nccl", "processes that train together use NCCL on GPUs, gloo on CPUs"),
 }
+WANDB = {"wandb_project": "track_project", "wandb_run_name": "track_name"}
 DEFAULTS: dict[str, Value] = {**SHARED, **TRANSLATED, **{name: value for name, (value, _) in NO_COUNTERPART.items()}}
 SEED = 1337  # train.py's, which no setting changes
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -146,6 +147,8 @@ def translate(given: Mapping[str, Value | Code]) -> Translation:
         text = f"{value.text} (code, not executed)" if isinstance(value, Code) else repr(value)
         if name == "wandb_log" and value is True:
             settings.setdefault("track", "wandb")
+        elif name in WANDB and given.get("wandb_log") is True and isinstance(value, str):
+            settings.setdefault(WANDB[name], value)
         elif name in NO_COUNTERPART:
             unused.append(Unused(name, text, NO_COUNTERPART[name][1]))
         elif name not in IN_FILES and name not in TRANSLATED:

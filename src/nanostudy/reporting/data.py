@@ -15,8 +15,8 @@ import pandas as pd
 
 from nanostudy.analysis.frames import Results
 from nanostudy.measures import MEASURES
-from nanostudy.reporting.charts.figure import records
-from nanostudy.text import short_name, value_text
+from nanostudy.reporting.charts.figure import plain_value, records
+from nanostudy.text import short_name
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
@@ -72,7 +72,7 @@ def _experiments(results: Results, settings: Sequence[str]) -> list[dict[str, An
     columns = ["id", *marks, "part", "status", "reason", *results.factors, "seed", *MEASURES, "device", "precision"]
     table = results.experiments[[column for column in columns if column in results.experiments]].copy()
     for name in results.factors:  # as charts and filters take them: numbers, or text
-        table[name] = [value_text(value) if isinstance(value, (bool, np.bool_)) else value for value in table[name]]
+        table[name] = [plain_value(value) for value in table[name]]
     table["cell"] = results.cells()
     table["place"] = results.finished["val_loss"].rank(method="first").reindex(table.index)
     table["short"] = short_names(results, settings)

@@ -36,7 +36,16 @@ from nanostudy.reporting.document import (
 )
 from nanostudy.version import VERSION
 
-MODULES = ("dom", "expression", "selection", "figures", "table", "samples", "page")  # each uses those before it
+MODULES = (
+    "dom",
+    "expression",
+    "selection",
+    "means",
+    "figures",
+    "table",
+    "samples",
+    "page",
+)  # each uses those before it
 LONG = 20  # characters of a name, that may be broken at its underscores
 MOST_NOTES = 4  # before the first section; all are among the caveats
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -226,7 +235,7 @@ def _figure(figure: Figure, data: Data, section: str) -> str:
         + ("" if figure.title == section else f"<h3>{_text(figure.title)}</h3>")
         + (f'<div class="controls">{controls}</div>' if controls else "")
         + f'<div class="panels" role="img" aria-label="{html.escape(figure.alternative)}">{panels}</div>'
-        f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
+        f'<figcaption>{_text(figure.caption)} <span class="of-shown"></span></figcaption></figure>'
     )
 
 

@@ -17,6 +17,7 @@ from nanostudy.reporting.document import Document, Sentence
 from nanostudy.reporting.html import page
 from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
+from nanostudy.settings import FIELDS
 from nanostudy.text import csv_cell
 
 PAGE, MARKDOWN, TABLE = "index.html", "report.md", "results.csv"
@@ -90,8 +91,9 @@ def publish_run(folder: Path) -> Published:
 
 
 def results_csv(results: Results) -> str:
-    """One row per experiment, every column that has a value."""
+    """One row per experiment, every column that has a value. What is no setting here is one of another program's configuration."""
     table = results.experiments.dropna(axis="columns", how="all").drop(columns=["folder"], errors="ignore")
+    table = table.rename(columns={name: f"config/{name}" for name in results.factors if name not in FIELDS})
     text: str = table.reset_index(names="name").map(csv_cell).to_csv(index=False, lineterminator="\n")
     return text
 

@@ -57,8 +57,9 @@ class Evidence:
         return rows[rows["step"] == 0].set_index("name")["train_loss"].astype(float)
 
     def was_run(self, settings: Settings) -> bool:
-        """Whether a run with these settings has ended, or one of a table that does not give all of them."""
-        return any(row["status"] in DONE and matches(row, settings, unknown=True) for row in self.rows)
+        """Whether a run with these settings has ended, or one of a table that gives its size and not all of them."""
+        of_size = (row for row in self.rows if all(known(row[name]) for name in ("n_layer", "n_head", "n_embd")))
+        return any(row["status"] in DONE and matches(row, settings, unknown=True) for row in of_size)
 
     def matching(self, settings: Settings) -> pd.DataFrame:
         """The experiments, whatever their status, whose settings are all equal to these."""

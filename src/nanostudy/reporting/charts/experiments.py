@@ -13,7 +13,7 @@ from nanostudy.analysis.frames import Results, levels
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, records
+from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
 from nanostudy.reporting.data import spread, telling
 from nanostudy.reporting.phrases import number
 from nanostudy.text import LETTERS, counted, listed, short_name, value_text
@@ -231,7 +231,7 @@ def _heights(
         labels += [{"axis": axis, "at": at[level], "level": text} for level, text in named.items()]
         rank = table.groupby(axis)["val_loss"].rank(pct=True) - 0.5
         heights[axis] = table[axis].map(at).astype(float) + 0.62 / len(present) * rank
-        bands = [(value_text(v) if isinstance(v, (bool, np.bool_)) else v, round(y, 4)) for v, y in at.items()]
+        bands = [(plain_value(v), round(y, 4)) for v, y in at.items()]
         places[axis] = {"title": axis, "levels": bands, "half": round(0.31 / len(present), 4)}
     return heights, labels, places
 

@@ -12,7 +12,7 @@ import pandas as pd
 from nanostudy.analysis.effects import Effects
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, records
+from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
 from nanostudy.reporting.phrases import interval, term_text
 from nanostudy.text import value_text
 
@@ -35,9 +35,15 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
     rows = worded(table.loc[order].dropna(subset=["effect"]).head(most))
     rows["kind"] = np.where(rows["clear"].astype(bool), *KINDS)
+    alone = rows["order"] == 1
+    rows["column"] = rows["factor_a"].where(alone, None)
+    for end, level in (("from", "reference"), ("to", "level")):
+        rows[end] = [plain_value(v) if own else None for v, own in zip(rows[level], alone, strict=True)]
     rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
     shapes = alt.Scale(domain=KINDS, range=["circle", "diamond"])
-    base = marks.inline(records(rows[["what", "effect", "low", "high", "kind", "text"]])).encode(
+    base = marks.inline(
+        records(rows[["what", "effect", "low", "high", "kind", "text", "column", "from", "to"]])
+    ).encode(
         y=alt.Y("what:N", sort=list(dict.fromkeys(rows["what"])), title=None, axis=alt.Axis(grid=True)),
         color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=[INK, GREY]), legend=None),
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
@@ -59,7 +65,13 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     return Figure(
         "largest-effects" if few else "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
         f"{'The largest effects' if few else 'Effects'} on the {measure.title}",
-        (Panel(alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point), 22 * len(rows)),),
+        (
+            Panel(
+                alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point),
+                22 * len(rows),
+                meta={"changes": name},
+            ),
+        ),
         caption,
         f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
     )
@@ -121,7 +133,12 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
     y = marks.y_of("val_loss", "mean", scale=alt.Scale(zero=False, domain=domain, nice=False))
     whisker = base.mark_rule(strokeWidth=1.2, opacity=0.6).encode(y=alt.Y("low:Q"), y2="high:Q")
     lines = [base.mark_line(strokeWidth=2.2).encode(y=y), base.mark_point(filled=True, size=60).encode(y=y)]
-    return Panel(alt.layer(*([whisker] if rows["low"].notna().any() else []), *lines), 210, title=f"{a} × {b}")
+    return Panel(
+        alt.layer(*([whisker] if rows["low"].notna().any() else []), *lines),
+        210,
+        title=f"{a} × {b}",
+        meta={"means": [a, b]},
+    )
 
 
 def _order(level: Any) -> tuple[int, float, str]:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from nanostudy.atomic import cache_folder, safe_to_execute, write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.text import value_text
 
 COLOUR = "colour"  # the page's parameter: the column that colours
 AROUND, ABOVE = 60, 26  # pixels: an axis with its title; a title or a legend
@@ -187,7 +188,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
             "ordinal": {"scheme": "purples", "extent": [0.45, 1] if scheme == "light" else [0.75, 0.1]},
             "ramp": {"scheme": "viridis", "extent": [0, 0.85] if scheme == "light" else [1, 0.38]},
         },
-        "mark": {"color": colours[0]},
+        "mark": {"color": faint},  # what no setting colours
         "text": {"color": ink, "fontSize": 11.5},
         "rule": {"color": faint},
         "tick": {"color": faint},
@@ -197,7 +198,7 @@ def look(scheme: str, font: str) -> dict[str, Any]:
             "halo": {"color": ink, "stroke": ground, "strokeWidth": 4, "strokeJoin": "round", "fontSize": 11.5},
             "front": {"color": ink, "strokeWidth": 1.4},
             "mean": {"color": ink, "stroke": ground, "strokeWidth": 1},
-            "band": {"color": colours[0], "fillOpacity": 0.16},
+            "band": {"color": faint, "fillOpacity": 0.2},
         },
     }
 
@@ -274,6 +275,11 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         plain[name] = plain[name].where(np.isfinite(plain[name]))
     values = plain.astype(object).where(plain.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+
+
+def plain_value(value: Any) -> Any:
+    """A setting's value as the page's data have it: a number, or text."""
+    return value_text(value) if isinstance(value, (bool, np.bool_)) else value
 
 
 def each(table: pd.DataFrame) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from nanostudy.analysis.forest import Forest
 from nanostudy.analysis.shapes import Shapes
 from nanostudy.measures import NATS
 from nanostudy.reporting.charts import marks
-from nanostudy.reporting.charts.figure import GREY, VERMILLION, Figure, Panel, each, records
+from nanostudy.reporting.charts.figure import GREY, Figure, Panel, each, records
 from nanostudy.text import value_text
 
 MOST_CURVES = 6  # panels
@@ -60,7 +60,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Panel:
-    scale = alt.Scale(type="log" if row.log else "linear", nice=False, zero=False, padding=8)
+    scale = alt.Scale(nice=False, padding=8, **({"type": "log"} if row.log else {"zero": False}))
     axis = alt.Axis(format="~g", values=_ticks(row.lowest, row.highest) if row.log else alt.Undefined, tickCount=5)
     x = alt.X("value:Q", title=row.factor, scale=scale, axis=axis)
     y = marks.y_of("val_loss", "loss", scale=alt.Scale(zero=False, domain=domain, nice=False))
@@ -74,7 +74,7 @@ def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Pan
     layers: list[Any] = [
         curve.mark_area(style="band").encode(y=alt.Y("low:Q"), y2="high:Q"),
         of(shapes.points).mark_point(filled=True, size=30, opacity=0.55, color=GREY).encode(tooltip=tips),
-        curve.mark_line(strokeWidth=2.2).encode(tooltip=tips),
+        curve.mark_line(style="front", strokeWidth=2.2).encode(tooltip=tips),
     ]
     if len(forest.dependence):
         layers.append(of(forest.dependence).mark_line(style="zero", strokeWidth=1.2))
@@ -82,7 +82,7 @@ def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Pan
         at = [{"value": row.low, "end": row.high, "best": row.best, "loss": domain[0]}]
         base = marks.inline(at).encode(y=y)
         layers += [
-            base.mark_rule(color=VERMILLION, strokeWidth=4).encode(x=x, x2="end:Q"),
-            base.mark_point(color=VERMILLION, filled=True, size=60, opacity=1).encode(x=alt.X("best:Q", scale=scale)),
+            base.mark_rule(style="front", strokeWidth=4).encode(x=x, x2="end:Q"),
+            base.mark_point(style="front", filled=True, size=60, opacity=1).encode(x=alt.X("best:Q", scale=scale)),
         ]
     return Panel(alt.layer(*layers), 230, title=row.factor)

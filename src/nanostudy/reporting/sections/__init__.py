@@ -9,7 +9,7 @@ from altair.utils.schemapi import debug_mode
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.reporting.document import Blocks, Document, Section
 from nanostudy.reporting.findings import Findings, Training, findings_of
-from nanostudy.reporting.sections import background, factors, losses, numbers, overview, pair, run, samples
+from nanostudy.reporting.sections import background, factors, losses, numbers, overview, pair, run, samples, sources
 from nanostudy.reporting.sections.answer import answer
 
 
@@ -37,6 +37,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Blocks]]] = {
     "evaluations": ("Evaluations", of_run(run.evaluations)),
     "costs": ("What a lower loss costs", of_many(losses.costs)),
     "parts": ("The parts compared", losses.parts),
+    "sources": ("The same effect in each source", of_many(sources.sources)),
     "fair": ("Fair comparisons", of_many(losses.fair)),
     "machines": ("Sizes, machines and speed", overview.machines),
     "scaling": ("Scaling", of_many(losses.scaling)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
+from nanostudy.analysis.frames import OURS, WITHOUT_EFFECT, Results, levels
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
@@ -75,7 +75,7 @@ def method(f: Findings) -> Blocks:
             "The answer's sentences hold at 95% for all that were searched together.",
         ]
         lines += [f"Effects: {effects.explanation}"] if effects.explanation else []
-    if (results.experiments["source"] == "table").any():
+    if (results.experiments["source"] != OURS).any():
         lines.append(
             "Some results come from tables: how they were evaluated, on what machine and in how many updates is what the table "
             "says, or not known, and their last digits may be rounded."
@@ -103,8 +103,11 @@ def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
     if f.training:
-        text = "`settings.yaml` lies in the run's folder. There, this trains it again, and writes this report again:"
-        blocks: Blocks = [Prose(text), Source("nanostudy train settings.yaml\nnanostudy report .")]
+        text = "`settings.yaml` lies in the run's folder. There, this trains it again, in a folder beside it:"
+        blocks: Blocks = [
+            Prose(text),
+            Source("nanostudy train settings.yaml --out ../again\nnanostudy report ../again"),
+        ]
     else:
         blocks = []
         if provenance.get("command"):
@@ -121,7 +124,7 @@ def reproduce(f: Findings) -> Blocks:
     if not f.training:
         blocks.append(Grid("Versions", ("nanostudy", "numerics"), versions))
         blocks.append(Grid("Machines", tuple(MACHINE.values()), machines))
-    if provenance.get("definition"):
+    if provenance.get("definition", "").strip() not in str(provenance.get("command", "")):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return blocks
 

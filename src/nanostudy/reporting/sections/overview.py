@@ -13,7 +13,7 @@ from nanostudy.reporting.document import Blocks, Experiments, Grid, Prose
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, missing, number, short
 from nanostudy.reporting.sections import pair
-from nanostudy.text import counted, digits, duration, listed, value_text
+from nanostudy.text import brief_value, counted, digits, duration, listed, value_text
 
 MOST_RUNS = 16  # that are listed each with its machine; more are put together by machine
 MOST_LEVELS = 6  # of a setting, that the first sentence names
@@ -38,15 +38,15 @@ def lede(f: Findings) -> str:
     if len(table) == 1:
         return f"One GPT was trained{on}, to {reached}."
     some = f"{len(finished):,} of {len(table):,}" if len(finished) < len(table) else f"{len(table):,}"
-    through = f" with {listed([f'{name} {value_text(best[name])}' for name in axes])}" if axes else ""
+    through = f" with {listed([f'{name} {brief_value(best[name])}' for name in axes])}" if axes else ""
     return f"Of {some} GPTs trained{on}{of}, the best reaches {reached}{through}."
 
 
 def _levels(column: pd.Series) -> str:
     values = levels(column)
     if len(values) > MOST_LEVELS:
-        return f"from {value_text(values[0])} to {value_text(values[-1])} ({len(values)} levels)"
-    return "/".join(value_text(value) for value in values)
+        return f"from {brief_value(values[0])} to {brief_value(values[-1])} ({len(values)} levels)"
+    return "/".join(map(value_text, values))
 
 
 def totals(results: Results) -> list[tuple[str, str]]:
@@ -96,7 +96,8 @@ def experiments(f: Findings) -> Blocks:
 
 def _example(f: Findings) -> str:
     """An expression that keeps some of these experiments."""
-    losses, axes = f.results.finished["val_loss"], varying(f.results)
+    losses = f.results.finished["val_loss"]
+    axes = [name for name in varying(f.results) if len(levels(f.results.finished[name])) <= MOST_LEVELS]
     below = [f"val_loss < {losses.median():.3g}"] if len(losses) > 1 else []
     value = value_text(f.results.finished[axes[-1]].iloc[0]) if axes else ""
     return " and ".join([*below, *([f"{axes[-1]} == {value}"] if axes else [])]) or "status == finished"

@@ -8,7 +8,7 @@ from nanostudy.reporting.data import telling
 from nanostudy.reporting.document import Grid, Sentence
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, missing, number, signed
-from nanostudy.text import listed, short_name, value_text
+from nanostudy.text import brief_value, listed, short_name
 
 
 def labels(f: Findings) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def sentences(f: Findings) -> list[Sentence]:
         else f" (95% interval {number(-high)} to {number(-low)} over texts like this one, with these very weights)"
     )
     settings = [
-        f"{name} {value_text(table.loc[first][name])} and {value_text(table.loc[second][name])}"
+        f"{name} {brief_value(table.loc[first][name])} and {brief_value(table.loc[second][name])}"
         for name in f.data.settings
     ]
     texts = {
@@ -70,7 +70,7 @@ def table(f: Findings) -> Grid:
     """Settings that differ and everything that was measured, side by side."""
     first, second = (dict(f.results.finished.loc[name]) for name in f.pair or ())
     rows: list[tuple[str, str, str, str]] = [
-        (name, value_text(first[name]), value_text(second[name]), "") for name in f.data.settings
+        (name, brief_value(first[name]), brief_value(second[name]), "") for name in f.data.settings
     ]
     for name, measure in MEASURES.items():
         a, b = first[name], second[name]

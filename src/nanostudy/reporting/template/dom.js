@@ -13,7 +13,8 @@ export const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 // `decimals` by measure: null for counts, nothing for settings, whose values are as they are typed.
 export const valueText = (key, value, decimals) => {
   if (value === null || value === undefined) return "";
-  if (typeof value !== "number" || decimals[key] === undefined) return String(value);
+  if (typeof value !== "number") return String(value);
+  if (decimals[key] === undefined) return String(Number(value.toPrecision(6)));
   if (decimals[key] !== null) return value.toFixed(decimals[key]).replace("-", "−");
   return Math.abs(value) >= 1e9 ? value.toExponential(2) : whole.format(value);
 };

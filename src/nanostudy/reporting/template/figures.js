@@ -3,6 +3,7 @@
 
 import { all, make, valueText } from "./dom.js";
 import { literal } from "./expression.js";
+import { changes, means } from "./means.js";
 
 const NEAR = 24; // pixels from a line that still mean it
 const DRAG = 6; // pixels that make a click a drag
@@ -51,6 +52,31 @@ export const makeFigures = (data, tables, selection, scheme) => {
     const cells = new Set(selection.rows.filter((row) => selection.shown.has(row.i)).map((row) => row.cell));
     return rows.filter((row) => cells.has(row.cell));
   };
+  // A figure's rows as the selection has them.
+  const current = (rows, meta) => {
+    const shown = () => selection.rows.filter((row) => selection.shown.has(row.i));
+    if (selection.shown.size === selection.rows.length || !rows.length) return rows;
+    if (meta.changes && "effect" in rows[0]) return changes(rows, shown(), meta.changes, data.settings);
+    if (meta.means && "mean" in rows[0]) return means(rows, shown(), "val_loss", meta.means);
+    return kept(rows);
+  };
+  // Of a panel's axes: a reader's zoom, or what means of a part need.
+  const ends = (element, meta) => {
+    const zoom = selection.state.zooms[element.dataset.key];
+    if (zoom || !meta.means || selection.shown.size === selection.rows.length) return zoom ?? [null, null];
+    const values = data.figures[element.closest(".figure").dataset.figure].panels
+      .flatMap((panel) => Object.values(panel.datasets).flatMap((rows) => current(rows, panel.usermeta))).map((row) => row.mean);
+    const room = 0.08 * (Math.max(...values) - Math.min(...values)) || 0.01;
+    return [null, values.length ? [Math.min(...values) - room, Math.max(...values) + room] : null];
+  };
+  const note = (figure) => {
+    const place = figure.querySelector(".of-shown");
+    const mine = [...views.entries()].filter(([element]) => figure.contains(element)).map(([, view]) => view);
+    const some = selection.shown.size < selection.rows.length;
+    place.textContent = !some ? "" : mine.some(({ meta }) => meta.changes || meta.means)
+      ? "Of the experiments that are shown: plain differences and means, without intervals."
+      : mine.some(({ named }) => Object.values(named).some((rows) => rows[0]?.i !== undefined)) ? "" : "Of all experiments, whatever is shown.";
+  };
   const groups = () => {
     const values = [...new Set(selection.rows.map((row) => row[selection.state.colour] ?? "not known"))];
     return values.sort((a, b) => (typeof a === "string") - (typeof b === "string") || (a < b ? -1 : 1));
@@ -60,13 +86,14 @@ export const makeFigures = (data, tables, selection, scheme) => {
   const update = async (changed) => {
     await Promise.all(drawing.values());
     const values = signals();
-    await Promise.all([...views.entries()].map(([element, { view, named, parameters }]) => {
+    await Promise.all([...views.entries()].map(([element, { view, named, meta, parameters }]) => {
       for (const [name, value] of Object.entries(values)) if (parameters.includes(name)) view.signal(name, value);
-      const [x, y] = selection.state.zooms[element.dataset.key] ?? [null, null];
+      const [x, y] = ends(element, meta);
       view.signal("zoom_x", x).signal("zoom_y", y);
-      if (changed.includes("where")) for (const [name, rows] of Object.entries(named)) view.data(name, kept(rows));
+      if (changed.includes("where")) for (const [name, rows] of Object.entries(named)) view.data(name, current(rows, meta));
       return view.resize().runAsync();
     }));
+    drawing.forEach((_, figure) => note(figure));
   };
 
   const draw = async (figure) => {
@@ -83,7 +110,7 @@ export const makeFigures = (data, tables, selection, scheme) => {
       const { brief, ...rest } = panels[Number(element.dataset.panel)];
       const spec = JSON.parse(JSON.stringify(rest), (key, value) => (narrow && typeof value === "string" ? brief?.[value] ?? value : value));
       const named = { ...spec.datasets, ...Object.fromEntries(names.map((name) => [name, tables[name]])) };
-      spec.datasets = Object.fromEntries(Object.entries(named).map(([name, rows]) => [name, kept(rows).map((row) => ({ ...row }))]));
+      spec.datasets = Object.fromEntries(Object.entries(named).map(([name, rows]) => [name, current(rows, spec.usermeta).map((row) => ({ ...row }))]));
       for (const parameter of spec.params) if (parameter.name in values) parameter.value = values[parameter.name];
       views.get(element)?.result.finalize();
       const result = await vegaEmbed(element, spec, {
@@ -96,12 +123,13 @@ export const makeFigures = (data, tables, selection, scheme) => {
       result.view.addEventListener("pointermove", (event, item) => { place.item = item; });
       result.view.addEventListener("pointerdown", (event, item) => { place.item = item; });
       views.set(element, place);
-      const [x, y] = selection.state.zooms[element.dataset.key] ?? [null, null];
+      const [x, y] = ends(element, spec.usermeta);
       result.view.signal("zoom_x", x).signal("zoom_y", y);
       await result.view.runAsync();
       listen(element);
     }
     figure.dataset.drawn = scheme();
+    note(figure);
   };
 
   // --- words at the pointer
@@ -161,12 +189,12 @@ export const makeFigures = (data, tables, selection, scheme) => {
     const { view, meta } = views.get(element);
     const [[x0, x1], [y0, y1]] = [[start.x, end.x], [start.y, end.y]].map((ends) => ends.sort((a, b) => a - b));
     if (meta.axes) return brush(meta, start.x, y0, y1, view, start.height);
-    const ends = (axis, low, high) => {
+    const between = (axis, low, high) => {
       const scale = view.scale(axis);
       return scale?.invert && high - low > DRAG && scale.domain().every(Number.isFinite) ? [scale.invert(low), scale.invert(high)].map((value) => Number(value.toPrecision(5))) : null;
     };
     const size = [[x0, x1, start.width], [y0, y1, start.height]].map(([low, high, most]) => [Math.max(0, low), Math.min(most, high)]);
-    return selection.zoom(element.dataset.key, [ends("x", ...size[0]), ends("y", size[1][1], size[1][0]) ?? ends("y", ...size[1])?.reverse() ?? null]);
+    return selection.zoom(element.dataset.key, [between("x", ...size[0]), between("y", ...size[1])?.reverse() ?? null]);
   };
 
   const clicked = (element, event) => {

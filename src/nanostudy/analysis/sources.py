@@ -1,0 +1,112 @@
+"""The same effect as several sources measured it: other people's tables and studies side by side, and where they disagree beyond noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from nanostudy.analysis.effects import effects
+from nanostudy.analysis.frames import OURS, Results, levels
+from nanostudy.text import value_text
+
+CONFIDENCE = 0.95
+EFFECTS = ("factor", "reference", "level", "source", "effect", "low", "high", "se", "df", "n")
+DIFFERENCES = ("factor", "reference", "level", "source", "other", "difference", "low", "high", "disagree")
+FEWEST = 2  # sources that have an effect
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Losses in nats per token. Intervals of `effects` are 95%, each on its own; those of `differences` hold for all at once."""
+
+    effects: pd.DataFrame  # columns EFFECTS: a row per source and main effect that another one has, too
+    differences: pd.DataFrame  # columns DIFFERENCES: of each such effect each pair of sources; without an interval NaN
+    settings: pd.DataFrame  # setting, and a column per source: what they do not have alike
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(self.effects["source"]))
+
+
+def sources(results: Results, measure: str = "val_loss") -> Sources | None:
+    """None unless several of what was read (the column `study`) have an effect in common: the same setting between the same values.
+
+    Each source's effects are its own experiments' alone. Two of them disagree where their difference is beyond the noise of both:
+    Welch's t (1947) with Satterthwaite's degrees of freedom, at 95% for all effects and pairs together (Šidák, 1967). Sources
+    share neither seeds nor machines, so their estimates are independent.
+    """
+    table = results.experiments
+    foreign = (table["source"] != OURS).groupby(table["study"], sort=False).all()
+    names = [str(name) for name in sorted(foreign.index, key=lambda name: bool(foreign[name]))]  # ours first
+    rows = [row for name in names if len(names) > 1 for row in _effects(_part(results, name), name, measure)]
+    frame = pd.DataFrame(rows, columns=list(EFFECTS))
+    frame[["reference", "level"]] = pd.DataFrame(
+        [row[1:3] for row in rows], columns=["reference", "level"], dtype=object
+    )
+    key = ["factor", "reference", "level"]
+    frame["key"] = [tuple(map(value_text, row)) for row in frame[key].itertuples(index=False, name=None)]
+    shared = frame.groupby("key")["source"].transform("nunique") >= FEWEST
+    frame = frame[shared].reset_index(drop=True)
+    if frame.empty:
+        return None
+    there = [name for name in names if name in set(frame["source"])]
+    return Sources(frame[list(EFFECTS)], _differences(frame), _unlike(results, there))
+
+
+def _part(results: Results, study: str) -> Results:
+    return replace(results, experiments=results.experiments[results.experiments["study"] == study])
+
+
+def _effects(results: Results, name: str, measure: str) -> list[tuple[Any, ...]]:
+    if len(results.finished) < FEWEST or not results.factors:
+        return []
+    found = effects(results, measure)
+    mains = found.table[found.table["order"] == 1]
+    return [
+        (row.term, row.reference, row.level, name, row.effect, row.low, row.high, row.se, row.df, found.n)
+        for row in mains.itertuples(index=False)
+    ]
+
+
+def _differences(frame: pd.DataFrame) -> pd.DataFrame:
+    pairs: list[tuple[Any, Any]] = [
+        (one, other)
+        for _, same in frame.groupby("key", sort=False)
+        for one, other in itertools.combinations(list(same.itertuples(index=False)), 2)
+    ]
+    confidence = CONFIDENCE ** (1 / max(1, len(pairs)))
+    rows = []
+    for one, other in pairs:
+        difference = other.effect - one.effect
+        margin = _margin((one.se, other.se), (one.df, other.df), confidence)
+        ends = (difference - margin, difference + margin)
+        about = (one.factor, one.reference, one.level, one.source, other.source)
+        rows.append((*about, difference, *ends, bool(abs(difference) > margin)))
+    return pd.DataFrame(rows, columns=list(DIFFERENCES))
+
+
+def _margin(errors: Sequence[float], dfs: Sequence[float], confidence: float) -> float:
+    """NaN where one of the two has no estimate of its noise."""
+    variances = [error**2 for error in errors]
+    total = sum(variances)
+    if not math.isfinite(total) or total == 0:
+        return math.nan
+    df = total**2 / sum(variance**2 / df for variance, df in zip(variances, dfs, strict=True))
+    return float(stats.t.ppf((1 + confidence) / 2, df)) * math.sqrt(total)
+
+
+def _unlike(results: Results, names: Sequence[str]) -> pd.DataFrame:
+    """The settings whose values are not those of all sources: what a disagreement may come from, beside the programs."""
+    tables = [_part(results, name).experiments for name in names]
+    rows = []
+    for setting in results.factors:
+        values = [", ".join(value_text(value) for value in levels(table[setting])) or "not known" for table in tables]
+        if len(set(values)) > 1:
+            rows.append((setting, *values))
+    return pd.DataFrame(rows, columns=["setting", *names])

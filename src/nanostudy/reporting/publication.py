@@ -1,0 +1,162 @@
+"""A study's findings as a small folder to publish: tables of results, the page, the answer, curves, samples; no weights.
+
+README.md      the answer, the claims, and the same effects in other sources
+index.html     the page
+PART.csv       results in the published study's format, one file per part
+curves.csv     each experiment's evaluations, thinned
+samples/       the samples of ten models: the best, and others spread over the ranking
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.frames import Results
+from nanostudy.analysis.results import read_results
+from nanostudy.atomic import whole_folder, write_atomically
+from nanostudy.errors import NanostudyError
+from nanostudy.reporting.charts.figure import DrawingFailed, draw, each
+from nanostudy.reporting.charts.sources import change
+from nanostudy.reporting.data import spread
+from nanostudy.reporting.document import Document
+from nanostudy.reporting.html import page
+from nanostudy.reporting.phrases import ends, interval, signed
+from nanostudy.reporting.sections import document
+from nanostudy.reporting.sections.sources import sentences_of
+from nanostudy.study.export import results_csv
+from nanostudy.study.store import FILE, Store
+from nanostudy.text import counted, plain, table
+
+MOST_BYTES = 8_000_000
+MOST_POINTS = 12  # of a curve
+MOST_SAMPLED = 10  # models
+
+
+def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[str]:
+    """Writes the folder `to`, in place of an earlier one, and returns lines that say what is in it. `beside` are tables and studies
+    of others, whose effects stand beside the study's. Raises NanostudyError, also where it would be larger than MOST_BYTES.
+    """
+    results = read_results([path])
+    with Store.read(path / FILE) as store:
+        rows = [row for row in store.rows() if row.status == "finished"]
+    if not rows:
+        raise NanostudyError(f"{path} has no finished experiment to publish yet.")
+    analysis = Analysis(results)
+    report = document(analysis)
+    bundle = undrawn = ""
+    try:
+        bundle = draw(report.figures, report.data.tables).bundle
+    except DrawingFailed as problem:
+        undrawn = str(problem)
+    parts = {str(part): [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
+    files = {
+        "README.md": _readme(analysis, report, path, to, beside),
+        "index.html": page(report, bundle, undrawn),
+        **{f"{part}.csv": results_csv(own) for part, own in parts.items()},
+        "curves.csv": _curves(results),
+        **_samples(results),
+    }
+    size = sum(len(text.encode()) for text in files.values())
+    if size > MOST_BYTES:
+        raise NanostudyError(
+            f"These findings would be {size:,} bytes, and {MOST_BYTES:,} at most are published. Nothing was written."
+        )
+    with whole_folder(to, overwrite=True, replace=_replaceable(to)) as place:
+        for name, text in files.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            write_atomically(place / name, text)
+    counts = [f"{part} {len(own)}" for part, own in parts.items()]
+    return [
+        f"results  {counted(len(rows), 'experiment')} of {len(results.experiments):,}: {', '.join(counts)}",
+        f"page     {to / 'index.html'}",
+        f"answer   {to / 'README.md'}",
+        f"size     {size:,} bytes in {counted(len(files), 'file')}",
+    ]
+
+
+def _replaceable(to: Path) -> bool:
+    """Whether there is nothing, or an earlier publication alone. Raises NanostudyError at a folder with other files."""
+    there = {path.name for path in to.iterdir()} if to.is_dir() else set()
+    other = {name for name in there if name not in ("README.md", "index.html", "samples") and not name.endswith(".csv")}
+    if other or (there and "index.html" not in there):
+        raise NanostudyError(f"{to} holds other files. Name another folder with --to; nothing was changed.")
+    return bool(there)
+
+
+def _curves(results: Results) -> str:
+    kept = []
+    for _, curve in results.evaluations.groupby("name", sort=False):
+        places = spread([str(i) for i in range(len(curve))], MOST_POINTS)
+        kept.append(curve.iloc[sorted({0, len(curve) - 1, *map(int, places[: MOST_POINTS - 2])})])
+    whole = pd.concat(kept) if kept else results.evaluations
+    columns = [name for name in ("name", "step", "train_loss", "val_loss") if name in whole]
+    text: str = whole[columns].round(4).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def _samples(results: Results) -> dict[str, str]:
+    ranked = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
+    texts = results.samples.groupby("name")
+    sampled = [name for name in ranked if name in texts.groups]
+    files = {}
+    for name in spread(sampled, MOST_SAMPLED):
+        pieces = [f"{row.prompt}{row.text}" for row in each(texts.get_group(name))]
+        files[f"samples/{name.replace('=', '-')}.txt"] = "\n\n---\n\n".join(pieces) + "\n"
+    return files
+
+
+# --- in words
+
+
+def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: Sequence[Path]) -> str:
+    words = ["nanostudy", "study", "export", path.name, "--layout", "findings", "--to", _place(to)]
+    words += [word for one in beside for word in ("--beside", _place(one))]
+    made = [str(analysis.results.provenance.get("command", "")), shlex.join(words)]
+    lines = [f"# {report.title}", "", report.lede, ""]
+    lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
+    for number, sentence in enumerate(report.answer, start=1):
+        lines += [f"{number}. **{sentence.about}.** {plain(sentence.text)}"]
+    lines += ["", *_claims(analysis), *_sources(path, beside)]
+    lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
+    return "\n".join(lines)
+
+
+def _place(path: Path) -> str:
+    """As a reader can write it: without the folders of the machine on which it was."""
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def _claims(analysis: Analysis) -> list[str]:
+    verdicts = analysis.verdicts
+    if verdicts.empty:
+        return []
+    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(verdicts)]
+    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), ""]
+
+
+def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
+    found = Analysis(read_results([path, *beside])).sources if beside else None
+    if found is None:
+        return []
+    by_change: dict[str, dict[str, str]] = {}
+    for row in each(found.effects):
+        by_change.setdefault(change(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
+    rows = [(what, *(texts.get(name, "") for name in found.names)) for what, texts in by_change.items()]
+    differences = [
+        (change(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
+        for row in each(found.differences)
+        if row.disagree
+    ]
+    lines = ["## The same effects in other sources", "", "Nats per token, with 95% intervals.", ""]
+    lines += [*table(("change", *found.names), rows), "", *(f"- {plain(text)}" for text in sentences_of(found)), ""]
+    if differences:
+        lines += [*table(("change", "sources", "the second less the first", "95% for all at once"), differences), ""]
+    if len(found.settings):
+        rows_unlike = list(found.settings.itertuples(index=False, name=None))
+        lines += ["What the sources do not have alike:", "", *table([str(c) for c in found.settings], rows_unlike), ""]
+    return lines
