@@ -74,7 +74,7 @@ class Grid:
 
 
 def launches(E, H, V, dtype, M=4, B=2, T=128):
-    """Those of every operation, with dropout and biases."""
+    """Those of every operation, with dropout and biases and without."""
     recorder = Recorder()
     ops, Z = gpu._Triton(recorder), M * B
     with FakeTensorMode():
@@ -93,6 +93,9 @@ def launches(E, H, V, dtype, M=4, B=2, T=128):
         *_, d_bias = ops.residual_norm_backward(x, x, x, drop, gain)
         y, lse = ops.attention(qkv, drop, H, True)
         ops.attention_backward(x, qkv, y, lse, drop)
+        ops.residual_norm(None, x, None, gain, None)
+        ops.residual_norm_backward(x, x, x, None, gain)
+        ops.attention_backward(x, qkv, *ops.attention(qkv, None, H, True), None)
         ops.cross_entropy(logits, targets)
         ops.cross_entropy_backward(losses, logits, targets)
         ops.gelu_backward(x, ops.gelu(x, True)[1])

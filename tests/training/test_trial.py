@@ -9,7 +9,9 @@ from conftest import small
 
 from nanostudy import api
 from nanostudy.errors import OutOfMemory, UsageError
+from nanostudy.model.config import GPTConfig
 from nanostudy.model.kernels import WITHOUT
+from nanostudy.model.ops import REFERENCE
 from nanostudy.settings import Experiment, Resources, Where
 from nanostudy.study import pool
 from nanostudy.study.definition import Study
@@ -18,6 +20,7 @@ from nanostudy.training import machine as machines
 from nanostudy.training import trial
 from nanostudy.training.machine import resolve
 from nanostudy.training.trial import Shape, problem, settled
+from nanostudy.training.updates import Updates
 
 CPU = Resources(device="cpu", precision="fp32", threads=1)
 REASON = "they do not run on NVIDIA H200: ptxas fatal error: no such target"
@@ -95,6 +98,30 @@ def test_a_training_says_it_in_its_run_folder(on_gpu, monkeypatch, tmp_path):
     metadata = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [note for note in metadata["notes"] if REASON in note]
     assert [session["compiled"] for session in metadata["sittings"]] == [False]
+
+
+def test_a_t4_trains_with_the_reference(monkeypatch):
+    """Compute capability 7.5: no kernels, fp16, updates one by one; both said once."""
+    facts = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_capability": lambda device: (7, 5),
+        "get_device_name": lambda device: "Tesla T4",
+    }
+    for name, answer in facts.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(machines, "cuda_problem", lambda device: None)
+    monkeypatch.delenv(WITHOUT)
+    machine = resolve(Resources(device="auto", threads=1))
+    assert (machine.device, machine.precision, machine.compiled) == (torch.device("cuda", 0), "fp16", False)
+    assert machine.ops is REFERENCE
+    assert [note for note in machine.notes if "compute capability 8.0, and this GPU has 7.5" in note]
+    assert [note for note in machine.notes if "fp16 with loss scaling" in note]
+    assert len(machine.notes) == 2
+    config = GPTConfig.of(small(), 11)
+    assert not Updates(torch.zeros(9, dtype=torch.uint8), config, machine).replays
+    with pytest.raises(UsageError, match=r"compile=yes: they need compute capability 8\.0"):
+        resolve(Resources(device="auto", threads=1, compile="yes"))
 
 
 # --- studies

@@ -18,6 +18,7 @@ from nanostudy.model.gpt import working_copies
 from nanostudy.model.kernels import WITHOUT
 from nanostudy.model.ranks import ALONE, Ranks
 from nanostudy.settings import Experiment, Resources
+from nanostudy.training.evaluation import text_on
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.updates import Updates
 
@@ -37,7 +38,7 @@ class Shape(NamedTuple):
 
     @staticmethod
     def of(experiment: Experiment, corpus: Corpus) -> Shape:
-        e, token = experiment, torch.from_numpy(corpus.train.tokens[:1]).dtype
+        e, token = experiment, text_on(torch.device("meta"), corpus.train.tokens[:1]).dtype
         vocabulary = corpus.tokenizer.vocab_size
         return Shape(e.n_head, e.n_embd, e.bias, e.tie_embeddings, e.dropout > 0, vocabulary, token)
 

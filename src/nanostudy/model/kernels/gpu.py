@@ -144,7 +144,7 @@ class _Triton:
         y_ZTE = qkv_ZTF.new_empty(Z, T, F // 3)
         lse_ZHT = qkv_ZTF.new_empty(Z, heads, T, dtype=torch.float32)
         block, how = _attention_block(qkv_ZTF.dtype, F // 3 // heads)
-        self.kernels.attention[(_blocks(T, block), Z * heads)](
+        self.kernels.attention[(Z * heads, _blocks(T, block))](  # there may be 2**31 of the first alone
             *(qkv_ZTF, y_ZTE, lse_ZHT, *_words(drop, lse_ZHT), *_heads(y_ZTE, lse_ZHT, drop), block, block), **how
         )
         return y_ZTE, lse_ZHT if trains else None
@@ -158,7 +158,7 @@ class _Triton:
         block, how = _attention_block(qkv_ZTF.dtype, E // H)
         T_, scale, *kind = _heads(y_ZTE, lse_ZHT, drop)
         # half as many queries at a time beside two sums: more would not fit into registers
-        self.kernels.attention_backward[(2 * _blocks(T, block), Z * H)](
+        self.kernels.attention_backward[(Z * H, 2 * _blocks(T, block))](
             *(qkv_ZTF, y_ZTE, d_y_ZTE, lse_ZHT, d_qkv_ZTF, *_words(drop, lse_ZHT), T_, scale, _blocks(T, block)),
             *(*kind, max(16, block // 2), block),
             **how,

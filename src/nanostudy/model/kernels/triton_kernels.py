@@ -218,15 +218,15 @@ def attention(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Of BM queries of one head, over blocks of BN keys (Dao et al., 2022). D is the head's width rounded up to a power of two."""
-    z, h = tl.program_id(1) // H, tl.program_id(1) % H
-    m, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, D)
+    z, h = tl.program_id(0) // H, tl.program_id(0) % H
+    m, d = tl.program_id(1) * BM + tl.arange(0, BM), tl.arange(0, D)
     base = qkv + z.to(tl.int64) * T * 3 * E + h * (E // H)
     q = _load(base, m, d, T, 3 * E, E // H)
     words = _words(low, high, threshold, scale, z, DROP)
     top = tl.full([BM], float("-inf"), tl.float32)
     sums = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, D], tl.float32)
-    for first in range(0, tl.minimum((tl.program_id(0) + 1) * BM, T), BN):
+    for first in range(0, tl.minimum((tl.program_id(1) + 1) * BM, T), BN):
         n = first + tl.arange(0, BN)
         k, v = _load(base + E, n, d, T, 3 * E, E // H), _load(base + 2 * E, n, d, T, 3 * E, E // H)
         scores = _scores(q, k, m, n, T, score_scale)
@@ -239,7 +239,7 @@ def attention(
         out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         top = higher
     _store(y + z.to(tl.int64) * T * E + h * (E // H), m, d, T, out / sums[:, None], E, E // H)
-    tl.store(lse + tl.program_id(1).to(tl.int64) * T + m, top + tl.log(sums), mask=m < T)
+    tl.store(lse + tl.program_id(0).to(tl.int64) * T + m, top + tl.log(sums), mask=m < T)
 
 
 @triton.jit(do_not_specialize=NEVER_SPECIALIZED)
@@ -248,12 +248,12 @@ def attention_backward(
     H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The first `blocks` programs of a head take BN keys and values each, the others BN queries."""
-    z, h, block, d = tl.program_id(1) // H, tl.program_id(1) % H, tl.program_id(0), tl.arange(0, D)
+    z, h, block, d = tl.program_id(0) // H, tl.program_id(0) % H, tl.program_id(1), tl.arange(0, D)
     base = qkv + z.to(tl.int64) * T * 3 * E + h * (E // H)
     to = d_qkv + z.to(tl.int64) * T * 3 * E + h * (E // H)
     here = z.to(tl.int64) * T * E + h * (E // H)
     words = _words(low, high, threshold, scale, z, DROP)
-    levels = lse + tl.program_id(1).to(tl.int64) * T
+    levels = lse + tl.program_id(0).to(tl.int64) * T
     if block < blocks:
         n = block * BN + tl.arange(0, BN)
         k, v = _load(base + E, n, d, T, 3 * E, E // H), _load(base + 2 * E, n, d, T, 3 * E, E // H)
