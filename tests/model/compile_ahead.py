@@ -145,6 +145,7 @@ def launches_of_an_update(experiments, evaluates=False):
     now = Inputs.of(updates.draw(experiments, [0] * M).rows[0], M)
     with Launches() as others:
         updates.update(state, experiments, now, lambda: False)
+    assert {a.device.type for _, arguments, _ in made for a in arguments if isinstance(a, torch.Tensor)} == {"meta"}
     if evaluates:
         weights = working_copies(state.params, config, machine.dtype)
         window = torch.empty(3, config.block_size, dtype=torch.int64, device="meta")
