@@ -2,7 +2,7 @@
 
 The backward passes are written by hand for three reasons: library attention keys its dropout by the place in the batch, not by
 the experiment; computing a mask again in the backward pass is faster than storing it; and a weight's gradient comes out in the
-weight's own layout.
+weight's own layout. With `into` (see engine.py) gradients are written there, and the backward pass returns none.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LEAST_QUERIES, MOST_BLOCKS = 64, 4  # attention splits a sequence into blocks of
 
 
 class Embed(Function):
-    """The sum of token and position embeddings, (M, B, T, E). With `into` their gradients go to these two, here and below;
-    `adds` to what is in the first.
+    """The sum of token and position embeddings, (M, B, T, E). With `adds` the first gradient is added to what `into` holds: that of
+    a head which shares the weights.
     """
 
     @staticmethod
