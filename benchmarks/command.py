@@ -1,12 +1,14 @@
-"""Whole commands, timed from outside, each with a limit of time."""
+"""Whole commands, timed from outside, each with a limit of time, and the time that is left for all of them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+LONGEST = 3600.0  # seconds that one command may take
 
 
 class Failed(Exception):
@@ -37,3 +39,19 @@ def timed(
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise Failed(f"exit code {done.returncode}: {words}: {' '.join(lines[-3:])[-300:]}")
     return seconds, done.stdout
+
+
+class Budget:
+    """Seconds for everything, and within them for the step at hand."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.now, self.end = now, now() + seconds
+        self.end_of_step = self.end
+
+    def begin(self, seconds: float) -> None:
+        """A step begins, and may take so long."""
+        self.end_of_step = min(self.end, self.now() + seconds)
+
+    def left(self) -> float:
+        """Seconds that a command may take now; none where this is not above 0."""
+        return min(LONGEST, self.end_of_step - self.now())

@@ -49,13 +49,14 @@ class Rival:
         folder.mkdir(parents=True)
         for name in NEEDED:
             (folder / name).symlink_to((checkout / name).resolve())
-        data = folder / "data" / "shakespeare_char"
-        export = [sys.executable, "-m", "nanostudy", "corpus", "export", "shakespeare", "--out", str(data)]
-        timed(export, limit=limit())
         return Rival(folder, device, limit)
 
     def run(self, script: str, **settings: object) -> tuple[float, str]:
         """(seconds of the whole command, what it printed). Raises Failed."""
+        data = self.folder / "data" / "shakespeare_char"
+        if not data.exists():
+            export = [sys.executable, "-m", "nanostudy", "corpus", "export", "shakespeare", "--out", str(data)]
+            timed(export, limit=self.limit())
         words = [f"--{name}={value}" for name, value in {"device": self.device, **settings}.items()]
         caches = {name: str(self.folder / "cache" / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
         return timed([sys.executable, script, *words], limit=self.limit(), folder=self.folder, environment=caches)
@@ -87,11 +88,15 @@ class Rival:
         times = [float(found[2]) / 1000 for found in ITERATION.findall(printed)]
         return statistics.median(times[max(1, len(times) // 4) :])
 
+    def evaluation(self, cell: Mapping[str, object], *, compile: bool) -> float:
+        """Seconds, as the difference of two runs that differ in one evaluation."""
+        one, two = (self.train(cell, compile=compile, max_iters=1, eval_interval=each)[0] for each in (NEVER, 1))
+        return max(0.0, two - one)
+
     def cost(self, cell: Mapping[str, object], iterations: int, *, compile: bool) -> Cost:
-        """Each part once: an evaluation is the difference of two runs that differ in one."""
+        """Each part once."""
         self.cold()
         first = self.train(cell, compile=compile, max_iters=1, eval_interval=NEVER)[0]
-        one, two = (self.train(cell, compile=compile, max_iters=1, eval_interval=each)[0] for each in (NEVER, 1))
-        update, evaluation = self.iteration(cell, iterations, compile=compile), max(0.0, two - one)
+        update, evaluation = self.iteration(cell, iterations, compile=compile), self.evaluation(cell, compile=compile)
         # max_iters=1 makes two updates; the evaluation at update 0 is in every run
         return Cost(max(0.0, first - evaluation - update), update, evaluation)

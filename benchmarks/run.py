@@ -1,24 +1,16 @@
-"""Measures nanostudy beside nanoGPT, workload by workload, and prints one table. `python benchmarks/run.py --help`.
+"""Measures nanostudy beside nanoGPT, step by step, and prints one table. `python benchmarks/run.py --help`.
 
 Ours and theirs take turns, so that both meet the same machine; a ratio is of one turn, and the table has the median turn with
-the lowest and highest. Each side has a cache of its own. A row is printed and written when it is there; one that fails is a note.
+the lowest and highest. Each side has a cache of its own. Every step has a limit of time. What it measured is printed and
+written when it is there; what failed is a note, and the next step begins.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
-import platform
-import re
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 HOME = tempfile.TemporaryDirectory()
@@ -26,324 +18,58 @@ HOME = tempfile.TemporaryDirectory()
 os.environ["NANOSTUDY_CACHE"] = str(Path(HOME.name) / "cache")
 
 import torch  # noqa: E402
-from ceilings import ceilings, share_of_ceiling  # noqa: E402
-from command import Failed  # noqa: E402
+import workloads as w  # noqa: E402
+from command import Budget  # noqa: E402
+from gpu import pace, profile, rival_pace, stacks, tests, whole  # noqa: E402
 from growth import growth  # noqa: E402
 from ours import Ours  # noqa: E402
-from rival import Cost, Rival  # noqa: E402
+from outcome import Outcome  # noqa: E402
+from rival import Rival  # noqa: E402
+from workloads import Bench, Step, measured  # noqa: E402
 
-from nanostudy.model.config import GPTConfig  # noqa: E402
 from nanostudy.settings import Resources  # noqa: E402
-from nanostudy.training.machine import Machine, resolve  # noqa: E402
+from nanostudy.training.machine import resolve  # noqa: E402
 
-CELL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 8, "block_size": 64, "dropout": 0.1}
-PUBLISHED = {"n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 64, "block_size": 256, "dropout": 0.2}
-LARGE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "batch_size": 64, "block_size": 256, "dropout": 0.2}
-CORNER = {"n_layer": [4, 6], "n_embd": [128, 256], "dropout": [0.1, 0.2]}
-SEEDS = range(1, 9)
-UPDATES, EVALUATIONS = (
-    1500,
-    8.5,
-)  # of the grid's experiments in the mean: half make 1,000 updates, half 2,000, evaluated every 200
-LONGEST = 3600.0  # seconds that one command may take
-
-
-@dataclass
-class Row:
-    """Seconds per unit of work, ours and theirs in each turn; theirs may be missing."""
-
-    workload: str
-    unit: str
-    aim: str
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-    note: str = ""
-
-    @property
-    def ratios(self) -> list[float]:
-        return [b / a for a, b in zip(self.ours, self.theirs, strict=False)]
-
-
-@dataclass(frozen=True)
-class Bench:
-    ours: Ours
-    rival: Rival
-    turns: int
-
-    def turn(self, row: Row, ours: Callable[[], float], theirs: Callable[[], float], turns: int | None = None) -> Row:
-        """What fails ends the row with a note; the turns before it count."""
-        try:
-            for _ in range(turns or self.turns):
-                theirs_took, ours_took = theirs(), ours()
-                row.theirs.append(theirs_took)
-                row.ours.append(ours_took)
-                print(f"    {row.workload}: ours {ours_took:.3f} s, nanoGPT {theirs_took:.3f} s", flush=True)
-        except Failed as problem:
-            row.note = "; ".join(filter(None, [row.note, f"ended early ({problem})"]))
-        return row
-
-    def faster_way(self, cell: dict[str, object], iterations: int) -> tuple[bool, str]:
-        """Whether nanoGPT is faster compiled here, and the two figures."""
-        eager, compiled = (self.rival.iteration(cell, iterations, compile=compile) for compile in (False, True))
-        return compiled < eager, f"nanoGPT eager {eager * 1e3:.1f} ms, compiled {compiled * 1e3:.1f} ms per update"
-
-
-# --- workloads
-
-
-def published_training(b: Bench) -> Row:
-    compiled, figures = b.faster_way(PUBLISHED, 8)
-    row = Row("published CPU run, 4/4/256, batch 64, block 256, dropout 0.2", "update", "6x", note=figures)
-    return b.turn(
-        row,
-        lambda: b.ours.iteration(PUBLISHED, 12, "published"),
-        lambda: b.rival.iteration(PUBLISHED, 8, compile=compiled),
-    )
-
-
-def cell(b: Bench, precision: str = "auto", aim: str = "5.5x") -> Row:
-    compiled, figures = b.faster_way(CELL, 120)
-    note = f"{figures}; ours: a study of {len(SEEDS)} seeds, cold start to end, divided by {len(SEEDS)}"
-    name = f"grid cell 4/4/128, batch 8, block 64, dropout 0.1, 1,000 updates, 6 evaluations{', fp32' * (precision == 'fp32')}"
-    fixed = {**CELL, "max_iters": 1000}
-    return b.turn(
-        Row(name, "experiment", aim, note=note),
-        lambda: b.ours.study(fixed, {}, SEEDS, f"cell-{precision}", "--precision", precision) / len(SEEDS),
-        lambda: b.rival.train(CELL, max_iters=1000, compile=compiled)[0],
-    )
-
-
-def cell_fp32(b: Bench) -> Row:
-    return cell(b, "fp32", "2x")
-
-
-def corner(b: Bench) -> Row:
-    """Both widths and depths, with both rates of dropout: 8 experiments, cut to 400 updates and 3 evaluations."""
-    fixed = {k: v for k, v in CELL.items() if k not in CORNER} | {"max_iters": 400}
-    note = "8 experiments one after another; 400 updates each, so that the cold start weighs more than in the grid"
-    cells = [{**CELL, **dict(zip(CORNER, values, strict=True))} for values in itertools.product(*CORNER.values())]
-    return b.turn(
-        Row("a corner of the grid: 8 experiments, cold start, evaluations included", "corner", "5x", note=note),
-        lambda: b.ours.study(fixed, CORNER, [1], "corner"),
-        lambda: sum(b.rival.train(each, max_iters=400)[0] for each in cells),
-        turns=1,
-    )
-
-
-def sampling(b: Bench) -> Iterator[Row]:
-    once = {**LARGE, "batch_size": 1}
-    b.rival.train(once, max_iters=1, eval_interval=1, eval_iters=1)
-    b.ours.train("nanogpt-cpu", {**once, "max_iters": 1, "sample_tokens": 1, "corpus": "shakespeare"}, "large")
-    words = ("sample", str(b.ours.folder / "large"), "-n", "10", "--tokens", "500", "--device", b.ours.device)
-    for exact in ((), ("--exact",)):
-        name = f"sampling 10 x 500 characters, 10.8M parameters{', --exact' * bool(exact)}"
-        yield b.turn(
-            Row(name, "command", "" if exact else "20x"),
-            lambda exact=exact: b.ours.command(*words, *exact),
-            lambda: b.rival.run("sample.py", num_samples=10, max_new_tokens=500, out_dir="out")[0],
-            turns=1,
-        )
-
-
-def starting(b: Bench) -> Iterator[Row]:
-    b.ours.study({**CELL, "max_iters": 2}, {}, [1, 2], "small")
-    for words in (("--help",), ("study", "status", str(b.ours.folder / "small"))):
-        row = Row(f"nanostudy {' '.join(words[:2])}", "command", "0.3 s")
-        row.ours = [b.ours.command(*words) for _ in range(5)]
-        yield row
-
-
-def gpu_training(b: Bench) -> Row:
-    """The published GPU run. nanoGPT's start, update and evaluation are measured once each, and added up to 6,000 updates."""
-    ways = {way: b.rival.cost(LARGE, 120, compile=way == "compiled") for way in ("eager", "compiled")}
-    row = Row("published GPU run, 6/6/384, 6,000 updates, start to finish", "run", "25x", note=_parts(ways))
-    theirs = min(cost.of(6000, 13) for cost in ways.values())
-    return b.turn(
-        row, lambda: b.ours.train("shakespeare-gpu", {"corpus": "shakespeare"}, "gpu"), lambda: theirs, turns=1
-    )
-
-
-def _parts(ways: dict[str, Cost]) -> str:
-    return "nanoGPT's start, update and evaluation: " + "; ".join(
-        f"{way} {c.start:.1f} s, {c.update * 1e3:.1f} ms, {c.evaluation:.1f} s" for way, c in ways.items()
-    )
-
-
-def _grid_of_rival(b: Bench, steps: int) -> tuple[float, str]:
-    """Seconds of nanoGPT's 128 experiments one by one, from updates at the eight sizes of model, start and evaluation at two."""
-    sizes = itertools.product((4, 6), (128, 256), (64, 128))
-    cells = [{**CELL, "n_layer": L, "n_embd": E, "block_size": T} for L, E, T in sizes]
-    cells = [{**each, "gradient_accumulation_steps": steps} for each in cells]
-    extremes, updates = (cells[0], cells[-1]), 20 if steps > 1 else 60
-    totals, notes = [], []
-    for way in ("eager", "compiled"):
-        costs = [b.rival.cost(each, updates, compile=way == "compiled") for each in extremes]
-        others = [] if way == "compiled" else [b.rival.iteration(each, updates) for each in cells[1:-1]]
-        parts = (statistics.mean(values) for values in zip(*((c.start, c.evaluation) for c in costs), strict=True))
-        start, evaluation = parts
-        update = statistics.mean([*(cost.update for cost in costs), *others])
-        totals.append(128 * Cost(start, update, evaluation).of(UPDATES, EVALUATIONS))
-        notes.append(
-            _parts({way: Cost(start, update, evaluation)}).removeprefix("nanoGPT's start, update and evaluation: ")
-        )
-    return min(totals), f"nanoGPT's start, update and evaluation in the mean of its sizes: {'; '.join(notes)}"
-
-
-def gpu_grid(b: Bench) -> Row:
-    theirs, note = _grid_of_rival(b, 1)
-    row = Row("shakespeare-grid, 128 experiments", "study", "25x, under 75 s", note=note)
-    return b.turn(row, lambda: b.ours.run_study("shakespeare-grid", "grid"), lambda: theirs, turns=1)
-
-
-def gpu_grid_as_published(b: Bench) -> Row:
-    """40 micro-batches per update: both sides are measured over a few updates of each size, in whole stacks, and carried on."""
-    theirs, note = _grid_of_rival(b, 40)
-
-    def mine() -> float:
-        def took(updates: int, eval_interval: int) -> float:
-            # two lengths stand for the grid's two, so that the stacks are those of the whole study
-            words = (f"max_iters={updates},{updates + 1}", f"eval_interval={eval_interval}")
-            return b.ours.run_study("shakespeare-grid-as-published", "as-published", *words)
-
-        short, long, often = took(20, 10**9), took(40, 10**9), took(20, 10)
-        return short + (long - short) / 20 * (UPDATES - 20.5) + (often - short) * (EVALUATIONS - 2)
-
-    row = Row("shakespeare-grid-as-published, 128 experiments", "study", "under 12 min", note=note)
-    return b.turn(row, mine, lambda: theirs, turns=1)
-
-
-CPU = [published_training, cell, cell_fp32, corner, sampling, starting]
-GPU = [gpu_training, gpu_grid, gpu_grid_as_published, sampling, starting]
-
-
-# --- reporting
-
-
-def table(rows: list[Row]) -> list[str]:
-    lines = [
-        "| workload | ours, s | nanoGPT, s | ratio | aim | turns |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        a, b = (f"{statistics.median(times):.4g}" if times else "" for times in (row.ours, row.theirs))
-        ratios = row.ratios
-        spread = f" ({min(ratios):.1f} to {max(ratios):.1f})" if len(ratios) > 1 else ""
-        ratio = f"**{statistics.median(ratios):.1f}x**{spread}" if ratios else ""
-        lines.append(f"| {row.workload} (per {row.unit}) | {a} | {b} | {ratio} | {row.aim} | {len(row.ours)} |")
-    lines += ["", *(f"- {row.workload}: {row.note}." for row in rows if row.note)]
-    return lines
-
-
-def reached(rows: list[Row], rates: dict[str, float], machine: Machine) -> list[str]:
-    """What share of the machine's rate of products each training reaches."""
-    lines = []
-    for row in rows:
-        sizes = {"published CPU": PUBLISHED, "grid cell": CELL}
-        settings = next((cell for start, cell in sizes.items() if row.workload.startswith(start)), None)
-        if settings is None or not row.ours:
-            continue
-        shape = GPTConfig(
-            settings["n_layer"], settings["n_head"], settings["n_embd"], settings["block_size"], 65, False, True
-        )
-        updates = 1000 if row.unit == "experiment" else 1
-        tokens = updates * settings["batch_size"] * settings["block_size"] / statistics.median(row.ours)
-        precision = "fp32" if "fp32" in row.workload else machine.precision
-        share = share_of_ceiling(shape, tokens, rates[f"{precision} products, FLOP/s"])
-        lines.append(f"- {row.workload}: {tokens:,.0f} tokens/s, {share:.0%} of the rate of {precision} products.")
-    return lines
-
-
-@dataclass
-class Outcome:
-    """What was measured on this machine. Written whenever there is more of it."""
-
-    path: Path
-    machine: Machine
-    ceilings: dict[str, float]
-    rows: dict[str, Row]
-    growth: list[str]
-
-    @staticmethod
-    def begin(folder: Path, machine: Machine, keep: bool) -> Outcome:
-        """`keep`: with the rows of an earlier measurement, of which some are measured again."""
-        name = re.sub(r"[^a-z0-9]+", "-", f"{machine.device_name} {machine.threads}".lower()).strip("-")
-        path = folder / f"{name}.json"
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if keep and path.is_file() else {}
-        rows = {row["workload"]: Row(**row) for row in before.get("rows", [])}
-        return Outcome(path, machine, ceilings(machine), rows, before.get("growth", []))
-
-    def lines(self) -> list[str]:
-        m, rows = self.machine, list(self.rows.values())
-        return [
-            f"# {m.device_name}, {m.threads} threads, {m.precision}",
-            "",
-            f"{time.strftime('%Y-%m-%d')}, PyTorch {torch.__version__}, {platform.system()}. Times are medians of the turns; ratios, medians of each turn's, with the lowest and highest.",
-            "",
-            *table(rows),
-            "",
-            "## Ceilings",
-            "",
-            *(f"- {what}: {rate:.3g}" for what, rate in self.ceilings.items()),
-            *reached(rows, self.ceilings, m),
-            *self.growth,
-        ]
-
-    def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.with_suffix(".md").write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
-        content = {
-            "machine": self.machine.as_dict(),
-            "ceilings": self.ceilings,
-            "rows": [asdict(row) for row in self.rows.values()],
-            "growth": self.growth,
-        }
-        self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def measure(workload: Callable[[Bench], Row | Iterator[Row]], bench: Bench) -> Iterator[Row]:
-    """Its rows, or one that says why there are none."""
-    try:
-        made = workload(bench)
-        yield from [made] if isinstance(made, Row) else made
-    except Failed as problem:
-        yield Row(workload.__name__.replace("_", " "), "workload", "", note=f"not measured ({problem})")
+SAMPLING, STARTING = Step(w.sampling), Step(w.starting)
+CPU = [Step(w.published_training), Step(w.cell), Step(w.cell_fp32), Step(w.corner), SAMPLING, STARTING]
+# The parts, in little time; then whole trainings, which --only runs alone.
+PARTS = [Step(tests, 90), Step(profile, 60), Step(pace, 120), Step(rival_pace, 90), Step(stacks, 100)]
+GPU = [*PARTS, Step(w.gpu_training), Step(w.gpu_grid), Step(w.gpu_grid_as_published), SAMPLING, STARTING]
+STEPS = {step.name: step for step in (*CPU, *GPU, Step(growth), Step(whole))}
 
 
 def main() -> None:
-    names = [*sorted({workload.__name__ for workload in (*CPU, *GPU)}), "growth"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--nanogpt", type=Path, required=True, help="an unmodified nanoGPT checkout (benchmarks/README.md)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="+", choices=names, help="workloads; default: all of the device's but growth")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(STEPS), help="steps; default: all of the device's but growth"
+    )
     parser.add_argument("--turns", type=int, default=3, help="of ours and theirs (default 3)")
     parser.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds for all; what is left is not measured"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where the results of this machine are kept")
     options = parser.parse_args()
-    end = time.monotonic() + options.budget
-
-    def limit() -> float:
-        return min(LONGEST, end - time.monotonic())
-
+    budget = Budget(options.budget)
+    steps = [STEPS[name] for name in options.only] if options.only else (CPU if options.device == "cpu" else GPU)
     with HOME as home:
         folder = Path(home)
         outcome = Outcome.begin(options.out, resolve(Resources(device=options.device)), bool(options.only))
+        print("\n".join(outcome.machine_lines()), flush=True)
+        outcome.write()
         (folder / "ours").mkdir()
-        ours = Ours(folder / "ours", options.device, limit)
-        bench = Bench(ours, Rival.prepare(options.nanogpt, folder / "nanogpt", options.device, limit), options.turns)
-        for workload in CPU if options.device == "cpu" else GPU:
-            if options.only and workload.__name__ not in options.only:
-                continue
-            for row in measure(workload, bench):
-                outcome.rows[row.workload] = row
-                print("\n".join(table([row])[2:]), flush=True)
+        ours = Ours(folder / "ours", options.device, budget.left)
+        rival = Rival.prepare(options.nanogpt, folder / "nanogpt", options.device, budget.left)
+        bench = Bench(ours, rival, options.turns)
+        for step in steps:
+            print(f"{step.name}: {min(step.limit, budget.left()):,.0f} s at most", flush=True)
+            outcome.begin_step(step.name)
+            for made in measured(step, bench, budget):
+                print(outcome.add(step.name, made), flush=True)
                 outcome.write()
-        if "growth" in (options.only or []):
-            outcome.growth = list(growth(outcome.machine, ours))
-            outcome.write()
     print("\n" + "\n".join(outcome.lines()))
 
 

@@ -87,7 +87,19 @@ def collect(folder):
     (folder / "small.yaml").write_text(STUDY, encoding="utf-8")
     nanostudy("train", "quickstart", *RUN, "--out", "run", folder=folder)
     nanostudy("train", "quickstart", *RUN, "precision=fp32", "compile=no", "--out", "run-fp32", folder=folder)
-    nanostudy("study", "run", "small.yaml", "--out", "study", "--device", "cpu", "--workers", "2", folder=folder)
+    nanostudy(
+        "study",
+        "run",
+        "--no-report",
+        "small.yaml",
+        "--out",
+        "study",
+        "--device",
+        "cpu",
+        "--workers",
+        "2",
+        folder=folder,
+    )
     nanostudy("report", "study", folder=folder)
     names = sorted(path.parent.name for path in folder.glob("study/*/run.json"))
     return {

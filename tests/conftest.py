@@ -192,3 +192,11 @@ def on_batches(monkeypatch):
     monkeypatch.setattr(Updates, "step", watched_step)
     monkeypatch.setattr(Updates, "batch", watched_batch)
     return records.append
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory) -> Path:
+    """The folder of a finished study, with eight models of two shapes."""
+    from serving import studied_in
+
+    return studied_in(tmp_path_factory.mktemp("ui"))

@@ -1,8 +1,8 @@
 """Kills a command once at each of its operations on files, lets it go on, and compares what comes out. Run by study/test_kills.py.
 
-    LD_PRELOAD=shim.so python kills.py COMMAND SOURCE WORK STRIDE
+    LD_PRELOAD=shim.so python kills.py COMMAND SOURCE WORK STRIDE FIRST
 
-SOURCE holds study.yaml and a finished study. Every STRIDE-th operation is tried, before it and in its midst by turns.
+SOURCE holds study.yaml and a finished study. Every STRIDE-th operation from FIRST on is tried, before it and in its midst by turns.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def child(do: Callable[[], Any], place: Path, at: int, torn: bool, report: Path)
 
 
 def main() -> None:
-    command, stride = sys.argv[1], int(sys.argv[4])
+    command, stride, first = sys.argv[1], int(sys.argv[4]), int(sys.argv[5])
     source, work = (Path(path).resolve() for path in sys.argv[2:4])
     torch.set_num_threads(1)
     write.draw = lambda figures, tables: Drawn({}, "", {})  # its process takes seconds, and writes nothing here
@@ -110,7 +110,7 @@ def main() -> None:
     assert end == "done", end
     assert operations > 0, "the shim saw nothing"
     reference, wrong, tried = image(place), [], 0
-    for at in range(0, operations, stride):
+    for at in range(first, operations, stride):
         fresh()
         torn = at // stride % 2 == 1
         _, killed = child(lambda: do(source, place), place, at, torn, report)

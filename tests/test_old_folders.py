@@ -166,7 +166,7 @@ def test_a_stopped_study_goes_on_from_its_stacks_checkpoint(old):
 
     class Impatient(Silent):
         def show(self, snapshot):
-            if any(assignment.steps for assignment in snapshot.workers.values()):
+            if any(assignment.progress for assignment in snapshot.workers.values()):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

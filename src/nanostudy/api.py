@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ from nanostudy.interop.runs import Conversion
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.config import count_parameters as count
 from nanostudy.model.ranks import joined
+from nanostudy.notice import notify
 from nanostudy.reporting.notebook import NotebookAnalysis
-from nanostudy.result import Result, Status
+from nanostudy.result import Status
 from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
@@ -44,12 +46,21 @@ from nanostudy.settings import (
 )
 from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.signals import stop_requests
-from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, with_assignments
+from nanostudy.study.definition import (
+    Study,
+    definitions,
+    folder_of,
+    has_study,
+    read_study,
+    study_of,
+    with_assignments,
+)
 from nanostudy.study.execute import Execution
 from nanostudy.study.folder import Design, StudyFolder, design, open_study, rebuild, run_faults
 from nanostudy.study.forecast import Plan, forecast
 from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
+from nanostudy.study.listing import Rows
 from nanostudy.study.merge import merge
 from nanostudy.study.pool import Pool, make_pool, shapes_of
 from nanostudy.study.progress import Listener
@@ -62,7 +73,7 @@ from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import train as train_stack
 from nanostudy.training.trial import Shape, settled
-from nanostudy.validation import takes
+from nanostudy.validation import canonical, takes, usage_errors
 from nanostudy.version import VERSION
 from nanostudy.view import StudyView, TrainingView
 
@@ -77,33 +88,54 @@ KAGGLE = Path("/kaggle/working")  # what Kaggle keeps of a saved version, as its
 # --- experiments and their training
 
 
+@usage_errors
 def preset(name: str, **changes: Any) -> Experiment:
     """The experiment of a preset, a settings file or a run folder, with these settings changed. Raises UsageError."""
-    return experiment_and_resources({**read_settings(name), **changes})[0]
+    return _experiment(name, changes)[0]
 
 
+def _experiment(
+    source: Experiment | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]
+) -> tuple[Experiment, Resources]:
+    """With the resources that a settings file may name."""
+    if isinstance(source, Experiment):
+        settings = source.as_dict()
+    else:
+        settings = dict(source) if isinstance(source, Mapping) else read_settings(str(source))
+    given = {**settings, **changes}
+    return experiment_and_resources(
+        {canonical(name) if isinstance(name, str) else name: v for name, v in given.items()}
+    )
+
+
+@usage_errors
 def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
     """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
     return read_corpus(name, tokenizer)
 
 
-def count_parameters(experiment: Experiment) -> int:
+@usage_errors
+def count_parameters(experiment: Experiment | Mapping[str, Any] | str) -> int:
     """The parameters of its model, with its corpus's vocabulary. Raises UsageError, NanostudyError."""
+    experiment = _experiment(experiment, {})[0]
     corpus = read_corpus(experiment.corpus, experiment.tokenizer)
     return count(GPTConfig.of(experiment, corpus.tokenizer.vocab_size)).total
 
 
 @takes(SETTINGS[name] for name in TRAIN_OPTIONS)
+@usage_errors
 def train(
-    experiment: Experiment,
+    experiment: Experiment | Mapping[str, Any] | str | Path,
     out: str | Path | None = None,
     *,
+    settings: Mapping[str, Any] | None = None,
     resources: Resources | None = None,
     listen: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> Run:
     """Trains one experiment in the folder `out` (default: runs/ and its name) and returns the trained run.
 
+    It may be given as settings, or by the name of a preset or a settings file; `settings` changes some: {"lr": 0.002}.
     Goes on where an earlier call with the same experiment and folder stopped, and only loads a finished one. `listen`
     is called with every event; by default progress is shown. The options are those of settings.Where; `resources` gives
     several at once. Raises UsageError, NanostudyError (Interrupted, with everything saved, on Ctrl-C).
@@ -111,6 +143,8 @@ def train(
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
     rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ReportedElsewhere.
     """
+    experiment, named = _experiment(experiment, settings or {})
+    resources = resources or named
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     with joined() as ranks, contextlib.ExitStack() as stack:
         where = Where.of(TRAIN_OPTIONS, resources, options)
@@ -125,29 +159,29 @@ def train(
         if ranks.first:
             stack.enter_context(sole_owner(folder))
         requested = {**asdict(where.resources), **{name: value for name in TRACKING if (value := getattr(where, name))}}
+        doing = _nothing
         if ranks.of_first(lambda: recorder.claim(requested)) in ("new", "unfinished"):
             with memory_errors():
                 machine = recorder.machine = settled(where.resources, machine, [Shape.of(experiment, corpus)], ranks)
             ranks.agree({"compiled": machine.compiled})
-            events = train_stack(
-                [job],
-                corpus,
-                machine,
-                folder / run_folder.CHECKPOINT,
-                save_every=where.save_every,
-                stop=stack.enter_context(stop_requests()),
-                moments=True,
-                ranks=ranks,
-            )
-            with memory_errors(), _listening(recorder, listen, where, ranks.first) as hear:
-                for event in events:
-                    hear(event)
-                    if isinstance(event, Stopped):
-                        raise Interrupted(
-                            f"Stopped after {event.step} updates. All of it is saved; go on with: {resume_command(folder)}"
-                        )
-        run = ranks.of_first(lambda: complete(folder, machine).on(torch.device("cpu")))
+            stopped = stack.enter_context(stop_requests())
+            stack.enter_context(memory_errors())
+            hear, view = stack.enter_context(_listening(recorder, listen, where, ranks.first))
+            tick, doing = (view.tick, view.doing) if view else (_nothing, _nothing)
+            path = folder / run_folder.CHECKPOINT
+            options = {"save_every": where.save_every, "stop": lambda: tick() or stopped(), "moments": True}
+            for event in train_stack([job], corpus, machine, path, **options, ranks=ranks):
+                hear(event)
+                if isinstance(event, Stopped):
+                    raise Interrupted(
+                        f"Stopped after {event.step} updates. All of it is saved; go on with: {resume_command(folder)}"
+                    )
+        run = ranks.of_first(lambda: complete(folder, machine, doing).on(torch.device("cpu")))
         return run.on(machine.device)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[str, object]:
@@ -159,10 +193,10 @@ def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[
 @contextlib.contextmanager
 def _listening(
     recorder: Recorder, listen: Callable[[Event], None] | None, where: Where, first: bool
-) -> Iterator[Callable[[Event], None]]:
-    """Calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker."""
+) -> Iterator[tuple[Callable[[Event], None], TrainingView | None]]:
+    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view."""
     if not first:
-        yield lambda event: None
+        yield _nothing, None
         return
     with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
         say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
@@ -174,20 +208,21 @@ def _listening(
                 if tracked:
                     tracked.hear(event, recorder)
 
-            yield hear
+            yield hear, view if isinstance(view, TrainingView) else None
 
 
 # --- studies
 
 
 def _drafted(
-    source: str | Path | Study,
+    source: str | Path | Study | Mapping[str, Any],
     out: str | Path | None,
-    settings: Mapping[str, str] | None,
+    settings: Mapping[str, Any] | None,
     parts: Sequence[str],
     only: str | None,
 ) -> tuple[Design, list[Entry]]:
     """The study's design, and the experiments chosen from it; nothing is written. Raises UsageError."""
+    source = study_of(source) if isinstance(source, Mapping) else source
     path = Path(out) if out is not None else folder_of(source.name if isinstance(source, Study) else str(source))
     if isinstance(source, Study):
         draft = design(path, with_assignments(source, settings or {}))
@@ -202,21 +237,22 @@ def _drafted(
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
+@usage_errors
 def run_study(
-    source: str | Path | Study,
+    source: str | Path | Study | Mapping[str, Any],
     out: str | Path | None = None,
     *,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
     only: str | None = None,
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Result]:
+) -> Rows:
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
-    Goes on where an earlier call stopped. `settings` are changes as on the command line, {"dropout": "0.1,0.2"}; `parts` and
-    `only` choose experiments. The options are those of settings.Where; `resources` gives several at once. Raises UsageError,
+    The study is a name, a file, a folder, or a mapping with what a study file has. Goes on where an earlier call stopped.
+    `settings` are changes, {"dropout": [0.1, 0.2], "max_iters": 500}; `parts` and `only` choose experiments. The options are those of settings.Where; `resources` gives several at once. Raises UsageError,
     NanostudyError (Interrupted, with everything saved, on Ctrl-C).
     """
     where = Where.of(RUN_OPTIONS, resources, options)
@@ -228,6 +264,7 @@ def run_study(
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
+@usage_errors
 def retry_study(
     path: str | Path,
     names: Sequence[str] = (),
@@ -235,7 +272,7 @@ def retry_study(
     resources: Resources | None = None,
     listener: Listener | None = None,
     **options: Any,
-) -> list[Result]:
+) -> Rows:
     """Runs again those experiments of a study's folder that failed, or whose run folders are lost or damaged; or those of
     them that are named. Damaged run folders are set aside. Options as for run_study.
     """
@@ -267,10 +304,9 @@ def retry_study(
             return _execute(folder, chosen, pool, where, listener)
 
 
-def _execute(
-    folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None
-) -> list[Result]:
+def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None) -> Rows:
     with contextlib.ExitStack() as stack:
+        stack.push(partial(_notify, where.notify, folder))
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
         for note in folder.notes:
             listener.say(note, "yellow")
@@ -280,7 +316,15 @@ def _execute(
         Execution(
             folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
         ).run()
-    return folder.store.rows(names=[entry.name for entry in chosen])
+    return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
+
+
+def _notify(how: str | None, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
+    counts = folder.store.counts()
+    ended = "has ended" if kind is None else f"was stopped ({problem or kind.__name__})"
+    finished = f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
+    if refused := notify(how, f"{folder.study.name} {ended}: {finished}"):
+        print(f"The notice could not be given: {refused}.", file=sys.stderr)
 
 
 def _write_results(folder: StudyFolder) -> None:
@@ -289,11 +333,12 @@ def _write_results(folder: StudyFolder) -> None:
 
 
 @takes(SETTINGS[name] for name in PLAN_OPTIONS)
+@usage_errors
 def plan_study(
-    source: str | Path | Study,
+    source: str | Path | Study | Mapping[str, Any],
     out: str | Path | None = None,
     *,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
     only: str | None = None,
     resources: Resources | None = None,
@@ -309,6 +354,7 @@ def plan_study(
     return forecast(*_drafted(source, out, settings, parts, only), where, machines)
 
 
+@usage_errors
 def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
     """Puts the results of several people's or machines' folders of one study together, and says what came from where."""
     return merge([Path(source) for source in sources], Path(into))
@@ -317,6 +363,7 @@ def merge_study(sources: Sequence[str | Path], into: str | Path) -> list[str]:
 # --- results
 
 
+@usage_errors
 def analyze(*paths: str | Path, loss: str = "", name: str = "", factors: Sequence[str] = ()) -> NotebookAnalysis:
     """Studies' folders (or names), runs' folders and tables of results, together. Raises UsageError, NanostudyError.
 
@@ -326,6 +373,7 @@ def analyze(*paths: str | Path, loss: str = "", name: str = "", factors: Sequenc
     return NotebookAnalysis(read_results(paths, Stated(loss, name, tuple(factors))))
 
 
+@usage_errors
 def report(*paths: str | Path, out: str | Path | None = None, **columns: Any) -> Path:
     """Writes the report of these results (page, Markdown, table, figures) and returns the page's path.
 
@@ -364,6 +412,7 @@ def _folder(path: Path) -> Path | None:
 # --- other programs
 
 
+@usage_errors
 def convert(
     source: str | Path,
     to: str | Path,

@@ -185,7 +185,8 @@ def _move(source: Path, target: Path) -> None:
 def explain_writing(path: Path, problem: Exception) -> str:
     if getattr(problem, "errno", None) == errno.ENOSPC or "No space left" in str(problem):
         return f"No space is left for {path}. What was there before is unchanged; free some space and run again."
-    return f"{path} could not be written: {problem}. What was there before is unchanged."
+    why = getattr(problem, "strerror", None) or problem
+    return f"{path} could not be written: {why}. What was there before is unchanged."
 
 
 @contextlib.contextmanager

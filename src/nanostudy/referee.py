@@ -31,7 +31,7 @@ from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store
 from nanostudy.training.evaluation import contexts_within
 from nanostudy.training.inputs import Inputs
-from nanostudy.validation import takes
+from nanostudy.validation import takes, usage_errors
 
 JUDGEMENTS = Path("judgements")
 LOOKS = "looks.json"  # in a judgement's folder: the numbers of seeds at which a verdict was given
@@ -45,6 +45,7 @@ Recipe = str | Path | Experiment | Mapping[str, Any]
 # --- seeds
 
 
+@usage_errors
 def plan_seeds(study: str | Path, difference: float = DIFFERENCE) -> Seeds:
     """How many seeds tell so many nats per token apart, of each setting against the study's best. Raises UsageError."""
     if not 0 < difference < math.inf:
@@ -91,6 +92,7 @@ def _fresh_seeds(needed: Seeds, candidates: int) -> int:
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
+@usage_errors
 def confirm_study(
     study: str | Path,
     *,
@@ -146,6 +148,7 @@ def read_recipe(recipe: Recipe, base: Experiment | None = None) -> Experiment:
 
 
 @takes(SETTINGS[name] for name in RUN_OPTIONS)
+@usage_errors
 def judge(
     a: Recipe,
     b: Recipe,

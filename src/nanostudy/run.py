@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,16 @@ from nanostudy.measures import MEASURES
 from nanostudy.model.sample import generate
 from nanostudy.settings import Experiment, Resources, SamplingParams
 from nanostudy.settings_files import preset_names
+from nanostudy.study.definition import definitions, folder_of, has_study
+from nanostudy.study.names import label, varying
+from nanostudy.study.store import FILE, Store
 from nanostudy.text import duration
 from nanostudy.training import run_folder
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import Weights, load_weights
-from nanostudy.validation import settings_of, takes
+from nanostudy.validation import settings_of, takes, usage_errors
 
 if TYPE_CHECKING:
     import altair as alt
@@ -89,6 +92,13 @@ class Run:
         return training_chart(self.folder)
 
     @property
+    def short_name(self) -> str:
+        """What varies in its study, or its folder's name."""
+        studies = definitions(self.folder.parent)
+        settings = self.experiment.as_dict()
+        return label(settings, varying(studies)) if studies else self.folder.name
+
+    @property
     def experiment(self) -> Experiment:
         return self.weights.experiment
 
@@ -136,9 +146,32 @@ class Run:
         return (ids_MS[0] for ids_MS in steps)
 
 
+@usage_errors
 def load(run: str | Path, which: str = "best", device: str = "auto") -> Run:
-    """A run's weights: "best" (lowest validation loss) or "last". Raises NanostudyError."""
-    return load_on(Path(run), which, resolve(Resources(device=device)))
+    """A run's weights: "best" (lowest validation loss) or "last". Of a study, its best run; STUDY/NUMBER is another of its runs.
+
+    Raises UsageError, NanostudyError.
+    """
+    return load_on(run_folder_of(str(run)), which, resolve(Resources(device=device)))
+
+
+def run_folder_of(word: str) -> Path:
+    """The run folder or weights file that this names."""
+    path = Path(word)
+    if (path / "run.json").is_file() or path.is_file():
+        return path
+    if has_study(study := folder_of(word)):
+        with Store.read(study / FILE) as store:
+            best = store.best(1)
+        if not best:
+            raise NanostudyError(
+                f"No experiment of {study} has finished. `nanostudy study status {study}` says how far it is."
+            )
+        return study / best[0].name
+    if not path.exists() and has_study(study := folder_of(str(path.parent))):
+        with Store.read(study / FILE) as store:
+            return study / store.row(path.name).name
+    return path
 
 
 def load_on(folder: Path, which: str, machine: Machine) -> Run:
@@ -168,18 +201,23 @@ def resume_command(folder: Path) -> str:
     return f"nanostudy train {shlex.quote(named)}"
 
 
-def complete(folder: Path, machine: Machine) -> Run:
-    """The last steps of a finished training, each only if it is still to be done: sample, report, deleting the checkpoint."""
+def complete(folder: Path, machine: Machine, doing: Callable[[str], None] = lambda phase: None) -> Run:
+    """The last steps of a finished training, each only if it is still to be done: sample, report, deleting the checkpoint.
+
+    `doing` is called as each begins.
+    """
     from nanostudy.reporting.write import publish_run
 
     run = load_on(folder, "best", machine)
     e = run.experiment
     if not (folder / "sample.txt").exists():
+        doing("sampling")
         how = SamplingParams()
         text = run.sample(e.sample_prompt, tokens=e.sample_tokens, seed=e.seed)[0]
         sample = Sample(e.sample_prompt, text, e.sample_tokens, e.seed, how.temperature, how.top_k, how.top_p)
         write_samples(folder, [sample], headings=False)
     if not (folder / "report.md").exists():
+        doing("writing the report")
         publish_run(folder)
     checkpoint.remove(folder / run_folder.CHECKPOINT)
     return run

@@ -244,6 +244,9 @@ class Where(Resources):
         None, "option", "the tracker's project; none: WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, or nanostudy"
     )
     track_name: str | None = setting(None, "option", "a training's name in the tracker; none: the experiment's")
+    notify: str | None = setting(
+        None, "option", "at the end: bell, desktop, or a command that gets the message as its last word; none: nothing"
+    )
     save_every: float = setting(60.0, "option", "seconds between checkpoints; 0: after every update", low=0.0)
 
     def __post_init__(self) -> None:
@@ -262,7 +265,7 @@ class Where(Resources):
     @classmethod
     def of(cls, names: Iterable[str], resources: Resources | None, options: Mapping[str, Any]) -> Where:
         """From a function's keywords, of which it takes these names. Raises UsageError."""
-        check_names(options, names)
+        check_names(options, names, FIELDS)
         return cls(**{**(dataclasses.asdict(resources) if resources else {}), **options})
 
 

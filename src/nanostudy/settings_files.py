@@ -13,7 +13,7 @@ from typing import Any
 from nanostudy.errors import UsageError
 from nanostudy.reading import read_text
 from nanostudy.settings import CORPORA, FIELDS, IN_FILES, RESOURCE_NAMES, Experiment, Resources, from_settings
-from nanostudy.validation import check_names
+from nanostudy.validation import canonical, check_names
 from nanostudy.yaml_input import LARGEST_FILE, parse_yaml
 
 PATHS = ("corpus", "init_from")  # settings that may name a file
@@ -44,13 +44,30 @@ def read_settings(source: str) -> dict[str, Any]:
                 f"{source} holds a checkpoint of nanoGPT's. Make a run of it: nanostudy convert "
                 f"{shlex.quote(str(path.with_name('ckpt.pt')))} --to RUN"
             ) from None
+        if path.name == "settings.yaml" and path.with_name("train.bin").is_file():
+            raise UsageError(_as_corpus(source)) from None
+        if path.name == "settings.yaml" and path.with_name("study.yaml").is_file():
+            raise UsageError(f"{source} is a study's folder: nanostudy study run {shlex.quote(source)}") from None
         raise UsageError(
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
         ) from None
+    except UsageError:
+        if path.suffix in (".yaml", ".yml"):
+            raise
+        raise UsageError(_as_corpus(source)) from None
+    if not set(settings).isdisjoint(("grid", "seeds", "parts")):
+        raise UsageError(f"{source} is a study file: nanostudy study run {shlex.quote(source)}")
     if settings.get("init_from") == IMPORTED:  # lies in the run folder, wherever that was moved to
         settings["init_from"] = str(path.parent / IMPORTED)
     begun = (path.parent / "run.json").is_file()
     return {name: located(value, path.parent, begun) if name in PATHS else value for name, value in settings.items()}
+
+
+def _as_corpus(source: str) -> str:
+    return (
+        f"{source} is no settings file but a text: name it as the corpus of a preset, "
+        f"`nanostudy train quickstart corpus={shlex.quote(source)}`."
+    )
 
 
 def located(value: Any, folder: Path, begun: bool) -> Any:
@@ -80,8 +97,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     settings: dict[str, str] = {}
     for text in assignments:
         key, equals, value = text.removeprefix("--").partition("=")
+        if key == "dry-run":
+            raise UsageError("--dry-run: `nanostudy study plan` says what a study would do and runs nothing.")
         if not equals or not key:
-            raise UsageError(f"{text!r} is not of the form setting=value, for example max_iters=500.")
+            like = f"{canonical(key)}=VALUE" if text.startswith("--") and key else "max_iters=500"
+            raise UsageError(f"{text!r} is not of the form setting=value, for example {like}.")
+        key = canonical(key)
         if key in settings:
             raise UsageError(f"{key} is given twice, as {settings[key]!r:.40} and {value!r:.40}: give it once.")
         settings[key] = value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,6 +84,17 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def beside(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns; the last one is wrapped where the terminal ends."""
+    widths = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
+    indent, lines = sum(widths), list[str]()
+    width = max(indent + 20, shutil.get_terminal_size().columns)
+    for *cells, text in rows:
+        start = "".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True))
+        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * indent) or [start.rstrip()]
+    return lines
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -28,6 +28,23 @@ TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"
 LONGEST_VALUE = 200  # characters of a value in a message
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
+ALIASES = {  # what people type, on the command line and in Python
+    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("layers", "layer", "n_layers", "num_layers", "depth"), "n_layer"),
+    **dict.fromkeys(("heads", "head", "n_heads", "num_heads"), "n_head"),
+    **dict.fromkeys(("width", "embd", "d_model", "hidden", "hidden_size", "n_embed"), "n_embd"),
+    **dict.fromkeys(("context", "ctx", "seq_len", "context_length", "block"), "block_size"),
+    **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("iters", "steps", "max_steps", "updates"), "max_iters"),
+    **dict.fromkeys(("accumulation", "grad_accum", "gradient_accumulation"), "gradient_accumulation_steps"),
+    **{"wd": "weight_decay", "warmup": "warmup_iters", "clip": "grad_clip", "text": "corpus", "data": "corpus"},
+}
+EPOCHS = (
+    "nanostudy counts updates, max_iters. One epoch is the training tokens / (batch_size * block_size * "
+    "gradient_accumulation_steps) updates: 1,307 of shakespeare with the defaults."
+)
+EXPLAINED = {"epochs": EPOCHS, "epoch": EPOCHS, "n_epochs": EPOCHS, "num_epochs": EPOCHS}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -175,14 +192,50 @@ def check(instance: Any) -> None:
         object.__setattr__(instance, name, rule.read(value))
 
 
-def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raises UsageError at the first name that is not allowed, with the nearest one that is."""
+def canonical(name: str) -> str:
+    """The setting's own name for one that people type: lr, n-layer. Files take the own names alone."""
+    plain = name.replace("-", "_")
+    return ALIASES.get(plain.lower(), plain)
+
+
+def check_names(names: Iterable[str], allowed: Iterable[str], own: Iterable[str] = ()) -> None:
+    """Raises UsageError at the first name that is not allowed, with the nearest one that is. `own`: those of experiments, which are
+    given elsewhere.
+    """
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
+            if str(name) in EXPLAINED:
+                raise UsageError(f"There is no setting {name}: {EXPLAINED[name]}")
+            if isinstance(name, str) and name in own:
+                raise UsageError(f"{name} is a setting of the experiment: give it as settings={{{name!r}: ...}}.")
+            if isinstance(name, str) and canonical(name) in allowed:
+                raise UsageError(f"There is no setting {_brief(name)}: it is called {canonical(name)}.")
             near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {_brief(name)}.{hint}")
+
+
+def usage_errors(function: F) -> F:
+    """A call with missing, superfluous or misplaced arguments raises UsageError, as a wrong value does."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError as problem:
+            raise UsageError(
+                f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more."
+            ) from None
+        for name, value in bound.items():
+            if "Path" in str(signature.parameters[name].annotation):
+                for each in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(each, (bool, int, float, bytes, set)):
+                        raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def takes(

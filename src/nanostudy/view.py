@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -20,8 +22,11 @@ from rich.text import Text
 from nanostudy.data.corpus import LABELS, Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
+from nanostudy.study.definition import definitions
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
+from nanostudy.study.listing import SHORTEST_NAME, shortened
+from nanostudy.study.names import label, varying
 from nanostudy.study.plan import evaluation_note
 from nanostudy.study.pool import Pool
 from nanostudy.study.progress import Assignment, Snapshot
@@ -32,10 +37,13 @@ from nanostudy.training.recorder import Recorder
 PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-WIDE = 80  # characters of a terminal from which on columns keep these least widths, so that they stand still
-COLUMNS = (8, 0, 11, 15, 15)
+NARROW, WIDE = (
+    80,
+    100,
+)  # characters of a terminal: columns keep these least widths, so that they stand still; there is room for speeds
+COLUMNS = (8, 0, 10, 19, 10, 15)
+BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
 MOST_ODD = 3  # notes on a study's unusual settings
-SHORTEST_NAME = 12  # characters of a name that still tell something
 
 # a notebook's cell
 WIDE_CELL, MOST_WORKERS = 120, 8  # characters and workers
@@ -73,6 +81,9 @@ class View:
         """The lines that come first."""
 
     def say(self, text: str, style: str = "") -> None:
+        if self.console.is_terminal and not self.cell and len(text) > self.console.width:
+            wrap = textwrap.TextWrapper(self.console.width, "", " " * 9, break_long_words=False, break_on_hyphens=False)
+            text = wrap.fill(text)
         with PRINTING:
             (self.cell.say if self.cell else self.console.print)(text, style=style)
 
@@ -108,11 +119,13 @@ class View:
 
 
 class TrainingView(View):
-    """Call it with each event of one training."""
+    """Call it with each event of one training. tick() between events keeps the time left true."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(math.inf)
-        self.recorder, self.batch = recorder, ""
+        self.recorder, self.speed = recorder, ""
+        self.trail, self.step, self.phase = Trail(), 0, ""
+        self.ends_at, self.drawn_at = math.inf, 0.0
 
     def introduce(self) -> None:
         r, e, machine = self.recorder, self.recorder.experiment, self.recorder.machine
@@ -136,21 +149,20 @@ class TrainingView(View):
             for note in event.notes:
                 self.say(note, "yellow")
         elif isinstance(event, Progress):
-            total = self.recorder.experiment.max_iters
-            left = "" if event.seconds_left is None else f"about {duration(event.seconds_left)} left"
-            summary = "   ".join(text for text in (f"{event.step:,}/{total:,}", self.batch, left) if text)
-            self.draw(event.step / max(1, total), summary, plain=left)
+            self.step, self.phase = event.step, "evaluating" if event.evaluating else ""
+            self.ends_at = math.inf if event.seconds_left is None else time.monotonic() + event.seconds_left
+            if not event.evaluating:
+                self.trail.add(event.loss)
+            self.redraw()
         elif isinstance(event, Logged):
-            self.batch = f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
+            self.speed = f"{event.tokens_per_second:,.0f} tokens/s"
         elif isinstance(event, Evaluated):
             bits = self.recorder.corpus.val.bits_per_character(event.val_loss)
             self.say(
-                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f} nats per token   "
-                f"{bits:.3f} bits per character   {duration(event.seconds)}"
+                f"update {event.step:>6,}   train {event.train_loss:.4f}   val {event.val_loss:.4f}   "
+                f"{bits:.3f} bits/character   {duration(event.seconds)}"
             )
         elif isinstance(event, Finished):
-            with PRINTING:
-                self.live.stop()
             result = event.result
             if result.reason:
                 self.say(f"diverged: {result.reason}", "bold red")
@@ -158,6 +170,52 @@ class TrainingView(View):
                 self.say(
                     f"trained {result.updates:,} updates in {duration(result.seconds)}; best at update {result.best_step:,}"
                 )
+
+    def doing(self, phase: str) -> None:
+        """What follows the training: "sampling", ..."""
+        self.phase, self.ends_at = phase, math.inf
+        self.redraw()
+
+    def tick(self) -> None:
+        if time.monotonic() - self.drawn_at >= REFRESH:
+            self.redraw()
+
+    def redraw(self) -> None:
+        self.drawn_at = time.monotonic()
+        total, left = self.recorder.experiment.max_iters, self.ends_at - self.drawn_at
+        time_left = f"about {duration(left)} left" if 0 < left < math.inf else ""
+        texts = [f"{self.step:,}/{total:,}", self.phase or str(self.trail), time_left, "" if self.phase else self.speed]
+        texts = texts if self.room[0] >= WIDE else texts[:-1]
+        self.draw(self.step / max(1, total), "   ".join(filter(None, texts)), plain=time_left)
+
+
+class Trail:
+    """Losses so far, evenly spaced and at most MOST_POINTS of them, and a picture of their course."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.last, self.count, self.every = math.nan, 0, 1
+
+    def add(self, loss: float | None) -> None:
+        if loss is None or loss == self.last or not math.isfinite(loss):
+            return
+        if self.count % self.every == 0:
+            self.losses.append(loss)
+        self.last, self.count = loss, self.count + 1
+        if len(self.losses) > MOST_POINTS:
+            self.losses, self.every = self.losses[::2], 2 * self.every
+
+    def __str__(self) -> str:
+        return f"loss {self.last:.3f} {sparkline(self.losses)}" if self.losses else ""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """At most SPARKS bars, each of the mean of consecutive values."""
+    bars = min(SPARKS, len(values))
+    edges = [round(i * len(values) / bars) for i in range(bars + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, height = min(means), (max(means) - min(means)) or 1.0
+    return "".join(BARS[round((mean - low) / height * (len(BARS) - 1))] for mean in means)
 
 
 class StudyView(View):
@@ -167,6 +225,8 @@ class StudyView(View):
         super().__init__(PLAIN_INTERVAL)
         self.folder, self.chosen, self.pool = folder, chosen, pool
         self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
+        self.varying = varying(definitions(folder.path))
+        self.trails: dict[tuple[str, ...], Trail] = {}  # of what trains beside each other, at each moment
 
     def introduce(self) -> None:
         folder, capacity = self.folder, self.pool.capacity
@@ -185,49 +245,53 @@ class StudyView(View):
 
     def show(self, snapshot: Snapshot) -> None:
         width, most = self.room
-        summary = _overall(snapshot, len(self.chosen), 10**6 if self.cell else width - BAR - 2)
-        plain = "" if snapshot.seconds_left is None else _overall(snapshot, len(self.chosen))
-        lines = _worker_lines(snapshot.workers, self.iters, width, most) if most else ()
-        self.draw(snapshot.share, summary, lines, plain)
+        self.follow(snapshot.workers)
+        best = label(snapshot.best.experiment.as_dict(), self.varying) if snapshot.best else ""
+        summary = _overall(snapshot, len(self.chosen), best, 10**6 if self.cell else width - BAR - 2)
+        plain = "" if snapshot.seconds_left is None else _overall(snapshot, len(self.chosen), best)
+        self.draw(snapshot.share, summary, self.lines(snapshot.workers, width, most) if most else (), plain)
 
+    def follow(self, workers: Mapping[int, Assignment]) -> None:
+        """Adds the mean loss of what trains beside each other to its trail."""
+        trails: dict[tuple[str, ...], Trail] = {}
+        for assignment in workers.values():
+            losses = [last.loss for last in assignment.progress.values() if last.loss is not None]
+            if assignment.phase == "training" and losses:
+                members = tuple(assignment.progress)
+                trails[members] = self.trails.get(members) or Trail()
+                trails[members].add(sum(losses) / len(losses))
+        self.trails = trails
 
-def _worker_lines(workers: Mapping[int, Assignment], iters: Mapping[str, int], width: int, most: int) -> list[str]:
-    """One line per worker, in columns, no wider than the terminal: names are cut."""
-    listed = sorted(workers.items())[: most if len(workers) <= most else most - 1]
-    cells = [(f"worker {worker}", assignment.label, *_figures(assignment, iters)) for worker, assignment in listed]
-    least = COLUMNS if width >= WIDE else [0] * len(COLUMNS)
-    columns = zip(least, zip(*cells, strict=True), strict=False)  # no cells: no columns
-    widths = [max(at_least, *map(len, column)) for at_least, column in columns]
-    widths[1:2] = [min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))] if cells else []
-    lines = []
-    for worker, label, *figures in cells:
-        right = [text.rjust(w) for text, w in zip(figures, widths[2:], strict=True)]
-        lines.append(
-            "  ".join([worker.ljust(widths[0]), _shortened(label, widths[1]).ljust(widths[1]), *right]).rstrip()
+    def lines(self, workers: Mapping[int, Assignment], width: int, most: int) -> list[str]:
+        """One line per worker, in columns, no wider than the terminal: names are cut."""
+        listed = sorted(workers.items())[: most if len(workers) <= most else most - 1]
+        cells = [(f"worker {worker}", each.label, *self.figures(each, width >= WIDE)) for worker, each in listed]
+        columns = zip(COLUMNS if width >= NARROW else [0] * len(COLUMNS), zip(*cells, strict=True), strict=False)
+        widths = [max(at_least, *map(len, column)) for at_least, column in columns]  # no cells: no columns
+        widths[1:2] = [min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))] if cells else []
+        lines = []
+        for worker, text, *figures in cells:
+            right = [figure.ljust(w) for figure, w in zip(figures, widths[2:], strict=True)]
+            lines.append(
+                "  ".join([worker.ljust(widths[0]), shortened(text, widths[1]).ljust(widths[1]), *right]).rstrip()
+            )
+        return [*lines, f"and {len(workers) - len(listed)} more workers"] if len(listed) < len(workers) else lines
+
+    def figures(self, assignment: Assignment, with_speed: bool) -> tuple[str, ...]:
+        """How far the member is that is farthest behind, or another phase; loss; time left; tokens per second."""
+        last = min(assignment.progress.values(), key=lambda last: last.step, default=None)
+        left, trail = assignment.left(), self.trails.get(tuple(assignment.progress))
+        steps = "" if last is None else f"{last.step:,}/{self.iters[last.name]:,}"
+        speed = f"{sum(assignment.rates.values()):,.0f} tokens/s" if assignment.rates else ""
+        return (
+            steps if assignment.phase == "training" else assignment.phase,
+            str(trail or ""),
+            duration(left) if left else "",
+            *([speed] if with_speed else []),
         )
-    return [*lines, f"and {len(workers) - len(listed)} more workers"] if len(listed) < len(workers) else lines
 
 
-def _figures(assignment: Assignment, iters: Mapping[str, int]) -> tuple[str, str, str]:
-    """The member farthest behind, tokens per second, time left; what is unknown is empty."""
-    last = min(assignment.steps, key=lambda name: assignment.steps[name], default=None)
-    rate, left = sum(assignment.rates.values()), assignment.left()
-    return (
-        "" if last is None else f"{assignment.steps[last]:,}/{iters[last]:,}",
-        f"{rate:,.0f} tokens/s" if rate else "",
-        f"{duration(left)} left" if left else "",
-    )
-
-
-def _shortened(text: str, width: int) -> str:
-    """Cut in the middle, since names differ at their ends."""
-    if len(text) <= width:
-        return text
-    end = max(0, (width - 1) // 2)
-    return f"{text[: max(0, width - 1 - end)]}…{text[len(text) - end :]}"[: max(0, width)]
-
-
-def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
+def _overall(snapshot: Snapshot, total: int, best: str, width: int = 10**6) -> str:
     """On one line of this width; the name of the best is cut, or left out."""
     counts = snapshot.counts
     done = sum(count for status, count in counts.items() if not status.is_undone)
@@ -238,8 +302,8 @@ def _overall(snapshot: Snapshot, total: int, width: int = 10**6) -> str:
     if snapshot.best:
         texts.append(f"best val {snapshot.best.val_loss:.4f}")
     text = ", ".join(texts)
-    name = _shortened(snapshot.best.name, width - len(text) - 1) if snapshot.best else ""
-    return f"{text} {name}" if len(name) >= SHORTEST_NAME else text[: max(0, width)]
+    name = shortened(best, width - len(text) - 1)
+    return f"{text} {name}" if name and len(name) >= min(SHORTEST_NAME, len(best)) else text[: max(0, width)]
 
 
 # --- notebooks

@@ -1,6 +1,8 @@
 """`nanostudy study ...` as people meet it: what it says, what it leaves alone, and what it shows while it runs."""
 
+import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -28,13 +30,15 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
-from nanostudy.study.listing import as_lines
+from nanostudy.study.listing import Listing, as_lines
+from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
 from nanostudy.study.pool import Pool, _results, make_pool
 from nanostudy.study.progress import Assignment, Snapshot
 from nanostudy.study.store import FILE, StackRow, Store
 from nanostudy.study.tasks import Broken, Done, Measured
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY
+from nanostudy.training.events import Progress
 from nanostudy.view import StudyView
 
 STUDY = """\
@@ -47,6 +51,8 @@ sample_tokens: 5
 """
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 INLINE = ["--executor", "inline", *CPU]
+SETTINGS = [(e, d) for e in (16, 32) for d in ("0.1", "0.2")]
+LABELS = [f"E{e} D{d}" for e, d in SETTINGS]
 NAMES = [f"b8_L1_H2_E{e}_BS4_MI6_D{d}_s1" for e in (16, 32) for d in (10, 20)]
 A_FORM = pytest.mark.parametrize("form", ["csv", "json"])
 
@@ -65,7 +71,7 @@ def command(capsys, *args: str) -> Outcome:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch, undrawn) -> Path:
     """A folder with a text and a study file; no corpus is at hand but this."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))
@@ -81,6 +87,28 @@ def study(here, capsys):
     return lambda *args: command(capsys, *args)
 
 
+@pytest.fixture
+def call_of(here, capsys):
+    """`nanostudy WORD`."""
+
+    def call_of(word: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["nanostudy", word])
+            with pytest.raises(SystemExit, match="0"):
+                cli.main()
+        return Outcome(0, *capsys.readouterr())
+
+    return call_of
+
+
+@contextlib.contextmanager
+def unchanged_results(folder: Path):
+    before = results(folder)
+    yield
+    assert results(folder) == before
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The study, run to its end."""
@@ -89,7 +117,7 @@ def finished(tmp_path_factory) -> Path:
         patch.chdir(folder)
         write_text(folder / "small.txt", 600)
         (folder / "mine.yaml").write_text(STUDY, encoding="utf-8")
-        patch.setattr(sys, "argv", ["nanostudy", "study", "run", "mine.yaml", "--out", "done", *INLINE])
+        patch.setattr(sys, "argv", ["nanostudy", "study", "run", "mine.yaml", "--out", "done", "--no-report", *INLINE])
         with pytest.raises(SystemExit, match="0"):
             cli.main()
     return folder / "done"
@@ -108,7 +136,8 @@ def parsed(text: str, form: str) -> list[dict]:
 
 def results(folder: Path) -> dict[str, str]:
     """The files of the run folders with their checksums."""
-    return {name: checksum for name, checksum in contents(folder).items() if "/" in Path(name).as_posix()}
+    files = {Path(name).as_posix(): checksum for name, checksum in contents(folder).items()}
+    return {name: checksum for name, checksum in files.items() if "/" in name and not name.startswith("report/")}
 
 
 def rows(folder: Path) -> list[dict]:
@@ -131,13 +160,14 @@ def test_run_says_what_came_out_and_where(study, here):
     ]
     assert "4 of 4 experiments finished; this took " in told.out
     best = min(table, key=lambda row: float(row["val_loss"]))
-    shown = re.search(rf"^{best['id']}  {best['name']} .*$", told.out, re.M)
+    shown = re.search(rf"^{best['id']} +{best['n_embd']} +{best['dropout']} .*$", told.out, re.M)
     assert f"{float(best['val_loss']):.4f}" in shown[0]
-    for path in (folder / "results.csv", folder / best["name"] / "sample.txt"):
+    for path in (folder / "results.csv", folder / "report" / "index.html"):
         assert path.is_file()
         assert str(path) in told.out
-    for name in NAMES:
-        assert re.search(rf"^\[\d/4\] {name}   train \d\.\d{{4}}   val \d\.\d{{4}}   ", told.out, re.M)
+    assert (folder / best["name"] / "sample.txt").is_file()
+    for name in LABELS:
+        assert re.search(rf"^\[\d/4\] {re.escape(name)}   train \d\.\d{{4}}   val \d\.\d{{4}}   ", told.out, re.M)
     assert told.err == ""
 
 
@@ -185,13 +215,13 @@ def test_failures_are_listed_and_retried(study, here):
         store.failed(NAMES[2], "lightning struck")
     told = study("run", "mine.yaml", *INLINE)
     assert told.code == 1
-    assert f"failed   {NAMES[2]}: lightning struck" in told.out
+    assert f"failed   3  {LABELS[2]}: lightning struck" in told.out
     assert "nanostudy study retry studies/mine" in told.out
     assert "3 of 4 experiments finished" in told.out
     planned = study("plan", "mine.yaml", *INLINE)
     assert "0 experiments to run; 3 done already; 1 failed" in planned.out
     told = study("status", "mine")
-    assert f"failed   {NAMES[2]}: lightning struck" in told.out
+    assert f"failed   3  {LABELS[2]}: lightning struck" in told.out
     assert "3 of 4 experiments finished, 1 failed" in told.out
     said(study("retry", "mine", NAMES[0], *INLINE), 2, "has failed under these names")
     said(study("retry", "mine", NAMES[2] + "x", *INLINE), 2, f"Nearest: .*{NAMES[2]}")
@@ -218,7 +248,7 @@ def test_plan_writes_nothing_and_has_every_experiment_once(study, here):
         assert [int(stack["stack"]) for stack in stacks] == list(range(1, len(stacks) + 1))
         assert all(float(stack["seconds"]) >= 0 for stack in stacks)
     out = listed["table"].out
-    assert re.search(rf"^1 +2 +2 +\d+ MiB +\S+ +384 +~\S+ s +3-4  {NAMES[2]}$", out, re.M)
+    assert re.search(rf"^1 +2 +2 +\d+ MiB +~\S+ s +3-4  {LABELS[2]}$", out, re.M)
     for words in ("4 experiments in 2 stacks, the longest first", "1 on cpu, 1 thread each, fp32", "768 tokens"):
         assert words in out
     assert re.search(r"^time +about .* \(calibration: 2 of 2 sizes tried", out, re.M)
@@ -351,19 +381,19 @@ def test_status_for_a_person(study, done):
     assert ids == sorted((1, 2, 3, 4), key=lambda id: rows(done)[id - 1]["val_loss"])
     assert len({len(line) for line in lines[3:]}) == 1  # columns stand under their names
     told = study("status", done, "--all")
-    assert [line.split()[1] for line in told.out.splitlines()[3:]] == NAMES
+    assert [tuple(line.split()[1:3]) for line in told.out.splitlines()[3:]] == [(str(e), d) for e, d in SETTINGS]
     assert told.out.count("finished") == 5
 
 
 def test_status_tells_when_nothing_was_heard(study, done):
     with Store.open(done / FILE) as store:
-        store.set_progress(3600.0, [{"worker": 0, "doing": "something", "tokens_per_second": 12345}])
+        store.set_progress(3600.0, [{"worker": 0, "doing": "something", "tokens_per_second": 12345, "members": []}])
     told = study("status", done)
     assert re.search(
-        r"^time left +about (59 min 5\d s|1 h 00 min)\nworker 0  something  12,345 tokens/s$", told.out, re.M
+        r"^time left +about (59 min 5\d s|1 h 00 min)\nworker 0  something +12,345 tokens/s$", told.out, re.M
     )
     for said_at, words in (
-        ("2020-01-01", "It recorded no progress .* nanostudy study run done"),
+        ("2020-01-01", r"It recorded no progress (.|\n)* nanostudy study run done"),
         ("2999-01-01", "1 h 00"),
     ):
         with sqlite3.connect(done / FILE) as db:
@@ -384,16 +414,20 @@ def test_status_while_it_runs_and_after_it_was_stopped(study, here):
         told = study("status", "mine")
         said(told, 0)
         assert re.search(r"^0 of 4 experiments finished, 2 waiting, 2 running$", told.out, re.M)
-        assert re.search(r"^worker 0 .* and 1 more +[\d,]+ tokens/s$", told.out, re.M)
+        assert re.search(r"^worker 0  E32 D0.1 \+1 .*[\d,]+ tokens/s$", told.out, re.M)
         said(study("run", "mine.yaml", "max_iters=50000", "eval_interval=25000", *INLINE), 1, "Another process")
         said(study("plan", "mine.yaml", "max_iters=50000", "eval_interval=25000", *INLINE), 0)
     finally:
         run.send_signal(signal.SIGINT)
         stopped = outcome(run)
-    said(stopped, 1, "Stopped. Everything is saved")
+    said(stopped, 130, "Stopped. Everything is saved")
     piped = nanostudy("study", "status", "mine", cwd=here)
     said(piped, 0)
     assert "0 of 4 experiments finished, 4 waiting" in piped.out
+    assert re.search(
+        r"^2 of those have begun; they go on from their last checkpoints, about update \d", piped.out, re.M
+    )
+    assert "Go on with: nanostudy study run studies/mine" in piped.out
     assert "\x1b" not in piped.out + stopped.out
     steps = [row["step"] for row in rows(Path("studies/mine"))]
     assert max(steps) > 0
@@ -403,10 +437,93 @@ def test_status_while_it_runs_and_after_it_was_stopped(study, here):
 def test_studies_are_listed(study, form):
     told = study("list")
     said(told, 0)
-    assert [line.split()[0] for line in told.out.splitlines()] == study_names()
+    assert [line.split()[0] for line in told.out.splitlines() if not line.startswith(" ")] == study_names()
     listed = parsed(study("list", "--format", form).out, form)
     assert [each["name"] for each in listed] == study_names()
     assert all(len(each["description"]) > 20 for each in listed)
+
+
+# --- notes and stars
+
+
+def test_notes_and_stars_are_listed_and_outlive_a_rebuild_and_a_merge(study, done, here):
+    told = study("note", done)
+    said(told, 0)
+    assert "nanostudy study note done NUMBER TEXT --star" in told.out
+    with unchanged_results(done):
+        said(study("note", done, "3", "sharp [names]: is it luck?", "--star"), 0)
+        said(study("note", done, NAMES[0], "the baseline"), 0)
+    told = study("status", done)
+    assert re.search(r"^★3 +32 +0\.1 .*\n    sharp \[names\]: is it luck\?$", told.out, re.M)
+    assert re.search(r"^ 1 +16 +0\.1 .*\n    the baseline$", told.out, re.M)
+    experiments = api.analyze(done).results.experiments
+    assert list(experiments["star"]) == [None, None, True, None]
+    assert list(experiments["note"]) == ["the baseline", None, "sharp [names]: is it luck?", None]
+    (done / FILE).unlink()
+    said(study("rebuild", done), 0)
+    other = here / "other"
+    shutil.copytree(done, other)
+    said(study("note", other, "1", "seen twice", "--star"), 0)
+    said(study("note", other, "3", ""), 0)  # deletes the text, not the star
+    said(study("merge", done, "other", "--into", "all"), 0)
+    assert read_notes(Path("all")) == {
+        NAMES[0]: Note("the baseline; seen twice", True),
+        NAMES[2]: Note("sharp [names]: is it luck?", True),
+    }
+    said(study("note", "all", "3", "", "--no-star"), 0)
+    assert list(read_notes(Path("all"))) == [NAMES[0]]
+
+
+def test_a_note_of_what_is_not_there_and_a_damaged_file_are_told(study, done):
+    said(study("note", done, "5", "x"), 2, "no experiment '5'")
+    said(study("note", done, "1", "x" * 3000), 2, "2,000 characters")
+    (done / NOTES).write_text(f"{NAMES[0]}: {{star: often}}\n", encoding="utf-8")
+    said(study("note", done, "1", "x"), 2, "notes.yaml.*must be a text")
+    told = study("status", done)  # results are still listed
+    said(
+        told,
+        0,
+    )
+    assert "4 of 4 experiments finished" in told.out
+    assert "must be a text" in told.out
+
+
+# --- 80 columns
+
+
+def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said(study("note", done, "2", "a note that goes on and on " * 8, "--star"), 0)
+    for words in (
+        ["status", done],
+        ["status", done, "--all"],
+        ["note", done],
+        ["plan", "quickstart", *INLINE],
+        ["list"],
+    ):
+        told = study(*words)
+        said(told, 0)
+        assert max(map(len, told.out.splitlines())) <= 80, told.out
+    for word in ("presets", "settings"):
+        told = call_of(word)
+        assert max(map(len, told.out.splitlines())) <= 80, told.out
+
+
+@pytest.mark.parametrize("width", [30, 44, 60, 80, 120])
+def test_a_table_that_is_too_wide_loses_columns_and_never_a_digit(done, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Store.read(done / FILE) as store:
+        rows = store.rows()
+    listing = Listing.of(done)
+    lines = listing.lines(rows)
+    assert max(map(len, lines)) <= width
+    for line, row in zip(lines[1:], rows, strict=True):
+        assert f"{row.val_loss:.4f}" in line.split()
+    many = tuple(name for name in row.experiment.as_dict() if name not in ("corpus", "sample_prompt"))
+    crowded = dataclasses.replace(listing, varying=many).lines(rows)
+    assert max(map(len, crowded)) <= width
+    assert "…" in crowded[1]
+    assert all(f"{row.val_loss:.4f}" in line.split() for line, row in zip(crowded[1:], rows, strict=True))
 
 
 # --- mistakes
@@ -612,7 +729,14 @@ def test_help_status_and_list_do_not_load_torch(done):
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
     )
-    for args in (["--help"], ["run", "--help"], ["list"], ["status", "done"], ["status", "done", "--format", "json"]):
+    for args in (
+        ["--help"],
+        ["run", "--help"],
+        ["list"],
+        ["status", "done"],
+        ["status", "done", "--format", "json"],
+        ["note", "done"],
+    ):
         ran = subprocess.run([sys.executable, "-c", probe, "study", *args], capture_output=True, text=True, check=True)
         assert re.search(r"LOADED (0|None) \[\]$", ran.stdout), ran
 
@@ -700,11 +824,11 @@ def shown(done, monkeypatch):
 def snapshot(workers: int, best=None, left: float | None = 754.0, **counts: int) -> Snapshot:
     assignments = {}
     for worker in range(workers):
-        label = f"b64_L4_H4_E128_BS8_MI1000_D10_s1_learning_rate=0.00{worker + 1} and 3 more"
         stack = StackRow(worker, (NAMES[0], NAMES[1]), 2)
-        assignments[worker] = Assignment(label, stack.members, stack)
+        assignments[worker] = Assignment(f"L4 H4 E128 D0.1 lr=0.00{worker + 1} warmup=100 s1 +3", stack.members, stack)
     if workers:
-        assignments[0].steps.update({NAMES[0]: 5, NAMES[1]: 3})
+        for name, step in ((NAMES[0], 5), (NAMES[1], 3)):
+            assignments[0].progress[name] = Progress(name, step, None, 2.5, 0.001)
         assignments[0].rates.update({NAMES[0]: 10_000.0, NAMES[1]: 2345.0})
         assignments[0].seconds_left, assignments[0].estimated_at = 65.4, time.monotonic()
     by_status = {Status(name): count for name, count in (counts or {"finished": 1, "running": 3}).items()}
@@ -722,14 +846,33 @@ def test_a_line_a_worker_and_one_for_the_whole(shown, done, width):
     assert lines[1].startswith("worker 1")
     assert lines[2].startswith("━" * 16 + " 1/4 done, 3 ru"[: width - 16])
     if width >= 80:
-        assert re.search(r"more +3/6  12,345 tokens/s  1 min 05 s left$", lines[0])
-        assert lines[1].endswith("more")
-        assert lines[0].index("more") == lines[1].index("more")
+        assert re.search(r"s1 \+3 +3/6 +loss 2\.500 ▁ +1 min 05 s", lines[0])
+        assert lines[1].endswith("s1 +3  starting")
+        assert lines[0].index("+3") == lines[1].index("+3")
         assert f"about 12 min 34 s left, best val {best.val_loss:.4f}" in lines[2]
     if width >= 120:
-        assert re.search(r"  b64_L4_H4_E128_BS8_MI1000\S+_rate=0.001 and 3 more  ", lines[0])
-        assert ("…" in lines[0]) == (width < 200)
-        assert lines[2].endswith(best.name)
+        assert lines[0].endswith("12,345 tokens/s")
+        assert "  L4 H4 E128 D0.1 lr=0.001 warmup=100 s1 +3  " in lines[0]
+        assert lines[2].endswith(LABELS[best.id - 1])
+
+
+def test_the_course_of_the_loss_is_drawn_and_what_else_is_done_is_said(shown):
+    falling = [snapshot(2) for _ in range(300)]
+    for i, each in enumerate(falling):
+        for name in each.workers[0].progress:
+            each.workers[0].progress[name] = Progress(name, i, None, 4.0 - i / 100, 0.001)
+    evaluating = snapshot(2)
+    evaluating.workers[0].progress = {NAMES[0]: Progress(NAMES[0], 6, None, 2.5, 0.001, evaluating=True)}
+    evaluating.workers[1] = Assignment(LABELS[0], (NAMES[0],), None)
+    lines = shown(80, *falling, evaluating)
+    assert any(re.search(r" 299/6 +loss 1\.010 █▇▆▅▄▃▂▁ ", line) for line in lines)
+    assert re.search(r"\+3 +evaluating +1 min 05 s$", lines[-3])
+    assert re.search(r"^worker 1  E16 D0.1 +sampling$", lines[-2])
+
+
+@pytest.mark.parametrize(("losses", "bars"), [([1.0], "▁"), ([3.0, 2.0, 1.0], "█▅▁"), ([5.0] * 9, "▁" * 8)])
+def test_a_sparkline_goes_from_the_highest_to_the_lowest(losses, bars):
+    assert view.sparkline(losses) == bars
 
 
 def test_a_low_terminal_still_shows_the_whole(shown):
@@ -743,7 +886,7 @@ def test_a_low_terminal_still_shows_the_whole(shown):
 def test_what_is_not_known_is_not_shown(shown):
     over = snapshot(1)
     over.workers[0].seconds_left = 0.0  # it takes longer than was thought
-    assert shown(80, over)[0].endswith("12,345 tokens/s")
+    assert shown(80, over)[0].endswith("loss 2.500 ▁")
     lines = shown(80, snapshot(0, left=None, finished=4, diverged=1))
     assert [line.rstrip() for line in lines] == ["━" * 16 + " 5/4 done, 1 diverged"]
 

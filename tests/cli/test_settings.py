@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from nanostudy.errors import UsageError
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import (
     FIELDS,
+    IN_FILES,
     PLAN_OPTIONS,
     RUN_OPTIONS,
     TRAIN_OPTIONS,
@@ -37,6 +39,7 @@ from nanostudy.study.definition import Study, parse_studies, study_yaml, with_as
 from nanostudy.training.machine import resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import settings_yaml
+from nanostudy.validation import ALIASES, EPOCHS
 
 # As published: the training report (A) and nanoGPT's README (C). Weight decay 0.01 and beta2 0.999 are PyTorch's defaults.
 REPORT = {
@@ -154,6 +157,49 @@ def test_assignments():
 def test_a_misspelt_setting_names_the_nearest(wrong, near):
     with pytest.raises(UsageError, match=rf"'{wrong}'.*Did you mean {near}\?"):
         experiment_and_resources({wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("lr", "learning_rate"),
+        ("batch", "batch_size"),
+        ("layers", "n_layer"),
+        ("heads", "n_head"),
+        ("wd", "weight_decay"),
+    ],
+)
+def test_what_people_type_is_taken_on_the_command_line_and_named_in_files(word, name):
+    assert parse_assignments([f"{word}=1"]) == parse_assignments([f"--{name.replace('_', '-')}=1"]) == {name: "1"}
+    with pytest.raises(UsageError, match=rf"'{word}': it is called {name}\."):
+        experiment_and_resources({word: 1})
+
+
+def test_no_alias_hides_a_setting():
+    assert set(ALIASES.values()) <= set(FIELDS)
+    assert not set(ALIASES) & set(IN_FILES)
+
+
+def test_epochs_are_explained():
+    for word in ("epochs", "epoch"):
+        with pytest.raises(UsageError, match="counts updates, max_iters"):
+            experiment_and_resources({word: 1})
+    e = Experiment()
+    assert f"{1_003_854 / e.tokens_per_update:,.0f} of shakespeare" in EPOCHS
+
+
+def test_a_text_and_a_study_are_told_from_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my text.txt").write_text("First: line\n\nSecond; line", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"nanostudy train quickstart corpus='my text\.txt'"):
+        read_settings("my text.txt")
+    Path("s.yaml").write_text("grid: {n_embd: [64, 128]}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is a study file: nanostudy study run s\.yaml"):
+        read_settings("s.yaml")
+    Path("studies/s").mkdir(parents=True)
+    Path("studies/s/study.yaml").write_text("grid: {n_embd: [64, 128]}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is a study's folder: nanostudy study run studies/s"):
+        read_settings("studies/s")
 
 
 def test_an_outlandish_setting_lists_the_known_ones():

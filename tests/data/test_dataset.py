@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,29 @@ def test_export_and_show(tmp_path, monkeypatch, capsys):
     assert main(monkeypatch, "corpus", "export", "missing", "--out", "there") == 2
     assert not Path("there").exists()
     assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def nested(twice: bool, depth: int) -> bytes:
+    """A dictionary whose key is a tuple of tuples of ...: of one each, or of two that are the same one."""
+    step = b"q\x00h\x00\x86" if twice else b"\x85"
+    return b"\x80\x02}U\x04itos}(" + b")" + step * depth + b"U\x01au" + b"s."
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        nested(True, 60),
+        nested(False, 500_000),
+        pickle.dumps({"itos": {number * (2**61 - 1): "a" for number in range(100_000)}}),
+        pickle.dumps({"itos": {frozenset({frozenset()}): "a"}}),
+    ],
+    ids=["keys that double", "keys within keys", "numbers that are alike", "sets"],
+)
+def test_a_table_that_would_take_without_end_is_refused_at_once(tmp_path, meta):
+    """Hashing takes 2^60 steps, the stack of the process, and a fifth of an hour."""
+    put(tmp_path / "d", [0], [0], {})
+    (tmp_path / "d" / "meta.pkl").write_bytes(meta)
+    since = time.monotonic()
+    with pytest.raises(UsageError, match=r"meta.pkl holds (tuples or sets|numbers that are no ids)"):
+        load_corpus(str(tmp_path / "d"))
+    assert time.monotonic() - since < 5

@@ -565,6 +565,17 @@ def test_a_checkpoint_that_was_cut_short(here):
     refusal(lambda: nanostudy.convert(path, "run"), "damaged")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_that_diverged_is_refused(here, value):
+    content = nanogpt_checkpoint(False)
+    content["model"]["transformer.ln_f.weight"][0] = value
+    path = put(here, content)
+    refusal(
+        lambda: nanostudy.convert(path, "run"), "ckpt.pt has weights that are not finite", "Take an earlier checkpoint"
+    )
+    assert not (here / "run").exists()
+
+
 def test_a_meta_pkl_that_carries_code_is_refused_and_named(here):
     path, sprung = put(here, nanogpt_checkpoint(False)), here / "sprung"
     meta = here / "data" / "tiny" / "meta.pkl"

@@ -179,7 +179,7 @@ def test_a_driver_that_is_killed_is_started_again(source, reference, machines, n
     """No finished experiment is run twice, and none is lost, whatever executor goes on."""
     nodes(1)
     out = tmp_path / "out"
-    argv = [*COMMAND, "study", "run", str(source), "--out", str(out), "--executor", "ray", "--address"]
+    argv = [*COMMAND, "study", "run", "--no-report", str(source), "--out", str(out), "--executor", "ray", "--address"]
     argv += [machines.address, "--device", "cpu", "--precision", "fp32", "--threads", "1"]
     driver = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": SOURCES}, stdout=subprocess.PIPE, text=True)
     for line in driver.stdout:
@@ -261,7 +261,7 @@ def test_no_checkpoint_is_fetched_or_deleted_elsewhere(tmp_path, there):
 def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
     """The one of this machine alone, which is started where no address is given."""
     pytest.importorskip("ray", reason="ray is not installed")
-    argv = [*COMMAND, "study", "run", str(source), "--out", str(tmp_path / "out"), "--executor", "ray"]
+    argv = [*COMMAND, "study", "run", "--no-report", str(source), "--out", str(tmp_path / "out"), "--executor", "ray"]
     argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--workers", "1"]
     mark = f"NANOSTUDY_TEST={tmp_path}"
     env = {**os.environ, "PYTHONPATH": SOURCES, "NANOSTUDY_TEST": str(tmp_path)}
@@ -298,7 +298,9 @@ def test_ctrl_c_leaves_no_cluster_behind(source, tmp_path):
 
 def test_without_ray_the_message_says_how_to_install_it(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "study", "run", str(source), "--out", str(tmp_path / "o")])
+    monkeypatch.setattr(
+        sys, "argv", ["nanostudy", "study", "run", "--no-report", str(source), "--out", str(tmp_path / "o")]
+    )
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--executor", "ray"])
     with pytest.raises(SystemExit) as end:
         cli.main()

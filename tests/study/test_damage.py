@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from damage import COMMANDS, HARMS, RESOURCES, RUN_FILES, STUDY_FILES, Listener,
 
 from nanostudy import api, atomic
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.study import grid
 from nanostudy.study.check import check
 from nanostudy.study.folder import rebuild
 from nanostudy.study.listing import lost_lines, status_lines
@@ -259,6 +261,28 @@ def test_a_study_goes_on_where_its_text_has_another_place(study, finished, tmp_p
     run_on(finished.parent / "words.txt")  # and so is a copy
     assert len(file.read_text().split("---")) == 2
     assert check(study).findings == []
+
+
+def test_a_study_that_an_older_version_named_goes_on_under_its_names(tmp_path, monkeypatch):
+    """They left out the letters of other scripts: the stand-in names as they did."""
+    texts = [write_text(tmp_path / f"{name}.txt", length) for name, length in (("море", 1500), ("sea-海", 1400))]
+    study = STUDY.format(text="CORPUS").replace("corpus: 'CORPUS', ", "")
+    axes = f"corpus: [{', '.join(json.dumps(str(text)) for text in texts)}]"
+    (tmp_path / "s.yaml").write_text(study.replace("dropout: [0.0, 0.1]", axes), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "safe", partial(lambda safe, value, older: safe(value, older=True), grid.safe))
+        run(tmp_path / "s.yaml", tmp_path / "study")
+    before, there = losses(tmp_path / "study"), names(tmp_path / "study")
+    assert all("_corpus=_" in name or "_corpus=sea-_" in name for name in there), there
+    shutil.rmtree(tmp_path / "study" / there[0])
+    assert any(finding.what == there[0] for finding in check(tmp_path / "study").findings)
+    api.retry_study(tmp_path / "study", executor="inline", resources=RESOURCES, listener=Listener())
+    assert (losses(tmp_path / "study"), names(tmp_path / "study")) == (before, there)
+    assert merge([tmp_path / "study"], tmp_path / "all")[-1].endswith("4 of 4 experiments, complete")
+    (tmp_path / "study" / FILE).unlink()
+    assert rebuild(tmp_path / "study")[:2] == (4, 4)
+    run(tmp_path / "s.yaml", tmp_path / "new")
+    assert not set(names(tmp_path / "new")) & set(there)
 
 
 # --- temporaries, modes, folders of output

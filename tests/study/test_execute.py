@@ -252,7 +252,7 @@ def test_a_refilled_slot_trains_as_the_experiment_alone(run, source, reference, 
 def test_a_study_in_which_all_diverge_ends_with_exit_code_1(tmp_path, monkeypatch, capsys):
     settings = {"block_size": 8, "max_iters": 12, "eval_interval": 12, "grad_clip": 0.0, "warmup_iters": 0}
     source = write_study(tmp_path, {"learning_rate": [1e30]}, settings=settings)
-    argv = ["study", "run", str(source), "--out", str(tmp_path / "all"), "--executor", "inline"]
+    argv = ["study", "run", "--no-report", str(source), "--out", str(tmp_path / "all"), "--executor", "inline"]
     monkeypatch.setattr(sys, "argv", ["nanostudy", *argv, "--device", "cpu", "--precision", "fp32", "--threads", "1"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -288,7 +288,7 @@ def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
 
     def study(name: str, rates: list[float]) -> Path:
         source = write_study(tmp_path, {"learning_rate": rates}, settings=settings)
-        argv = ["study", "run", str(source), "--out", str(tmp_path / name), "--executor", "inline"]
+        argv = ["study", "run", "--no-report", str(source), "--out", str(tmp_path / name), "--executor", "inline"]
         argv += ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
         monkeypatch.setattr(sys, "argv", ["nanostudy", *argv])
         with pytest.raises(SystemExit) as end:

@@ -11,6 +11,7 @@ import pytest
 from test_damage import finished  # noqa: F401 (a fixture)
 
 TESTS = Path(__file__).parent.parent
+SHARES = 3  # of the operations: each takes minutes
 COMMANDS = ("run", "merge", "rebuild", "report", "export")
 
 
@@ -25,9 +26,9 @@ def shim(tmp_path_factory) -> Path:
     return library
 
 
-def killed(command: str, source: Path, work: Path, library: Path, stride: int) -> dict:
+def killed(command: str, source: Path, work: Path, library: Path, stride: int, first: int = 0) -> dict:
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    argv = [sys.executable, str(TESTS / "kills.py"), command, str(source), str(work), str(stride)]
+    argv = [sys.executable, str(TESTS / "kills.py"), command, str(source), str(work), str(stride), str(first)]
     env = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -41,8 +42,9 @@ def test_some_kills_of_a_rebuild(shim, finished, tmp_path):  # noqa: F811
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_kill_at_every_operation(command, shim, finished, tmp_path):  # noqa: F811
-    figures = killed(command, finished.parent, tmp_path / "work", shim, 1)
+def test_a_kill_at_every_operation(command, share, shim, finished, tmp_path):  # noqa: F811
+    figures = killed(command, finished.parent, tmp_path / "work", shim, SHARES, share)
     print(command, figures["operations"], figures["tried"])
     assert figures["wrong"] == []

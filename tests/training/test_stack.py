@@ -23,7 +23,7 @@ from nanostudy.model.optim import StepSettings, learning_rate
 from nanostudy.model.randomness import dropout_keys, keep_mask, offsets
 from nanostudy.training import evaluation
 from nanostudy.training import train as trainer
-from nanostudy.training.events import Evaluated, Finished, Logged, Saving, Started, Stopped
+from nanostudy.training.events import Evaluated, Finished, Logged, Progress, Saving, Started, Stopped
 from nanostudy.training.stack import members
 from nanostudy.training.train import train
 
@@ -712,12 +712,27 @@ def test_a_kill_at_any_moment_changes_no_bit(corpus, machine, never_killed, tmp_
     assert story(kept) == never_killed
 
 
+def test_progress_has_each_members_loss_and_says_when_it_evaluates(corpus, machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer._Speed, "progress_due", lambda speed: True)
+    events = list(train(jobs_of(small(eval_interval=10), small(seed=2)), corpus, machine, tmp_path / "stack"))
+    logged = {(e.name, e.step): (e.loss, e.learning_rate) for e in events if isinstance(e, Logged)}
+    training = [e for e in events if isinstance(e, Progress) and not e.evaluating]
+    assert {(e.name, e.step): (e.loss, e.learning_rate) for e in training} == logged
+    assert len({e.loss for e in training}) == 40  # each member's own
+    for before, event in itertools.pairwise(events):
+        if isinstance(event, Evaluated) and not isinstance(before, Evaluated):
+            assert isinstance(before, Progress)
+            assert before.evaluating
+            assert before.step == event.step
+
+
 def test_started_says_where_a_resume_stands(corpus, machine, tmp_path):
     heard, path = [], tmp_path / "stack"
     jobs = jobs_of(small(eval_interval=3), small(seed=2, eval_interval=5))
     for event in train(jobs, corpus, machine, path, stop=lambda: any(e.step == 6 for e in of(heard, Logged))):
         heard.append(event)
-    resumed = list(itertools.islice(train(jobs, corpus, machine, path), 3))
+    events = (event for event in train(jobs, corpus, machine, path) if not isinstance(event, Progress))
+    resumed = list(itertools.islice(events, 3))
     # it was stopped within the evaluation after update 6, which is made again
     assert resumed[:2] == [Started("job0", 6, 3, 2), Started("job1", 6, 5, 2)]
     assert isinstance(resumed[2], Evaluated)

@@ -46,6 +46,9 @@ class Effects:
     noise: float  # standard deviation of one experiment within its block; NaN without an estimate
     measure: str = "val_loss"
 
+    def _repr_html_(self) -> str:
+        return str(self.table.to_html(index=False, float_format="{:.4f}".format))
+
 
 def effects(results: Results, measure: str = "val_loss") -> Effects:
     """The effects on `measure` (a float column of Results.experiments) over the finished experiments. Raises UsageError."""

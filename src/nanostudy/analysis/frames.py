@@ -21,8 +21,9 @@ WITHOUT_EFFECT = (*names_of("record"), "eval_interval", "eval_tokens")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
 SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
 # `source` is "nanostudy", or the table whose numbers other code may have made; `identity` is empty there
+# `star` and `note` are a person's (study/notes.py)
 OURS = "nanostudy"
-ABOUT = ("id", "part", "status", "reason", "source", "study", "identity")
+ABOUT = ("id", "part", "status", "reason", "source", "study", "identity", "star", "note")
 EVALUATIONS = ("name", "step", "tokens", "seconds", "train_loss", "val_loss")
 TRAINING = ("name", "step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 SAMPLES = ("name", "prompt", "text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
+from nanostudy.study.notes import Note, read_notes
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
 from nanostudy.training.run_folder import decisive, faults, read_metadata, read_result, read_rows
@@ -82,14 +83,17 @@ def _there(path: Path) -> Path:
 
 def read_study_folder(path: Path) -> Results:
     """Everything that the store and the run folders hold, while the study runs, too."""
-    studies = definitions(path)
+    studies, notes = definitions(path), defaultdict(Note, read_notes(path))
     with Store.read(path / FILE) as store:
         results = store.rows()
         curves = {one.name: store.evaluations(one.name) for one in results if one.step or one.val_loss is not None}
     problems = {one.name: problem for one in results if (problem := run_problems(path / one.name, one.status))}
     texts = _texts(path, [one for one in results if RUN_JSON not in problems.get(one.name, ())])
     records = [
-        _record(one, path / one.name, texts.get(_text_key(one.experiment)), problems.get(one.name, {}))
+        {
+            **_record(one, path / one.name, texts.get(_text_key(one.experiment)), problems.get(one.name, {})),
+            **{"star": notes[one.name].star or None, "note": notes[one.name].text or None},
+        }
         for one in results
     ]
     evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
@@ -232,7 +236,7 @@ def _mixed(results: Sequence[Result]) -> list[str]:
 def _conditions(kind: tuple[Any, ...]) -> str:
     precision, compiled, tiles = kind
     kernels = "with compiled kernels" if compiled else "without compiled kernels"
-    return f"{precision} {kernels}{', for its matrix unit' if compiled and tiles else ''}"
+    return f"{precision} {kernels}{', attention in one' if compiled and tiles else ''}"
 
 
 def _provenance(

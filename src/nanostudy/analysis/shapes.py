@@ -37,7 +37,7 @@ class Shapes:
     inseparable: tuple[str, ...]  # factors whose effects these experiments cannot tell from others'
     optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
     curves: pd.DataFrame  # columns CURVES: the mean loss along a number, the others at their average, with its 95% band
-    points: pd.DataFrame  # columns CURVES without the band: each experiment, others' effects taken out
+    points: pd.DataFrame  # name and columns CURVES without the band: each experiment, others' effects taken out
     expected: tuple[float, float, float]  # loss, low, high: what the curves expect of the settings with the lowest loss
     misfit: float  # p of the test that the curves leave nothing but noise; NaN where it cannot be tested
     noise: float  # standard deviation of one experiment around the curves
@@ -236,7 +236,7 @@ def _points(fit: Fit, term: Term) -> pd.DataFrame:
     own = fit.columns[:, term.columns] @ _params(fit)[term.columns]
     losses = float(_mean(fit) @ _params(fit)) + own + fit.residuals
     values = np.array(factor.levels, dtype=float)[factor.codes]
-    return pd.DataFrame({"factor": factor.name, "value": values, "loss": losses})
+    return pd.DataFrame({"name": fit.design.table.index, "factor": factor.name, "value": values, "loss": losses})
 
 
 def _expected(fit: Fit) -> tuple[float, float, float]:

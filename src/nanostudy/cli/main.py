@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ import typer
 
 from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
-from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, options
+from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, presets_like, report_width
+from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
-from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING, SamplingParams
-from nanostudy.text import printable
-from nanostudy.validation import settings_of
+from nanostudy.cli.ui import ui
+from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING
+from nanostudy.text import beside, printable
+from nanostudy.version import VERSION
 
 if TYPE_CHECKING:
     from nanostudy.run import Run
@@ -32,14 +35,10 @@ if TYPE_CHECKING:
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
-REPORT_WIDTH = 100  # columns
-FILE = "FILE:"  # begins a prompt that is a file's path
-LARGEST_PROMPT = 2**20  # bytes
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     help="A laboratory for small GPTs: train one or a whole study, sample, report.",
 )
@@ -48,8 +47,17 @@ app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"nanostudy {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
-def check_ranks(context: typer.Context) -> None:
+def check_ranks(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
     """Only a training is done by several processes together."""
     # WORLD_SIZE alone is set by others too, in each of several machines
     if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -72,7 +80,8 @@ def train(
     source: Annotated[
         str,
         typer.Argument(
-            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with."
+            help="A preset, a settings file (YAML), a configuration of nanoGPT's (.py), or a run folder to go on with.",
+            autocompletion=presets_like,
         ),
     ],
     assignments: Annotated[
@@ -186,53 +195,6 @@ def _prompt_option(run: Run) -> str:
 
 
 @app.command()
-@options([*settings_of(SamplingParams), "device"])
-def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a weights file.")],
-    prompt: Annotated[
-        str | None, typer.Option(help="What the text goes on from, or FILE:PATH, a text file. Default: a new line.")
-    ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10_000, help="How many samples.")] = 1,
-    tokens: Annotated[int, typer.Option(min=0, max=10**6, help="New tokens of each sample.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
-    which: Annotated[str, typer.Option(help="best or last weights.")] = "best",
-    **sampling: Any,
-) -> None:
-    """Write text with a trained model."""
-    from nanostudy import api
-
-    prompt = _prompt(prompt)
-    loaded = api.load(run, which, sampling.pop("device"))
-    sampling["top_k"] = sampling["top_k"] or None
-    block_size = loaded.experiment.block_size
-    if len(prompt or "") + tokens > block_size:
-        window = f"re-reads the last {max(1, block_size // 2)} tokens (--exact slides)"
-        how = "slides exactly, at full cost" if sampling["exact"] else window
-        print(f"past its context of {block_size} tokens the model {how}", file=sys.stderr)
-    if count == 1:
-        for piece in chain([prompt or ""], loaded.stream(prompt, tokens, seed, **sampling)):
-            print(piece, end="", flush=True)
-        print()
-        return
-    for i, text in enumerate(loaded.sample(prompt, count, tokens, seed, **sampling)):
-        print(f"--- {i + 1}\n{text}")
-
-
-def _prompt(text: str | None) -> str | None:
-    """The text, or that of the file which FILE:PATH names, as nanoGPT's sample.py reads it."""
-    from nanostudy.errors import UsageError
-    from nanostudy.reading import read_text
-
-    if not text or not text.startswith(FILE):
-        return text
-    path = Path(text.removeprefix(FILE))
-    try:
-        return read_text(path, LARGEST_PROMPT)
-    except OSError as problem:
-        raise UsageError(f"--prompt {FILE}{path}: there is no such file to read ({problem.strerror}).") from None
-
-
-@app.command()
 def report(
     paths: Annotated[
         list[Path], typer.Argument(help="Studies (folders or names), run folders, tables of results; one or several.")
@@ -249,12 +211,12 @@ def report(
 
     written = api.published(*paths, out=out, **columns(loss, name, factors))
     for note in written.notes:
-        print(f"{textwrap.fill(note, REPORT_WIDTH)}\n")
+        print(f"{textwrap.fill(note, report_width())}\n")
     if not written.answer:
-        print(f"{textwrap.fill(written.summary, REPORT_WIDTH)}\n")
+        print(f"{textwrap.fill(written.summary, report_width())}\n")
     for number, sentence in enumerate(written.answer, start=1):
         print(f"{number}  {sentence.about}")
-        print(textwrap.fill(sentence.text, REPORT_WIDTH, initial_indent="   ", subsequent_indent="   ") + "\n")
+        print(textwrap.fill(sentence.text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")
@@ -266,6 +228,8 @@ def report(
 
 app.command(context_settings={"ignore_unknown_options": True})(convert)
 app.command()(judge)
+app.command()(sample)
+app.command()(ui)
 
 
 @app.command()
@@ -273,8 +237,8 @@ def presets() -> None:
     """List the presets."""
     from nanostudy.settings_files import preset_names, preset_text
 
-    for name in preset_names():
-        print(f"{name:18}{preset_text(name).splitlines()[0].removeprefix('# ')}")
+    texts = [(name, preset_text(name).splitlines()[0].removeprefix("# ")) for name in preset_names()]
+    print("\n".join(beside(texts)))
 
 
 @app.command()
@@ -282,8 +246,8 @@ def settings() -> None:
     """List every setting with its default and meaning."""
     from nanostudy.text import value_text
 
-    for name in IN_FILES:
-        print(f"{name:29}{value_text(SETTINGS[name].default):15}{SETTINGS[name].meaning}")
+    rows = [(name, value_text(SETTINGS[name].default), SETTINGS[name].meaning) for name in IN_FILES]
+    print("\n".join(beside(rows)))
 
 
 @corpus_app.command("list")
@@ -291,10 +255,11 @@ def corpus_list() -> None:
     """Name the corpora, and where shakespeare lies."""
     from nanostudy.data.texts import NAMES, locate_shakespeare
 
-    for name, meaning in NAMES.items():
-        print(f"{name:13}{meaning}")
-    print(f"{'FILE':13}any UTF-8 text, by its path")
-    print(f"{'FOLDER':13}train.bin, val.bin and meta.pkl, as nanoGPT prepares them, by its path")
+    paths = [
+        ("FILE", "any UTF-8 text, by its path"),
+        ("FOLDER", "train.bin, val.bin and meta.pkl, as nanoGPT prepares them, by its path"),
+    ]
+    print("\n".join(beside([*NAMES.items(), *paths])))
     print(f"\nshakespeare is {locate_shakespeare() or 'not on this machine yet'}")
 
 
@@ -335,8 +300,7 @@ def doctor() -> None:
     """What this machine offers, and what training would use and why."""
     from nanostudy.doctor import examine
 
-    for label, finding in examine():
-        print(f"{label:20}{finding}")
+    print("\n".join(beside(list(examine()))))
 
 
 class Output:
@@ -393,9 +357,18 @@ def _lenient_output() -> Iterator[None]:
                 sys.exit(1)
 
 
+def _wrapped(message: str) -> str:
+    """Between words where it is for a terminal."""
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in message.split("\n"))
+    return "\n".join(chain.from_iterable(lines))
+
+
 def main() -> None:
-    """Runs a command. A person's mistake ends in a message and exit code 2, a failure in a message and 1."""
-    from nanostudy.errors import NanostudyError, ReportedElsewhere, UsageError
+    """Runs a command. A person's mistake ends in a message and exit code 2, a failure in 1, a stop on request in 130."""
+    from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
 
     try:
         with _lenient_output():
@@ -403,8 +376,8 @@ def main() -> None:
                 app()
             except NanostudyError as problem:
                 if not isinstance(problem, ReportedElsewhere):
-                    print(f"nanostudy: {printable(str(problem))}", file=sys.stderr)
-                sys.exit(2 if isinstance(problem, UsageError) else 1)
+                    print(_wrapped(f"nanostudy: {printable(str(problem))}"), file=sys.stderr)
+                sys.exit(2 if isinstance(problem, UsageError) else 130 if isinstance(problem, Interrupted) else 1)
             except OSError as problem:  # such as a name longer than the file system takes
                 print(f"nanostudy: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
                 sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -23,11 +24,41 @@ class Form(StrEnum):
     json = "json"
 
 
+def report_width() -> int:
+    """Of running text: no wider than reads well."""
+    return min(100, shutil.get_terminal_size().columns)
+
+
+def presets_like(incomplete: str) -> list[str]:
+    from nanostudy.settings_files import preset_names
+
+    return _like(incomplete, preset_names(), "settings.yaml")
+
+
+def studies_like(incomplete: str) -> list[str]:
+    from nanostudy.study.definition import study_names
+
+    return _like(incomplete, study_names(), "study.yaml")
+
+
+def _like(incomplete: str, names: list[str], file: str) -> list[str]:
+    """What a shell may complete a word to: names, folders of studies or runs, and YAML files."""
+    places = [path.parent for path in Path().glob(f"*/*/{file}")]
+    files = [path for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern)]
+    return [word for word in [*names, *map(str, [*places, *files])] if word.startswith(incomplete)]
+
+
 Source = Annotated[
-    str, typer.Argument(help="A study (nanostudy study list), a study file (YAML), or a study's folder.")
+    str,
+    typer.Argument(
+        help="A study (nanostudy study list), a study file (YAML), or a study's folder.", autocompletion=studies_like
+    ),
 ]
 Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
-Folder = Annotated[str, typer.Argument(help="A study's folder, or the name of a study in its default folder.")]
+Folder = Annotated[
+    str,
+    typer.Argument(help="A study's folder, or the name of a study in its default folder.", autocompletion=studies_like),
+]
 Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
 Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
 Only = Annotated[

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,21 +28,20 @@ from nanostudy.cli.options import (
     Source,
     columns,
     options,
+    report_width,
 )
+from nanostudy.cli.plan import prediction_record, print_plan, stack_records
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
-from nanostudy.text import printable
+from nanostudy.text import beside, printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
-    from nanostudy.study.forecast import Plan
-    from nanostudy.study.simulate import Prediction
 
 
-MOST_STACKS = 40  # rows of a plan's table
-REPORT_WIDTH = 100  # columns
-LONGEST_IDS = 60  # characters of a stack's ids there
 RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the page at the end.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experiments as one job.")
 
@@ -47,15 +49,34 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Many experi
 @app.command("run")
 @options(RUN)
 def run_command(
-    source: Source, axes: Axes = None, out: Out = None, part: Part = None, only: Only = None, **given: Any
+    source: Source,
+    axes: Axes = None,
+    out: Out = None,
+    part: Part = None,
+    only: Only = None,
+    report: Report = True,
+    open_page: Open = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True)] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Show it in a browser while it runs (nanostudy ui).")] = False,
+    **given: Any,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
     from nanostudy.api import run_study
+    from nanostudy.errors import UsageError
     from nanostudy.settings_files import parse_assignments
     from nanostudy.study.definition import folder_of
 
+    if dry_run:
+        words = shlex.join([source, *(axes or [])])
+        raise UsageError(f"--dry-run: `nanostudy study plan {words}` says what this would do and runs nothing.")
     path, settings = out or folder_of(source), parse_assignments(axes or [])
-    _run(lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given), path)
+    with _shown(path) if ui else contextlib.nullcontext():
+        _run(
+            lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given),
+            path,
+            report,
+            open_page,
+        )
 
 
 @app.command("retry")
@@ -66,6 +87,8 @@ def retry_command(
         list[str] | None,
         typer.Argument(help="Experiments that failed, or whose run folders are lost or damaged. Default: all."),
     ] = None,
+    report: Report = True,
+    open_page: Open = False,
     **given: Any,
 ) -> None:
     """Run experiments again that failed, or whose run folders are lost or damaged."""
@@ -73,14 +96,41 @@ def retry_command(
     from nanostudy.study.definition import existing_folder
 
     path = existing_folder(folder)
-    _run(lambda: retry_study(path, names or [], **given), path)
+    _run(lambda: retry_study(path, names or [], **given), path, report, open_page)
 
 
-def _run(run: Callable[[], list[Result]], path: Path) -> None:
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """A browser can see the study while it runs, and after it, until Ctrl-C; where nobody is at the terminal, no longer."""
+    from nanostudy.ui.serve import beside
+
+    with beside(path) as address:
+        print(f"ui       {address}", flush=True)
+        yield
+        if sys.stdin.isatty():
+            print(f"\nui       {address}\n         Ctrl-C ends it")
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
+
+
+def _write_page(path: Path) -> Path | None:
+    """None where it cannot be written, which is no reason for a study to fail."""
+    from nanostudy.api import report
+    from nanostudy.errors import NanostudyError
+
+    try:
+        return report(path)
+    except NanostudyError as problem:
+        print(f"\nThe page could not be written: {problem}", file=sys.stderr)
+        return None
+
+
+def _run(run: Callable[[], list[Result]], path: Path, report: bool, open_page: bool) -> None:
     """Runs it and prints the results; exit code 1 where something failed, or all that was trained diverged."""
     from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
-    from nanostudy.study.listing import best_lines, failure_lines, lost_lines
+    from nanostudy.study.listing import Listing, best_lines, failure_lines, lost_lines
     from nanostudy.text import duration
 
     since = time.monotonic()
@@ -89,17 +139,18 @@ def _run(run: Callable[[], list[Result]], path: Path) -> None:
     except KeyboardInterrupt:
         raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
     finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    listing = Listing.of(path)
     print(f"\n{len(finished)} of {len(rows)} experiments finished; this took {duration(time.monotonic() - since)}")
-    for line in best_lines(rows):
+    for line in best_lines(rows, listing):
         print(line)
     if finished:
-        best = path / min(finished, key=lambda row: (row.val_loss, row.id)).name
+        folder, page = shlex.quote(str(path)), _write_page(path) if report else None
         print(f"\nresults  {path / RESULTS_FILE}")
-        if (best / "sample.txt").exists():
-            print(f"sample   {best / 'sample.txt'}")
-        print(f"report   nanostudy report {shlex.quote(str(path))}")
-        print(f"more     nanostudy sample {shlex.quote(str(best))}")
-    for line in [*failure_lines(rows, path), *lost_lines({row.name: row.status for row in rows}, path)]:
+        print(f"page     {page}" if page else f"page     nanostudy report {folder} writes it")
+        print(f"sample   nanostudy sample {folder}")
+        if page and open_page:
+            webbrowser.open(page.resolve().as_uri())
+    for line in [*failure_lines(rows, listing), *lost_lines({row.name: row.status for row in rows}, path)]:
         print(line)
     if any(row.status == "failed" for row in rows) or (not finished and any(row.status == "diverged" for row in rows)):
         raise typer.Exit(1)
@@ -128,126 +179,17 @@ def plan_command(
     settings = parse_assignments(axes or [])
     plan = plan_study(source, out, settings=settings, parts=part or [], only=only, plan_for=plan_for, **given)
     if format is Form.table:
-        _print_plan(plan)
+        print_plan(plan)
     elif format is Form.json and plan.prediction:
-        print(as_json({**_prediction_record(plan, plan.prediction), "stacks": _stack_records(plan)}))
+        print(as_json({**prediction_record(plan, plan.prediction), "stacks": stack_records(plan)}))
     else:
-        _print_records(_stack_records(plan), format)
+        _print_records(stack_records(plan), format)
 
 
 def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
     from nanostudy.study.listing import as_csv, as_json
 
     print(as_csv(table).removesuffix("\n") if format is Form.csv else as_json(table))
-
-
-def _stack_records(plan: Plan) -> list[dict[str, Any]]:
-    turns = plan.prediction.run.turns if plan.prediction else [None] * len(plan.stacks)
-    return [
-        {
-            "stack": i,
-            "members": len(stack.members),
-            "width": stack.width,
-            "memory_bytes": stack.memory,
-            "flops": stack.flops,
-            "tokens": stack.tokens,
-            "seconds": None if stack.seconds is None else round(stack.seconds, 1),
-            **({"worker": turn.worker, "begins": round(turn.begin, 1)} if turn else {}),
-            "first": stack.members[0].name,
-            "ids": " ".join(str(entry.id) for entry in stack.members),
-        }
-        for i, (stack, turn) in enumerate(zip(plan.stacks, turns, strict=True), start=1)
-    ]
-
-
-def _prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
-    """Seconds, and shares of the time for which workers are busy."""
-    assert plan.elsewhere
-    least, mean, most = prediction.shares()
-    return {
-        "plan_for": plan.elsewhere.text,
-        "device": plan.elsewhere.gpu.name if plan.elsewhere.gpu else "cpu",
-        "precision": plan.capacity.precision,
-        "workers": plan.capacity.workers,
-        "memory_bytes": plan.capacity.memory,
-        "pace": plan.calibration,
-        "seconds": round(prediction.seconds, 1),
-        "seconds_of_recording": round(prediction.recording, 1),
-        "seconds_divided_evenly": round(prediction.even, 1),
-        "seconds_of_the_longest": round(prediction.longest, 1),
-        "workers_that_help": prediction.useful,
-        "busy_least": round(least, 4),
-        "busy_mean": round(mean, 4),
-        "busy_most": round(most, 4),
-        "tail_seconds": round(prediction.tail, 1),
-    }
-
-
-def _print_plan(plan: Plan) -> None:
-    from nanostudy.study.listing import as_lines
-    from nanostudy.text import counted, duration, ranges
-
-    rows = [
-        {
-            "": str(row["stack"]),
-            "members": str(row["members"]),
-            "width": str(row["width"]),
-            "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
-            "flop": f"{row['flops']:.1e}",
-            "tokens": f"{row['tokens']:,}",
-            "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
-            "ids": _shortened(ranges([entry.id for entry in stack.members])),
-            "the first": row["first"],
-        }
-        for row, stack in zip(_stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
-    ]
-    for line in as_lines(rows):
-        print(line)
-    if len(plan.stacks) > MOST_STACKS:
-        print(f"and {len(plan.stacks) - MOST_STACKS:,} more stacks; --format csv or json has every one")
-    for text in plan.skipped:
-        print(f"skipped as impossible: {text}")
-    capacity, waiting = plan.capacity, sum(len(stack.members) for stack in plan.stacks)
-    done = f"; {plan.done:,} done already" if plan.done else ""
-    failed = f"; {plan.failed:,} failed, which `nanostudy study retry` runs again" if plan.failed else ""
-    order = f" in {counted(len(plan.stacks), 'stack')}, the longest first" if waiting else " to run"
-    print(f"{chr(10) if rows else ''}{counted(waiting, 'experiment')}{order}{done}{failed}")
-    limit = "not known" if capacity.memory is None else f"{capacity.memory / 2**20:,.0f} MiB per worker"
-    gpu = plan.elsewhere.gpu if plan.elsewhere else None
-    threads = "" if gpu else f"{counted(plan.threads, 'thread')} each, "
-    device = gpu.name if gpu else capacity.device
-    print(f"workers  {capacity.workers:,} on {device}, {threads}{capacity.precision}; memory {limit}")
-    for note in plan.notes:
-        print(f"         {note}")
-    tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
-    for stack in tight[:MOST_STACKS]:
-        advice = "" if plan.elsewhere else ": fewer --workers leave it more"
-        print(f"         {stack.members[0].name} may need more memory than that{advice}")
-    if waiting:
-        flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
-        print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
-        time_needed = "not known" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        print(f"time     {time_needed}" + ("" if plan.prediction else f" (calibration: {plan.calibration})"))
-        if plan.prediction:
-            _print_prediction(plan, plan.prediction)
-
-
-def _print_prediction(plan: Plan, prediction: Prediction) -> None:
-    from nanostudy.text import counted, duration
-
-    least, mean, most = prediction.shares()
-    print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
-    waits = duration((1 - least) * prediction.seconds)
-    print(f"         the least busy starts and waits for {waits}, {duration(prediction.tail)} of it at the end")
-    print(f"evenly   {duration(prediction.even)}, if the same work were divided evenly among the workers")
-    most_useful = f"about {counted(prediction.useful, 'worker')}; more would not help"
-    print(f"at best  {duration(prediction.longest)}, the longest experiment's own time, with {most_useful}")
-    print(f"records  {duration(prediction.recording)} of the study's own process, which no worker shortens")
-    print(f"pace     {plan.calibration}")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_IDS else f"{text[:LONGEST_IDS].rsplit(' ', 1)[0]} ..."
 
 
 @app.command("seeds")
@@ -288,10 +230,10 @@ def confirm_command(
     plan, folder = confirmation(study, most, seeds, difference)
     print(f"{plan.description}: seeds {plan.seeds[0]} to {plan.seeds[-1]}\n" if plan.seeds else "")
     if dry_run:
-        _print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
+        print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
         return
     result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
-    print(f"\n{textwrap.fill(confirmation_sentence(result), REPORT_WIDTH)}\n\nresults  {folder}")
+    print(f"\n{textwrap.fill(confirmation_sentence(result), report_width())}\n\nresults  {folder}")
     print(f"report   nanostudy report {shlex.quote(str(existing_folder(study)))}")
 
 
@@ -314,6 +256,38 @@ def status_command(
             _print_records(list(records(store.rows())), format)
 
 
+@app.command("note")
+def note_command(
+    folder: Folder,
+    experiment: Annotated[
+        str | None, typer.Argument(help="Its number in the listings, or its name. Without it, all notes are listed.")
+    ] = None,
+    text: Annotated[str | None, typer.Argument(help="The note; '' deletes it.")] = None,
+    star: Annotated[
+        bool | None, typer.Option("--star/--no-star", help="Mark it with a star, or take that away.")
+    ] = None,
+) -> None:
+    """Keep a note or a star beside an experiment: listings and pages show it, and merges keep it."""
+    from nanostudy.study.definition import existing_folder
+    from nanostudy.study.listing import Listing
+    from nanostudy.study.notes import annotate
+    from nanostudy.study.store import FILE, Store
+
+    path = existing_folder(folder)
+    with Store.read(path / FILE) as store:
+        if experiment is not None:
+            rows = [store.row(experiment)]
+            if text is not None or star is not None:
+                annotate(path, rows[0].name, text, star)
+        listing = Listing.of(path)
+        rows = rows if experiment is not None else store.rows(names=list(listing.notes))
+    print(
+        "\n".join(listing.lines(rows))
+        if rows
+        else f"No experiment of {path} has a note. Add one: nanostudy study note {shlex.quote(folder)} NUMBER TEXT --star"
+    )
+
+
 @app.command("list")
 def list_command(format: Format = Form.table) -> None:
     """List the studies that come with nanostudy."""
@@ -323,8 +297,7 @@ def list_command(format: Format = Form.table) -> None:
     if format is not Form.table:
         _print_records(studies, format)
         return
-    for study in studies:
-        print(f"{study['name']:31}{study['description']}")
+    print("\n".join(beside([(study["name"], study["description"]) for study in studies])))
 
 
 @app.command("merge")
@@ -354,7 +327,7 @@ def import_command(
 
     imported = import_study(*tables, out=out, **columns(loss, name, factors))
     for note in imported.notes:
-        print(f"{textwrap.fill(printable(note), REPORT_WIDTH)}\n")
+        print(f"{textwrap.fill(printable(note), report_width())}\n")
     print(f"table    {imported.table}")
     print(f"study    {imported.study or 'none'}{f' ({imported.why})' if imported.why else ''}")
     print(f"report   nanostudy report {shlex.quote(str(imported.table))}")

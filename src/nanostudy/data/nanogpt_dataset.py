@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from nanostudy.settings import check_value
 
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
 ID = np.dtype("<u2")
-LARGEST_META = 2**26  # bytes
+LARGEST_META = 2**22  # bytes; 65,536 characters take a third of it
+LARGEST_NUMBER = 2**31
 LARGEST_SPLIT = 2**31
 
 
@@ -48,6 +50,7 @@ def read_meta(path: Path) -> Table:
     """The table of a meta.pkl, read without running code. Raises UsageError, NanostudyError."""
     content = _bytes(path, LARGEST_META)
     try:
+        _check_cost(content)
         meta = _Plain(io.BytesIO(content)).load()
         if not isinstance(meta, dict):
             raise UsageError("holds no dictionary")
@@ -56,6 +59,17 @@ def read_meta(path: Path) -> Table:
         raise UsageError(f"{path} {problem}. It must be as nanoGPT's prepare.py for characters writes it.") from None
     except Exception:  # a damaged pickle may raise anything
         raise UsageError(f"{path} is damaged or is no pickle.") from None
+
+
+def _check_cost(content: bytes) -> None:
+    """Refuses what could make reading take without end: keys that are built of each other, and chosen to be alike."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            return  # refused by name when it is read
+        if "TUPLE" in opcode.name or opcode.name.endswith("SET"):
+            raise UsageError("holds tuples or sets")
+        if isinstance(argument, int) and abs(argument) >= LARGEST_NUMBER:
+            raise UsageError("holds numbers that are no ids")
 
 
 def _bytes(path: Path, most: int) -> bytes:

@@ -67,8 +67,8 @@ def page(document: Document, bundle: str, undrawn: str = "") -> str:
         "css": css,
         "contents": "".join(f'<li><a href="#{s.id}">{html.escape(s.title)}</a></li>' for s in document.once),
         "masthead": _masthead(document, undrawn),
-        "sections": _sections(document),
-        "data": _json(_page_data(document)),
+        "sections": sections_html(document),
+        "data": _json(page_data(document)),
         "scripts": "\n".join(
             f"<script{' type=module' * (kind == 'module')}>{text}</script>" for kind, text in scripts.items()
         ),
@@ -95,7 +95,7 @@ def _json(value: Any) -> str:
     return text
 
 
-def _page_data(document: Document) -> dict[str, Any]:
+def page_data(document: Document) -> dict[str, Any]:
     """The data once; figures by their ids."""
     data = document.data
     return {
@@ -136,7 +136,7 @@ def _masthead(document: Document, undrawn: str) -> str:
     return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes}"
 
 
-def _sections(document: Document) -> str:
+def sections_html(document: Document) -> str:
     """The facts follow the answer, which a reader wants first."""
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in document.facts)
     texts = [_section(section, document.data) for section in document.once]
@@ -244,7 +244,12 @@ def _experiments(block: Experiments, data: Data) -> str:
         f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for key, name in block.columns
     )
+    how = (
+        "What is shown and what is ticked here is so in every figure and in the samples: write what to show, tick rows, click dots or "
+        "lines, drag along an axis of parallel coordinates. A drag zooms, a double click goes back, and the address keeps all of it."
+    )
     return (
+        f"<p>{how}</p>"
         '<form class="filters" role="search" aria-label="Filter the experiments">'
         f'<label class="find">Show <input type="search" id="where" placeholder="{html.escape(block.example)}" autocomplete="off" '
         'autocapitalize="off" spellcheck="false" aria-describedby="problem"></label>'

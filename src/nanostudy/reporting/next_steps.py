@@ -12,7 +12,6 @@ from nanostudy.analysis.winner import Confirmed, Estimate
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.phrases import missing, number
 from nanostudy.study.listing import as_lines
-from nanostudy.study.pool import workers_alike
 from nanostudy.text import counted, duration
 
 MOST_ROWS = 30
@@ -29,6 +28,8 @@ def decision(seeds: Seeds) -> str:
     tied = seeds.table[seeds.table["tied"].astype(bool)]
     if tied.empty:
         return f"{in_words(seeds.best)} differs from all other settings at 95%: no more seeds are needed to choose it."
+    from nanostudy.study.pool import workers_alike  # imports PyTorch
+
     second = tied.iloc[0]
     common = min(seeds.n, int(second["n"]))
     pair = f"{in_words(seeds.best)} and {in_words(second['settings'])}"

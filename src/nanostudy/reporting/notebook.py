@@ -119,8 +119,16 @@ def as_chart(figure: Figure, data: Data) -> Any:
 
     from nanostudy.reporting.charts.figure import vega_lite_version
 
+    class OfflineChart(altair.ConcatChart):
+        """Altair's own display loads scripts from the network; this picture lies in the notebook."""
+
+        def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+            import vl_convert
+
+            return {"image/svg+xml": vl_convert.vegalite_to_svg(self.to_dict()), "text/plain": "an Altair chart"}
+
     schema = f"https://vega.github.io/schema/vega-lite/v{vega_lite_version().split('.')[0]}.json"
-    return altair.ConcatChart.from_dict({"$schema": schema, **figure.for_print(data.tables)}, validate=False)
+    return OfflineChart.from_dict({"$schema": schema, **figure.for_print(data.tables)}, validate=False)
 
 
 def _samples(block: Samples, data: Data) -> str:

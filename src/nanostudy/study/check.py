@@ -57,7 +57,7 @@ def check(path: Path) -> Checked:
         studies = definitions(path)
         if not studies:
             raise NanostudyError("it is not there")
-        names = [entry.name for entry in entries_of(studies)[0]]
+        names = [entry.name for entry in entries_of(studies, path)[0]]
     except NanostudyError as problem:
         return Checked(path, 0, 0, 0, [Finding(DEFINITION, str(problem), "restore it from a copy")])
     rows: dict[str, Result] = {}

@@ -22,7 +22,7 @@ from nanostudy.reading import read_text
 from nanostudy.settings import CORPORA, FIELDS, check_value, names_of
 from nanostudy.settings_files import PATHS, located
 from nanostudy.text import counted, value_text
-from nanostudy.validation import NO_CHARACTER, check, check_names, setting
+from nanostudy.validation import NO_CHARACTER, canonical, check, check_names, setting
 from nanostudy.yaml_input import LARGEST_FILE, parse_documents, parse_yaml
 
 Axes = dict[str, tuple[Any, ...]]
@@ -304,6 +304,10 @@ def _study(document: Mapping[str, Any], source: str) -> Study:
         raise UsageError(f"{source}: {problem}") from None
 
 
+def _text(value: Any) -> str:
+    return ",".join(map(_text, value)) if isinstance(value, (list, tuple, range)) else value_text(value)
+
+
 def _seeds(seeds: Any) -> Any:
     """None for the text `one per experiment`. Study checks other values."""
     if seeds is None or (isinstance(seeds, str) and not re.fullmatch(r"\s*\d+\s*", seeds)):
@@ -313,9 +317,15 @@ def _seeds(seeds: Any) -> Any:
     return seeds
 
 
-def with_assignments(study: Study, assignments: Mapping[str, str]) -> Study:
-    """The study with key=value texts applied: several values, a,b,c, make an axis, and one value is fixed."""
+def study_of(document: Mapping[str, Any]) -> Study:
+    """The study that a mapping describes as a study file does. Raises UsageError."""
+    return _study({"name": "study", **document}, "the study")
+
+
+def with_assignments(study: Study, assignments: Mapping[str, Any]) -> Study:
+    """The study with changes applied: several values, [a, b] or the text "a,b", make an axis, and one value is fixed."""
     own = [field.name for field in dataclasses.fields(Study)]
+    assignments = {canonical(key): _text(value) for key, value in assignments.items()}
     check_names(assignments, (*FIELDS, *own))
     settings, grid = dict(study.settings), dict(study.grid)
     changes: dict[str, Any] = {}

@@ -18,15 +18,17 @@ from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
+from nanostudy.study.definition import definitions
 from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations, restore_tables
 from nanostudy.study.grid import Entry
+from nanostudy.study.names import label, varying
 from nanostudy.study.plan import Capacity, plan
 from nanostudy.study.progress import Assignment, Listener, Snapshot, StudyProgress
 from nanostudy.study.retry import Retry
 from nanostudy.study.store import StackRow
 from nanostudy.study.tasks import Broken, Done, Noted, Prepared, Report, Sampled, TrainStack
 from nanostudy.study.workers import NOBODY, Backend
-from nanostudy.text import duration, listed
+from nanostudy.text import duration
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
@@ -58,6 +60,7 @@ class Execution:
         self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
         self.tracked = tracked
         self.entries = {entry.name: entry for entry in folder.entries}
+        self.varying = varying(definitions(folder.path))
         self.identities = self.store.identities()
         self.progress = StudyProgress(folder, [entry.name for entry in chosen])
         self.retry = Retry(folder.path, listener.say, stop)
@@ -156,13 +159,18 @@ class Execution:
                 names = self.artifacts.waiting.popleft()
                 writing = self.artifacts.task(names)
                 if writing:
-                    self.assignments[worker] = Assignment(f"samples of {listed(names, 1)}", names, None)
+                    self.assignments[worker] = Assignment(self.label(names), names, None)
                     self.backend.start(worker, writing)
             elif self.to_train:
                 stack = self.to_train.popleft()
-                label = listed(self.progress.undone(stack), 1)
+                label = self.label(self.progress.undone(stack))
                 self.assignments[worker] = Assignment(label, stack.members, stack)
                 self.backend.start(worker, self.training_task(stack))
+
+    def label(self, names: Sequence[str]) -> str:
+        """Of the first experiment, and how many more there are: L2 E128 D0 s1 +3."""
+        first = label(self.entries[names[0]].experiment.as_dict(), self.varying)
+        return f"{first} +{len(names) - 1}" if len(names) > 1 else first
 
     def training_task(self, stack: StackRow) -> TrainStack:
         jobs = tuple(self.job(name) for name in stack.members)
@@ -242,7 +250,7 @@ class Execution:
             self.retry(lambda: adopt_evaluations(self.folder, name))
             self.progress.set_status(name, Status.RUNNING)
         elif isinstance(event, Progress):
-            assignment.steps[name] = event.step
+            assignment.progress[name] = event
             assignment.seconds_left, assignment.estimated_at = event.seconds_left, time.monotonic()
         elif isinstance(event, Logged):
             assignment.rates[name] = event.tokens_per_second
@@ -267,16 +275,18 @@ class Execution:
         self.store.finished(result)
         self.commit()
         self.progress.set_status(name, result.status, assignment.stack)
-        for values in (assignment.steps, assignment.rates, assignment.recorders):
+        for values in (assignment.progress, assignment.rates, assignment.recorders):
             values.pop(name, None)
         count = f"[{self.progress.ended()}/{len(self.progress.chosen)}]"
         if result.reason:
-            self.listener.say(f"{count} {name} diverged: {result.reason}", "red")
+            self.listener.say(f"{count} {self.label([name])} diverged: {result.reason}", "red")
         else:
             row = self.retry(lambda: self.store.row(name))
             self.best = self.retry(lambda: self.store.best(1))[0]
             took = duration(result.seconds)
-            self.listener.say(f"{count} {name}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}")
+            self.listener.say(
+                f"{count} {self.label([name])}   train {row.train_loss:.4f}   val {row.val_loss:.4f}   {took}"
+            )
 
     def finish_stack(self, stack: StackRow) -> None:
         """Its members are done: they write samples, and their checkpoint is deleted."""
@@ -356,9 +366,9 @@ class Execution:
             self.store.failed(culprit, reason)
             self.store.note("failed", reason, experiment=culprit)
             self.progress.set_status(culprit, Status.FAILED)
-            self.listener.say(f"{culprit} failed: {reason}", "red")
+            self.listener.say(f"{self.label([culprit])} failed: {reason}", "red")
         else:
-            self.listener.say(f"{listed(undone, 1)}: {reason} Going on in smaller stacks.", "yellow")
+            self.listener.say(f"{self.label(undone)}: {reason} Going on in smaller stacks.", "yellow")
         stacks = self.store.add_stacks((names, width) for names in parts)
         if saved:
             self.retry(lambda: self.divide_checkpoint(path, stacks))
@@ -396,10 +406,9 @@ class Execution:
         if now - self.committed > max(2.0, 50 * self.commit_took):
             workers = []
             for worker, assignment in self.assignments.items():
-                for name, step in assignment.steps.items():
-                    self.store.progressed(name, step)
-                rate = round(sum(assignment.rates.values()))
-                workers.append({"worker": worker, "doing": assignment.label, "tokens_per_second": rate})
+                for name, last in assignment.progress.items():
+                    self.store.progressed(name, last.step)
+                workers.append({"worker": worker, **assignment.as_dict()})
             self.store.set_progress(snapshot.seconds_left, workers)
             self.commit()
 

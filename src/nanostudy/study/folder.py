@@ -26,7 +26,7 @@ from nanostudy.settings_files import PATHS
 from nanostudy.study.definition import DEFINITION as DEFINITION
 from nanostudy.study.definition import Study, as_before, paths_in, relocated, study_yaml
 from nanostudy.study.definition import definitions as definitions
-from nanostudy.study.grid import Entry, changed_settings, extend, requested
+from nanostudy.study.grid import Entry, changed_settings, extend, requested, safe
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import again_command, as_csv, records
 from nanostudy.study.plan import shape_of
@@ -41,14 +41,36 @@ STACKS, RESULTS_FILE = "stacks", "results.csv"
 AT_ONCE = 10_000  # new experiments per commit
 
 
-def entries_of(studies: Sequence[Study]) -> tuple[list[Entry], list[str]]:
-    """All experiments of the definitions, with their ids, and messages about the impossible ones that were skipped."""
+def entries_of(studies: Sequence[Study], *paths: Path) -> tuple[list[Entry], list[str]]:
+    """All experiments of the definitions, with their ids, and messages about the impossible ones that were skipped.
+
+    Their names are those that they have in these folders, if an older nanostudy began them.
+    """
+    entries, skipped = _entries(studies, older=False)
+    values = [value for name in PATHS for value in paths_in(studies, name)]
+    if any(safe(value) != safe(value, older=True) for value in values):
+        before, _ = _entries(studies, older=True)
+        names = {old.name for old, new in zip(before, entries, strict=True) if old.name != new.name}
+        if any(names & _names_in(path) for path in paths):
+            entries = before
+    return entries, skipped
+
+
+def _entries(studies: Sequence[Study], older: bool) -> tuple[list[Entry], list[str]]:
     entries: list[Entry] = []
     skipped: dict[str, None] = {}
     for study in studies:
-        entries, impossible = extend(entries, study)
+        entries, impossible = extend(entries, study, older)
         skipped |= dict.fromkeys(impossible)
     return entries, list(skipped)
+
+
+def _names_in(path: Path) -> set[str]:
+    """Of what lies in the folder and what its store knows."""
+    names = set(os.listdir(path)) if path.is_dir() else set()
+    with contextlib.suppress(NanostudyError), Store.read(path / FILE) as store:
+        names |= set(store.identities())
+    return names
 
 
 @dataclass
@@ -92,8 +114,10 @@ class Design:
         return self.before if self.before and self.study == self.before[-1] else [*self.before, self.study]
 
 
-def design(path: Path, study: Study | None = None) -> Design:
-    """The folder's study: begun or extended by `study`, or unchanged if that is None. Raises UsageError where they do not fit."""
+def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ()) -> Design:
+    """The folder's study: begun or extended by `study`, or unchanged if that is None; its experiments are named as in those other
+    folders. Raises UsageError where they do not fit.
+    """
     written = definitions(path)
     if study is None and not written:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
@@ -108,7 +132,7 @@ def design(path: Path, study: Study | None = None) -> Design:
         )
     inputs = Inputs()
     draft = Design(path, written, before, now, [], [], inputs)
-    entries, skipped = entries_of(draft.studies)
+    entries, skipped = entries_of(draft.studies, path, *sources)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
     inputs.check_prompts("prompts", now.prompts)

@@ -12,10 +12,12 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study.folder import Design
 from nanostudy.study.grid import Entry
 from nanostudy.study.hardware import CORE_START, GPU_START, Machines, Speed, assumption
+from nanostudy.study.names import label, varying
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, makespan, plan
 from nanostudy.study.pool import Pool, calibrate, make_pool, stack_memory
 from nanostudy.study.simulate import Prediction, predict
 from nanostudy.study.store import FILE, Store
+from nanostudy.text import counted, duration
 from nanostudy.training.machine import resolve
 
 
@@ -30,10 +32,29 @@ class Plan:
     seconds: float | None  # None where the calibration failed
     calibration: str
     skipped: list[str]  # impossible combinations, in words
+    varying: tuple[str, ...] = ()  # the settings in which the experiments differ
     done: int = 0  # experiments that have results already
     failed: int = 0  # experiments that only `retry` runs again
     elsewhere: Machines | None = None  # the described machines, where it is not for this one
     prediction: Prediction | None = None  # how it would run there
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        rows = [
+            (
+                len(s.members),
+                s.width,
+                s.memory / 2**20,
+                s.seconds,
+                label(s.members[0].experiment.as_dict(), self.varying),
+            )
+            for s in self.stacks
+        ]
+        table = pd.DataFrame(rows, columns=["members", "at once", "memory, MiB", "seconds", "the first"])
+        total = "not known" if self.seconds is None else f"about {duration(self.seconds)}"
+        workers = counted(self.capacity.workers, "worker")
+        return f"<p>{counted(len(rows), 'stack')} on {workers}, time {total}</p>{table.round(1).to_html(index=False, na_rep='')}"
 
 
 def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Machines | None = None) -> Plan:
@@ -50,7 +71,8 @@ def forecast(design: Design, chosen: Sequence[Entry], where: Where, machines: Ma
         raise UsageError("--plan-for says what there is: leave --workers, --device, --threads and --executor out.")
     else:
         made = _elsewhere(design, undone, where.resources, machines)
-    return replace(made, done=len(chosen) - len(undone) - failed, failed=failed)
+    names = varying(design.studies)
+    return replace(made, done=len(chosen) - len(undone) - failed, failed=failed, varying=names)
 
 
 def _here(design: Design, undone: Sequence[Entry], where: Where, experiments: int) -> Plan:
@@ -98,4 +120,4 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
             *notes,
             "predicted with one thread each; `study run` gives workers more where there are more cores than experiments",
         )
-    return Plan(timed, capacity, 1, notes, predicted.seconds, how, design.skipped, 0, 0, machines, predicted)
+    return Plan(timed, capacity, 1, notes, predicted.seconds, how, design.skipped, (), 0, 0, machines, predicted)

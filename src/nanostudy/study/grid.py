@@ -17,7 +17,7 @@ from nanostudy.errors import UsageError
 from nanostudy.settings import FIELDS, Experiment, check_value, names_of
 from nanostudy.study.definition import Study
 from nanostudy.text import listed, value_text
-from nanostudy.validation import check_names
+from nanostudy.validation import canonical, check_names
 
 Cell = tuple[Any, ...]  # the values of CELL_SETTINGS: all that decides a result, except the seed
 
@@ -39,8 +39,8 @@ class Entry:
     experiment: Experiment
 
 
-def extend(existing: Sequence[Entry], study: Study) -> tuple[list[Entry], list[str]]:
-    """The existing entries, then the study's new ones; and, in words, the combinations that it skips.
+def extend(existing: Sequence[Entry], study: Study, older: bool = False) -> tuple[list[Entry], list[str]]:
+    """The existing entries, then the study's new ones, with `older` names; and, in words, the combinations that it skips.
 
     Seeds stay as they are while a study grows: with one seed per experiment, a new cell gets its part's next number.
     Raises UsageError at duplicates, and at an impossible combination unless the study skips those.
@@ -68,7 +68,7 @@ def extend(existing: Sequence[Entry], study: Study) -> tuple[list[Entry], list[s
             skipped.append(f"{_words(axes, part)}: {problem}")
             continue
         for experiment in new:
-            name = _name(experiment, varying, taken)
+            name = _name(experiment, varying, taken, older)
             taken.add(name.casefold())
             entries.append(Entry(next_id, name, part, experiment))
             last_seed[part], next_id = max(last_seed[part], experiment.seed), next_id + 1
@@ -113,6 +113,7 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         key, equals, text = (side.strip() for side in piece.partition("="))
         if not equals:
             raise UsageError(f"--only: {piece!r} is not of the form setting=value. Either of two values: a=1,a=2.")
+        key = canonical(key)
         check_names([key], (*FIELDS, "id", "name", "part"))
         wanted.setdefault(key, []).append(text if key in ("id", "name", "part") else check_value(key, text))
     chosen, passed = list(entries), ""
@@ -158,9 +159,9 @@ def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
     return cells
 
 
-def _name(experiment: Experiment, varying: Iterable[str], taken: set[str]) -> str:
+def _name(experiment: Experiment, varying: Iterable[str], taken: set[str], older: bool) -> str:
     """The published pattern, then the varying settings. Safe as a file's name, and not one of the `taken` (casefolded)."""
-    others = (f"_{name}={_safe(getattr(experiment, name))}" for name in varying)
+    others = (f"_{name}={safe(getattr(experiment, name), older)}" for name in varying)
     whole = experiment.name + "".join(others)
     name = whole if len(whole) <= LONGEST_NAME else _cut(whole, whole)
     for attempt in itertools.count():
@@ -174,13 +175,12 @@ def _cut(name: str, hashed: str) -> str:
     return f"{name[: LONGEST_NAME - 9]}_{hashlib.sha256(hashed.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def _safe(value: Any) -> str:
+def safe(value: Any, older: bool = False) -> str:
+    """A value in a folder's name. Older versions of nanostudy left out letters that such a name has not, and no more."""
     if isinstance(value, str):  # a path's stem, on every system
         value = PurePosixPath(re.split(r"[\\/]", value.rstrip("\\/"))[-1]).stem
         plain = re.sub(r"[^A-Za-z0-9._-]", "", value).strip(".")
-        left_out = not plain or any(
-            c.isalnum() and not c.isascii() for c in value
-        )  # letters that no name of a folder has
+        left_out = not older and (not plain or any(c.isalnum() and not c.isascii() for c in value))
         return plain + (hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8] if left_out else "")
     return str(value).lower().removesuffix(".0")
 

@@ -18,9 +18,19 @@ from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.result import Result
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import DEFINITION, StudyFolder, adopt, definitions, entries_of, missing_weights, open_study
+from nanostudy.study.folder import (
+    DEFINITION,
+    StudyFolder,
+    adopt,
+    definitions,
+    design,
+    entries_of,
+    missing_weights,
+    open_study,
+)
 from nanostudy.study.grid import Entry, extend
 from nanostudy.study.lease import hold
+from nanostudy.study.notes import merge_notes
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
@@ -49,7 +59,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     """
     sources = _checked(sources, into)
     studies = merged_definitions(sources, into)
-    entries, _ = entries_of(studies)
+    entries, _ = entries_of(studies, into, *sources)
     before, damaged = _results(into, entries)
     lines = [f"damaged: {problem}" for problem in damaged]
     results_of: dict[Path, dict[str, FinishedRun]] = {}
@@ -63,7 +73,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
         remove_leftovers(into)
         if studies != definitions(into):
             write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
-    with open_study(into) as folder:
+    with open_study(into, design(into, sources=sources)) as folder:
         for row in folder.store.rows():
             if row.name not in kept or (row.name not in before and not _fits(row, kept[row.name])):
                 continue
@@ -72,7 +82,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
             if not row.status.has_result:
                 adopt(folder, row.name)
         folder.write_results()
-        lines += folder.notes
+        lines += [*folder.notes, *merge_notes(sources, into)]
         if before:
             lines.append(f"{into}: {counted(len(before), 'result')} there already, kept")
         for source, results in results_of.items():

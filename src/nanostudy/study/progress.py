@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from nanostudy.result import Result, Status
+from nanostudy.result import Result, Status, finite
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.plan import cost, makespan
 from nanostudy.study.store import StackRow
+from nanostudy.training.events import Progress
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
 
@@ -27,10 +28,27 @@ class Assignment:
     recorders: dict[str, Recorder] = field(default_factory=dict)
     saving: bool = False
     notes: set[str] = field(default_factory=set)  # those already printed
-    steps: dict[str, int] = field(default_factory=dict)
+    progress: dict[str, Progress] = field(default_factory=dict)  # the last of each member
     rates: dict[str, float] = field(default_factory=dict)  # tokens per second
     seconds_left: float | None = None
     estimated_at: float = 0.0  # the time of seconds_left
+
+    @property
+    def phase(self) -> str:
+        if self.stack is None:
+            return "sampling"
+        if not self.progress:
+            return "ending" if self.estimated_at else "starting"
+        return "evaluating" if any(last.evaluating for last in self.progress.values()) else "training"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the store: `members` has what is training, with the loss of its last batches."""
+        members = [
+            {"name": name, "step": last.step, "loss": finite(last.loss), "learning_rate": last.learning_rate}
+            for name, last in self.progress.items()
+        ]
+        rate = round(sum(self.rates.values()))
+        return {"doing": self.label, "phase": self.phase, "tokens_per_second": rate, "members": members}
 
     def left(self) -> float | None:
         """Seconds from now."""
@@ -103,8 +121,8 @@ class StudyProgress:
         remaining, done = [], float(self.done)
         for assignment in assignments.values():
             under_way = {
-                name: self.flops[name] * step / max(1, self.max_iters[name])
-                for name, step in assignment.steps.items()
+                name: self.flops[name] * last.step / max(1, self.max_iters[name])
+                for name, last in assignment.progress.items()
                 if self.is_undone(name)
             }
             done += sum(flops for name, flops in under_way.items() if name in self.chosen)

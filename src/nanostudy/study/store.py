@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "study.sqlite"  # in the study's folder
 EVALUATION = ("step", "tokens", "seconds", "train_loss", "val_loss")
+LONGEST_NAME = 250  # bytes
 COLUMNS = (  # of the table of experiments, besides the measures
     *("id", "name", "part", "identity", "settings", "status", "reason", "stack", "step", "skipped", "context_losses"),
     *("environment", "members", "sampled", "finished_at"),
@@ -237,8 +238,8 @@ class Store:
         )
 
     def row(self, name: str) -> Result:
-        """Raises UsageError, with the nearest names, where there is no experiment of this name."""
-        results = self._rows("WHERE name = ?", name)
+        """By its name or its number. Raises UsageError, with the nearest names, where there is no such experiment."""
+        results = self._rows(f"WHERE {'id' if name.isdecimal() else 'name'} = ?", name)
         if not results:
             raise _unknown(name, self.identities())
         return results[0]
@@ -273,6 +274,14 @@ class Store:
         with_result = "status IN ('finished', 'diverged')"
         select = f"SELECT name, stack FROM experiments WHERE {with_result} AND sampled = ? ORDER BY id"
         return dict(self._db.fetch(select, sampled))
+
+    def begun(self) -> tuple[int, int, int]:
+        """Of the experiments that wait and have begun: how many, and their least and most updates."""
+        select = (
+            "SELECT count(*), min(step), max(step) FROM experiments WHERE status IN ('waiting', 'running') AND step > 0"
+        )
+        number, least, most = self._db.fetch(select)[0]
+        return number, least or 0, most or 0
 
     def counts(self) -> dict[Status, int]:
         """How many experiments have each status."""
@@ -336,12 +345,20 @@ class Store:
     def progress(self) -> tuple[str, float | None, list[dict[str, Any]]] | None:
         """When it was recorded (UTC), the seconds left then, and what each worker did; None where that cannot be read."""
         for at, left, recorded in self._db.fetch("SELECT updated_at, seconds_left, workers FROM progress"):
-            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
                 workers = [
                     {
                         "worker": int(worker["worker"]),
-                        "doing": printable(worker["doing"]),
+                        **{key: printable(worker.get(key, "")) for key in ("doing", "phase")},
                         "tokens_per_second": int(worker["tokens_per_second"]),
+                        "members": [
+                            {
+                                "name": printable(member["name"]),
+                                "step": int(member["step"]),
+                                **{key: _number(member[key]) for key in ("loss", "learning_rate")},
+                            }
+                            for member in worker.get("members", ())
+                        ],
                     }
                     for worker in json.loads(recorded)
                 ]
@@ -383,11 +400,16 @@ def _result(row: dict[str, Any], machine: str, checksum: str | None) -> Result:
     )
 
 
+def _number(value: Any) -> float | None:
+    """Raises TypeError where it is something else."""
+    return None if value is None else finite(float(value))
+
+
 def is_file_name(name: Any) -> bool:
     """Whether it can name a run folder or a part: no path, nothing hidden, no control characters."""
     return (
         isinstance(name, str)
-        and 0 < len(os.fsencode(name)) <= 250
+        and 0 < len(os.fsencode(name)) <= LONGEST_NAME
         and name.isprintable()
         and not name.startswith((".", "-", "=", "+", "@"))
         and not any(c in name for c in '/\\:*?"<>|')

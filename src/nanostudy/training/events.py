@@ -30,10 +30,16 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """At most twice a second. `seconds_left` is for the whole stack, evaluations included; None until measured."""
+    """At most twice a second, and as an evaluation begins. `seconds_left` is for the whole stack, evaluations included.
+
+    `loss` is that of one update's batches (with dropout), of the last update that was looked at. What is not measured yet is None.
+    """
 
     step: int
     seconds_left: float | None
+    loss: float | None = None
+    learning_rate: float | None = None
+    evaluating: bool = False
 
 
 @dataclass(frozen=True)

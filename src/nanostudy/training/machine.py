@@ -29,7 +29,7 @@ class Machine:
     notes: tuple[str, ...]  # fallbacks and choices that a person may want to know about
     compiled: bool = False  # the operations between matrix products are compiled kernels
     ranks: int = 1  # processes that train together
-    tiles: bool = False  # the kernels use the CPU's matrix unit
+    tiles: bool = False  # attention is one kernel, for the CPU's matrix unit or its vector instructions for bf16
     # of the process that resolved it: a cluster's driver may be another
     host: str = field(default_factory=platform.node)
     system: str = field(default_factory=platform.platform)

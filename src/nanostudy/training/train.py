@@ -144,6 +144,7 @@ class _Training:
         self.evaluations = Evaluations(corpus, self.config, machine, ranks, self.stop_requested)
         self.updates = Updates(self.evaluations.texts["train"], self.config, machine, ranks, self.stop_requested)
         self.speed = _Speed()
+        self.seen: dict[str, tuple[float, float]] = {}  # loss and learning rate of the last update that was looked at
         self.clock = time.monotonic()
 
     # --- starting
@@ -191,6 +192,7 @@ class _Training:
             due = [m for m in due if not stack.slots[m].diverged]
         if not due:
             return
+        yield from self.progress(stack, evaluating=True)
         start = time.monotonic()
         self.elapse(stack)
         losses = self.losses(stack, due)
@@ -348,17 +350,26 @@ class _Training:
 
     def log_due(self, stack: Stack, metrics: Metrics) -> Iterator[Event]:
         due = self.due(stack, lambda e: e.log_interval, lambda slot: -1)
+        progress = self.speed.progress_due()
+        if due or progress:
+            losses = metrics.loss.tolist()
+            rates = [learning_rate(e, s.step - 1) for e, s in zip(self.experiments(stack), stack.slots, strict=True)]
+            self.seen = dict(zip((s.name for s in stack.slots), zip(losses, rates, strict=True), strict=True))
         if due:
             self.look_for_divergence(stack)
-            losses, norms, rate = metrics.loss.tolist(), metrics.grad_norm.tolist(), self.speed.steps_per_second()
+            norms, steps_per_second = metrics.grad_norm.tolist(), self.speed.steps_per_second()
         for m in due:
             slot = stack.slots[m]
-            e = self.jobs[slot.name].experiment
-            lr = learning_rate(e, slot.step - 1)
-            yield Logged(slot.name, slot.step, losses[m], lr, norms[m], rate * e.tokens_per_update)
-        if self.speed.progress_due():
-            left = self.seconds_left(stack)
-            yield from (Progress(slot.name, slot.step, left) for slot in stack.active)
+            tokens_per_second = steps_per_second * self.jobs[slot.name].experiment.tokens_per_update
+            yield Logged(slot.name, slot.step, *self.seen[slot.name], norms[m], tokens_per_second)
+        if progress:
+            yield from self.progress(stack)
+
+    def progress(self, stack: Stack, evaluating: bool = False) -> Iterator[Event]:
+        left = self.seconds_left(stack)
+        for slot in stack.active:
+            loss, rate = self.seen.get(slot.name, (None, None))
+            yield Progress(slot.name, slot.step, left, loss, rate, evaluating)
 
     # --- saving and timing
 

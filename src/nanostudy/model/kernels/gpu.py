@@ -156,13 +156,13 @@ class _Triton:
         d_qkv_ZTF = torch.empty_like(qkv_ZTF)
         (Z, H, T), E = lse_ZHT.shape, d_y_ZTE.shape[2]
         block, how = _attention_block(qkv_ZTF.dtype, E // H)
-        T_, scale, *kind = _heads(y_ZTE, lse_ZHT, drop)
-        # half as many queries at a time beside two sums: more would not fit into registers
-        self.kernels.attention_backward[(Z * H, 2 * _blocks(T, block))](
-            *(qkv_ZTF, y_ZTE, d_y_ZTE, lse_ZHT, d_qkv_ZTF, *_words(drop, lse_ZHT), T_, scale, _blocks(T, block)),
-            *(*kind, max(16, block // 2), block),
-            **how,
-        )
+        for of_keys, queries in ((True, max(16, block // 2)), (False, block)):
+            # half as many queries at a time beside two sums: more would not fit into registers
+            self.kernels.attention_backward[(Z * H, _blocks(T, block))](
+                *(qkv_ZTF, y_ZTE, d_y_ZTE, lse_ZHT, d_qkv_ZTF, *_words(drop, lse_ZHT), *_heads(y_ZTE, lse_ZHT, drop)),
+                *(of_keys, queries, block),
+                **how,
+            )
         return d_qkv_ZTF
 
     def cross_entropy(self, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:

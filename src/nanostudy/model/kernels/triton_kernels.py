@@ -1,4 +1,4 @@
-"""The GPU's kernels, in Triton: each of ops.py's operations between matrix products in one kernel, attention in two.
+"""The GPU's kernels, in Triton: each of ops.py's operations between matrix products in one kernel, attention in three.
 
 Sizes that decide how a kernel is compiled are `tl.constexpr`: widths, the vocabulary, whether there is dropout. Counts of
 sequences and positions are not, so that one kernel serves every number of members. Blocks are fixed and sums go in one order:
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 NEVER_SPECIALIZED = [
-    *("rows", "T", "size", "count", "per_member", "columns", "pieces", "piece", "sites", "decayed", "blocks"),
+    *("rows", "T", "size", "count", "per_member", "columns", "pieces", "piece", "sites", "decayed"),
     *("member_stride", "row_stride", "stride", "gradient_stride", "position_stride"),
 ]
 
@@ -244,17 +244,17 @@ def attention(
 
 @triton.jit(do_not_specialize=NEVER_SPECIALIZED)
 def attention_backward(
-    qkv, y, d_y, lse, d_qkv, low, high, threshold, scale, T, score_scale, blocks, DROP: tl.constexpr, E: tl.constexpr,
-    H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    qkv, y, d_y, lse, d_qkv, low, high, threshold, scale, T, score_scale, DROP: tl.constexpr, E: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, OF_KEYS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The first `blocks` programs of a head take BN keys and values each, the others BN queries."""
+    """Of BN keys and values, over blocks of BM queries; or of BN queries."""
     z, h, block, d = tl.program_id(0) // H, tl.program_id(0) % H, tl.program_id(1), tl.arange(0, D)
     base = qkv + z.to(tl.int64) * T * 3 * E + h * (E // H)
     to = d_qkv + z.to(tl.int64) * T * 3 * E + h * (E // H)
     here = z.to(tl.int64) * T * E + h * (E // H)
     words = _words(low, high, threshold, scale, z, DROP)
     levels = lse + tl.program_id(0).to(tl.int64) * T
-    if block < blocks:
+    if OF_KEYS:
         n = block * BN + tl.arange(0, BN)
         k, v = _load(base + E, n, d, T, 3 * E, E // H), _load(base + 2 * E, n, d, T, 3 * E, E // H)
         d_k = tl.zeros([BN, D], tl.float32)
@@ -276,12 +276,12 @@ def attention_backward(
         _store(to + E, n, d, T, d_k, 3 * E, E // H)
         _store(to + 2 * E, n, d, T, d_v, 3 * E, E // H)
     else:
-        m = (block - blocks) * BN + tl.arange(0, BN)
+        m = block * BN + tl.arange(0, BN)
         q, given = _load(base, m, d, T, 3 * E, E // H), _load(d_y + here, m, d, T, E, E // H)
         delta = tl.sum(_load(y + here, m, d, T, E, E // H).to(tl.float32) * given.to(tl.float32), 1)
         level = tl.load(levels + m, mask=m < T, other=float("inf"))
         d_q = tl.zeros([BN, D], tl.float32)
-        for first in range(0, tl.minimum((block - blocks + 1) * BN, T), BN):
+        for first in range(0, tl.minimum((block + 1) * BN, T), BN):
             n = first + tl.arange(0, BN)
             k, v = _load(base + E, n, d, T, 3 * E, E // H), _load(base + 2 * E, n, d, T, 3 * E, E // H)
             weights = tl.exp(_scores(q, k, m, n, T, score_scale) - level[:, None])

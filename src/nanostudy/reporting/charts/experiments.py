@@ -209,8 +209,8 @@ def parallel_figure(results: Results) -> Figure | None:
                 brief=brief,
             ),
         ),
-        "One line per experiment, from setting to setting to its validation loss; within a level, the better are lower. On the page, "
-        f"drag along an axis to keep what passes there.{some}",
+        "One line per experiment, from setting to setting to its validation loss; within a level, the better are lower."
+        f"{some}",
         f"{len(table):,} lines. The best, at {number(low)} nats per token, goes through {through}.",
         parameters={"chosen": [], "hovered": -1},
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+import pandas as pd
 
 from nanostudy.analysis.forest import Forest
+from nanostudy.analysis.frames import Results
 from nanostudy.analysis.shapes import Shapes
 from nanostudy.measures import NATS
 from nanostudy.reporting.charts import marks
@@ -19,7 +21,7 @@ MOST_CURVES = 6  # panels
 DIGITS = ".3~g"
 
 
-def curves_figure(shapes: Shapes, forest: Forest) -> Figure | None:
+def curves_figure(results: Results, shapes: Shapes, forest: Forest) -> Figure | None:
     """A panel for each number, the one that changes the loss most first."""
     if shapes.curves.empty:
         return None
@@ -27,7 +29,9 @@ def curves_figure(shapes: Shapes, forest: Forest) -> Figure | None:
     optima = sorted(each(shapes.optima), key=lambda row: rank[row.factor])[:MOST_CURVES]
     names = [row.factor for row in optima]
     there = shapes.curves[shapes.curves["factor"].isin(names)]
+    place = {name: i for i, name in enumerate(results.experiments.index)}
     points = shapes.points[shapes.points["factor"].isin(names)]
+    points = points.assign(i=points["name"].map(place))
     ends = np.concatenate([there[["low", "high"]].to_numpy(float).ravel(), points["loss"].to_numpy(float)])
     room = 0.05 * (np.ptp(ends) or 1.0)
     domain = [float(ends.min() - room), float(ends.max() + room)]
@@ -40,11 +44,12 @@ def curves_figure(shapes: Shapes, forest: Forest) -> Figure | None:
     return Figure(
         "curves-of-numbers",
         "How the loss runs along each setting",
-        tuple(_panel(row, shapes, forest, domain) for row in optima),
+        tuple(_panel(row, shapes, points, forest, domain) for row in optima),
         f"Mean validation loss along a setting, the others at their average, with the 95% band of its distance from the mean of all. Dots are the experiments, the "
         f"others' effects taken out.{dashed}{ruled}",
         f"A curve with its band in each of {len(names)} plots: {', '.join(names)}. {'; '.join(found) or 'None has a lowest point that is sure'}.",
         columns=min(3, len(names)),
+        parameters={"chosen": []},
     )
 
 
@@ -59,7 +64,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [float(f"{factor}e{power}") for power in powers for factor in factors if low <= factor * 10.0**power <= high]
 
 
-def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Panel:
+def _panel(row: Any, shapes: Shapes, points: pd.DataFrame, forest: Forest, domain: list[float]) -> Panel:
     scale = alt.Scale(nice=False, padding=8, **({"type": "log"} if row.log else {"zero": False}))
     axis = alt.Axis(format="~g", values=_ticks(row.lowest, row.highest) if row.log else alt.Undefined, tickCount=5)
     x = alt.X("value:Q", title=row.factor, scale=scale, axis=axis)
@@ -73,7 +78,7 @@ def _panel(row: Any, shapes: Shapes, forest: Forest, domain: list[float]) -> Pan
     curve = of(shapes.curves)
     layers: list[Any] = [
         curve.mark_area(style="band").encode(y=alt.Y("low:Q"), y2="high:Q"),
-        of(shapes.points).mark_point(filled=True, size=30, opacity=0.55, color=GREY).encode(tooltip=tips),
+        of(points).mark_point(filled=True, size=30, color=GREY).encode(tooltip=tips, opacity=marks.fading(0.55, 0.1)),
         curve.mark_line(style="front", strokeWidth=2.2).encode(tooltip=tips),
     ]
     if len(forest.dependence):

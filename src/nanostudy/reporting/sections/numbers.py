@@ -185,7 +185,7 @@ def curves(f: Findings) -> Blocks:
         f"{SHUFFLES + 1} studies."
     )
     return [
-        curves_figure(shapes, forest),
+        curves_figure(f.results, shapes, forest),
         Prose(shapes.explanation),
         Grid("How much each setting changes the validation loss", header, changes),
         Prose(about) if shares else None,

@@ -86,12 +86,10 @@ def experiments(f: Findings) -> Blocks:
         *((name, _heading(name)) for name in names),
         *([("note", "note")] if marks["note"] else []),
     ]
-    text = (
-        "Losses are in nats per token. What is shown and what is ticked here is so in every figure and in the samples: write what "
-        "to show, tick rows, click dots or lines, drag along an axis of parallel coordinates. A drag zooms, a double click goes "
-        "back, and the address keeps all of it."
-    )
-    return [Prose(text), Experiments(columns, [*f.results.factors, "part", "status"], _example(f))]
+    return [
+        Prose("Losses are in nats per token."),
+        Experiments(columns, [*f.results.factors, "part", "status"], _example(f)),
+    ]
 
 
 def _example(f: Findings) -> str:

@@ -7,6 +7,7 @@ import { changes, means } from "./means.js";
 
 const NEAR = 24; // pixels from a line that still mean it
 const DRAG = 6; // pixels that make a click a drag
+const MOST_LISTED = 6; // values of a setting; more become a range
 
 const tip = () => document.getElementById("tip") ?? document.body.appendChild(make("div", { id: "tip", hidden: true }));
 
@@ -177,24 +178,24 @@ export const makeFigures = (data, tables, selection, scheme) => {
     const [name, axis] = Object.entries(meta.axes).map(([column, axis]) => [column, { ...axis, away: Math.abs(view.scale("x")(axis.title) - x) }])
       .sort((a, b) => a[1].away - b[1].away)[0];
     const [low, high] = [1 - to / height, 1 - from / height].map((share) => share * 1.04 - 0.02); // the scale's ends
-    if (axis.levels) {
-      const levels = axis.levels.filter(([, at]) => at + axis.half >= low && at - axis.half <= high).map(([level]) => literal(level));
-      return selection.narrow(name, levels.length === 1 ? `${name} == ${levels[0]}` : `${name} in [${levels.join(", ")}]`);
-    }
-    const [a, b] = [low, high].map((at) => (axis.ends[0] + Math.max(0, Math.min(1, at)) * (axis.ends[1] - axis.ends[0])).toFixed(4));
-    return selection.narrow(name, `${a} <= ${name} <= ${b}`);
+    const levels = axis.levels?.filter(([, at]) => at + axis.half >= low && at - axis.half <= high).map(([level]) => literal(level));
+    const loss = (at) => axis.ends[0] + Math.max(0, Math.min(1, at)) * (axis.ends[1] - axis.ends[0]);
+    const clause = !levels ? `${(Math.floor(loss(low) * 1e4) / 1e4).toFixed(4)} <= ${name} <= ${(Math.ceil(loss(high) * 1e4) / 1e4).toFixed(4)}`
+      : levels.length > MOST_LISTED ? `${levels[0]} <= ${name} <= ${levels.at(-1)}`
+        : levels.length > 1 ? `${name} in [${levels.join(", ")}]` : `${name} == ${levels[0]}`;
+    if (!levels || levels.length) selection.narrow(name, clause);
   };
 
   const dragged = (element, start, end) => {
     const { view, meta } = views.get(element);
     const [[x0, x1], [y0, y1]] = [[start.x, end.x], [start.y, end.y]].map((ends) => ends.sort((a, b) => a - b));
-    if (meta.axes) return brush(meta, start.x, y0, y1, view, start.height);
+    if (meta.axes) { brush(meta, start.x, y0, y1, view, start.height); return; }
     const between = (axis, low, high) => {
       const scale = view.scale(axis);
       return scale?.invert && high - low > DRAG && scale.domain().every(Number.isFinite) ? [scale.invert(low), scale.invert(high)].map((value) => Number(value.toPrecision(5))) : null;
     };
     const size = [[x0, x1, start.width], [y0, y1, start.height]].map(([low, high, most]) => [Math.max(0, low), Math.min(most, high)]);
-    return selection.zoom(element.dataset.key, [between("x", ...size[0]), between("y", ...size[1])?.reverse() ?? null]);
+    selection.zoom(element.dataset.key, [between("x", ...size[0]), between("y", ...size[1])?.reverse() ?? null]);
   };
 
   const clicked = (element, event) => {
@@ -266,12 +267,12 @@ export const makeFigures = (data, tables, selection, scheme) => {
   const nearing = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) { nearing.unobserve(target); drawOnce(target); }
   }, { rootMargin: "500px 0px" });
-  all(".figure").forEach((figure) => nearing.observe(figure));
+  all(".figure[data-figure]").forEach((figure) => nearing.observe(figure));
   selection.listen(update);
 
   return {
     views,
-    drawAll: () => Promise.all(all(".figure").map(drawOnce)),
+    drawAll: () => Promise.all(all(".figure[data-figure]").map(drawOnce)),
     redraw: async () => { for (const figure of [...drawing.keys()]) { await drawing.get(figure); drawing.set(figure, draw(figure)); } },
   };
 };

@@ -25,6 +25,7 @@ export const makeTable = (data, selection) => {
     for (const key of keys) {
       const cell = make(key === "name" ? "th" : "td", { textContent: valueText(key, row[key], data.decimals) });
       if (key === "name") Object.assign(cell, { scope: "row", title: row.name, textContent: row.short ?? row.name });
+      if (key === "star") cell.textContent = row.star ? "★" : "";
       if (key === "status" && row.reason) cell.textContent += `: ${row.reason}`;
       if (numbers.has(key)) cell.className = "n";
       if (row.status === "finished" && row[key] !== null && row[key] === lowest.get(key)) cell.classList.add("best");
@@ -51,16 +52,17 @@ export const makeTable = (data, selection) => {
     return (down ? -apart : apart) || a.i - b.i;
   };
   let numbers, lowest;
-  const refresh = () => {
+  const refresh = (stay) => { // where a reader has scrolled to
     numbers = new Set(keys.filter(numeric));
     lowest = new Map(data.lowest.map((key) => [
       key, Math.min(...selection.rows.filter((row) => row.status === "finished" && row[key] !== null).map((row) => row[key])),
     ]));
     lines = selection.rows.filter((row) => selection.shown.has(row.i)).sort(compare(order()));
+    const before = stay ? { rows: written, top: scroll.scrollTop } : { rows: CHUNK, top: 0 };
     body.replaceChildren();
     written = 0;
-    more();
-    scroll.scrollTop = 0;
+    more(before.rows);
+    scroll.scrollTop = before.top;
     for (const th of headings) {
       th.classList.toggle("n", numbers.has(th.dataset.column));
       const mine = th.dataset.column === (order().key === "place" ? "val_loss" : order().key);
@@ -76,7 +78,7 @@ export const makeTable = (data, selection) => {
   }, { passive: true });
   addEventListener("beforeprint", () => more(300));
   selection.listen((changed) => {
-    if (changed.includes("where") || changed.includes("sort")) refresh();
+    if (changed.includes("where") || changed.includes("sort")) refresh(changed.includes("rows"));
     else if (changed.includes("ticked")) all("tr", body).forEach(tick);
   });
   refresh();
