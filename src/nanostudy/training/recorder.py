@@ -42,7 +42,7 @@ class Recorder:
         self.corpus, self.machine = corpus, machine
         self.config = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
         # rows by step that are not written yet
-        self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
+        self.rows: dict[str, dict[int, tuple[Any, ...]]] = {table: {} for table in COLUMNS}
         # of the last evaluation, until they are written with those that follow it
         self.windows: dict[str, Windows] = {}
         # tables that a failed write may have left with a part of a row
