@@ -178,7 +178,7 @@ def test_the_assumed_speed_is_what_it_says(corpus):
     speed = Speed.assumed(gpu)
     fixed, each = speed.update(e, corpus)
     assert fixed == pytest.approx(4 * 24 * 4e-6)  # five small micro-batches are one
-    large = small(n_layer=3, n_embd=4096, gradient_accumulation_steps=5)
+    large = small(n_layer=3, n_embd=4096, batch_size=400, gradient_accumulation_steps=5)
     assert Speed.assumed(gpu).update(large, corpus)[0] == pytest.approx(5 * fixed)
     assert each == pytest.approx(update_flops(e, corpus) / (SHARE * 1e12))
     evaluations = speed.evaluations(e, corpus) - cost(e, corpus).evaluation_flops / (SHARE * 1e12)
