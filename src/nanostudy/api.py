@@ -276,8 +276,7 @@ def retry_study(
     check_installed(where.track)
     path = Path(path)
     with Store.read(path / FILE) as store:
-        for name in names:
-            store.row(name)  # raises at an unknown one
+        names = [store.row(name).name for name in names]  # raises at an unknown one
         rows = [row for row in store.rows() if not names or row.name in names]
     failed = {row.name for row in rows if row.status is Status.FAILED}
     keep = definitions(path)[-1].keep if has_study(path) else "none"
@@ -302,7 +301,8 @@ def retry_study(
 
 def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Where, listener: Listener | None) -> Rows:
     with contextlib.ExitStack() as stack:
-        stack.push(partial(_notify, where.notify, folder))
+        if where.notify:
+            stack.push(partial(_notify, where.notify, folder))
         listener = listener or stack.enter_context(StudyView(folder, chosen, pool))
         for note in folder.notes:
             listener.say(note, "yellow")
@@ -315,11 +315,12 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
     return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
 
 
-def _notify(how: str | None, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
-    counts = folder.store.counts()
-    ended = "has ended" if kind is None else f"was stopped ({problem or kind.__name__})"
-    finished = f"{counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
-    if refused := notify(how, f"{folder.study.name} {ended}: {finished}"):
+def _notify(how: str, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
+    message = f"{folder.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    with contextlib.suppress(NanostudyError):  # its drive may be gone
+        counts = folder.store.counts()
+        message += f": {counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
+    if refused := notify(how, message):
         print(f"The notice could not be given: {refused}.", file=sys.stderr)
 
 

@@ -10,10 +10,8 @@ import sys
 PATIENCE = 10.0  # seconds that it may take
 
 
-def notify(how: str | None, message: str) -> str | None:
+def notify(how: str, message: str) -> str | None:
     """`how`: bell, desktop, or a command, which gets the message as its last word. Returns why it could not be given."""
-    if how is None:
-        return None
     if how == "bell":
         print("\a", end="", file=sys.__stderr__, flush=True)
         return None

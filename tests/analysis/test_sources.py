@@ -1,6 +1,7 @@
 """Sources side by side, against planted truth: what they have in common, and where they disagree."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -45,13 +46,14 @@ def test_a_planted_disagreement_is_found_and_only_that():
     assert not found.differences.set_index("factor").loc["dropout", "disagree"]
 
 
-def test_intervals_of_differences_hold_at_their_rate():
-    """All at once at 95%: of 200 pairs of sources with equal truth, between 2% and 9% have any disagreement (3 standard errors)."""
+@pytest.mark.parametrize(("pairs", "most"), [(40, 7), pytest.param(400, 35, marks=pytest.mark.soak)])
+def test_intervals_of_differences_hold_at_their_rate(pairs, most):
+    """All at once at 95%: so many pairs of sources with equal truth seem to disagree at most, in 999 of 1,000 runs of this test."""
     wrong = 0
-    for draw in range(200):
+    for draw in range(pairs):
         pair = [source(name, draw=2 * draw + i, seeds=(1, 2, 3)) for i, name in enumerate(("ours", "theirs"))]
         wrong += bool(sources(joined(pair)).differences["disagree"].any())
-    assert 0 <= wrong / 200 < 0.10
+    assert wrong <= most
 
 
 def test_only_the_same_change_is_compared_and_other_settings_are_told():
@@ -94,4 +96,5 @@ def test_two_tables_with_other_headings_are_read_as_two_sources(tmp_path):
     assert differences.loc["n_embd", "difference"] == pytest.approx(-0.15, abs=0.03)
     text = str([section for section in document(analysis).sections if section.id == "sources"])
     assert "The sources disagree beyond noise" in text
-    assert "n_embd 64 → 128: b has" in text
+    assert re.search(r"n_embd 64 → 128 by −0\.\d+ in a and by −0\.\d+ in b, apart by −0\.1\d+ \(", text)
+    assert any("disagree beyond noise" in note for note in document(analysis).notes)

@@ -387,6 +387,20 @@ def test_runs_of_one_name_and_several_seeds(write):
     assert row.low < row.effect < row.high
 
 
+def test_what_weights_and_biases_counts_is_no_number_of_updates(write):
+    results = read_table(write("Name,_step,_runtime,max_iters,val_loss", "one,20,60.5,5000,2.1", "two,20,61,5000,2.2"))
+    assert list(results.experiments["status"]) == ["finished"] * 2
+    assert results.experiments["updates"].isna().all()
+    assert list(results.experiments["seconds"]) == [60.5, 61]
+
+
+def test_a_second_try_counts_in_place_of_the_first(write):
+    again = WANDB[-1].replace("crashed", "finished").replace('"500"', '"5000"').replace('"2.1"', '"1.4712"')
+    for lines in ([*WANDB, again], [*WANDB[:-1], again, WANDB[-1]]):
+        row = read_table(write(*lines, name="wandb.csv")).experiments.loc["rms seed 3"]
+        assert (row["status"], row["reason"], row["val_loss"], row["updates"]) == ("finished", None, 1.4712, 5000)
+
+
 def test_a_search_of_optuna(write):
     lines = ["number,value,datetime_start,duration,params_lr,params_hidden,user_attrs_r2,state"]
     lines += [
@@ -463,8 +477,11 @@ def test_logs_of_nanogpts_training(write):
     curve = results.evaluations[results.evaluations["name"] == "drop1"]
     assert list(curve["step"]) == [0, 250, 500]
     assert list(curve["val_loss"]) == [4.1649, 2.412, 2.2]
-    unfinished = read_table(write(*LOG.format(dropout=0.1, loss=2).splitlines()[:-1], name="half.log"))
-    assert (only(unfinished)["status"], only(unfinished)["reason"]) == ("failed", "it stopped after 250 of 500 updates")
+    half = LOG.format(dropout=0.1, loss=2).replace("max_iters = 500", "max_iters = 900")
+    unfinished = read_table(write(*half.splitlines(), name="half.log"))
+    assert (only(unfinished)["status"], only(unfinished)["reason"]) == ("failed", "it stopped after 500 of 900 updates")
+    last = read_table(write(*half.replace("= 900", "= 740").splitlines(), name="last.log"))
+    assert only(last)["status"] == "finished"  # it ended between two evaluations
 
 
 def test_the_evaluations_of_one_training_are_a_curve(write):
@@ -473,6 +490,17 @@ def test_the_evaluations_of_one_training_are_a_curve(write):
     assert list(results.experiments.index) == ["mine"]
     assert only(results)["val_loss"] == 2.3
     assert list(results.evaluations["val_loss"]) == [4.3, 2.6, 2.3]
+
+
+def test_the_lines_of_a_chart_are_experiments_with_curves(write):
+    lines = [
+        '"Step","wide - val/loss","wide - val/loss__MIN","deep - val/loss"',
+        '"0","4.2","4.2",""',
+        '"250","2.5","2.5","2.4"',
+    ]
+    results = read_table(write(*lines, name="chart.csv"))
+    assert dict(results.experiments["val_loss"]) == {"wide": 2.5, "deep": 2.4}
+    assert list(results.evaluations[results.evaluations["name"] == "wide"]["val_loss"]) == [4.2, 2.5]
 
 
 def test_what_a_column_is_can_be_stated(write):

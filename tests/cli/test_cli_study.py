@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -30,7 +31,7 @@ from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import open_study
-from nanostudy.study.listing import Listing, as_lines
+from nanostudy.study.listing import Listing, as_lines, fitted
 from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
 from nanostudy.study.pool import Pool, _results, make_pool
@@ -171,6 +172,20 @@ def test_run_says_what_came_out_and_where(study, here):
     assert told.err == ""
 
 
+def test_printed_commands_can_be_pasted(study, done):
+    place = done.rename("my study; rm x")
+    lost = sorted(path.parent.name for path in place.glob("*/run.json"))[0]
+    shutil.rmtree(place / lost)
+    outcome = study("run", place, "--no-report", *INLINE)
+    commands = [shlex.split(line.split("  ")[-1]) for line in outcome.out.splitlines() if "  nanostudy " in line]
+    commands += [
+        shlex.split(line.partition("again with: ")[2]) for line in outcome.out.splitlines() if "again with: " in line
+    ]
+    assert len(commands) >= 2, outcome.out
+    assert all(any(word.startswith(str(place)) for word in command) for command in commands), commands
+    assert ["nanostudy", "study", "retry", str(place), lost] in commands
+
+
 def test_run_again_changes_nothing(study, done):
     before = results(done)
     for source in ("mine.yaml", "done"):
@@ -227,7 +242,7 @@ def test_failures_are_listed_and_retried(study, here):
     said(study("retry", "mine", NAMES[2] + "x", *INLINE), 2, f"Nearest: .*{NAMES[2]}")
     said(study("retry", "mine", NAMES[2], "--executor", "nonsense"), 2, "workers, inline or ray")
     assert rows(path)[2]["status"] == "failed"
-    told = study("retry", "mine", *INLINE)
+    told = study("retry", "mine", "3", *INLINE)
     said(told, 0)
     assert "1 of 1 experiments finished" in told.out
     said(study("retry", "mine", *INLINE), 2, "No experiment .* has failed")
@@ -459,6 +474,8 @@ def test_notes_and_stars_are_listed_and_outlive_a_rebuild_and_a_merge(study, don
     experiments = api.analyze(done).results.experiments
     assert list(experiments["star"]) == [None, None, True, None]
     assert list(experiments["note"]) == ["the baseline", None, "sharp [names]: is it luck?", None]
+    told = parsed(study("status", done, "--format", "json").out, "json")
+    assert [row["star"] for row in told] == [False, False, True, False]
     (done / FILE).unlink()
     said(study("rebuild", done), 0)
     other = here / "other"
@@ -498,7 +515,7 @@ def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
         ["status", done],
         ["status", done, "--all"],
         ["note", done],
-        ["plan", "quickstart", *INLINE],
+        ["plan", "mine.yaml", *INLINE],
         ["list"],
     ):
         told = study(*words)
@@ -711,6 +728,17 @@ def test_rebuild_makes_the_same_rows(study, done, harm):
     told = study("run", "done", *INLINE)
     said(told, 0)
     assert "[1/4]" not in told.out
+
+
+def test_a_table_gives_up_its_superfluous_columns_first(monkeypatch):
+    table = [{"settings": "L2 E128 D0 lr=0.004", "mean": "2.1064", "seeds": "2", "paired": "32 (13 to 244)"}]
+    for width, line in (
+        (60, "L2 E128 D0 lr=0.004  2.1064      2  32 (13 to 244)"),
+        (46, "L2 E128 D0 lr=0.004  2.1064  32 (13 to 244)"),
+        (38, "L2 E128…=0.004  2.1064  32 (13 to 244)"),
+    ):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert fitted(table, ("seeds",), "settings")[1] == line
 
 
 def test_listings_are_aligned():

@@ -723,6 +723,9 @@ def test_progress_has_each_members_loss_and_says_when_it_evaluates(corpus, machi
             assert isinstance(before, Progress)
             assert before.evaluating
             assert before.step == event.step
+    monkeypatch.setattr(trainer._Speed, "progress_due", lambda speed: False)
+    unseen = train(jobs_of(small(eval_interval=10), small(seed=2)), corpus, machine, tmp_path / "unseen")
+    assert story(events) == story(unseen)  # to be looked at changes no bit
 
 
 def test_started_says_where_a_resume_stands(corpus, machine, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nanostudy.analysis.table_columns import LOGARITHMS, one_line
@@ -16,29 +17,12 @@ from nanostudy.settings import check_value
 LOSSES = ("train_loss", "val_loss")
 COUNTS = ("id", "parameters", "updates", "best_step", "tokens", "seconds")  # thousands separators may stand in them
 NUMBERS = (*dict.fromkeys((*COUNTS, "gap", *stored())),)
+FINISHED = "finished complete completed done success succeeded ok terminated converged"
+FAILED = "failed crash crashed error killed pruned stopped cancelled canceled preempted aborted oom"
 STATUSES: dict[str, Status] = {  # in other programs' words
-    **dict.fromkeys(
-        ["finished", "complete", "completed", "done", "success", "succeeded", "ok", "terminated", "converged"],
-        Status.FINISHED,
-    ),
-    **dict.fromkeys(
-        [
-            "failed",
-            "crash",
-            "crashed",
-            "error",
-            "killed",
-            "pruned",
-            "stopped",
-            "cancelled",
-            "canceled",
-            "preempted",
-            "aborted",
-            "oom",
-        ],
-        Status.FAILED,
-    ),
-    **dict.fromkeys(["pending", "queued", "waiting"], Status.WAITING),
+    **dict.fromkeys(FINISHED.split(), Status.FINISHED),
+    **dict.fromkeys(FAILED.split(), Status.FAILED),
+    **dict.fromkeys(("pending", "queued", "waiting"), Status.WAITING),
     "running": Status.RUNNING,
     "diverged": Status.DIVERGED,
 }
@@ -94,6 +78,7 @@ def _in_nats(value: float, half: float, text: str, unit: str) -> Number:
     return Number(math.log(value), half / value, text) if value > 0 else Number(math.nan, 0.0, text)
 
 
+@lru_cache(maxsize=4096)
 def setting_value(name: str, text: str, lenient: bool = False) -> Any:
     """A setting's value as data frames hold it: `none` as a word, None where the cell is empty. Raises UsageError at what is
     no value of it, but where it is `lenient`.
@@ -144,7 +129,7 @@ def status_of(record: Mapping[str, Any], numbers: Mapping[str, Number]) -> tuple
         return "waiting", "the table gives no loss: it diverged, or did not finish"
     if not math.isfinite(loss.value):
         return "diverged", f"the table says {loss.text}"
-    planned, made = record.get("max_iters"), record.get("updates")
-    if planned and made and made < EARLY * planned:
+    planned, made, interval = (record.get(key) or 0 for key in ("max_iters", "updates", "eval_interval"))
+    if status is None and planned and made and made < min(EARLY * planned, planned - interval):
         return "failed", f"it stopped after {made:,.0f} of {planned:,} updates"
     return "finished", record.get("reason")

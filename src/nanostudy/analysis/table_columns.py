@@ -15,7 +15,7 @@ from nanostudy.analysis.frames import columns as own_columns
 from nanostudy.errors import UsageError
 from nanostudy.measures import MEASURES, stored
 from nanostudy.settings import FIELDS, check_value
-from nanostudy.text import listed
+from nanostudy.text import counted, listed
 
 PUBLISHED = {"train_loss": "Train Loss", "val_loss": "Val Loss", "gap": "Loss Gap", "parameters": "Total Params"}
 CONFIG = re.compile(
@@ -36,7 +36,7 @@ ROLES: dict[str, str] = {  # a measure or a text, and the spellings of its colum
     "paramcount numparamsm paramsm trainableparams trainableparameters",
     "seconds": "seconds duration runtime trainingtimesec trainingtimeseconds trainingtimes totaltimes timetotals elapseds "
     "elapsedseconds elapsed trainingtime totaltrainingtime walltime time runtimemean",
-    "updates": "updates step iter iteration iternum trainingiteration globalstep laststep",
+    "updates": "updates iter iteration iternum globalstep laststep step",
     "best_step": "beststep iteratmin bestiter bestiteration",
     "tokens": "tokens tokensseen",
     "id": "id expnum expidx expid experimentid number trialnumber index runnumber num",
@@ -71,98 +71,14 @@ ALIASES: dict[str, str] = {  # of settings
 SETTINGS = {name.replace("_", ""): name for name in FIELDS} | {
     spelling: name for name, text in ALIASES.items() for spelling in text.split()
 }
-MEASURED = frozenset(  # words of a heading that tell a result, a note or a place from a setting
-    [
-        "loss",
-        "acc",
-        "accuracy",
-        "err",
-        "error",
-        "errors",
-        "time",
-        "sec",
-        "secs",
-        "seconds",
-        "ms",
-        "us",
-        "ns",
-        "minutes",
-        "hours",
-        "duration",
-        "elapsed",
-        "memory",
-        "mem",
-        "vram",
-        "gb",
-        "mb",
-        "bytes",
-        "flops",
-        "mfu",
-        "tok",
-        "tokens",
-        "throughput",
-        "speed",
-        "ppl",
-        "perplexity",
-        "bpb",
-        "bpc",
-        "score",
-        "f1",
-        "auc",
-        "r2",
-        "mae",
-        "mse",
-        "rmse",
-        "std",
-        "stderr",
-        "sem",
-        "gap",
-        "gradnorm",
-        "params",
-        "parameters",
-        "count",
-        "url",
-        "path",
-        "dir",
-        "file",
-        "date",
-        "datetime",
-        "timestamp",
-        "created",
-        "host",
-        "hostname",
-        "pid",
-        "node",
-        "ip",
-        "git",
-        "sha",
-        "hash",
-        "commit",
-        "notes",
-        "note",
-        "comment",
-        "description",
-        "user",
-        "tags",
-        "wandb",
-        "device",
-        "gpu",
-        "cuda",
-        "checkpoint",
-        "ckpt",
-        "logdir",
-        "done",
-        "unnamed",
-        "best",
-        "samples",
-        "sample",
-        "attrs",
-        "iter",
-        "step",
-        "runtime",
-        "sweep",
-    ]
-)
+MEASURED_WORDS = """
+    loss acc accuracy err error errors time sec secs seconds ms us ns minutes hours duration elapsed memory mem vram gb mb bytes flops
+    mfu tok tokens throughput speed ppl perplexity bpb bpc score f1 auc r2 mae mse rmse std stderr sem gap gradnorm params parameters
+    count url path dir file date datetime timestamp created host hostname pid node ip git sha hash commit notes note comment
+    description user tags wandb device gpu cuda checkpoint ckpt logdir done unnamed best samples sample attrs iter iteration step
+    runtime sweep
+"""
+MEASURED = frozenset(MEASURED_WORDS.split())  # in a heading they tell a result, a note or a place from a setting
 LOGARITHMS = {"bpb": "bits per byte", "bpc": "bits per character", "ppl": "perplexity", "perplexity": "perplexity"}
 OWN = {"id", "name", "part", "status", "train_loss", "val_loss", "loss_gap"}
 RESERVED = {
@@ -237,6 +153,8 @@ def read_columns(where: str, header: Sequence[str], rows: Sequence[Sequence[str]
     for role, spellings in SPELLINGS.items():
         places = [place for place in keys if keys[place] in spellings and place not in taken and place not in wanted]
         places = [place for place in places if role == "seed" or place not in configured]
+        if role == "updates":  # Weights & Biases counts what was logged, not what was updated
+            places = [place for place in places if not header[place].startswith("_")]
         if (
             role not in reading.roles
             and places
@@ -441,4 +359,6 @@ def described(label: str, header: Sequence[str], rows: int, reading: Reading) ->
         f"{one_line(name)[:40]!r} ({why})" for name, why in reading.unread.items() if why != "the same in every row"
     ]
     parts += [f"not read: {listed(varying, MOST_NAMED)}"] if varying else []
-    return f"{label}, {rows:,} rows, {'; '.join(parts)}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."
+    return (
+        f"{label}, {counted(rows, 'row')}, {'; '.join(parts)}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."
+    )

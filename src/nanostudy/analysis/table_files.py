@@ -245,5 +245,7 @@ def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, list[dict[str, 
     if not points:
         example = "`step 250: train loss 2.4012, val loss 2.4120`"
         raise UsageError(f"{path} is no log of nanoGPT's train.py: it has no line such as {example}.")
+    if len(points) > 1:  # a training may end between two evaluations
+        settings.setdefault("eval_interval", str(int(points[-1]["step"]) - int(points[-2]["step"])))
     row = {"name": stem_of(path), **settings, **points[-1]}
     return list(row), [(last, list(row.values()))], points

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from nanostudy.analysis.table_cells import (
 from nanostudy.analysis.table_columns import (
     NOTHING_STATED,
     PUBLISHED,
+    SPELLINGS,
     Reading,
     Stated,
     described,
@@ -85,7 +87,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     """
     notes: list[str] = []
     sources: list[Source] = []
-    for table in _singles_together([_as_run(read_table_file(path)) for path in paths]):
+    for table in _singles_together([_as_run(_of_chart(read_table_file(path))) for path in paths]):
         reading = read_columns(table.where, table.header, table.rows, stated)
         _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
     results = []
@@ -137,6 +139,33 @@ def _as_run(table: Table) -> Table:
     ]
     row = {"name": stem_of(path), **{table.header[place]: table.rows[0][place] for place in constant}, **points[-1]}
     return Table(table.label, table.checksums, list(row), [table.at[-1]], [list(row.values())], {0: points})
+
+
+def _of_chart(table: Table) -> Table:
+    """The lines of a chart that Weights & Biases exports ("Step", "NAME - val/loss", ...), an experiment with a curve each."""
+    places: dict[str, dict[str, int]] = {}
+    for place, heading in enumerate(table.header[1:], start=1):
+        name, _, measure = heading.rpartition(" - ")
+        role = next((role for role in LOSSES if letters(measure) in SPELLINGS[role]), None)
+        if name and role:
+            places.setdefault(name, {})[role] = place
+    if not places or letters(table.header[0]) not in STEPS:
+        return table
+    header = ("name", "step", *(role for role in LOSSES if any(role in own for own in places.values())))
+    rows: list[list[str]] = []
+    curves: dict[int, list[dict[str, str]]] = {}
+    for name, own in places.items():
+        points = [
+            {"step": row[0], **{role: row[place] for role, place in own.items() if place < len(row)}}
+            for row in table.rows
+        ]
+        points = [point for point in points if any(point.get(role) for role in LOSSES)]
+        if points:
+            curves[len(rows)] = points
+            rows.append([name, *(points[-1].get(key, "") for key in header[1:])])
+    return (
+        Table(table.label, table.checksums, list(header), [table.at[-1]] * len(rows), rows, curves) if rows else table
+    )
 
 
 def _singles_together(tables: Sequence[Table]) -> list[Table]:
@@ -247,9 +276,7 @@ def _row(
             raise UsageError(f"its name says {key}={settings[key]}, the column {key} {value}.")
     numbers = {key: number(texts.get(key, ""), decimal_comma, key, reading.unit) for key in NUMBERS}
     record: dict[str, Any] = {"name": name, **({"source": "nanostudy"} if reading.own else {})}
-    parent = path.resolve().parent.name
-    if parent.startswith("nanoGPT_results_"):  # as the published study names its parts' folders
-        record["part"] = parent.removeprefix("nanoGPT_results_")
+    record |= _part(path)
     record |= {key: one_line(texts[key])[:LONGEST_NAME] or None for key in TEXTS if texts.get(key)}
     record |= {**settings, **given, **factors} | {
         key: one.value for key, one in numbers.items() if math.isfinite(one.value)
@@ -262,6 +289,13 @@ def _row(
     if reading.own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
     return Row(place, record, {key: one.unit / 2 for key, one in numbers.items()}, [])
+
+
+@lru_cache(maxsize=64)
+def _part(path: Path) -> dict[str, str]:
+    """Of the file's folder, where it is called as the published study's parts are."""
+    parent = path.resolve().parent.name
+    return {"part": parent.removeprefix("nanoGPT_results_")} if parent.startswith("nanoGPT_results_") else {}
 
 
 def _name(texts: Mapping[str, str], index: int) -> str:
@@ -287,12 +321,17 @@ def _contradicting_gap(numbers: Mapping[str, Number]) -> str:
 
 
 def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
-    """Without rows that say again what another one of the table says."""
+    """Rows that say again what another one of the table says, or what became of it in a second try, as one."""
     kept: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         same = kept.setdefault(row.key, [])
-        if not any(row.record == one.record or ("seed" in row.record and _agree(row, one)) for one in same):
+        again = (
+            i for i, one in enumerate(same) if row.record == one.record or ("seed" in row.record and _agree(row, one))
+        )
+        if (i := next(again, None)) is None:
             same.append(row)
+        else:
+            same[i] = _united(same[i], row)
     distinct = [row for same in kept.values() for row in same]
     if len(distinct) < len(rows):
         notes.append(f"Rows that repeat another one: {len(rows) - len(distinct):,}. Each experiment counts once.")
@@ -343,13 +382,9 @@ def _united(one: Row, other: Row) -> Row:
     """What both say of an experiment; where both have a result, with all digits."""
     done = [row for row in (one, other) if row.record["status"] in ("finished", "diverged")] or [one, other]
     finest = min(done, key=lambda row: row.half_units["val_loss"] or math.inf)
-    record = {key: value for row in (other, one) for key, value in row.record.items() if value is not None}
-    return Row(
-        finest.place,
-        record | {k: v for k, v in finest.record.items() if v is not None},
-        finest.half_units,
-        one.curve or other.curve,
-    )
+    record = {key: value for row in (other, one, finest) for key, value in row.record.items() if value is not None}
+    record |= {key: finest.record.get(key) for key in ("status", "reason")}
+    return Row(finest.place, record, finest.half_units, one.curve or other.curve)
 
 
 def _name_apart(rows: Sequence[Row]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from nanostudy.settings import SETTINGS
+from nanostudy.text import printable
 from nanostudy.validation import Setting, takes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +30,15 @@ class Form(StrEnum):
 def report_width() -> int:
     """Of running text: no wider than reads well."""
     return min(100, shutil.get_terminal_size().columns)
+
+
+def show(line: str) -> None:
+    """Prints a line of words, which a terminal gets wrapped between them; what somebody else wrote does nothing to it."""
+    text = printable(line)
+    if sys.stdout.isatty():
+        wrap = textwrap.TextWrapper(report_width(), break_long_words=False, break_on_hyphens=False)
+        text = text if len(text) <= report_width() else wrap.fill(text)
+    print(text)
 
 
 def presets_like(incomplete: str) -> list[str]:

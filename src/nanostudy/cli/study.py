@@ -29,6 +29,7 @@ from nanostudy.cli.options import (
     columns,
     options,
     report_width,
+    show,
 )
 from nanostudy.cli.plan import prediction_record, print_plan, stack_records
 from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
@@ -204,7 +205,11 @@ def seeds_command(
     from nanostudy.study.listing import as_json
 
     seeds = plan_seeds(study, difference)
-    print(as_json(seeds_record(seeds)) if json else "\n".join(seeds_lines(seeds)))
+    if json:
+        print(as_json(seeds_record(seeds)))
+        return
+    for line in seeds_lines(seeds):
+        show(line)
 
 
 @app.command("confirm")
@@ -246,6 +251,7 @@ def status_command(
     """How far a study is, also while it runs: done, running, failed, time left, best so far."""
     from nanostudy.study.definition import existing_folder
     from nanostudy.study.listing import records, status_lines
+    from nanostudy.study.notes import read_notes
     from nanostudy.study.store import FILE, Store
 
     path = existing_folder(folder)
@@ -253,7 +259,10 @@ def status_command(
         if format is Form.table:
             print("\n".join(status_lines(store, path, all)))
         else:
-            _print_records(list(records(store.rows())), format)
+            notes = read_notes(path)
+            marks = {name: {"star": note.star, "note": note.text} for name, note in notes.items()}
+            none = {"star": False, "note": ""} if notes else {}
+            _print_records([{**row, **marks.get(row["name"], none)} for row in records(store.rows())], format)
 
 
 @app.command("note")
@@ -309,7 +318,7 @@ def merge_command(
     from nanostudy.study.merge import merge
 
     for line in merge(sources, into):
-        print(printable(line))
+        show(line)
 
 
 @app.command("import")
@@ -367,7 +376,7 @@ def export_command(
 
         lines = publish_findings(path, to, beside or [])
     for line in lines:
-        print(printable(line))
+        show(line)
 
 
 @app.command("check")
@@ -380,8 +389,10 @@ def check_command(
     from nanostudy.study.listing import as_json as to_json
 
     checked = check(existing_folder(folder))
-    for line in [to_json(checked.as_record())] if as_json else checked.as_lines():
-        print(printable(line))
+    if as_json:
+        print(to_json(checked.as_record()))
+    for line in () if as_json else checked.as_lines():
+        show(line)
     if checked.findings:
         raise typer.Exit(1)
 
@@ -394,5 +405,5 @@ def rebuild_command(folder: Folder) -> None:
 
     experiments, results, notes = rebuild(existing_folder(folder))
     for note in notes:
-        print(printable(note))
+        show(note)
     print(f"{experiments:,} experiments, {results:,} results")

@@ -11,7 +11,8 @@ from nanostudy.analysis.power import MOST_SEEDS, Seeds
 from nanostudy.analysis.winner import Confirmed, Estimate
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.phrases import missing, number
-from nanostudy.study.listing import as_lines
+from nanostudy.study.listing import fitted
+from nanostudy.study.names import SHORT
 from nanostudy.text import counted, duration
 
 MOST_ROWS = 30
@@ -48,6 +49,12 @@ def decision(seeds: Seeds) -> str:
     )
 
 
+def short(cell: str) -> str:
+    """L2 E128, of "n_layer=2, n_embd=128"."""
+    pairs = (part.partition("=") for part in cell.split(", "))
+    return " ".join(f"{SHORT.get(name, name + equals)}{value}" for name, equals, value in pairs)
+
+
 def in_words(cell: str) -> str:
     """n_layer 2, n_embd 128."""
     return cell.replace("=", " ")
@@ -59,7 +66,7 @@ def seeds_lines(seeds: Seeds) -> list[str]:
         return [seeds.missing]
     rows = [
         {
-            "settings": row.settings,
+            "settings": short(row.settings),
             "mean": number(row.mean),
             "seeds": str(row.n),
             "sd of one": number(row.sd),
@@ -72,10 +79,10 @@ def seeds_lines(seeds: Seeds) -> list[str]:
     ]
     left = len(seeds.table) - len(rows)
     return [
-        f"best      {seeds.best}: {counted(seeds.n, 'seed')}, standard deviation of one {number(seeds.sd)}",
-        f"power     {seeds.power:.0%} to tell {seeds.difference:g} nats per token from the best, two-sided at 5%: seeds of each",
+        f"best      {short(seeds.best)}: {counted(seeds.n, 'seed')}, standard deviation of one {number(seeds.sd)}",
+        f"power     {seeds.power:.0%} to tell {seeds.difference:g} nats per token from the best (at 5%): seeds of each",
         "",
-        *as_lines(rows),
+        *fitted(rows, ("sd of difference", "a seed of both", "seeds", "sd of one"), "settings"),
         *([f"and {left:,} more settings; --json has every one"] if left else []),
         "",
         METHOD,

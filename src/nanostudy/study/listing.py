@@ -94,6 +94,17 @@ def as_lines(table: Sequence[Mapping[str, str]], width: int | None = None, cut: 
     return ["  ".join(row).rstrip() for row in aligned]
 
 
+def fitted(table: Sequence[Mapping[str, str]], superfluous: Sequence[str], cut: str) -> list[str]:
+    """As as_lines, in the terminal: without the first of these columns as far as there is no room, and `cut` is cut at last."""
+    width, lines = shutil.get_terminal_size().columns, list[str]()
+    for left_out in range(len(superfluous) + 1):
+        kept = [{key: cell for key, cell in row.items() if key not in superfluous[:left_out]} for row in table]
+        lines = as_lines(kept, width if left_out == len(superfluous) else None, cut)
+        if max(map(len, lines), default=0) <= width:
+            break
+    return lines
+
+
 @dataclass(frozen=True)
 class Listing:
     """How a study's experiments are listed for a person: the settings that vary as columns, and notes."""

@@ -64,7 +64,7 @@ def document(analysis: Analysis) -> Document:
         title=pair.title(findings) if findings.pair else results.title,
         lede=run.lede(training) if training else overview.lede(findings),
         facts=run.totals(results.experiments.iloc[0]) if training else overview.totals(results),
-        notes=run.notes(training) if training else results.notes,
+        notes=run.notes(training) if training else [*results.notes, *sources.notes(findings)],
         sections=[Section(name, SECTIONS[name][0], content) for name, content in blocks.items() if content],
         data=findings.data,
     )

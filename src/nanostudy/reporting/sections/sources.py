@@ -44,6 +44,12 @@ def sources(f: Findings) -> Blocks:
     ]
 
 
+def notes(f: Findings) -> list[str]:
+    """That sources disagree, which a reader of what all say together must know."""
+    found = f.analysis.sources if f.compares else None
+    return sentences_of(found)[:1] if found is not None and found.differences["disagree"].any() else []
+
+
 def _word(row: object) -> str:
     known = row.low == row.low  # type: ignore[attr-defined]
     return ("yes" if row.disagree else "no") if known else "not known"  # type: ignore[attr-defined]
@@ -58,12 +64,15 @@ def sentences_of(found: Sources) -> list[str]:
     )
     lines = []
     if len(apart):
+        there = {(change(row), row.source): signed(row.effect) for row in each(found.effects)}
         texts = [
-            f"{change(row)}: {plain(row.other)} has {interval(row.difference, row.low, row.high)} more than {plain(row.source)}"
+            f"{change(row)} by {there[change(row), row.source]} in {plain(row.source)} and by {there[change(row), row.other]} in "
+            f"{plain(row.other)}, apart by {interval(row.difference, row.low, row.high)}"
             for row in each(apart)
         ]
+        more = f"; and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
         lines.append(
-            f"The sources disagree beyond noise (95% for all at once): {listed(texts, MOST_NAMED)} nats per token."
+            f"The sources disagree beyond noise (95% for all at once): {'; '.join(texts[:MOST_NAMED])}{more}, in nats per token."
         )
     if len(known) > len(apart):
         rest = len(known) - len(apart)
