@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -56,23 +56,6 @@ def value_text(value: Any) -> str:
 def brief_value(value: Any) -> str:
     """A setting's value in a sentence: what a search drew, in three digits."""
     return f"{value:.3g}" if isinstance(value, float) and len(value_text(value)) > 6 else value_text(value)
-
-
-LETTERS = {  # of a name's settings
-    **{"block_size": "b", "n_layer": "L", "n_head": "H", "n_embd": "E", "batch_size": "BS", "max_iters": "MI"},
-    **{"seed": "s", "learning_rate": "lr=", "weight_decay": "wd="},
-}
-
-
-def short_name(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """These settings alone, as in an experiment's name: L2 E128 D0 lr=0.004 s2."""
-
-    def part(name: str, value: Any) -> str:
-        if name == "dropout" and isinstance(value, float):
-            return f"D{100 * value:.3g}"
-        return f"{LETTERS.get(name, f'{name}=')}{brief_value(value)}"
-
-    return " ".join(part(name, settings[name]) for name in names)
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from nanostudy.analysis.frames import Results
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts.figure import plain_value, records
-from nanostudy.text import short_name
+from nanostudy.study.names import label
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
@@ -62,7 +62,7 @@ def short_names(results: Results, settings: Sequence[str]) -> list[str]:
     """Of each experiment what tells it apart; its name where that is not enough."""
     table = results.experiments
     rows = table[list(settings)].itertuples(index=False, name=None)
-    names = [short_name(dict(zip(settings, row, strict=True)), settings) for row in rows]
+    names = [label(dict(zip(settings, row, strict=True)), settings) if settings else "" for row in rows]
     count = Counter(names)
     return [brief if brief and count[brief] == 1 else str(name) for brief, name in zip(names, table.index, strict=True)]
 

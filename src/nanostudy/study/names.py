@@ -9,7 +9,7 @@ from typing import Any
 
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study
-from nanostudy.text import value_text
+from nanostudy.text import brief_value
 
 # how a short name begins a value, as folders of runs do; other settings stand as setting=value
 SHORT = {
@@ -25,8 +25,8 @@ def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 
 def word(value: Any) -> str:
-    """A value in one word; of a path the stem, on every system."""
-    text = value_text(value)
+    """A value in one word, what a search drew in three digits; of a path the stem, on every system."""
+    text = brief_value(value)
     if isinstance(value, str) and re.search(r"[\\/]", text):
         text = PurePosixPath(re.split(r"[\\/]", text.rstrip("\\/"))[-1]).stem
     return "_".join(text.split())

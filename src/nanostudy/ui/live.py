@@ -21,8 +21,9 @@ from nanostudy.result import Result, Status, finite
 from nanostudy.settings import FIELDS
 from nanostudy.study.definition import definitions, folder_of, has_study
 from nanostudy.study.listing import QUIET
+from nanostudy.study.names import label
 from nanostudy.study.store import FILE, Store
-from nanostudy.text import short_name, value_text
+from nanostudy.text import value_text
 from nanostudy.training.run_folder import read_metadata, read_result, read_rows
 
 FOLDERS = ("studies", "runs")  # where commands put what they make
@@ -213,8 +214,8 @@ class Place:
                 "i": i,
                 "id": result.id,
                 "name": result.name,
-                "short": short_name(one, varying) or result.name,
-                "cell": short_name(one, factors),
+                "short": label(one, varying) if varying else result.name,
+                "cell": label(one, factors) if factors else "",
                 "part": result.part,
                 "status": str(result.status),
                 "reason": result.reason,

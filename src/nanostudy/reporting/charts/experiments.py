@@ -16,7 +16,8 @@ from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
 from nanostudy.reporting.data import spread, telling
 from nanostudy.reporting.phrases import number
-from nanostudy.text import LETTERS, counted, listed, short_name, value_text
+from nanostudy.study.names import SHORT, label
+from nanostudy.text import counted, listed, value_text
 
 MOST_RANKED = 30
 MOST_LABELS = 12  # of an axis of parallel coordinates
@@ -85,8 +86,8 @@ def _brief(results: Results, rows: pd.DataFrame, replicated: bool) -> dict[str, 
     settings = marks.varying(results) if replicated else telling(results)
     table = results.experiments.loc[list(rows["name"]), list(settings)]
     return {
-        label: short_name({str(k): v for k, v in row.items()}, settings)
-        for label, row in zip(rows["label"], table.to_dict("records"), strict=True)
+        text: label({str(k): v for k, v in row.items()}, settings)
+        for text, row in zip(rows["label"], table.to_dict("records"), strict=True)
     }
 
 
@@ -177,7 +178,7 @@ def parallel_figure(results: Results) -> Figure | None:
         "axes": places,
         **marks.line_meta("", "axis", "at", {"loss": MEASURES["val_loss"].axis}),
     }
-    brief = {name: LETTERS[name].rstrip("=") for name in axes if name in LETTERS} | {names[-1]: "loss"}
+    brief = {name: SHORT[name].rstrip("=") for name in axes if name in SHORT} | {names[-1]: "loss"}
     x = alt.X("axis:N", sort=names, title=None, axis=alt.Axis(orient="top", labelOverlap=False))
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.02, 1.02]))
     legend = alt.Legend(title=MEASURES["val_loss"].axis, titleLimit=0, gradientLength=160, format=".2f")

@@ -8,14 +8,15 @@ from nanostudy.reporting.data import telling
 from nanostudy.reporting.document import Grid, Sentence
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, missing, number, signed
-from nanostudy.text import brief_value, listed, short_name
+from nanostudy.study.names import label
+from nanostudy.text import brief_value, listed
 
 
 def labels(f: Findings) -> tuple[str, str]:
     """By the settings that differ, the better first; by their names where none does."""
     names = f.pair or ("", "")
     settings, table = telling(f.results), f.results.experiments
-    short = [short_name({key: table.loc[name][key] for key in settings}, settings) for name in names]
+    short = [label({key: table.loc[name][key] for key in settings}, settings) for name in names]
     return (short[0], short[1]) if short[0] != short[1] else names
 
 

@@ -180,7 +180,7 @@ export const makeFigures = (data, tables, selection, scheme) => {
     const [low, high] = [1 - to / height, 1 - from / height].map((share) => share * 1.04 - 0.02); // the scale's ends
     const levels = axis.levels?.filter(([, at]) => at + axis.half >= low && at - axis.half <= high).map(([level]) => literal(level));
     const loss = (at) => axis.ends[0] + Math.max(0, Math.min(1, at)) * (axis.ends[1] - axis.ends[0]);
-    const clause = !levels ? `${(Math.floor(loss(low) * 1e4) / 1e4).toFixed(4)} <= ${name} <= ${(Math.ceil(loss(high) * 1e4) / 1e4).toFixed(4)}`
+    const clause = !levels ? `${(Math.floor(loss(low - 0.01) * 1e4) / 1e4).toFixed(4)} <= ${name} <= ${(Math.ceil(loss(high + 0.01) * 1e4) / 1e4).toFixed(4)}`
       : levels.length > MOST_LISTED ? `${levels[0]} <= ${name} <= ${levels.at(-1)}`
         : levels.length > 1 ? `${name} in [${levels.join(", ")}]` : `${name} == ${levels[0]}`;
     if (!levels || levels.length) selection.narrow(name, clause);
