@@ -394,6 +394,7 @@ def published(*paths: str | Path, out: str | Path | None = None, **columns: Any)
     return publish(analyze(*paths, **columns), folder, alone if is_run else None)
 
 
+@usage_errors
 def import_study(*tables: str | Path, out: str | Path | None = None, **columns: Any) -> Imported:
     """Somebody's tables of results in this project's columns, and a study that trains their experiments here, in the folder `out`
     (default: imports/ and the first table's name). `columns` are analyze's. Raises UsageError, NanostudyError.
