@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recordings import Recordings
 
 from nanostudy.atomic import cache_folder
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.data.texts import locate_shakespeare
 from nanostudy.device import compiler
-from nanostudy.model import kernels
+from nanostudy.model import graphs, kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
 from nanostudy.settings import Experiment, Resources
@@ -74,6 +75,14 @@ def mask_of(keys_MB: torch.Tensor, rate_M: torch.Tensor, site: int, size: int) -
     """False where dropped: bool (M, B, size), the first activations of every sequence at the site-th dropout."""
     words_Z = [word_SMB[site].flatten() for word_SMB in dropout_words(keys_MB, rate_M, site + 1)]
     return keep_mask(*words_Z, (size,), (1,)).view(*keys_MB.shape, size)
+
+
+@pytest.fixture
+def recordings(monkeypatch) -> Recordings:
+    """In place of CUDA graphs."""
+    stand_in = Recordings()
+    monkeypatch.setattr(graphs, "record", stand_in.record)
+    return stand_in
 
 
 def write_text(path: Path, characters: int = 1500) -> Path:

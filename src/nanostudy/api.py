@@ -62,7 +62,7 @@ from nanostudy.study.grid import Entry, select
 from nanostudy.study.hardware import parse_machines
 from nanostudy.study.listing import Rows
 from nanostudy.study.merge import merge
-from nanostudy.study.pool import Pool, make_pool
+from nanostudy.study.pool import Pool, make_pool, shapes_of
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store
 from nanostudy.tracking import check_installed, tracking
@@ -72,6 +72,7 @@ from nanostudy.training.inputs import Inputs
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.train import train as train_stack
+from nanostudy.training.trial import Shape, settled
 from nanostudy.validation import canonical, takes, usage_errors
 from nanostudy.version import VERSION
 from nanostudy.view import StudyView, TrainingView
@@ -160,6 +161,9 @@ def train(
         requested = {**asdict(where.resources), **{name: value for name in TRACKING if (value := getattr(where, name))}}
         doing = _nothing
         if ranks.of_first(lambda: recorder.claim(requested)) in ("new", "unfinished"):
+            with memory_errors():
+                machine = recorder.machine = settled(where.resources, machine, [Shape.of(experiment, corpus)], ranks)
+            ranks.agree({"compiled": machine.compiled})
             stopped = stack.enter_context(stop_requests())
             stack.enter_context(memory_errors())
             hear, view = stack.enter_context(_listening(recorder, listen, where, ranks.first))
@@ -254,7 +258,7 @@ def run_study(
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
     draft, chosen = _drafted(source, out, settings, parts, only)
-    pool = make_pool(where, len(chosen))
+    pool = make_pool(where, len(chosen), shapes_of(chosen, draft.inputs))
     with contextlib.closing(pool.backend), open_study(draft.path, draft) as folder:
         return _execute(folder, chosen, pool, where, listener)
 
@@ -293,7 +297,7 @@ def retry_study(
     with open_study(path) as folder:
         folder.notes += notes
         chosen = [entry for entry in folder.entries if entry.name in failed | lost]
-        pool = make_pool(where, len(chosen))
+        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.inputs))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, pool, where, listener)
@@ -390,6 +394,7 @@ def published(*paths: str | Path, out: str | Path | None = None, **columns: Any)
     return publish(analyze(*paths, **columns), folder, alone if is_run else None)
 
 
+@usage_errors
 def import_study(*tables: str | Path, out: str | Path | None = None, **columns: Any) -> Imported:
     """Somebody's tables of results in this project's columns, and a study that trains their experiments here, in the folder `out`
     (default: imports/ and the first table's name). `columns` are analyze's. Raises UsageError, NanostudyError.

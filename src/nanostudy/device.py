@@ -168,7 +168,10 @@ def memory_errors(advice: str = MEMORY_ADVICE) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
-        text = str(problem)
-        if isinstance(problem, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        if is_lack_of_memory(problem):
             raise OutOfMemory(advice) from None
         raise
+
+
+def is_lack_of_memory(problem: Exception) -> bool:
+    return isinstance(problem, MemoryError) or any(sign in str(problem) for sign in OUT_OF_MEMORY)

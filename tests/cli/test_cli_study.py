@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -169,6 +170,20 @@ def test_run_says_what_came_out_and_where(study, here):
     for name in LABELS:
         assert re.search(rf"^\[\d/4\] {re.escape(name)}   train \d\.\d{{4}}   val \d\.\d{{4}}   ", told.out, re.M)
     assert told.err == ""
+
+
+def test_printed_commands_can_be_pasted(study, done):
+    place = done.rename("my study; rm x")
+    lost = sorted(path.parent.name for path in place.glob("*/run.json"))[0]
+    shutil.rmtree(place / lost)
+    outcome = study("run", place, "--no-report", *INLINE)
+    commands = [shlex.split(line.split("  ")[-1]) for line in outcome.out.splitlines() if "  nanostudy " in line]
+    commands += [
+        shlex.split(line.partition("again with: ")[2]) for line in outcome.out.splitlines() if "again with: " in line
+    ]
+    assert len(commands) >= 2, outcome.out
+    assert all(any(word.startswith(str(place)) for word in command) for command in commands), commands
+    assert ["nanostudy", "study", "retry", str(place), lost] in commands
 
 
 def test_run_again_changes_nothing(study, done):

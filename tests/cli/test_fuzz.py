@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import write_text
+from conftest import cache_in, write_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +146,7 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "write_plays", lambda: plays)
     monkeypatch.setattr(texts.urllib.request, "urlopen", unreachable)
     monkeypatch.setenv("NANOSTUDY_CORPORA", str(tmp_path))
-    monkeypatch.setenv("NANOSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NANOSTUDY_CACHE", str(cache_in(tmp_path)))  # with kernels, which take seconds to build
     write_text(Path("text.txt"))
 
 

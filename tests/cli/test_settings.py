@@ -148,7 +148,7 @@ def test_assignments():
     ("wrong", "near"),
     [
         ("learning_rat", "learning_rate"),
-        ("n_layers", "n_layer"),
+        ("n_laier", "n_layer"),
         ("Dropout", "dropout"),
         ("thread", "threads"),
         ("precison", "precision"),

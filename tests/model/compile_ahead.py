@@ -3,11 +3,13 @@
 python tests/model/compile_ahead.py [compute capability ...]     needs Triton, which brings NVIDIA's assembler
 """
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from types import SimpleNamespace
 
 import torch
@@ -19,10 +21,13 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from nanostudy.model.config import GPTConfig, count_parameters
-from nanostudy.model.engine import State
+from nanostudy.model.engine import State, window_losses
+from nanostudy.model.gpt import working_copies
 from nanostudy.model.kernels import gpu, triton_kernels
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
+from nanostudy.model.optim import StepSettings
 from nanostudy.settings import Experiment
+from nanostudy.training import trial
 from nanostudy.training.updates import Inputs, Updates
 
 SHAPES = (
@@ -43,6 +48,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",
@@ -68,7 +74,7 @@ class Grid:
 
 
 def launches(E, H, V, dtype, M=4, B=2, T=128):
-    """Those of every operation, with dropout and biases."""
+    """Those of every operation, with dropout and biases and without."""
     recorder = Recorder()
     ops, Z = gpu._Triton(recorder), M * B
     with FakeTensorMode():
@@ -77,16 +83,30 @@ def launches(E, H, V, dtype, M=4, B=2, T=128):
         x, gain = torch.zeros(Z, T, E, dtype=dtype), torch.ones(M, E, dtype=dtype)
         qkv, logits = torch.zeros(Z, T, 3 * E, dtype=dtype), torch.zeros(Z, T, V, dtype=dtype)
         targets, losses = torch.zeros(Z, T, dtype=torch.int64), torch.zeros(Z, T)
+        ids, tokens = targets.view(M, B, T), torch.zeros(1000, dtype=torch.uint8)
+        ops.windows(tokens, ids[..., 0], T)
+        ops.dropout_words(ids[..., 0], torch.zeros(M), 13)
+        embeddings = x.view(M, B, T, E)[:, 0]
+        ops.embed(ids, embeddings, embeddings)
+        ops.one_hot(ids, V, dtype)
         ops.residual_norm(x, x, drop, gain, gain)
-        ops.residual_norm_backward(x, x, x, drop, gain)
+        *_, d_bias = ops.residual_norm_backward(x, x, x, drop, gain)
         y, lse = ops.attention(qkv, drop, H, True)
         ops.attention_backward(x, qkv, y, lse, drop)
+        ops.residual_norm(None, x, None, gain, None)
+        ops.residual_norm_backward(x, x, x, None, gain)
+        ops.attention_backward(x, qkv, *ops.attention(qkv, None, H, True), None)
         ops.cross_entropy(logits, targets)
         ops.cross_entropy_backward(losses, logits, targets)
         ops.gelu_backward(x, ops.gelu(x, True)[1])
-        rows, grads, column = torch.zeros(M, 5000), torch.zeros(M, 5000, dtype=dtype), torch.ones(M, 1)
-        ops.norms(grads)
-        ops.adamw_kernel(rows, grads, rows, rows, column, column > 0, *(column,) * 5)
+        ops.means(losses.view(M, B, T))
+        pieces = d_bias.view(M, -1, E)
+        ops.sums(x.view(M, -1, E), pieces, 64)  # of a bias
+        ops.sums(pieces, gain[:, None], pieces.shape[1])  # of a buffer's vectors
+        ops.sums(x.view(M, B, -1), x.view(M, B, -1)[:, :1], B)  # of positions
+        rows, grads = torch.zeros(M, 5000), torch.zeros(M, 5000, dtype=dtype)
+        settings = StepSettings(*torch.ones(7, M, 1))
+        ops.update(State.fresh(rows), losses[:M, 0], grads, settings, 4000, dtype == torch.float16)
     return recorder.launches
 
 
@@ -97,27 +117,59 @@ class Launches(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.names = Counter()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         schema = operation._schema
         view = any(a.alias_info and not a.alias_info.is_write for a in schema.arguments)
-        self.count += not view and schema.name.removeprefix("aten::") not in self.FREE
+        name = schema.name.removeprefix("aten::")
+        self.names[name] += not view and name not in self.FREE
         return operation(*args, **(kwargs or {}))
 
 
-def launches_of_an_update(**settings):
-    """(of these kernels, of PyTorch's own), for one model in bf16, on PyTorch's device without memory."""
-    experiment, recorder = Experiment(**settings), Recorder()
-    config, own = GPTConfig.of(experiment, 65), gpu._Triton(recorder)
+def machine_of(device):
+    """(a machine in bf16 that remembers launches, what it remembers)"""
+    recorder = Recorder()
+    own = gpu._Triton(recorder)
     ops = REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
-    machine = SimpleNamespace(device=torch.device("meta"), dtype=torch.bfloat16, compiled=False, ops=ops)
+    return SimpleNamespace(
+        device=torch.device(device), dtype=torch.bfloat16, compiled=False, ops=ops
+    ), recorder.launches
+
+
+def launches_of_an_update(experiments, evaluates=False):
+    """(of these kernels, PyTorch's own), for a stack in bf16, on PyTorch's device without memory."""
+    (machine, made), config, M = machine_of("meta"), GPTConfig.of(experiments[0], 65), len(experiments)
     updates = Updates(torch.empty(10_000, dtype=torch.uint8, device="meta"), config, machine)
-    state = State.fresh(torch.empty(1, count_parameters(config).total, device="meta"))
-    now = Inputs(*(tensor[0] for tensor in updates.draw([experiment], [0]).rows))
+    state = State.fresh(torch.empty(M, count_parameters(config).total, device="meta"))
+    now = Inputs.of(updates.draw(experiments, [0] * M).rows[0], M)
     with Launches() as others:
-        updates.update(state, [experiment], now, lambda: False)
-    return len(recorder.launches), others.count
+        updates.update(state, experiments, now, lambda: False)
+    assert {a.device.type for _, arguments, _ in made for a in arguments if isinstance(a, torch.Tensor)} == {"meta"}
+    if evaluates:
+        weights = working_copies(state.params, config, machine.dtype)
+        window = torch.empty(3, config.block_size, dtype=torch.int64, device="meta")
+        window_losses(weights, window, window, config, [e.n_head for e in experiments], machine.ops)
+    return made, others.names
+
+
+def launches_of_a_trial(experiment):
+    """What trial.py launches for it."""
+    machine, made = machine_of("cpu")
+    e = experiment
+    shape = trial.Shape(e.n_head, e.n_embd, e.bias, e.tie_embeddings, e.dropout > 0, 65, torch.uint8)
+    trial._try.__wrapped__(machine, shape)
+    return made
+
+
+def launches_of_the_published_grid():
+    """Of updates and evaluations of every shape in stacks of one and of four, whose members may differ in their heads."""
+    made = []
+    for T, L, E, B in itertools.product((64, 128), (4, 6), (128, 256), (8, 16)):
+        shape = {"block_size": T, "n_layer": L, "n_embd": E, "batch_size": B, "dropout": 0.1}
+        for heads in ([4], [8], [4, 4, 8, 8]):
+            made += launches_of_an_update([Experiment(**shape, n_head=H) for H in heads], evaluates=True)[0]
+    return made
 
 
 def compiled(name, arguments, how, capability):

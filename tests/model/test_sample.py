@@ -7,6 +7,7 @@ from conftest import small
 from oracles import lively, plain_of
 
 from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.model import sample
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.gpt import Cache, forward, named_views
 from nanostudy.model.sample import _uniforms, generate, pick, with_logits
@@ -92,6 +93,28 @@ def test_logits_with_a_cache_equal_logits_without(read_first):
     torch.testing.assert_close(torch.cat(ops, 2), whole, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="after 8"):
         forward(views, tokens[..., :1], SHAPE, cache=cache)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, LONG_PROMPT], ids=len)
+@pytest.mark.parametrize("picking", PICKINGS, ids=repr)
+def test_a_recorded_decode_writes_the_same_tokens(recordings, monkeypatch, picking, prompt):
+    """To the bit, as one that computes each token anew on the same memory; and those of a cache that grows, up to rounding."""
+    grown = sampled(picking, prompt=prompt)
+    monkeypatch.setattr(sample, "replays", lambda device: True)
+    replayed = sampled(picking, prompt=prompt)
+    assert recordings.made == (0 if picking.exact and len(prompt) > BLOCK else 1)
+    monkeypatch.setattr(sample.graphs, "record", lambda function: function)
+    assert torch.equal(sampled(picking, prompt=prompt), replayed)
+    assert torch.equal(replayed, grown)  # no token was near enough to the edge of another
+
+
+def test_logits_of_a_recorded_decode_equal_those_without(recordings, monkeypatch):
+    arguments = (PARAMS, SHAPE, PROMPT, SEEDS, 2, 6, FREE)
+    grown = [logits.clone() for _, logits in with_logits(*arguments)]
+    monkeypatch.setattr(sample, "replays", lambda device: True)
+    for (_, mine), theirs in zip(with_logits(*arguments), grown, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    assert recordings.replayed == 4
 
 
 # --- of whom a sample is a function

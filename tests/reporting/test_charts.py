@@ -232,6 +232,18 @@ def test_a_figure_that_fails_takes_away_itself_alone():
     assert set(drawn.problems) == {"broken"}
 
 
+def test_the_drawing_executes_no_file_of_the_current_folder_and_ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "base64", "vl_convert"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    monkeypatch.setattr(figure_module, "DRAW", "import base64, json; print(json.dumps({}))")
+    assert figure_module._answer({}, 60) == {}
+    assert not (tmp_path / "executed").exists()
+    monkeypatch.setattr(figure_module, "DRAW", "import time; time.sleep(600)")
+    with pytest.raises(figure_module.DrawingFailed, match=r"took longer than 0.2 s"):
+        figure_module._answer({}, 0.2)
+
+
 def test_a_figure_that_ends_the_process_takes_away_itself_alone(monkeypatch):
     analysis = Analysis(synthetic(FACTORS, EFFECTS))
     ranking = ranking_figure(analysis.results, analysis.ranking)

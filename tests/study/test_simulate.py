@@ -1,5 +1,6 @@
 """Studies on other machines: descriptions, and the simulated run against hand-made ones and against makespan()."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from nanostudy.errors import UsageError
 from nanostudy.study import hardware
 from nanostudy.study.grid import Entry
-from nanostudy.study.hardware import GPUS, LAUNCH, SHARE, Gpu, Speed, parse_machines
+from nanostudy.study.hardware import GPUS, SHARE, Gpu, Speed, parse_machines
 from nanostudy.study.plan import Capacity, Pace, corpus_key, cost, makespan, plan, update_flops
 from nanostudy.study.simulate import RECORDING, Prediction, Run, Turn, Work, predict, simulate, work
 
@@ -176,14 +177,17 @@ def test_the_assumed_speed_is_what_it_says(corpus):
     e, gpu = small(n_layer=3, gradient_accumulation_steps=5), Gpu("X", 1e12, 2**34, "bf16")
     speed = Speed.assumed(gpu)
     fixed, each = speed.update(e, corpus)
-    assert fixed == pytest.approx(4 * hardware.KERNELS * LAUNCH)  # five small micro-batches are one
-    large = small(n_layer=3, n_embd=4096, gradient_accumulation_steps=5)
+    assert fixed == pytest.approx(4 * 24 * 4e-6)  # five small micro-batches are one
+    large = small(n_layer=3, n_embd=4096, batch_size=400, gradient_accumulation_steps=5)
     assert Speed.assumed(gpu).update(large, corpus)[0] == pytest.approx(5 * fixed)
     assert each == pytest.approx(update_flops(e, corpus) / (SHARE * 1e12))
     evaluations = speed.evaluations(e, corpus) - cost(e, corpus).evaluation_flops / (SHARE * 1e12)
     assert evaluations > 0
     assert hardware.assumption(gpu).startswith("assumed, not measured")
     assert "published for X" in hardware.assumption(gpu)
+    assert Speed.assumed(dataclasses.replace(gpu, precision="fp16")).update(e, corpus)[0] == pytest.approx(
+        4 * 60 * 8e-6
+    )
 
 
 def test_the_measured_speed_is_the_pace(corpus):

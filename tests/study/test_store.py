@@ -219,14 +219,15 @@ def test_events_stacks_and_progress(store, path):
         assert [row.id for row in again.open_stacks()] == [1, 3]
 
         assert again.progress() is None
-        live = {"name": "e2", "step": 7, "loss": 2.5, "learning_rate": 0.001}
+        live = {"name": "e2", "step": 7, "loss": 2.5, "learning_rate": 0.001, "losses": [(5, 3.5), (6, None)]}
         worker = {"worker": 1, "doing": "e2", "phase": "training", "tokens_per_second": 5, "members": [live]}
         again.set_progress(12.5, [worker])
         again.set_progress(None, [])
         again.set_progress(3.5, [worker])
         assert again.progress()[1:] == (3.5, [worker])
-        again.set_progress(3.5, [{**worker, "members": [{**live, "loss": "low"}]}])
-        assert again.progress() is None
+        for damage in ({"loss": "low"}, {"losses": [[1]]}, {"losses": [["<b>", 1.0]]}):
+            again.set_progress(3.5, [{**worker, "members": [{**live, **damage}]}])
+            assert again.progress() is None
 
 
 def test_the_version_changes_with_every_commit_and_with_the_file(store, path):

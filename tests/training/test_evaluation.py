@@ -1,7 +1,6 @@
 """Evaluations on devices that record them, and what does not depend on how many windows are read at once."""
 
 import pytest
-import torch
 from conftest import jobs_of, small
 
 from nanostudy.training import evaluation as module
@@ -19,45 +18,14 @@ def losses(training, stack, **options):
     return [one.losses.tolist() for one in training.evaluated(stack, range(3), "val", **options)]
 
 
-class Graph:
-    """Stands in for torch.cuda.CUDAGraph: a replay computes again, from the same memory to the same memory."""
-
-    made = 0
-
-    def __init__(self):
-        Graph.made += 1
-
-
-class Recording:
-    def __init__(self, graph):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *problem):
-        return False
-
-
 @pytest.fixture
-def recording(training, monkeypatch):
+def recording(training, recordings):
     """Evaluations that record and replay."""
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-    Graph.made, begin = 0, module._Recorded.__init__
-
-    def record(self, params_MP, config, losses, starts_B):
-        begin(self, params_MP, config, losses, starts_B)
-        weights = module.working_copies(self.params_MP, config, self.params_MP.dtype)
-        self.graph.replay = lambda: self.losses_MB.copy_(losses(weights, self.starts_B))
-        self.losses_MB.fill_(-1)  # recording computes nothing
-
-    monkeypatch.setattr(module._Recorded, "__init__", record)
     training.evaluations.replays = True
     return training
 
 
-def test_replays_make_the_same_bits_as_batches_one_by_one(recording, monkeypatch):
+def test_replays_make_the_same_bits_as_batches_one_by_one(recording, recordings, monkeypatch):
     """For weights that change between evaluations, both splits, and a part of the stack."""
     monkeypatch.setitem(module.TOKENS, "cpu", 64)
     stack = recording.fresh(3)
@@ -69,20 +37,20 @@ def test_replays_make_the_same_bits_as_batches_one_by_one(recording, monkeypatch
             expected = plain.windows(stack.state.params[rows], heads, split, 8)
             for mine, theirs in zip(recording.evaluated(stack, rows, split), expected, strict=True):
                 assert mine.losses.tolist() == theirs.losses.tolist()
-    assert Graph.made == 3
+    assert recordings.made == 3
 
 
-def test_few_batches_are_not_recorded(recording):
+def test_few_batches_are_not_recorded(recording, recordings):
     recording.evaluated(recording.fresh(3), range(3), "val")
-    assert Graph.made == 0
+    assert recordings.made == 0
 
 
-def test_the_oldest_recordings_go(recording, monkeypatch):
+def test_the_oldest_recordings_go(recording, recordings, monkeypatch):
     monkeypatch.setitem(module.TOKENS, "cpu", 64)
     stack = recording.fresh(3)
     for context in (3, 4, 5, 6, 7, 3):
         recording.evaluated(stack, range(3), "val", context)
-    assert Graph.made == 6
+    assert recordings.made == 6
     assert len(recording.evaluations.recorded) == module.MOST_RECORDED
 
 

@@ -24,6 +24,7 @@ from nanostudy.model.randomness import dropout_keys, keep_mask, offsets
 from nanostudy.training import evaluation
 from nanostudy.training import train as trainer
 from nanostudy.training.events import Evaluated, Finished, Logged, Progress, Saving, Started, Stopped
+from nanostudy.training.stack import members
 from nanostudy.training.train import train
 
 COMPANY = (  # they differ in every number
@@ -797,3 +798,51 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(run, monkey
     monkeypatch.setattr(trainer, "initial_parameters", lambda *_: pytest.fail("it was made"))
     with pytest.raises(OutOfMemory, match=r"parameters.*GiB at least; this machine's cpu has 0\.0 GiB.*smaller n_embd"):
         run(jobs)
+
+
+# --- updates that are replayed
+
+
+class Replaying(trainer.Updates):
+    """As a GPU has them."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.replays = True
+
+
+ENDING = [small(seed=seed, dropout=0.1, max_iters=n, eval_interval=5) for seed, n in enumerate((20, 6, 9, 12, 15), 1)]
+
+
+def test_slots_that_ended_stay_idle_until_half_are(run, monkeypatch, recordings):
+    """5 slots until 3 have ended, 2 until 1 has, then 1: three recordings in place of five, and the same results."""
+    expected = run(jobs_of(*ENDING))
+    monkeypatch.setattr(trainer, "Updates", Replaying)
+    events, widths, step = [], [], trainer._Training.step
+    monkeypatch.setattr(
+        trainer._Training, "step", lambda self, stack: widths.append(len(stack.slots)) or step(self, stack)
+    )
+    events = run(jobs_of(*ENDING))
+    assert recordings.made == 3
+    assert widths == [5] * 12 + [2] * 3 + [1] * 5
+    for name in (f"job{m}" for m in range(5)):
+        assert story(of(events, Finished, name)) == story(of(expected, Finished, name))
+        assert story(of(events, Logged, name)) == story(of(expected, Logged, name))
+        assert len(of(events, Started, name)) == len(of(events, Finished, name)) == 1
+
+
+def test_idle_slots_come_back_after_a_kill(corpus, machine, monkeypatch, recordings, tmp_path):
+    """An update has the width again that it had, and nobody hears of those that have ended."""
+    monkeypatch.setattr(trainer, "Updates", Replaying)
+    uninterrupted = list(train(jobs_of(*ENDING), corpus, machine, tmp_path / "whole", save_every=math.inf))
+    events, path = [], tmp_path / "killed"
+    for event in train(jobs_of(*ENDING), corpus, machine, path, save_every=0):
+        events.append(event)
+        if isinstance(event, Logged) and event.step == 8 and event.name == "job4":
+            break
+    resumed = list(train(jobs_of(*ENDING), corpus, machine, path, save_every=math.inf))
+    assert {event.name for event in resumed if isinstance(event, Started)} == {"job0", "job2", "job3", "job4"}
+    assert resumed[0].members == 5
+    assert "job1" not in members(path)[0]
+    for name in ("job0", "job2", "job3", "job4"):
+        assert story(of(resumed, Finished, name)) == story(of(uninterrupted, Finished, name))

@@ -44,16 +44,20 @@ def fresh(experiments):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_row_is_what_its_update_would_draw_alone(updates, accumulation):
-    experiments = [Experiment(**SMALL, seed=seed, gradient_accumulation_steps=accumulation) for seed in (1, 2)]
+    experiments = [
+        Experiment(**SMALL, seed=seed, gradient_accumulation_steps=accumulation, dropout=0.1) for seed in (1, 2)
+    ]
     per_update, steps = 4 * accumulation, [5, 0]
     rows = updates().draw(experiments, steps).rows
-    for u in (0, 1, len(rows.starts) - 1):
+    for u in (0, 1, len(rows) - 1):
+        inputs = Inputs.of(rows[u], 2)
         for m, (e, step) in enumerate(zip(experiments, steps, strict=True)):
             alone = offsets(e.seed, step + u, range(per_update), per_update, len(TOKENS) - 8)
-            assert rows.starts[u, m].tolist() == alone.tolist()
-            assert torch.equal(rows.keys[u, m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
+            assert inputs.starts[m].tolist() == alone.tolist()
+            assert torch.equal(inputs.keys[m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
         expected = StepSettings.at(experiments, [step + u for step in steps], torch.device("cpu"))
-        assert torch.equal(StepSettings(*rows.settings[u]).learning_rate, expected.learning_rate)
+        assert torch.equal(StepSettings(*inputs.settings).learning_rate, expected.learning_rate)
+        assert inputs.rates.tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_what_was_drawn_serves_until_a_member_changes(updates, monkeypatch):
@@ -72,9 +76,17 @@ def test_what_was_drawn_serves_until_a_member_changes(updates, monkeypatch):
 
 def test_many_sequences_are_drawn_for_few_updates(updates, monkeypatch):
     monkeypatch.setattr(module, "MOST_DRAWN", 30)
-    assert len(updates().draw(MEMBERS, [0] * 3).rows.starts) == 2
+    assert len(updates().draw(MEMBERS, [0] * 3).rows) == 2
     monkeypatch.setattr(module, "MOST_DRAWN", 1)
-    assert len(updates().draw(MEMBERS, [0] * 3).rows.starts) == 1
+    assert len(updates().draw(MEMBERS, [0] * 3).rows) == 1
+
+
+def test_no_more_is_drawn_than_is_left(updates):
+    """By the member that has the most left."""
+    ending = [Experiment(**SMALL, seed=1, max_iters=10), Experiment(**SMALL, seed=2, max_iters=25)]
+    assert len(updates().draw(ending, [7, 7]).rows) == 18
+    assert len(updates().draw(ending, [10, 24]).rows) == 1
+    assert len(updates().draw(ending, [10, 30]).rows) == 1  # past its end, where nothing is left
 
 
 # --- micro-batches
@@ -122,56 +134,15 @@ def test_merged_micro_batches_make_the_same_update(updates, monkeypatch):
 # --- recording
 
 
-class Graph:
-    """Stands in for torch.cuda.CUDAGraph: recording changes nothing, a replay runs the same function on the same memory."""
-
-    made = 0
-
-    def __init__(self):
-        Graph.made += 1
-
-
-class Recording:
-    def __init__(self, graph):
-        self.graph = graph
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *problem):
-        return False
-
-
 @pytest.fixture
-def recording(updates, monkeypatch):
-    """Updates that record and replay; the update that is being recorded is kept, and undone, as nothing runs then."""
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-    Graph.made = 0
+def recording(updates, recordings):
+    """Updates that record and replay."""
     one = updates()
-    one.replays, update = True, one.update
-
-    def recorded(state, experiments, now, stop):
-        if stop is not one.stop:  # while recording
-            before = state.rows(range(len(experiments)))
-            metrics = update(state, experiments, now, stop)
-            for own, old in zip(state.tensors().values(), before.tensors().values(), strict=True):
-                own.copy_(old)
-
-            def replay(graph):
-                again = update(state, experiments, now, stop)
-                metrics.loss.copy_(again.loss)
-                metrics.grad_norm.copy_(again.grad_norm)
-
-            monkeypatch.setattr(Graph, "replay", replay, raising=False)
-            return metrics
-        return update(state, experiments, now, stop)
-
-    monkeypatch.setattr(one, "update", recorded)
+    one.replays = True
     return one
 
 
-def test_replays_make_the_same_bits_as_updates_one_by_one(recording, updates):
+def test_replays_make_the_same_bits_as_updates_one_by_one(recording, recordings, updates):
     """A member may leave for another on the way: inputs are copied, and the memory of its row stays."""
     plain, states, losses = updates(), [fresh(MEMBERS), fresh(MEMBERS)], [[], []]
     experiments, steps = list(MEMBERS), [0, 0, 0]
@@ -188,10 +159,10 @@ def test_replays_make_the_same_bits_as_updates_one_by_one(recording, updates):
     assert losses[0] == losses[1]
     for mine, theirs in zip(states[0].tensors().values(), states[1].tensors().values(), strict=True):
         assert torch.equal(mine, theirs)
-    assert Graph.made == 1
+    assert (recordings.made, recordings.replayed) == (1, 8)
 
 
-def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording):
+def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording, recordings):
     state = fresh(MEMBERS)
     for step in range(3):
         recording.step(state, MEMBERS, [step] * 3)
@@ -200,14 +171,14 @@ def test_a_narrower_stack_and_its_first_dropout_are_recorded_anew(recording):
         recording.step(narrow, without, [step])
     for step in range(2):
         recording.step(narrow, [MEMBERS[0]], [step])
-    assert Graph.made == 3
+    assert recordings.made == 3
 
 
-def test_other_numbers_of_heads_are_recorded_anew(recording):
+def test_other_numbers_of_heads_are_recorded_anew(recording, recordings):
     state, other = fresh(MEMBERS), [Experiment(**{**SMALL, "n_head": 4}, seed=1, dropout=0.3), *MEMBERS[1:]]
     for experiments in (MEMBERS, other, other):
         recording.step(state, experiments, [0] * 3)
-    assert Graph.made == 2
+    assert recordings.made == 2
 
 
 def test_a_request_to_stop_ends_before_a_replay(recording, monkeypatch):
@@ -243,7 +214,7 @@ def test_an_update_reads_nothing_from_the_device(updates, accumulation):
     experiment = Experiment(**SMALL, dropout=0.2, gradient_accumulation_steps=accumulation)
     one, config = updates(), config_of(experiment)
     one.tokens = TOKENS.to("meta")
-    now = Inputs(*(tensor[0].to("meta") for tensor in one.draw([experiment], [0]).rows))
+    now = Inputs.of(one.draw([experiment], [0]).rows[0].to("meta"), 1)
     state = State.fresh(torch.empty(1, count_parameters(config).total, device="meta"))
     with Reads() as reads:
         assert one.update(state, [experiment], now, lambda: False)

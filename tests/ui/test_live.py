@@ -3,6 +3,8 @@
 import csv
 import http.client
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from serving import RESOURCES, Silent, serving
 
 from nanostudy import api
 from nanostudy.study.store import FILE, Store
+from nanostudy.training.run_folder import write_metadata
 from nanostudy.training.weights import load_weights
 from nanostudy.ui import server as server_module
 from nanostudy.ui.live import Place, Places, changes, thinned
@@ -200,6 +203,7 @@ def test_a_shared_page_has_texts_that_were_written_here_alone(studied):
             (0, "the sea", 19),
             (7, "the sea", 19),
         ]
+        assert data["first"] == [0, 7]
         assert ui.post("/api/1/share", {"texts": [99]})[0] == 400
         assert ui.post("/api/1/share", {"texts": ["<script>"]})[0] == 400
 
@@ -281,3 +285,18 @@ def test_beside_a_study_a_process_of_its_own_serves_as_long(tmp_path):
         connection.close()
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
+
+
+def test_a_training_that_goes_on_is_running_and_one_that_was_left_is_not(studied, tmp_path):
+    name = Place(1, studied).state()["rows"][0]["name"]
+    run = shutil.copytree(studied / name, tmp_path / "run")
+    metadata = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    left = ("sha256", "checksums", "final", "updates", "skipped_updates", "tokens", "seconds", "context_losses")
+    write_metadata(run, {key: value for key, value in metadata.items() if key not in left} | {"status": "unfinished"})
+    [place] = Places([run]).places
+    state = place.state()
+    assert (state["state"], state["kind"], state["rows"][0]["status"]) == ("running", "run", "running")
+    assert state["rows"][0]["loss"] == state["curves"][0]["batches"][-1][1]
+    for file in run.iterdir():
+        os.utime(file, (0, 0))
+    assert Place(1, run).state()["state"] == "unfinished"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nanostudy.model.config import GPTConfig, count_parameters
+from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.gpt import Dropout, forward, named_views, working_copies
 from nanostudy.model.layers import CrossEntropy
 from nanostudy.model.ops import REFERENCE, Ops
@@ -21,6 +23,7 @@ from nanostudy.model.ranks import ALONE, Ranks
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's defaults
 LOSS_SCALE_GROWTH_INTERVAL = 2000
 SMALLEST_LOSS_SCALE = 2.0**-4
+LEAST_PIECE = 64
 
 
 @dataclass
@@ -92,29 +95,81 @@ def gradients(
     The backward pass starts from the sum of the members' mean losses, so no member's gradient depends on another.
     """
     work = working_copies(params_MP, config, dtype)
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in work.items()}
-    total_M, seen = torch.zeros(len(params_MP), device=params_MP.device), 0
+    total_M: Tensor | None = None
     grads_MP: Tensor | None = None
+    seen = 0
     for batch in batches:
         parts = sequences / batch.inputs.shape[1]
-        logits_MBTV = forward(leaves, batch.inputs, config, batch.dropout, heads=batch.heads, ops=ops)
-        losses_M = CrossEntropy.apply(logits_MBTV, batch.targets, ops).mean((1, 2)) / parts
-        scaled_M = losses_M if loss_scale_M is None else losses_M * loss_scale_M
-        batch_grads = torch.autograd.grad(scaled_M.sum(), list(leaves.values()))
+        # A sum over micro-batches and the division by the loss scale need fp32; a single gradient keeps its dtype.
+        alone = parts == 1 and loss_scale_M is None
+        losses_M, own_MP = _backward(work, params_MP, batch, parts, config, dtype, loss_scale_M, ops)
+        losses_M = losses_M if parts == 1 else losses_M / parts
+        total_M = losses_M if total_M is None else total_M + losses_M
         if grads_MP is None:
-            # A sum over micro-batches and the division by the loss scale need fp32; a single gradient keeps its dtype.
-            grads_MP = torch.empty_like(params_MP, dtype=dtype if parts == 1 and loss_scale_M is None else None)
-            grads = named_views(grads_MP, config)
-        for into, grad in zip(grads.values(), batch_grads, strict=True):
-            into.add_(grad) if seen else into.copy_(grad)
-        total_M += losses_M.detach()
+            grads_MP = own_MP if alone else own_MP.float()
+        else:
+            grads_MP += own_MP
         seen += batch.inputs.shape[1]
     if loss_scale_M is not None and grads_MP is not None:
         grads_MP /= loss_scale_M[:, None]
     if ranks.count > 1:
-        grads_MP = torch.zeros_like(params_MP) if grads_MP is None else grads_MP
+        if total_M is None or grads_MP is None:
+            total_M, grads_MP = torch.zeros(len(params_MP), device=params_MP.device), torch.zeros_like(params_MP)
         total_M, grads_MP, seen = _sum_over_ranks(total_M, grads_MP, seen, ranks)
-    return None if grads_MP is None or seen < sequences else (total_M, grads_MP)
+    return None if total_M is None or grads_MP is None or seen < sequences else (total_M, grads_MP)
+
+
+def _backward(
+    work: Mapping[str, Tensor],
+    params_MP: Tensor,
+    batch: Batch,
+    parts: float,
+    config: GPTConfig,
+    dtype: torch.dtype,
+    loss_scale_M: Tensor | None,
+    ops: Ops,
+) -> tuple[Tensor, Tensor]:
+    """Mean losses (M,) of a micro-batch, one of so many parts of an update, and the gradients of its part, (M, P) in `dtype`."""
+    M, B, T = batch.inputs.shape
+    grads_MP = torch.empty_like(params_MP, dtype=dtype)
+    into, sums_MKC = _room(grads_MP, config, B * T) if ops.sums else (None, None)
+    # With `into` the backward pass returns no gradients; it has to reach the first layer all the same.
+    names = list(work) if into is None else ["token_embedding"]
+    leaves = {**work, **{name: work[name].detach().requires_grad_() for name in names}}
+    logits_ZTV = forward(leaves, batch.inputs, config, batch.dropout, heads=batch.heads, ops=ops, into=into).flatten(
+        0, 1
+    )
+    targets_ZT = batch.targets.flatten(0, 1)
+    losses_M = ops.means(ops.cross_entropy(logits_ZTV.detach(), targets_ZT).view(M, B, T))
+    if loss_scale_M is None:
+        share = np.float32(1) / np.float32(parts) / np.float32(B * T)
+        d_losses_ZT = params_MP.new_full((M * B, T), float(share))
+    else:
+        d_losses_ZT = (loss_scale_M / parts / (B * T))[:, None, None].expand(M, B, T).reshape(M * B, T)
+    d_logits_ZTV = ops.cross_entropy_backward(d_losses_ZT, logits_ZTV.detach(), targets_ZT)
+    result = torch.autograd.grad(logits_ZTV, [leaves[name] for name in names], d_logits_ZTV, allow_unused=True)
+    if sums_MKC is None:
+        for own, grad in zip(named_views(grads_MP, config).values(), result, strict=True):
+            own.copy_(grad)
+    elif ops.sums:
+        ops.sums(sums_MKC, grads_MP[:, None, -sums_MKC.shape[2] :], sums_MKC.shape[1])
+    return losses_M, grads_MP
+
+
+def _room(grads_MP: Tensor, config: GPTConfig, rows: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Where a device writes gradients: of matrices into the buffer (M, P), of vectors, for each piece of a member's rows, into
+    fp32 (M, K, C), whose sums over K belong into the buffer's last C columns.
+    """
+    pieces = -(-rows // sum_piece(rows))
+    vectors = [p for p in parameter_table(config) if not p.decayed]
+    sums_MKC = grads_MP.new_empty(len(grads_MP), pieces, sum(p.numel for p in vectors), dtype=torch.float32)
+    columns = sums_MKC.split([p.numel for p in vectors], 2)
+    return named_views(grads_MP, config) | {p.name: c for p, c in zip(vectors, columns, strict=True)}, sums_MKC
+
+
+def sum_piece(rows: int) -> int:
+    """Rows of a member over which one program of a device sums the gradient of a vector: as many as leave 256 pieces or fewer."""
+    return LEAST_PIECE * -(-rows // (256 * LEAST_PIECE))
 
 
 def _sum_over_ranks(loss_M: Tensor, grads_MP: Tensor, seen: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
@@ -147,6 +202,20 @@ def train_step(
     if result is None:
         return None
     loss_M, grads_MP = result
+    end = ops.update or partial(end_of_update, ops)
+    return Metrics(loss_M, end(state, loss_M, grads_MP, settings, count_parameters(config).decayed, scaled))
+
+
+def end_of_update(
+    ops: Ops,
+    state: State,
+    loss_M: Tensor,
+    grads_MP: Tensor,
+    settings: StepSettings,
+    decayed: int,
+    scaled: bool,
+) -> Tensor:
+    """From the losses and gradients of an update to the state after it, in place. The gradients' norms, fp32 (M,)."""
     norm_M = ops.norms(grads_MP)
     finite_M = norm_M.isfinite()
     lost_M = ~loss_M.isfinite()
@@ -159,10 +228,10 @@ def train_step(
     else:
         lost_M |= ~finite_M
     state.diverged |= lost_M
-    active_M, decayed = finite_M & ~state.diverged, count_parameters(config).decayed
+    active_M = finite_M & ~state.diverged
     rows = (state.params, grads_MP, state.exp_avg, state.exp_avg_sq)
     adamw(*rows, state.updates, active_M, norm_M, settings, decayed, ops.adamw_kernel)
-    return Metrics(loss_M, norm_M)
+    return norm_M
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
-from nanostudy.model.layers import Gelu, Linear, ResidualNorm, attention
+from nanostudy.model.layers import Embed, Gelu, Linear, ResidualNorm, attention
 from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
-from nanostudy.model.randomness import Purpose, dropout_words, generator
+from nanostudy.model.randomness import Purpose, generator
 
 
 def initial_parameters(config: GPTConfig, seeds: Sequence[int]) -> Tensor:
@@ -59,9 +59,8 @@ def working_copies(params_MP: Tensor, config: GPTConfig, dtype: torch.dtype) -> 
 class Dropout:
     """All dropouts of one forward pass, from one key per member and sequence, int64 (M, B), and rates, fp32 (M,)."""
 
-    def __init__(self, keys_MB: Tensor, rate_M: Tensor, config: GPTConfig) -> None:
-        self.words = [word_SMB.flatten(1) for word_SMB in dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)]
-        self.scale_Z = (1 / (1 - rate_M)).repeat_interleave(keys_MB.shape[1])
+    def __init__(self, keys_MB: Tensor, rate_M: Tensor, config: GPTConfig, ops: Ops = REFERENCE) -> None:
+        *self.words, self.scale_Z = ops.dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)
 
     def __iter__(self) -> Iterator[DropoutKeys]:
         """In the order of the forward pass."""
@@ -72,19 +71,28 @@ class Dropout:
 
 @dataclass
 class Cache:
-    """Keys and values of the first `length` positions, (L, M, B, H, T, D) each; T is block_size."""
+    """Keys and values of the first `length` positions, (L, M, B, H, T, D) each; T is block_size.
+
+    With `at`, int64 (1,), the next token's position is there, on the device, and all T positions are read, those after it masked:
+    the same operations at every position, so that they can be recorded.
+    """
 
     keys: Tensor
     values: Tensor
     length: int = 0
+    at: Tensor | None = None
 
     @staticmethod
     def empty(config: GPTConfig, members: int, batch: int, like: Tensor) -> Cache:
         size = (config.n_layer, members, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        return Cache(like.new_empty(size), like.new_empty(size))
+        return Cache(like.new_zeros(size), like.new_zeros(size))
 
     def extend(self, layer: int, key_MBHTD: Tensor, value_MBHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new positions and returns all so far. `forward` advances `length` after the last layer."""
+        if self.at is not None:
+            for all_LMBHTD, new_MBHTD in ((self.keys, key_MBHTD), (self.values, value_MBHTD)):
+                all_LMBHTD[layer].index_copy_(3, self.at, new_MBHTD)
+            return self.keys[layer], self.values[layer]
         end = self.length + key_MBHTD.shape[3]
         self.keys[layer, :, :, :, self.length : end] = key_MBHTD
         self.values[layer, :, :, :, self.length : end] = value_MBHTD
@@ -99,50 +107,52 @@ def forward(
     cache: Cache | None = None,
     heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,
+    into: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Logits (M, B, T, V) of the next token at every position, in the parameters' dtype.
 
     With a cache, the tokens continue those read before: any number at first, then one at a time. `heads`: each member's, where
-    they are not the configuration's; their number decides no size of a tensor.
+    they are not the configuration's; their number decides no size of a tensor. With `into` (see engine) the backward pass writes
+    gradients there.
     """
     M, B, T = tokens_MBT.shape
     start = cache.length if cache else 0
     if start + T > config.block_size or (start and T > 1):
         raise ValueError(f"cannot read {T} tokens after {start} with block_size {config.block_size}")
 
-    # The lookup is a batched product with one-hot rows, and so is its backward pass: deterministic on every device, and cheap
-    # beside the head.
-    vocabulary = torch.arange(config.vocab_size, device=tokens_MBT.device)
-    one_hot_MNV = (tokens_MBT.reshape(M, B * T, 1) == vocabulary).to(p["token_embedding"].dtype)
-    tokens_MBTE = torch.bmm(one_hot_MNV, p["token_embedding"]).unflatten(1, (B, T))
     positions_MTE = p["position_embedding"]
-    if config.block_size > T:
+    if cache and cache.at is not None:
+        positions_MTE = positions_MTE.index_select(1, cache.at)
+    elif config.block_size > T:
         positions_MTE = positions_MTE[:, start : start + T]
-    y_MBTE = tokens_MBTE + positions_MTE[:, None]
+    both = (into["token_embedding"], into["position_embedding"]) if into else None
+    y_MBTE = Embed.apply(p["token_embedding"], positions_MTE, tokens_MBT, ops, both, config.tie_embeddings)
 
     drops = iter(dropout or repeat(None))
     x_MBTE: Tensor | None = None
     for layer in range(config.n_layer):
         here = f"layer{layer}"
-        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm1", x_MBTE, y_MBTE, next(drops), ops)
-        qkv_MBTF, drop = _linear(p, f"{here}.qkv", h_MBTE), next(drops)
+        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm1", x_MBTE, y_MBTE, next(drops), ops, into)
+        qkv_MBTF, drop = _linear(p, f"{here}.qkv", h_MBTE, ops, into), next(drops)
         if cache:
             h_MBTE = _attend_cached(qkv_MBTF, cache, layer, config, ops)
         else:
             h_MBTE = attention(qkv_MBTF, drop, heads or [config.n_head] * M, ops)
-        y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE)
-        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops)
-        h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE), ops)
-        y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF)
-    if cache:
+        y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE, ops, into)
+        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops, into)
+        h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE, ops, into), ops)
+        y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF, ops, into)
+    if cache and cache.at is None:
         cache.length += T
-    _, h_MBTE = _residual_norm(p, "norm", x_MBTE, y_MBTE, next(drops), ops)
-    head_MVE = p["token_embedding"] if config.tie_embeddings else p["head"]
-    return Linear.apply(h_MBTE.flatten(1, 2), head_MVE, None).unflatten(1, (B, T))
+    _, h_MBTE = _residual_norm(p, "norm", x_MBTE, y_MBTE, next(drops), ops, into)
+    head = "token_embedding" if config.tie_embeddings else "head"
+    to = (into[head], None) if into else None
+    return Linear.apply(h_MBTE.flatten(1, 2), p[head], None, ops, to).unflatten(1, (B, T))
 
 
-def _linear(p: Mapping[str, Tensor], name: str, x_MBTI: Tensor) -> Tensor:
-    y_MNO = Linear.apply(x_MBTI.flatten(1, 2), p[f"{name}.weight"], p.get(f"{name}.bias"))
+def _linear(p: Mapping[str, Tensor], name: str, x_MBTI: Tensor, ops: Ops, into: Mapping[str, Tensor] | None) -> Tensor:
+    to = (into[f"{name}.weight"], into.get(f"{name}.bias")) if into else None
+    y_MNO = Linear.apply(x_MBTI.flatten(1, 2), p[f"{name}.weight"], p.get(f"{name}.bias"), ops, to)
     return y_MNO.unflatten(1, x_MBTI.shape[1:3])
 
 
@@ -153,8 +163,10 @@ def _residual_norm(
     y_MBTE: Tensor,
     drop: DropoutKeys | None,
     ops: Ops,
+    into: Mapping[str, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    return ResidualNorm.apply(x_MBTE, y_MBTE, p[f"{name}.gain"], p.get(f"{name}.bias"), drop, ops)
+    to = (into[f"{name}.gain"], into.get(f"{name}.bias")) if into else None
+    return ResidualNorm.apply(x_MBTE, y_MBTE, p[f"{name}.gain"], p.get(f"{name}.bias"), drop, ops, to)
 
 
 def _attend_cached(qkv_MBTF: Tensor, cache: Cache, layer: int, config: GPTConfig, ops: Ops) -> Tensor:
@@ -164,6 +176,9 @@ def _attend_cached(qkv_MBTF: Tensor, cache: Cache, layer: int, config: GPTConfig
     k_MBHTD, v_MBHTD = cache.extend(layer, k_MBHTD, v_MBHTD)
     q, k, v = (t.reshape(M * B * config.n_head, t.shape[3], -1) for t in (q_MBHTD, k_MBHTD, v_MBHTD))
     scores_ZHQK = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (M * B, config.n_head))
+    if cache.at is not None:
+        future_K = torch.arange(k.shape[1], device=k.device) > cache.at
+        scores_ZHQK = scores_ZHQK.masked_fill(future_K, -math.inf)
     weights_ZHQK, _ = ops.attend(scores_ZHQK, None, 1 / math.sqrt(q.shape[-1]), config.block_size)
     y_MBHTD = torch.bmm(weights_ZHQK.flatten(0, 1), v).unflatten(0, (M, B, config.n_head))
     return y_MBHTD.transpose(2, 3).flatten(3)

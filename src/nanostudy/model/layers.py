@@ -2,7 +2,7 @@
 
 The backward passes are written by hand for three reasons: library attention keys its dropout by the place in the batch, not by
 the experiment; computing a mask again in the backward pass is faster than storing it; and a weight's gradient comes out in the
-weight's own layout.
+weight's own layout. With `into` (see engine.py) gradients are written there, and the backward pass returns none.
 """
 
 from __future__ import annotations
@@ -16,26 +16,78 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from nanostudy.model.ops import DropoutKeys, Ops
+from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 
 LEAST_QUERIES, MOST_BLOCKS = 64, 4  # attention splits a sequence into blocks of queries
+
+
+class Embed(Function):
+    """The sum of token and position embeddings, (M, B, T, E). With `adds` the first gradient is added to what `into` holds: that of
+    a head which shares the weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        token_MVE: Tensor,
+        position_MTE: Tensor,
+        tokens_MBT: Tensor,
+        ops: Ops,
+        into: tuple[Tensor, Tensor] | None = None,
+        adds: bool = False,
+    ) -> Tensor:
+        ctx.save_for_backward(tokens_MBT)
+        ctx.vocabulary, ctx.ops, ctx.into, ctx.adds = token_MVE.shape[1], ops, into, adds
+        return ops.embed(tokens_MBT, token_MVE, position_MTE)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_MBTE: Tensor) -> tuple[Tensor | None, ...]:
+        (tokens_MBT,), d_y_MNE = ctx.saved_tensors, d_y_MBTE.flatten(1, 2)
+        one_hot_MVN = ctx.ops.one_hot(tokens_MBT, ctx.vocabulary, d_y_MNE.dtype).transpose(1, 2)
+        if ctx.into is None:
+            return torch.bmm(one_hot_MVN, d_y_MNE), d_y_MBTE.sum(1), *[None] * 4
+        d_token_MVE, d_position_MTE = ctx.into
+        if ctx.adds:
+            d_token_MVE.baddbmm_(one_hot_MVN, d_y_MNE)
+        else:
+            torch.bmm(one_hot_MVN, d_y_MNE, out=d_token_MVE)
+        B = d_y_MBTE.shape[1]
+        ctx.ops.sums(d_y_MBTE.flatten(2).contiguous(), d_position_MTE.flatten(1)[:, None], B)
+        return (None,) * 6
 
 
 class Linear(Function):
     """y (M, N, O) = x (M, N, I) @ weight (M, O, I) transposed + bias (M, O)."""
 
     @staticmethod
-    def forward(ctx: Any, x_MNI: Tensor, weight_MOI: Tensor, bias_MO: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_MNI: Tensor,
+        weight_MOI: Tensor,
+        bias_MO: Tensor | None,
+        ops: Ops = REFERENCE,
+        into: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
         ctx.save_for_backward(x_MNI, weight_MOI)
-        ctx.has_bias = bias_MO is not None
+        ctx.has_bias, ctx.ops, ctx.into = bias_MO is not None, ops, into
         weight_MIO = weight_MOI.transpose(1, 2)
-        return torch.bmm(x_MNI, weight_MIO) if bias_MO is None else torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
+        if bias_MO is None:
+            return torch.bmm(x_MNI, weight_MIO)
+        if len(x_MNI) == 1 and not x_MNI.is_cpu:  # adds the bias within the product
+            return torch.addmm(bias_MO[0], x_MNI[0], weight_MIO[0])[None]
+        return torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
 
     @staticmethod
     def backward(ctx: Any, d_y_MNO: Tensor) -> tuple[Tensor | None, ...]:
         x_MNI, weight_MOI = ctx.saved_tensors
-        d_bias_MO = d_y_MNO.sum(1) if ctx.has_bias else None
-        return torch.bmm(d_y_MNO, weight_MOI), torch.bmm(d_y_MNO.transpose(1, 2), x_MNI), d_bias_MO
+        d_x_MNI, d_y_MON = torch.bmm(d_y_MNO, weight_MOI), d_y_MNO.transpose(1, 2)
+        if ctx.into is None:
+            return d_x_MNI, torch.bmm(d_y_MON, x_MNI), d_y_MNO.sum(1) if ctx.has_bias else None, None, None
+        d_weight_MOI, d_bias_MKO = ctx.into
+        torch.bmm(d_y_MON, x_MNI, out=d_weight_MOI)
+        if d_bias_MKO is not None:
+            ctx.ops.sums(d_y_MNO, d_bias_MKO, -(-d_y_MNO.shape[1] // d_bias_MKO.shape[1]))
+        return d_x_MNI, None, None, None, None
 
 
 class ResidualNorm(Function):
@@ -50,23 +102,28 @@ class ResidualNorm(Function):
         bias_ME: Tensor | None,
         drop: DropoutKeys | None,
         ops: Ops,
+        into: tuple[Tensor, Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         size, x_ZTE = y_MBTE.shape, None if x_MBTE is None else x_MBTE.flatten(0, 1)
         sum_ZTE, norm_ZTE = ops.residual_norm(x_ZTE, y_MBTE.flatten(0, 1), drop, gain_ME, bias_ME)
         ctx.save_for_backward(sum_ZTE, gain_ME)
-        ctx.drop, ctx.ops, ctx.has_x, ctx.has_bias = drop, ops, x_MBTE is not None, bias_ME is not None
+        ctx.drop, ctx.ops, ctx.into = drop, ops, into
+        ctx.has_x, ctx.has_bias = x_MBTE is not None, bias_ME is not None
         return sum_ZTE.view(size), norm_ZTE.view(size)
 
     @staticmethod
     def backward(ctx: Any, d_sum_MBTE: Tensor, d_norm_MBTE: Tensor) -> tuple[Tensor | None, ...]:
         (sum_ZTE, gain_ME), size, dtype = ctx.saved_tensors, d_sum_MBTE.shape, d_norm_MBTE.dtype
         d_x_ZTE, d_y_ZTE, d_gain_NE, d_bias_NE = ctx.ops.residual_norm_backward(
-            d_sum_MBTE.flatten(0, 1), d_norm_MBTE.flatten(0, 1), sum_ZTE, ctx.drop, gain_ME
+            *(d_sum_MBTE.flatten(0, 1), d_norm_MBTE.flatten(0, 1), sum_ZTE, ctx.drop, gain_ME),
+            *([ctx.into] if ctx.into else []),
         )
+        d_x_MBTE, d_y_MBTE = d_x_ZTE.view(size) if ctx.has_x else None, d_y_ZTE.view(size)
+        if ctx.into:
+            return d_x_MBTE, d_y_MBTE, *[None] * 5
         d_gain_ME = d_gain_NE.view(size[0], -1, size[3]).sum(1).to(dtype)
         d_bias_ME = d_bias_NE.view(size[0], -1, size[3]).sum(1).to(dtype) if ctx.has_bias else None
-        d_x_MBTE = d_x_ZTE.view(size) if ctx.has_x else None
-        return d_x_MBTE, d_y_ZTE.view(size), d_gain_ME, d_bias_ME, None, None
+        return d_x_MBTE, d_y_MBTE, d_gain_ME, d_bias_ME, None, None, None
 
 
 class Attention(Function):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanostudy.model import randomness
 from nanostudy.model.optim import adamw_kernel
 from nanostudy.model.randomness import keep_mask
 
@@ -44,6 +45,32 @@ def _dropped(x: Tensor, drop: DropoutKeys | None, strides: tuple[int, ...], star
 def _each_sequence(row_ME: Tensor, Z: int) -> Tensor:
     """(Z, 1, E)"""
     return row_ME[:, None].expand(-1, Z // len(row_ME), -1).reshape(Z, 1, -1)
+
+
+def windows(tokens: Tensor, starts_MB: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """The T token ids from each start on, and those that follow them: int64 (M, B, T) each."""
+    positions = torch.arange(T + 1, device=starts_MB.device)
+    window_MBT = tokens[starts_MB[..., None] + positions].long()
+    return window_MBT[..., :-1], window_MBT[..., 1:]
+
+
+def dropout_words(keys_MB: Tensor, rate_M: Tensor, sites: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of DropoutKeys; the words of all `sites` of a model, (S, Z) each."""
+    low_SZ, high_SZ, threshold_SZ = (word.flatten(1) for word in randomness.dropout_words(keys_MB, rate_M, sites))
+    return low_SZ, high_SZ, threshold_SZ, (1 / (1 - rate_M)).repeat_interleave(keys_MB.shape[1])
+
+
+def embed(tokens_MBT: Tensor, token_MVE: Tensor, position_MTE: Tensor) -> Tensor:
+    """(M, B, T, E). The lookup is a batched product with one-hot rows, and so is its backward pass: deterministic on every
+    device, and cheap beside the head."""
+    one_hot_MNV = one_hot(tokens_MBT, token_MVE.shape[1], token_MVE.dtype)
+    return torch.bmm(one_hot_MNV, token_MVE).unflatten(1, tokens_MBT.shape[1:]) + position_MTE[:, None]
+
+
+def one_hot(tokens_MBT: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """(M, N, V)"""
+    ids_V = torch.arange(vocabulary, device=tokens_MBT.device)
+    return (tokens_MBT.reshape(len(tokens_MBT), -1, 1) == ids_V).to(dtype)
 
 
 def residual_norm(
@@ -134,14 +161,24 @@ def gelu_backward(d_y: Tensor, kept: Tensor) -> Tensor:
     return torch.ops.aten.gelu_backward(d_y, kept)
 
 
+def means(losses_MBT: Tensor) -> Tensor:
+    return losses_MBT.mean((1, 2))
+
+
 def norms(rows_MP: Tensor) -> Tensor:
     """The Euclidean norm of each row, fp32 (M,)."""
     return torch.linalg.vector_norm(rows_MP, dim=1, dtype=torch.float32)
 
 
 class Ops(NamedTuple):
-    """One implementation of every operation. `attention` computes whole sequences at once, on machines that have a kernel for it."""
+    """One implementation of every operation. Those that may be None are there where a machine has a kernel for them: `attention`
+    computes whole sequences at once, `update` is the end of engine.train_step, and with `sums` gradients are written in place.
+    """
 
+    windows: Callable[..., tuple[Tensor, Tensor]]
+    dropout_words: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    embed: Callable[..., Tensor]
+    one_hot: Callable[..., Tensor]
     residual_norm: Callable[..., tuple[Tensor, Tensor]]
     residual_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     split_heads: Callable[..., Tensor]
@@ -152,13 +189,20 @@ class Ops(NamedTuple):
     cross_entropy_backward: Callable[..., Tensor]
     gelu: Callable[..., tuple[Tensor, Tensor]]
     gelu_backward: Callable[..., Tensor]
+    means: Callable[..., Tensor]
     norms: Callable[..., Tensor]
     adamw_kernel: Callable[..., None]
     attention: Callable[..., tuple[Tensor, Tensor | None]] | None = None
     attention_backward: Callable[..., Tensor] | None = None
+    sums: Callable[..., None] | None = None
+    update: Callable[..., Tensor] | None = None
 
 
 REFERENCE = Ops(
+    windows,
+    dropout_words,
+    embed,
+    one_hot,
     residual_norm,
     residual_norm_backward,
     split_heads,
@@ -169,6 +213,7 @@ REFERENCE = Ops(
     cross_entropy_backward,
     gelu,
     gelu_backward,
+    means,
     norms,
     adamw_kernel,
 )

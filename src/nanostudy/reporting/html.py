@@ -104,6 +104,7 @@ def page_data(document: Document) -> dict[str, Any]:
         "looks": {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")},
         "colourings": list(data.colourings),
         "settings": list(data.settings),
+        "first": [i for block in document.blocks if isinstance(block, Samples) for i in block.first],
         "filters": [name for block in document.blocks if isinstance(block, Experiments) for name in block.filters],
         "decimals": {"step": None, "loss": 4} | {name: measure.decimals for name, measure in MEASURES.items()},
         "lowest": [name for name, measure in MEASURES.items() if measure.lower_is_better],

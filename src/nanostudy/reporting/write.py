@@ -43,7 +43,15 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     """
     beside = markdown_folder or folder
     try:
-        report, pictures, undrawn = _write(analysis, folder, markdown_folder)
+        with whole_folder(folder, overwrite=True, replace=_is_ours(folder)) as place:
+            report = document(analysis)
+            pictures, bundle, undrawn = _drawn(report)
+            write_atomically(place / PAGE, page(report, bundle, undrawn))
+            write_atomically(place / TABLE, results_csv(analysis.results))
+            for name, (png, svg) in pictures.items():
+                write_atomically((markdown_folder or place) / f"{name}.png", png)
+                write_atomically((markdown_folder or place) / f"{name}.svg", svg)
+            write_atomically((markdown_folder or place) / MARKDOWN, markdown(report, pictures))
     except NanostudyError as problem:
         if not isinstance(problem.__cause__, OSError):
             raise
@@ -60,29 +68,13 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     )
 
 
-def _write(
-    analysis: Analysis, folder: Path, markdown_folder: Path | None
-) -> tuple[Document, dict[str, tuple[bytes, str]], str]:
-    """(what was written, its pictures, why some are missing)."""
-    with whole_folder(folder, overwrite=True, replace=_is_ours(folder)) as place:
-        report = document(analysis)
-        pictures: dict[str, tuple[bytes, str]] = {}
-        bundle = undrawn = ""
-        try:
-            drawn = draw(report.figures, report.data.tables)
-            pictures, bundle = dict(drawn.pictures), drawn.bundle
-            undrawn = "; ".join(f"{name} ({why})" for name, why in drawn.problems.items())
-        except DrawingFailed as problem:
-            undrawn = str(problem)
-        write_atomically(place / PAGE, page(report, bundle, undrawn))
-        write_atomically(place / TABLE, results_csv(analysis.results))
-        for path, content in {
-            **{f"{name}.png": png for name, (png, _) in pictures.items()},
-            **{f"{name}.svg": svg for name, (_, svg) in pictures.items()},
-            MARKDOWN: markdown(report, pictures),
-        }.items():
-            write_atomically((markdown_folder or place) / path, content)
-    return report, pictures, undrawn
+def _drawn(report: Document) -> tuple[dict[str, tuple[bytes, str]], str, str]:
+    """(its pictures, what the page needs to draw them, why some are missing)"""
+    try:
+        drawn = draw(report.figures, report.data.tables)
+    except DrawingFailed as problem:
+        return {}, "", str(problem)
+    return dict(drawn.pictures), drawn.bundle, "; ".join(f"{name} ({why})" for name, why in drawn.problems.items())
 
 
 def publish_run(folder: Path) -> Published:

@@ -158,7 +158,7 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
     """
     plan = study if isinstance(study, Design) else design(path, study)
     if not plan.before:
-        _check_unused(path)
+        check_unused(path, "--out")
     with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.written:
             raise NanostudyError(f"The study in {path} was changed by another process meanwhile. Run again.")
@@ -175,7 +175,7 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
         yield folder
 
 
-def _check_unused(path: Path) -> None:
+def check_unused(path: Path, option: str) -> None:
     """Raises NanostudyError where a new study would begin among other files; those of one that was killed at once are its own."""
     try:
         names = sorted(os.listdir(path)) if path.exists() else []
@@ -184,7 +184,7 @@ def _check_unused(path: Path) -> None:
     others = [name for name in names if not name.startswith((".", FILE))]
     if others:
         raise NanostudyError(
-            f"{path} holds other files ({listed(others, 3)}) and no study. Choose another folder with --out; nothing was changed."
+            f"{path} holds other files ({listed(others, 3)}) and no study. Choose another folder with {option}; nothing was changed."
         )
 
 

@@ -6,6 +6,7 @@ gets. None of it was measured, and every time that depends on it says so.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Gpu:
     peak: float  # floating-point operations per second
     memory: int  # bytes
     precision: str  # what a study would use there
+
+    @property
+    def launches(self) -> tuple[int, float]:
+        """Kernels of a step for each layer, and seconds for each."""
+        return RECORDED if self.precision == "bf16" else SINGLE
 
     def is_called(self, device_name: str) -> bool:
         """Whether a driver's name for a device, such as NVIDIA A100-SXM4-80GB, means this GPU."""
@@ -50,8 +56,9 @@ GPUS = {
 # The model of how much a study gets: a step starts kernels one after another, however many members there are, and narrow
 # models keep a GPU's product units waiting for memory.
 SHARE = 0.1  # what a study gets of the published peak
-KERNELS = 60  # a step starts so many for each layer, and once more for the rest; an evaluation or a token a third
-LAUNCH = 8e-6  # seconds per kernel
+# Kernels of a step for each layer, and once more for the rest (an evaluation or a token has a third), and seconds for each: as
+# they are recorded and replayed, and where they are started one by one, on GPUs without compiled kernels.
+RECORDED, SINGLE = (24, 4e-6), (60, 8e-6)
 GPU_START = 15.0  # seconds from a worker's start to its first step: its libraries, and kernels compiled or loaded
 CORE_START = 4.0  # likewise on a CPU
 
@@ -107,19 +114,19 @@ class Speed:
 
     pace: Pace
     start: float  # from the worker's start to its first step
-    launch: float = 0.0  # per kernel of updates and evaluations; a measured pace contains it
+    launch: float = 0.0  # per layer of an update, for its kernels; a measured pace contains it
 
     @staticmethod
     def assumed(gpu: Gpu) -> Speed:
         """The speed of a GPU that was not measured."""
         rate = ((1.0, SHARE * gpu.peak),)
-        return Speed(Pace(rate, rate), GPU_START, LAUNCH)
+        return Speed(Pace(rate, rate), GPU_START, math.prod(gpu.launches))
 
     def update(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
         """One step of a stack: a fixed part, and what each member adds."""
         size = update_flops(experiment, corpus)
         at_once = sequences_at_once(experiment, corpus.tokenizer.vocab_size, "cuda")
-        fixed = -(-experiment.sequences_per_update // at_once) * _kernels(experiment) * self.launch
+        fixed = -(-experiment.sequences_per_update // at_once) * (1 + experiment.n_layer) * self.launch
         return fixed, size / self.pace.training_rate(size)
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
@@ -127,22 +134,19 @@ class Speed:
         flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
         batches = flops / per_token / evaluation_tokens(corpus.tokenizer.vocab_size, "cuda")
         rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
-        return batches * _kernels(experiment) / 3 * self.launch + flops / rate
+        return batches * (1 + experiment.n_layer) / 3 * self.launch + flops / rate
 
     def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
         """One token that models of this shape write together: a fixed part, and what each model adds."""
         rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
-        return _kernels(experiment) / 3 * LAUNCH, flops_per_token(shape_of(experiment, corpus)) / 3 / rate
+        launch = self.launch or math.prod(SINGLE)
+        return (1 + experiment.n_layer) / 3 * launch, flops_per_token(shape_of(experiment, corpus)) / 3 / rate
 
 
 def assumption(gpu: Gpu) -> str:
     """In words, what Speed.assumed takes for granted."""
+    kernels, seconds = gpu.launches
     return (
         f"assumed, not measured: {SHARE:.0%} of the {gpu.peak / 1e12:,.0f} TFLOP/s in {gpu.precision} published for {gpu.name}, "
-        f"and {LAUNCH * 1e6:.0f} µs for each of a step's {KERNELS} kernels per layer; half or twice that time is well possible"
+        f"and {seconds * 1e6:.0f} µs for each of a step's {kernels} kernels per layer; half or twice that time is well possible"
     )
-
-
-def _kernels(experiment: Experiment) -> int:
-    """Kernels of one step: forward, backward and optimizer."""
-    return KERNELS * (1 + experiment.n_layer)

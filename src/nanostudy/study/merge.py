@@ -17,11 +17,13 @@ from nanostudy.data.texts import NAMES
 from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.result import Result
 from nanostudy.settings import FIELDS, names_of
+from nanostudy.settings_files import PATHS
 from nanostudy.study.definition import Study, study_yaml
 from nanostudy.study.folder import (
     DEFINITION,
     StudyFolder,
     adopt,
+    check_unused,
     definitions,
     design,
     entries_of,
@@ -37,7 +39,6 @@ from nanostudy.training.inputs import Inputs
 from nanostudy.training.weights import all_faults, load_weights
 
 MOST_NAMED = 3
-PATHS = ("corpus", "init_from")  # settings that may name a file, which lies elsewhere on another machine
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,8 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
         kept.setdefault(real, source)
     if not kept:
         raise UsageError(f"There is nothing to merge: name other folders of the study than {into}.")
-    try:
-        others = [] if definitions(into) else [p.name for p in into.iterdir() if not p.name.startswith(".")]
-    except FileNotFoundError:
-        others = []
-    except OSError as problem:
-        raise NanostudyError(f"{into} cannot be used as a study's folder: {problem.strerror}.") from None
-    if others:
-        raise NanostudyError(
-            f"{into} holds other files ({listed(sorted(others), MOST_NAMED)}) and no study. "
-            "Choose another folder with --into; nothing was changed."
-        )
+    if not definitions(into):
+        check_unused(into, "--into")
     return list(kept.values())
 
 

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanostudy.device import available_cores, available_memory
-from nanostudy.errors import NanostudyError
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.model.kernels import WITHOUT
 from nanostudy.model.kernels.cpu import GIVEN, library_path
 from nanostudy.settings import Resources, Where
+from nanostudy.study.grid import Entry
 from nanostudy.study.plan import Capacity, Pace, PlannedStack, update_flops
-from nanostudy.study.tasks import Broken, Done, Measure, Measured
+from nanostudy.study.tasks import Broken, Done, Examine, Examined, Measure, Measured, Prepared
 from nanostudy.study.workers import MEMORY_SHARE, PROCESS_MEMORY, Backend, Inline, Workers
 from nanostudy.text import counted
 from nanostudy.training.inputs import Inputs
-from nanostudy.training.machine import resolve
+from nanostudy.training.machine import Machine, resolve, without_kernels
+from nanostudy.training.trial import Shape, settled
 
 CALIBRATION_SECONDS = 0.5  # each size takes so long for updates, and again for evaluations
 CALIBRATED_SIZES = 3
@@ -33,20 +36,34 @@ class Pool:
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
 
-def make_pool(where: Where, experiments: int) -> Pool:
-    """Starts no worker yet. By default there are no more workers than experiments, which then share the cores."""
+def make_pool(where: Where, experiments: int, shapes: Sequence[Shape] = ()) -> Pool:
+    """By default there are no more workers than experiments, which then share the cores. None starts yet, except one where there is
+    a GPU: it says what the machine is, so that this process takes no memory of the GPU, and whether kernels run at these shapes.
+    """
     resources, workers = where.resources, where.workers
     if where.executor == "ray":
         from nanostudy.study.cluster.backend import connect
 
         cluster, capacity, notes = connect(where.address, where.checkpoints, workers, resources, experiments)
         return Pool(cluster, capacity, resources, cluster.each, notes)
-    machine = resolve(resources)
-    kind, cores = machine.device.type, available_cores()
     if where.executor == "inline":
+        machine = settled(resources, resolve(resources), shapes)
         alone = replace(resources, threads=machine.threads)
-        capacity = Capacity(kind, machine.precision, 1, _memory(machine.device, 1))
+        memory = _memory(available_memory(machine.device), 1)
+        capacity = Capacity(machine.device.type, machine.precision, 1, memory)
         return Pool(Inline(alone), capacity, resources, alone, machine.notes)
+    first: Workers | None = None
+    environment: dict[str, str] = {}
+    if torch.cuda.is_available() and resources.device.startswith(("auto", "cuda")):
+        first = Workers([resources], None, {})
+        machine, free, reason = _examined(first, shapes)
+        if reason:
+            notes = (*machine.notes, without_kernels(resources.compile, reason))
+            machine, environment = replace(machine, compiled=False, notes=notes), {WITHOUT: reason}
+    else:
+        machine = resolve(resources)
+        free = available_memory(machine.device)
+    kind, cores = machine.device.type, available_cores()
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
     devices = devices if resources.device in ("auto", kind) else [resources.device]
     most = max(1, cores // (resources.threads or 1)) if kind == "cpu" else len(devices)
@@ -55,15 +72,41 @@ def make_pool(where: Where, experiments: int) -> Pool:
     each = [replace(resources, threads=threads)] * count
     if len(devices) > 1:
         each = [replace(one, device=devices[i % len(devices)]) for i, one in enumerate(each)]
-    memory = _memory(machine.device, -(-count // len(devices)))
-    environment = {GIVEN: str(library_path())} if kind == "cpu" and machine.compiled else {}
-    return Pool(
-        Workers(each, machine, environment),
-        Capacity(kind, machine.precision, count, memory),
-        resources,
-        each[0],
-        machine.notes,
-    )
+    if kind == "cpu" and machine.compiled:
+        environment = {GIVEN: str(library_path())}
+    if first and environment:  # it began without
+        first.close()
+    if first and not environment:
+        backend, first.resources, first.machine = first, each, machine
+    else:
+        backend = Workers(each, machine, environment)
+    capacity = Capacity(kind, machine.precision, count, _memory(free, -(-count // len(devices))))
+    return Pool(backend, capacity, resources, each[0], machine.notes)
+
+
+def shapes_of(entries: Sequence[Entry], inputs: Inputs) -> list[Shape]:
+    """At which kernels have to run."""
+    return list({Shape.of(entry.experiment, inputs.corpus(entry.experiment)): None for entry in entries})
+
+
+def _examined(backend: Workers, shapes: Sequence[Shape]) -> tuple[Machine, int | None, str | None]:
+    """A worker's machine, its free memory, and why kernels do not run there, if they do not."""
+    backend.start(0, Examine(tuple(shapes)))
+    machine: Machine | None = None
+    try:
+        while True:
+            report = (backend.next(60.0) or (0, None))[1]
+            if isinstance(report, Prepared):
+                machine = report.machine
+            elif isinstance(report, Examined) and machine:
+                memory, reason = report.memory, report.problem
+            elif isinstance(report, Done) and machine:
+                return machine, memory, reason
+            elif isinstance(report, Broken):
+                raise UsageError(report.reason)
+    except BaseException:
+        backend.close()
+        raise
 
 
 def workers_alike(device: str | None, threads: float | None) -> int:
@@ -71,8 +114,7 @@ def workers_alike(device: str | None, threads: float | None) -> int:
     return 1 if device != "cpu" else max(1, available_cores() // int(threads or 1))
 
 
-def _memory(device: torch.device, workers: int) -> int | None:
-    free = available_memory(device)
+def _memory(free: int | None, workers: int) -> int | None:
     return None if free is None else stack_memory(free / workers)
 
 

@@ -16,6 +16,8 @@ from nanostudy.training.events import Progress
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
 
+MOST_LOSSES, MOST_OF_ALL = 32, 4000  # of batches, that one member and a whole stack report
+
 
 @dataclass
 class Assignment:
@@ -42,11 +44,16 @@ class Assignment:
         return "evaluating" if any(last.evaluating for last in self.progress.values()) else "training"
 
     def as_dict(self) -> dict[str, Any]:
-        """For the store: `members` has what is training, with the loss of its last batches."""
-        members = [
-            {"name": name, "step": last.step, "loss": finite(last.loss), "learning_rate": last.learning_rate}
-            for name, last in self.progress.items()
-        ]
+        """For the store: `members` has what is training, with the loss of its last batches, and `losses`, the (update, loss) that its
+        training.csv does not have yet, thinned.
+        """
+        most = max(1, min(MOST_LOSSES, MOST_OF_ALL // max(1, len(self.progress))))
+        members = []
+        for name, last in self.progress.items():
+            rows = list(self.recorders[name].rows["training.csv"].values()) if name in self.recorders else []
+            losses = [(row[0], finite(row[1])) for row in rows[:: -(-len(rows) // most) or 1]]
+            figures = {"step": last.step, "loss": finite(last.loss), "learning_rate": last.learning_rate}
+            members.append({"name": name, **figures, "losses": losses})
         rate = round(sum(self.rates.values()))
         return {"doing": self.label, "phase": self.phase, "tokens_per_second": rate, "members": members}
 

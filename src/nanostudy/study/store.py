@@ -356,6 +356,7 @@ class Store:
                                 "name": printable(member["name"]),
                                 "step": int(member["step"]),
                                 **{key: _number(member[key]) for key in ("loss", "learning_rate")},
+                                "losses": [(int(at), _number(loss)) for at, loss in member.get("losses", ())],
                             }
                             for member in worker.get("members", ())
                         ],

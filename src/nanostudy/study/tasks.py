@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nanostudy.data.corpus import Corpus
     from nanostudy.training.machine import Machine
     from nanostudy.training.train import Job
+    from nanostudy.training.trial import Shape
     from nanostudy.training.weights import Weights
 
 
@@ -62,7 +63,14 @@ class Measure:
     seconds: float
 
 
-Task = TrainStack | WriteSamples | Measure
+@dataclass(frozen=True)
+class Examine:
+    """Say what machine this is, and whether its kernels run at these shapes."""
+
+    shapes: tuple[Shape, ...]
+
+
+Task = TrainStack | WriteSamples | Measure | Examine
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """Free bytes, if the system reports them; why kernels do not run here, if they do not."""
+
+    memory: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
 class Done:
     """The task is complete, or was stopped by request."""
 
@@ -121,7 +137,7 @@ class Broken:
         return error
 
 
-Report = Event | Prepared | Noted | Sampled | Measured | Done | Broken
+Report = Event | Prepared | Noted | Sampled | Measured | Examined | Done | Broken
 
 
 def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Generator[Report, None, None]:
@@ -131,15 +147,22 @@ def perform(task: Task, resources: Resources, stop: Callable[[], bool]) -> Gener
     """
     import torch
 
-    from nanostudy.device import memory_errors
+    from nanostudy.device import available_memory, memory_errors
+    from nanostudy.training import trial
     from nanostudy.training.machine import resolve
     from nanostudy.training.train import measure
 
     try:
         with memory_errors():
             machine = resolve(resources)
+            if isinstance(task, TrainStack | Measure):
+                machine = trial.settled(
+                    resources, machine, [trial.Shape.of(j.experiment, task.corpus) for j in task.jobs]
+                )
             yield Prepared(machine)
-            if isinstance(task, TrainStack):
+            if isinstance(task, Examine):
+                yield Examined(available_memory(machine.device), trial.problem(machine, task.shapes))
+            elif isinstance(task, TrainStack):
                 yield from _train(task, machine, stop)
             elif isinstance(task, WriteSamples):
                 samples = _samples(task, machine, stop)

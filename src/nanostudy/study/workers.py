@@ -90,11 +90,11 @@ class Inline:
 class Workers:
     """One process for each of these resources: one per core on a CPU, else one per device.
 
-    A process that died or hangs is replaced when its next task starts. Workers have the conditions of `machine`, the study's own:
-    its kernels come to them by this environment, and one that still has others is Broken.
+    A process that died or hangs is replaced when its next task starts. Workers have the conditions of `machine`, the study's own,
+    once that is set: its kernels come to them by this environment, and one that still has others is Broken.
     """
 
-    def __init__(self, resources: Sequence[Resources], machine: Machine, environment: Mapping[str, str]) -> None:
+    def __init__(self, resources: Sequence[Resources], machine: Machine | None, environment: Mapping[str, str]) -> None:
         self.resources, self.machine, self.environment = resources, machine, environment
         self.processes: dict[int, Process] = {}
         self.busy: set[int] = set()
@@ -150,6 +150,8 @@ class Workers:
 
     def _differing(self, machine: Machine) -> str | None:
         """In words, the worker's conditions that are not the study's, and why. Its threads and its GPU may be its own."""
+        if self.machine is None:
+            return None
         here, there = self.machine.conditions, machine.conditions
         names = [name for name in here if name not in ("device_name", "threads") and here[name] != there[name]]
         if not names:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanostudy.data.corpus import Corpus, window_starts
 from nanostudy.device import memory_errors
+from nanostudy.model import graphs
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import window_losses
 from nanostudy.model.gpt import working_copies
@@ -41,6 +42,12 @@ def contexts_within(block_size: int) -> list[int]:
     return list(takewhile(lambda context: context <= block_size, (SMALLEST_CONTEXT << i for i in count())))
 
 
+def text_on(device: torch.device, tokens: np.ndarray) -> Tensor:
+    text = torch.from_numpy(tokens)
+    wide = device.type != "cpu" and text.dtype == torch.uint16  # which PyTorch does not index on a GPU
+    return (text.int() if wide else text).to(device)
+
+
 def windows_at(text: Tensor, starts_B: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """(inputs, targets), int64 (B, T). Targets beyond the end of the text are -1."""
     places_BT = starts_B[:, None] + torch.arange(context + 1, device=text.device)
@@ -60,7 +67,7 @@ class Evaluations:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.corpus, self.config, self.machine, self.ranks, self.stop = corpus, config, machine, ranks, stop
-        self.texts = {name: torch.from_numpy(split.tokens).to(machine.device) for name, split in corpus.splits.items()}
+        self.texts = {name: text_on(machine.device, split.tokens) for name, split in corpus.splits.items()}
         self.replays = machine.device.type == "cuda" and machine.compiled
         self.recorded: dict[Hashable, _Recorded] = {}
 
@@ -141,12 +148,9 @@ class _Recorded:
         self.params_MP, self.starts_B = params_MP.clone(), starts_B.clone()
         weights = working_copies(self.params_MP, config, self.params_MP.dtype)
         losses(weights, self.starts_B)  # compiles kernels, which a recording must not
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.losses_MB = losses(weights, self.starts_B)
+        self.losses = graphs.record(lambda: (losses(weights, self.starts_B),))
 
     def replay(self, starts_B: Tensor) -> Tensor:
         """Losses that the next replay overwrites."""
         self.starts_B.copy_(starts_B)
-        self.graph.replay()
-        return self.losses_MB
+        return self.losses()[0]

@@ -164,9 +164,14 @@ def _choose_kernels(requested: str, device: torch.device, dtype: torch.dtype) ->
     try:
         kernels.compiled_ops(device, dtype)
     except KernelsUnavailable as problem:
-        if requested == "yes":
-            raise UsageError(f"compile=yes: {problem}. With compile=auto it trains without, more slowly.") from None
-        return False, (f"kernels are not compiled, so this is slower than it could be: {problem}",)
+        return False, (without_kernels(requested, problem),)
     if device.type == "cpu" and torch.get_num_threads() > 1 and not threaded():
         return True, ("compiled kernels use one thread: PyTorch brought no OpenMP runtime",)
     return True, ()
+
+
+def without_kernels(requested: str, reason: object) -> str:
+    """The note of a machine that does without. Raises UsageError where compile=yes was requested."""
+    if requested == "yes":
+        raise UsageError(f"compile=yes: {reason}. With compile=auto it trains without, more slowly.") from None
+    return f"kernels are not compiled, so this is slower than it could be: {reason}"

@@ -42,7 +42,7 @@ class Recorder:
         self.corpus, self.machine = corpus, machine
         self.config = GPTConfig.of(experiment, corpus.tokenizer.vocab_size)
         # rows by step that are not written yet
-        self.rows: dict[str, dict[int, tuple[object, ...]]] = {table: {} for table in COLUMNS}
+        self.rows: dict[str, dict[int, tuple[Any, ...]]] = {table: {} for table in COLUMNS}
         # of the last evaluation, until they are written with those that follow it
         self.windows: dict[str, Windows] = {}
         # tables that a failed write may have left with a part of a row
@@ -95,7 +95,7 @@ class Recorder:
             before = read_metadata(self.folder) or {}
             kept = [session for session in before.get("sittings", []) if session["after_update"] < event.step]
             session = {"after_update": event.step, "members": event.members, **self.machine.as_dict()}
-            notes = [*before.get("notes", []), *(n for n in event.notes if n not in before.get("notes", []))]
+            notes = list(dict.fromkeys([*before.get("notes", []), *self.machine.notes, *event.notes]))
             self._write_metadata(sittings=[*kept, session], notes=notes)
         elif isinstance(event, Logged):
             row = (event.step, event.loss, event.learning_rate, event.grad_norm, round(event.tokens_per_second, 1))

@@ -30,6 +30,7 @@ class Slot:
     best_val_loss: float = math.inf
     seconds: float = 0.0  # over all sessions, evaluations included
     diverged: bool = False  # as of the host's last look at the state
+    idle: bool = False  # its experiment has ended, and the row trains on unread: a GPU replays updates of one width
 
 
 @dataclass
@@ -40,6 +41,10 @@ class Stack:
     waiting: list[str]
     state: State
     best: Tensor  # fp32 (M, P): each member's weights at its best validation loss
+
+    @property
+    def active(self) -> list[Slot]:
+        return [slot for slot in self.slots if not slot.idle]
 
     def to(self, device: torch.device) -> Stack:
         moved = {name: tensor.to(device) for name, tensor in self.state.tensors().items()}
@@ -134,7 +139,7 @@ def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
 def members(path: Path) -> tuple[list[str], dict[str, str]]:
     """The names that have a slot in it, and the identities of all the stack's experiments, by name."""
     _, metadata, _ = _newest_whole(path)
-    return [slot["name"] for slot in metadata["slots"]], metadata["identities"]
+    return [slot["name"] for slot in metadata["slots"] if not slot.get("idle")], metadata["identities"]
 
 
 def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:

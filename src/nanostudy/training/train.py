@@ -66,7 +66,7 @@ def train(
     """
     run = _Training(jobs, corpus, machine, stop, moments, ranks)
     stack, notes = run.begin(path, width or len(jobs))
-    yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.slots)
+    yield from (Started(slot.name, slot.step, slot.evaluated_at, len(stack.slots), notes) for slot in stack.active)
     saved, took = time.monotonic(), 0.0
     try:
         while stack.slots:
@@ -84,7 +84,7 @@ def train(
     except _StopRequested:
         yield from run.save(stack, path)
         ranks.meet()  # no rank ends before the file is saved
-        yield from (Stopped(slot.name, slot.step) for slot in stack.slots)
+        yield from (Stopped(slot.name, slot.step) for slot in stack.active)
     except RankLost:  # the stack changes only after the last exchange of an update, so it is consistent
         yield from run.save(stack, path)
         raise
@@ -254,7 +254,8 @@ class _Training:
         return [
             m
             for m, (slot, e) in enumerate(zip(stack.slots, self.experiments(stack), strict=True))
-            if last(slot) != slot.step
+            if not slot.idle
+            and last(slot) != slot.step
             and (slot.step % interval(e) == 0 or slot.step >= e.max_iters or slot.evaluated_at < 0)
         ]
 
@@ -270,11 +271,12 @@ class _Training:
 
     def done(self, stack: Stack) -> list[int]:
         ends = [e.max_iters for e in self.experiments(stack)]
-        return [m for m, slot in enumerate(stack.slots) if slot.diverged or slot.step >= ends[m]]
+        return [m for m, slot in enumerate(stack.slots) if not slot.idle and (slot.diverged or slot.step >= ends[m])]
 
     def retire(self, stack: Stack) -> Iterator[Event]:
         """One finished member leaves. A waiting experiment, with as many heads if there is one, takes its slot; if none waits, the
-        stack shrinks.
+        stack shrinks: where updates are replayed only once half of it is idle, as a recording holds for one width, and a narrower
+        stack is hardly faster.
         """
         m = self.done(stack)[0]
         yield self.finished(stack, m)
@@ -284,8 +286,11 @@ class _Training:
             stack.waiting.remove(name)
             stack.put(m, name, self.first_weights(name).to(self.machine.device))
             yield Started(name, 0, -1, len(stack.slots))
-        else:
-            stack.keep([other for other in range(len(stack.slots)) if other != m])
+            return
+        stack.slots[m].idle = True
+        active = [other for other, slot in enumerate(stack.slots) if not slot.idle]
+        if not self.updates.replays or 2 * len(active) <= len(stack.slots):
+            stack.keep(active)
 
     def finished(self, stack: Stack, m: int) -> Finished:
         slot, updates = stack.slots[m], int(stack.state.updates[m])
@@ -362,14 +367,14 @@ class _Training:
 
     def progress(self, stack: Stack, evaluating: bool = False) -> Iterator[Event]:
         left = self.seconds_left(stack)
-        for slot in stack.slots:
+        for slot in stack.active:
             loss, rate = self.seen.get(slot.name, (None, None))
             yield Progress(slot.name, slot.step, left, loss, rate, evaluating)
 
     # --- saving and timing
 
     def save(self, stack: Stack, path: Path) -> Iterator[Event]:
-        yield from (Saving(slot.name, slot.step) for slot in stack.slots)
+        yield from (Saving(slot.name, slot.step) for slot in stack.active)
         self.elapse(stack)
         if self.ranks.first:
             checkpoint.save(stack, path, self.identities, self.machine.as_dict())
@@ -386,7 +391,7 @@ class _Training:
 
     def seconds_left(self, stack: Stack) -> float | None:
         """For the remaining steps, evaluations and final scores, at the measured speed."""
-        ahead = [(self.jobs[slot.name].experiment, slot.step) for slot in stack.slots]
+        ahead = [(self.jobs[slot.name].experiment, slot.step) for slot in stack.active]
         ahead += [(self.jobs[name].experiment, 0) for name in stack.waiting]
         updates = [max(0, e.max_iters - step) for e, step in ahead]
         evaluations = sum(-(-n // e.eval_interval) for n, (e, _) in zip(updates, ahead, strict=True))

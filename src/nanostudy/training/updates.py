@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanostudy.model import graphs
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import Batch, Metrics, State, train_step
 from nanostudy.model.gpt import Dropout
@@ -27,21 +28,29 @@ MERGED = (
 
 
 class Inputs(NamedTuple):
-    """What an update reads, on the device; or several, with a dimension U before the others."""
+    """What an update reads, on the device: parts of one row, so that one copy brings all of it."""
 
     starts: Tensor  # int64 (M, B): where each sequence begins in the training split
     keys: Tensor  # int64 (M, B): of dropout
     settings: Tensor  # fp32 (7, M, 1): StepSettings.rows
     rates: Tensor  # fp32 (M,): of dropout
 
+    @staticmethod
+    def of(row: Tensor, members: int) -> Inputs:
+        """From a row, int64."""
+        B = len(row) // members // 2 - 2
+        starts, keys, numbers = row.split([members * B, members * B, 4 * members])
+        settings, rates = numbers.view(torch.float32).split([7 * members, members])
+        return Inputs(starts.view(members, B), keys.view(members, B), settings.view(7, members, 1), rates)
+
 
 @dataclass(frozen=True)
 class Draws:
-    """The inputs of the next updates of a stack: those of update `steps[m] + u` of member m are in row u."""
+    """The inputs of the next updates of a stack: those of update `steps[m] + u` of member m are in row u, int64 (U, N)."""
 
     experiments: tuple[Experiment, ...]
     steps: tuple[int, ...]
-    rows: Inputs
+    rows: Tensor
 
     def row(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> int | None:
         """The row of these updates, if it is here."""
@@ -49,7 +58,7 @@ class Draws:
         same = self.experiments == tuple(experiments) and all(
             step - first == u for step, first in zip(steps, self.steps, strict=True)
         )
-        return u if same and 0 <= u < len(self.rows.starts) else None
+        return u if same and 0 <= u < len(self.rows) else None
 
 
 def sequences_at_once(experiment: Experiment, vocabulary: int, device: str) -> int:
@@ -85,34 +94,32 @@ class Updates:
         if row is None:
             self.draws, row = self.draw(experiments, steps), 0
         assert self.draws is not None
-        now = Inputs(*(tensor[row] for tensor in self.draws.rows))
-        if not self.replays:
-            return self.update(state, experiments, now, self.stop)
-        if self.recorded is None or not self.recorded.fits(state, experiments):
-            metrics = self.update(state, experiments, now, self.stop)  # compiles kernels, which a recording must not
+        now = self.draws.rows[row]
+        if self.recorded and self.recorded.fits(state, experiments):
+            return None if self.stop() else self.recorded.replay(now)
+        metrics = self.update(state, experiments, Inputs.of(now, len(experiments)), self.stop)
+        if self.replays:  # the update has compiled kernels, which a recording must not
+            self.recorded = None  # frees its memory
             self.recorded = _Recorded(self, state, experiments, now)
-            return metrics
-        return None if self.stop() else self.recorded.replay(now)
+        return metrics
 
     def draw(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Draws:
-        """As many updates as MOST_DRAWN allows, in one copy each of starts, keys and settings."""
+        """As many updates as MOST_DRAWN allows and one of the members has left, in one copy."""
         per_update, M = experiments[0].sequences_per_update, len(experiments)
-        U = max(1, min(MOST_UPDATES, MOST_DRAWN // (M * per_update)))
+        left = max(e.max_iters - step for e, step in zip(experiments, steps, strict=True))
+        U = max(1, min(left, MOST_UPDATES, MOST_DRAWN // (M * per_update)))
         choices = len(self.tokens) - self.config.block_size
-        each = list(zip(experiments, steps, strict=True))
         words = range(U * per_update)  # an update's words follow those of the update before
-        starts = np.stack([offsets(e.seed, step, words, per_update, choices) for e, step in each])
+        pairs = list(zip(experiments, steps, strict=True))
+        starts = torch.from_numpy(np.stack([offsets(e.seed, step, words, per_update, choices) for e, step in pairs]))
         keys = dropout_keys([e.seed for e in experiments], steps, words, per_update)
         settings = torch.stack([StepSettings.rows(experiments, [step + u for step in steps]) for u in range(U)])
-        starts_UMB, keys_UMB = (t.view(M, U, per_update).transpose(0, 1) for t in (torch.from_numpy(starts), keys))
         rates_UM = torch.tensor([e.dropout for e in experiments]).expand(U, -1)
-        rows = Inputs(*map(self._moved, (starts_UMB, keys_UMB, settings, rates_UM)))
+        places = [words_MN.view(M, U, per_update).transpose(0, 1).flatten(1) for words_MN in (starts, keys)]
+        numbers = torch.cat([settings.flatten(1), rates_UM], 1).view(torch.int64)
+        rows, device = torch.cat([*places, numbers], 1), self.machine.device
+        rows = rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
         return Draws(tuple(experiments), tuple(steps), rows)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        if self.machine.device.type != "cuda":
-            return tensor.to(self.machine.device)
-        return tensor.contiguous().pin_memory().to(self.machine.device, non_blocking=True)
 
     def update(
         self,
@@ -147,10 +154,11 @@ class Updates:
     def batch(self, experiments: Sequence[Experiment], sequences: range, now: Inputs) -> Batch:
         """The micro-batch at these places of the global batch, for every member."""
         places = slice(sequences.start, sequences.stop)
-        positions = torch.arange(self.config.block_size + 1, device=now.starts.device)
-        window = self.tokens[now.starts[:, places, None] + positions].long()
-        dropout = Dropout(now.keys[:, places], now.rates, self.config) if _drops(experiments) else None
-        return Batch(window[..., :-1], window[..., 1:], dropout, _heads(experiments))
+        ops = self.machine.ops
+        dropout = Dropout(now.keys[:, places], now.rates, self.config, ops) if _drops(experiments) else None
+        return Batch(
+            *ops.windows(self.tokens, now.starts[:, places], self.config.block_size), dropout, _heads(experiments)
+        )
 
 
 def _drops(experiments: Sequence[Experiment]) -> bool:
@@ -164,20 +172,23 @@ def _heads(experiments: Sequence[Experiment]) -> list[int]:
 class _Recorded:
     """One update as a CUDA graph. It reads a copy of its inputs and writes the state in place."""
 
-    def __init__(self, updates: Updates, state: State, experiments: Sequence[Experiment], now: Inputs) -> None:
+    def __init__(self, updates: Updates, state: State, experiments: Sequence[Experiment], now: Tensor) -> None:
         self.state, self.dropout, self.heads = state, _drops(experiments), _heads(experiments)
-        self.inputs = Inputs(*(tensor.clone() for tensor in now))
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.metrics = updates.update(state, experiments, self.inputs, lambda: False)
+        self.row = now.clone()
+        inputs = Inputs.of(self.row, len(experiments))
+
+        def update() -> tuple[Tensor, Tensor]:
+            metrics = updates.update(state, experiments, inputs, lambda: False)
+            assert metrics
+            return metrics.loss, metrics.grad_norm
+
+        self.update = graphs.record(update)
 
     def fits(self, state: State, experiments: Sequence[Experiment]) -> bool:
         """A member may give its row to another experiment, but the rows must be the same memory."""
         return state is self.state and (self.dropout, self.heads) == (_drops(experiments), _heads(experiments))
 
-    def replay(self, now: Inputs) -> Metrics | None:
+    def replay(self, now: Tensor) -> Metrics:
         """Metrics that the next replay overwrites."""
-        for own, tensor in zip(self.inputs, now, strict=True):
-            own.copy_(tensor)
-        self.graph.replay()
-        return self.metrics
+        self.row.copy_(now)
+        return Metrics(*self.update())

@@ -104,7 +104,7 @@ class Place:
                 done = int(result.status.has_result)
                 about |= {
                     "kind": "run",
-                    "state": _run_state(result),
+                    "state": self._run_state(result),
                     "done": done,
                     "total": 1,
                     "best": result.best_val_loss,
@@ -169,11 +169,9 @@ class Place:
         store = self._open()
         damaged: list[str] = []
         results, counts, progress = store.rows(damaged=damaged), store.counts(), store.progress()
-        members = {
-            member["name"]: member for worker in (progress or ("", None, []))[2] for member in worker.get("members", ())
-        }
+        members = {member["name"]: member for worker in (progress or ("", None, []))[2] for member in worker["members"]}
         state = _study_state(counts, progress)
-        workers = progress[2] if progress and state == "running" else []
+        workers = sorted(progress[2], key=lambda one: one["worker"]) if progress and state == "running" else []
         return {
             "kind": "study",
             "title": self._title,
@@ -195,13 +193,19 @@ class Place:
             "kind": "run" if result else "study",
             "title": self._title,
             "path": str(self.path),
-            "state": _run_state(result) if result else "waiting",
+            "state": self._run_state(result) if result else "waiting",
             "counts": {str(result.status): 1} if result else {},
             "left": None,
             "workers": [],
             "notes": (metadata or {}).get("notes") or [],
             **self._experiments(results, {}),
         }
+
+    def _run_state(self, result: Result) -> str:
+        """finished, diverged, running where something was written lately, else unfinished."""
+        if result.status.has_result:
+            return str(result.status)
+        return "running" if time.time() - max(self._now(), default=0) / 1e9 < QUIET else "unfinished"
 
     def _experiments(self, results: Sequence[Result], members: Mapping[str, Mapping[str, Any]]) -> State:
         """The rows have the columns of the report's table, and of what trains its `loss`, the last batches', and its `rate` of learning."""
@@ -260,7 +264,7 @@ class Place:
         key = [result.status, result.step, result.val_loss]
         with contextlib.suppress(OSError):
             key.append(os.stat(folder / "training.csv").st_mtime_ns)
-        tail = (member or {}).get("losses", [])
+        tail = member["losses"] if member else ()
         if self._curves.get(result.name, (None,))[0] != key:
             self._curves[result.name] = key, self._read_curve(result, folder)
         batches, evaluations = self._curves[result.name][1]
@@ -305,10 +309,6 @@ def _study_state(counts: Mapping[Status, int], progress: Any) -> str:
     if sum(counts.values()) and not any(count for status, count in counts.items() if status.is_undone):
         return "finished"
     return "stopped" if any(counts[status] for status in counts if status.has_result) else "waiting"
-
-
-def _run_state(result: Result) -> str:
-    return str(result.status) if result.status.has_result else "unfinished"
 
 
 def _age(at: str) -> float:

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from nanostudy.training.weights import Weights
 
 MOST_MODELS = 64  # of one request
-MOST_PARAMETERS = 2**28  # of these together: a gigabyte
+MOST_PARAMETERS = 2**28  # of these together, and of all models in memory: a gigabyte
 MOST_CHARACTERS = 2000  # that one model writes
 LONGEST_PROMPT = 2000  # characters
-MOST_KEPT = 2 * MOST_MODELS  # models in memory
 MOST_TEXTS = 256  # that can still be shared
 AT_ONCE = 2  # requests
 NUMBERS = {"seed": (0, 2**63 - 1), "length": (1, MOST_CHARACTERS)}
@@ -131,9 +130,10 @@ class Playground:
             if key not in self._models:
                 self._models[key] = load_weights(folder)
             self._models.move_to_end(key)
-            while len(self._models) > MOST_KEPT:
+            loaded = self._models[key]
+            while sum(weights.params.shape[1] for weights in self._models.values()) > MOST_PARAMETERS:
                 self._models.popitem(last=False)
-            return self._models[key]
+            return loaded
 
     def _begin(self, experiment: int, prompt: str) -> int:
         with self._lock:

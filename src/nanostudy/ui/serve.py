@@ -92,7 +92,7 @@ def _bound(host: str, port: int | None) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, choice))
-            bound.listen()  # before the address is told: who comes early waits
+            bound.listen()  # who has the address may ask at once, and waits until the server runs
             return bound
         except (OSError, OverflowError) as problem:
             bound.close()

@@ -73,7 +73,7 @@ def native_ops(dtype: torch.dtype) -> Ops:
         by_dtype[grads_MP.dtype].adamw_kernel(params_MP, grads_MP, *rest)
 
     own = {name: getattr(kernels, name) for name in Ops._fields if name in kernels.functions}
-    return Ops(**own | {"gelu_backward": torch.mul, "norms": norms, "adamw_kernel": adamw_kernel})
+    return REFERENCE._replace(**own | {"gelu_backward": torch.mul, "norms": norms, "adamw_kernel": adamw_kernel})
 
 
 # --- calling

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from nanostudy.atomic import cache_of_code
 from nanostudy.errors import KernelsUnavailable, error_line
+from nanostudy.model.engine import LEAST_PIECE, LOSS_SCALE_GROWTH_INTERVAL, SMALLEST_LOSS_SCALE, State, sum_piece
 from nanostudy.model.ops import EPSILON, REFERENCE, DropoutKeys, Ops
 from nanostudy.model.optim import EPSILON as ADAM_EPSILON
+from nanostudy.model.optim import StepSettings
 
 LEAST_CAPABILITY = (8, 0)
 TILE = 2048  # elements that one program holds at a time
-POSITIONS = 64  # of a sequence, over which one program sums the gradients of LayerNorm's gain and bias
+SUMMED = 128  # columns that a program sums
+KEYS = 256  # of dropout, one program's
 SQUARES_BLOCK = 16384
 
 
@@ -55,34 +59,83 @@ class _Triton:
     def __init__(self, kernels: Any) -> None:
         self.kernels = kernels
 
+    def windows(self, tokens: Tensor, starts_MB: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        starts_MB = starts_MB.contiguous()
+        inputs_MBT, targets_MBT = (starts_MB.new_empty(*starts_MB.shape, T) for _ in range(2))
+        size = inputs_MBT.numel()
+        self.kernels.windows[(_blocks(size, TILE),)](tokens, starts_MB, inputs_MBT, targets_MBT, size, T, TILE)
+        return inputs_MBT, targets_MBT
+
+    def dropout_words(self, keys_MB: Tensor, rate_M: Tensor, sites: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        keys_MB = keys_MB.contiguous()
+        Z = keys_MB.numel()
+        low_SZ, high_SZ, threshold_SZ = keys_MB.new_empty(3, sites, Z, dtype=torch.int32)
+        scale_Z = rate_M.new_empty(Z)
+        self.kernels.dropout_words[(_blocks(Z, KEYS), sites)](
+            *(keys_MB, rate_M, low_SZ, high_SZ, threshold_SZ, scale_Z, Z, keys_MB.shape[1], KEYS)
+        )
+        return low_SZ, high_SZ, threshold_SZ, scale_Z
+
+    def embed(self, tokens_MBT: Tensor, token_MVE: Tensor, position_MTE: Tensor) -> Tensor:
+        tokens_MBT, token_MVE, position_MTE = tokens_MBT.contiguous(), _rows(token_MVE), _rows(position_MTE)
+        (M, B, T), E = tokens_MBT.shape, token_MVE.shape[2]
+        y_MBTE = token_MVE.new_empty(M, B, T, E)
+        rows, columns = _tile(E)
+        self.kernels.embed[(_blocks(M * B * T, rows),)](
+            *(tokens_MBT, token_MVE, position_MTE, y_MBTE, M * B * T, T, B),
+            *(token_MVE.stride(0), position_MTE.stride(0), E, columns, rows),
+        )
+        return y_MBTE
+
+    def one_hot(self, tokens_MBT: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+        tokens_MN = tokens_MBT.flatten(1).contiguous()
+        y_MNV = tokens_MN.new_empty(*tokens_MN.shape, vocabulary, dtype=dtype)
+        self.kernels.one_hot[(_blocks(y_MNV.numel(), TILE),)](tokens_MN, y_MNV, y_MNV.numel(), vocabulary, TILE)
+        return y_MNV
+
     def residual_norm(
         self, x_ZTE: Tensor | None, y_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor, bias_ME: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        (Z, T, E), y_ZTE, gain_ME = y_ZTE.shape, y_ZTE.contiguous(), gain_ME.contiguous()
+        (Z, T, E), y_ZTE = y_ZTE.shape, y_ZTE.contiguous()
         total_ZTE, norm_ZTE = torch.empty_like(y_ZTE), torch.empty_like(y_ZTE)
-        x = y_ZTE if x_ZTE is None else x_ZTE.contiguous()
-        bias = gain_ME if bias_ME is None else bias_ME.contiguous()
+        x, bias = y_ZTE if x_ZTE is None else x_ZTE.contiguous(), gain_ME if bias_ME is None else bias_ME
         rows, columns = _tile(E)
         self.kernels.residual_norm[(_blocks(Z * T, rows),)](
             *(x, y_ZTE, *_words(drop, gain_ME), gain_ME, bias, total_ZTE, norm_ZTE, Z * T, T, Z // len(gain_ME)),
-            *(EPSILON, x_ZTE is not None, bias_ME is not None, drop is not None, E, columns, rows),
+            *(gain_ME.stride(0), EPSILON, x_ZTE is not None, bias_ME is not None, drop is not None, E, columns, rows),
         )
         return total_ZTE, norm_ZTE
 
     def residual_norm_backward(
-        self, d_sum_ZTE: Tensor, d_norm_ZTE: Tensor, sum_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        Z, T, E = sum_ZTE.shape
-        d_sum_ZTE, d_norm_ZTE, gain_ME = d_sum_ZTE.contiguous(), d_norm_ZTE.contiguous(), gain_ME.contiguous()
-        d_x_ZTE, parts = torch.empty_like(sum_ZTE), _blocks(T, POSITIONS)
+        self,
+        d_sum_ZTE: Tensor,
+        d_norm_ZTE: Tensor,
+        sum_ZTE: Tensor,
+        drop: DropoutKeys | None,
+        gain_ME: Tensor,
+        into: tuple[Tensor, Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """With `into` the gradients of gain and bias go there, fp32 (M, K, E), each of a piece of a member's rows."""
+        (Z, T, E), M = sum_ZTE.shape, len(gain_ME)
+        d_sum_ZTE, d_norm_ZTE, piece = d_sum_ZTE.contiguous(), d_norm_ZTE.contiguous(), sum_piece(Z // M * T)
+        d_x_ZTE, K = torch.empty_like(sum_ZTE), _blocks(Z // M * T, piece)
         d_y_ZTE = d_x_ZTE if drop is None else torch.empty_like(sum_ZTE)
-        d_gain, d_bias = sum_ZTE.new_empty(2, Z * parts, E, dtype=torch.float32)
+        d_gain_MKE, d_bias_MKE = into or sum_ZTE.new_empty(2, M, K, E, dtype=torch.float32)
         rows, columns = _tile(E)
-        self.kernels.residual_norm_backward[(parts, Z)](
-            *(d_sum_ZTE, d_norm_ZTE, sum_ZTE, *_words(drop, gain_ME), gain_ME, d_x_ZTE, d_y_ZTE, d_gain, d_bias, T),
-            *(Z // len(gain_ME), EPSILON, drop is not None, E, columns, min(rows, POSITIONS), POSITIONS),
+        self.kernels.residual_norm_backward[(K, M)](
+            *(d_sum_ZTE, d_norm_ZTE, sum_ZTE, *_words(drop, gain_ME), gain_ME, d_x_ZTE, d_y_ZTE, d_gain_MKE),
+            *(d_gain_MKE if d_bias_MKE is None else d_bias_MKE, Z // M * T, T, Z // M, piece, gain_ME.stride(0)),
+            *(d_gain_MKE.stride(0), d_gain_MKE.stride(1), EPSILON, d_bias_MKE is not None, drop is not None, E),
+            *(columns, min(rows, LEAST_PIECE)),
         )
-        return d_x_ZTE, d_y_ZTE, d_gain, d_bias
+        return d_x_ZTE, d_y_ZTE, d_gain_MKE.flatten(0, 1), None if d_bias_MKE is None else d_bias_MKE.flatten(0, 1)
+
+    def sums(self, x_MRC: Tensor, into_MKC: Tensor, piece: int) -> None:
+        """Of so many rows each, in order. Columns lie beside each other in memory."""
+        (M, R, C), K = x_MRC.shape, into_MKC.shape[1]
+        self.kernels.sums[(_blocks(C, SUMMED), K, M)](
+            *(x_MRC, into_MKC, R, piece, C, *x_MRC.stride()[:2], *into_MKC.stride()[:2], SUMMED, TILE // SUMMED)
+        )
 
     def attention(
         self, qkv_ZTF: Tensor, drop: DropoutKeys | None, heads: int, trains: bool
@@ -91,7 +144,7 @@ class _Triton:
         y_ZTE = qkv_ZTF.new_empty(Z, T, F // 3)
         lse_ZHT = qkv_ZTF.new_empty(Z, heads, T, dtype=torch.float32)
         block, how = _attention_block(qkv_ZTF.dtype, F // 3 // heads)
-        self.kernels.attention[(_blocks(T, block), Z * heads)](
+        self.kernels.attention[(Z * heads, _blocks(T, block))](  # there may be 2**31 of the first alone
             *(qkv_ZTF, y_ZTE, lse_ZHT, *_words(drop, lse_ZHT), *_heads(y_ZTE, lse_ZHT, drop), block, block), **how
         )
         return y_ZTE, lse_ZHT if trains else None
@@ -101,15 +154,15 @@ class _Triton:
     ) -> Tensor:
         d_y_ZTE, qkv_ZTF = d_y_ZTE.contiguous(), qkv_ZTF.contiguous()
         d_qkv_ZTF = torch.empty_like(qkv_ZTF)
-        arguments = (qkv_ZTF, y_ZTE, d_y_ZTE, lse_ZHT, d_qkv_ZTF, *_words(drop, lse_ZHT))
         (Z, H, T), E = lse_ZHT.shape, d_y_ZTE.shape[2]
         block, how = _attention_block(qkv_ZTF.dtype, E // H)
-        # half as many queries at a time beside two sums: more would not fit into registers
-        for kernel, queries in (
-            (self.kernels.attention_backward_kv, max(16, block // 2)),
-            (self.kernels.attention_backward_q, block),
-        ):
-            kernel[(_blocks(T, block), Z * H)](*arguments, *_heads(y_ZTE, lse_ZHT, drop), queries, block, **how)
+        for of_keys, queries in ((True, max(16, block // 2)), (False, block)):
+            # half as many queries at a time beside two sums: more would not fit into registers
+            self.kernels.attention_backward[(Z * H, _blocks(T, block))](
+                *(qkv_ZTF, y_ZTE, d_y_ZTE, lse_ZHT, d_qkv_ZTF, *_words(drop, lse_ZHT), *_heads(y_ZTE, lse_ZHT, drop)),
+                *(of_keys, queries, block),
+                **how,
+            )
         return d_qkv_ZTF
 
     def cross_entropy(self, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
@@ -143,22 +196,28 @@ class _Triton:
         self.kernels.gelu_backward[(_blocks(d_x.numel(), TILE),)](d_y, kept, d_x, d_x.numel(), TILE)
         return d_x
 
-    def norms(self, rows_MP: Tensor) -> Tensor:
-        M, columns = rows_MP.shape
-        parts = _blocks(columns, SQUARES_BLOCK)
-        sums, norms_M = rows_MP.new_empty(M, parts, dtype=torch.float32), rows_MP.new_empty(M, dtype=torch.float32)
-        self.kernels.squares[(parts, M)](rows_MP, sums, columns, rows_MP.stride(0), SQUARES_BLOCK)
-        self.kernels.roots[(M,)](sums, norms_M, parts, TILE)
-        return norms_M
+    def means(self, losses_MBT: Tensor) -> Tensor:
+        means_M, count = losses_MBT.new_empty(len(losses_MBT)), losses_MBT[0].numel()
+        self.kernels.means[(len(means_M),)](losses_MBT.contiguous(), means_M, count, TILE)
+        return means_M
 
-    def adamw_kernel(
-        self, params_MP: Tensor, grads_MP: Tensor, exp_avg_MP: Tensor, exp_avg_sq_MP: Tensor, *numbers_M1: Tensor
-    ) -> None:
-        M, columns = params_MP.shape  # slices of longer rows, written in place
-        self.kernels.adamw[(_blocks(columns, TILE), M)](
-            *(params_MP, grads_MP, exp_avg_MP, exp_avg_sq_MP, *(number_M1.contiguous() for number_M1 in numbers_M1)),
-            *(columns, params_MP.stride(0), grads_MP.stride(0), ADAM_EPSILON, TILE),
+    def update(
+        self, state: State, loss_M: Tensor, grads_MP: Tensor, settings: StepSettings, decayed: int, scaled: bool
+    ) -> Tensor:
+        M, P = grads_MP.shape
+        parts, norms_M = _blocks(P, SQUARES_BLOCK), grads_MP.new_empty(M, dtype=torch.float32)
+        squares_MK, numbers_7M = (norms_M.new_empty(size) for size in ((M, parts), (7, M)))
+        self.kernels.squares[(parts, M)](grads_MP, squares_MK, P, grads_MP.stride(0), SQUARES_BLOCK)
+        self.kernels.step_sizes[(M,)](
+            *(squares_MK, loss_M.contiguous(), state.loss_scale, state.good_steps, state.updates, state.diverged),
+            *(getattr(settings, field.name).contiguous() for field in fields(settings)),
+            *(norms_M, numbers_7M, parts, scaled, LOSS_SCALE_GROWTH_INTERVAL, SMALLEST_LOSS_SCALE, TILE),
         )
+        self.kernels.adamw[(_blocks(P, TILE), M)](
+            *(state.params, grads_MP, state.exp_avg, state.exp_avg_sq, numbers_7M, P, decayed),
+            *(state.params.stride(0), grads_MP.stride(0), ADAM_EPSILON, TILE),
+        )
+        return norms_M
 
 
 def _blocks(size: int, block: int) -> int:
@@ -170,6 +229,11 @@ def _tile(width: int, most: int | None = None) -> tuple[int, int]:
     columns = 1 << max(4, (width - 1).bit_length())
     columns = columns if most is None else min(columns, most)
     return max(1, TILE // columns), columns
+
+
+def _rows(x_MRE: Tensor) -> Tensor:
+    """Rows of a member beside each other in memory, as in a buffer of parameters."""
+    return x_MRE if x_MRE.stride()[1:] == (x_MRE.shape[2], 1) else x_MRE.contiguous()
 
 
 def _words(drop: DropoutKeys | None, nothing: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-// Samples side by side: of the ticked experiments, else of the best, the middle and the worst that are shown.
+// Samples side by side: of the ticked experiments, else of those that the page begins with, as far as they are shown.
 // A text is put in place as text.
 
 import { make, valueText } from "./dom.js";
@@ -14,6 +14,7 @@ export const makeSamples = (data, samples, selection) => {
   const list = () => {
     if (selection.state.ticked.size) return [...selection.state.ticked];
     const left = sampled.filter((i) => selection.shown.has(i));
+    if (left.length === sampled.length) return data.first;
     return left.length > 3 ? [left[0], left[Math.floor(left.length / 2)], left.at(-1)] : left;
   };
   const card = (i) => {

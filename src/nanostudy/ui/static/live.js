@@ -30,7 +30,7 @@ export const showState = (state, reported) => {
   const lowest = best ? `; the lowest validation loss is ${best.val_loss.toFixed(4)} (${best.short})` : "";
   const running = state.state === "running";
   ends = running && state.left !== null ? Date.now() + 1000 * state.left : null;
-  if (rows.length < 2 && rows[0]) sentence = `One run, ${state.state}${lowest}`;
+  if (state.kind === "run") sentence = `${running ? "Training" : "One training"}, update ${whole.format(rows[0].step)} of ${whole.format(rows[0].max_iters)}${lowest}`;
   else sentence = rows.length ? `${{ running: "Running", stopped: "Stopped", waiting: "Not begun" }[state.state] ?? "Ended"}: ${parts.join(", ")}${lowest}` : "The study has not begun";
   if (reported) sentence = "";
   tick();
@@ -49,7 +49,7 @@ export const showState = (state, reported) => {
   const reasons = rows.filter((row) => row.reason).map((row) => [row.status, `${row.short}: ${row.reason}`]);
   at("reasons").replaceChildren(...[...reasons, ...state.notes.map((note) => ["note", note])]
     .map(([kind, text]) => make("li", {}, make("span", { className: `tag ${kind}`, textContent: kind }), ` ${text}`)));
-  at("running").hidden = !running && (reported || !reasons.length);
+  at("running").hidden = reported || !(state.workers.length || reasons.length);
   at("so-far").hidden ||= !running;
   return ended;
 };

@@ -180,7 +180,7 @@ export const makePlayground = (number, stateNow, selectionNow) => {
     cards.classList.remove("blinded", "pair");
     verdict.hidden = true;
     written = [];
-    write("sample", rows, pens, ({ texts }) => { written = Object.values(texts); });
+    write("sample", rows, pens, ({ texts }) => { written = rows.map((row) => texts[row.id]); });
   });
   find(".stop").addEventListener("click", () => stopping?.abort());
   form.elements.prompt.addEventListener("keydown", (event) => {
