@@ -44,6 +44,14 @@ def test_every_figure_is_valid_vega_lite(figures):
             panel.chart.to_dict()  # checked against the schema
 
 
+def test_a_rule_has_no_symbols(figures):
+    """Vega-Lite draws one at the beginning of a rule that inherits a shape."""
+    for figure in figures.values():
+        for panel in figure.panels:
+            for layer in panel.chart.to_dict().get("layer", []):
+                assert "rule" not in str(layer.get("mark")) or "shape" not in layer.get("encoding", {}), figure.id
+
+
 def titles(spec) -> list:
     """Of all axes that show one."""
     if isinstance(spec, list):

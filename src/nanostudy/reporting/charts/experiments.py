@@ -44,7 +44,6 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     base = marks.inline(records(top[["label", "mean", "low", "high", "n", "kind", *of]])).encode(
         y=labels,
         color=alt.Color("kind:N", scale=scale, legend=None),
-        shape=alt.Shape("kind:N", scale=shapes, legend=None),
         tooltip=[
             alt.Tooltip("label:N", title="settings" if replicated else "experiment"),
             alt.Tooltip("mean:Q", title="mean" if replicated else MEASURES["val_loss"].title, format=".4f"),
@@ -55,7 +54,9 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     )
     with_intervals = bool(rows["low"].notna().any())
     layers = [
-        base.mark_point(filled=True, size=70, opacity=1).encode(x=marks.x_of("val_loss", "mean", scale=marks.FREE))
+        base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=marks.x_of("val_loss", "mean", scale=marks.FREE), shape=alt.Shape("kind:N", scale=shapes, legend=None)
+        )
     ]
     if with_intervals:
         layers.insert(0, base.mark_rule(strokeWidth=2).encode(x=marks.x_of("val_loss", "low"), x2="high:Q"))
