@@ -52,7 +52,7 @@ def read_settings(source: str) -> dict[str, Any]:
             f"There is no preset, settings file or run folder {source!r}. Presets: {', '.join(preset_names())}."
         ) from None
     except UsageError:
-        if path.suffix in (".yaml", ".yml"):
+        if path.suffix in (".yaml", ".yml") or not path.is_file():
             raise
         raise UsageError(_as_corpus(source)) from None
     if not set(settings).isdisjoint(("grid", "seeds", "parts")):

@@ -214,7 +214,7 @@ def test_a_recipe_that_diverges_is_not_kept(here):
         (RECIPE, "log_interval=5", "the same recipe"),
         (RECIPE, "corpus=playhouse", "different texts"),
         (RECIPE, "tokenizer=byte", "different texts"),
-        (RECIPE, "n_layers=2", "Did you mean n_layer"),
+        (RECIPE, "n_layerz=2", "Did you mean n_layer"),
         ("nowhere", "n_layer=2", "no preset, settings file or run folder"),
         (RECIPE, "", "empty"),
         (RECIPE, "'n_layer=2", "No closing quotation"),

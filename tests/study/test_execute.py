@@ -31,7 +31,7 @@ from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study import database, plan, retry, workers
-from nanostudy.study.listing import best_lines
+from nanostudy.study.listing import Listing, best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
@@ -143,6 +143,12 @@ def experiments(study: Path) -> list[str]:
         return [row.name for row in store.rows()]
 
 
+def short(study: Path, name: str) -> str:
+    """What messages call an experiment."""
+    with Store.read(study / FILE) as store:
+        return Listing.of(study).label(next(row for row in store.rows() if row.name == name))
+
+
 OUTCOME = ("status", "updates", "skipped", "step", "tokens", "train_loss", "val_loss", "best_step", "best_val_loss")
 
 
@@ -205,7 +211,7 @@ def test_every_experiment_ends_once_and_leaves_its_results(run, source, referenc
     assert len(names) == 8
     for name in names:
         folder = reference / name
-        assert sum(name in text for text in listener.messages) == 1
+        assert sum(f"{short(reference, name)} " in text for text in listener.messages) == 1
         assert {path.name for path in folder.iterdir()} >= {"run.json", "best.safetensors", "last.safetensors"}
         assert re.fullmatch(r"--- the \nthe .*\n\n--- no prompt\n.*\n", (folder / "sample.txt").read_text(), re.S)
         assert metadata(folder)["updates"] == metadata(folder)["settings"]["max_iters"]
@@ -277,8 +283,9 @@ def test_the_best_says_where_its_settings_diverged_with_another_seed():
         result(2, "diverged", None, learning_rate=0.1, seed=2),
         result(3, "finished", 2.0, learning_rate=0.01, seed=1),
     ]
-    assert best_lines(rows)[-1] == "Settings that diverged with another seed: e1"
-    assert "diverged" not in "".join(best_lines([rows[0], rows[2]]))
+    listing = Listing(Path(), ("learning_rate", "seed"), {})
+    assert best_lines(rows, listing)[-1] == "Settings that diverged with another seed: lr=0.1 s1"
+    assert "diverged" not in "".join(best_lines([rows[0], rows[2]], listing))
 
 
 def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
@@ -305,7 +312,7 @@ def test_one_diverges_among_healthy_ones(tmp_path, monkeypatch, capsys):
     assert "Settings that diverged with another seed" not in printed
     for row in ill:
         assert "not finite" in row.reason
-        assert f"diverged {row.name}: {row.reason}" in printed
+        assert f"diverged {row.id}  {short(one, row.name)}: {row.reason}" in printed
         assert (one / row.name / "sample.txt").exists()
     well = {row.experiment: row.name for row in rows if row not in ill}
     with Store.read(healthy / FILE) as store:
@@ -352,7 +359,7 @@ def test_one_that_always_breaks_its_stack_is_found_and_fails_alone(
     status = {row.name: (row.status, row.reason) for row in run.rows}
     assert status.pop(culprit) == ("failed", reason)
     assert set(status.values()) == {("finished", None)}
-    assert f"{culprit} failed: {reason}" in listener
+    assert f"{short(tmp_path / 'out', culprit)} failed: {reason}" in listener
     assert_near(tmp_path / "out", reference, list(status))
     with Store.read(tmp_path / "out" / FILE) as store:
         assert [event["experiment"] for event in store.events(kind="failed")] == [culprit]

@@ -337,7 +337,7 @@ def test_a_bad_assignment_is_refused(given, message):
 
 
 BAD_FILES = {
-    "grid: {n_layers: [1]}": r"'n_layers'.*Did you mean n_layer\?",
+    "grid: {n_layerz: [1]}": r"'n_layerz'.*Did you mean n_layer\?",
     "gird: {n_layer: [1]}": r"'gird'.*Did you mean grid\?",
     "dropout: 0.1": r"dropout is no key of a study: put it under `settings:`",
     "seed: 3": r"seed is no key.*`seeds: \[1, 2, 3\]`",
@@ -473,7 +473,7 @@ def test_selection(parts, only, ids):
         (("shalow_small",), None, r"'shalow_small'. Did you mean shallow_small\? Parts: shallow_small, deep_small"),
         (("deep_small", "zzz"), None, r"no part 'zzz'\. Parts: shallow_small"),
         ((), "part=deep", r"no part 'deep'"),
-        ((), "n_layers=4", r"'n_layers'.*Did you mean n_layer\?"),
+        ((), "n_layerz=4", r"'n_layerz'.*Did you mean n_layer\?"),
         ((), "dropout", r"--only: 'dropout' is not of the form setting=value"),
         ((), "", r"--only: '' is not of the form"),
         ((), "dropout=high", r"dropout='high' must be a number"),

@@ -206,7 +206,7 @@ def stopped(place: Path, out: str, number: int) -> tuple[Path, str, float]:
     begun = time.monotonic()
     process.send_signal(number)
     words = process.communicate(timeout=60)
-    assert process.returncode == 1, words
+    assert process.returncode == 130, words
     return place / out, words, time.monotonic() - begun
 
 

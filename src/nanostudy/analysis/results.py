@@ -62,14 +62,8 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         else:
             there = "holds neither a study nor a run" if path.is_dir() else "is not there"
             raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
-    whole = joined([_with_study(piece) for piece in pieces])
+    whole = joined(pieces)
     return replace(whole, notes=(*_incomparable(whole.experiments), *whole.notes))
-
-
-def _with_study(piece: Results) -> Results:
-    """Each experiment says in which study or source it was."""
-    table = piece.experiments
-    return replace(piece, experiments=table.assign(study=table["study"].where(table["study"].notna(), piece.title)))
 
 
 def _there(path: Path) -> Path:
@@ -89,8 +83,10 @@ def read_study_folder(path: Path) -> Results:
         curves = {one.name: store.evaluations(one.name) for one in results if one.step or one.val_loss is not None}
     problems = {one.name: problem for one in results if (problem := run_problems(path / one.name, one.status))}
     texts = _texts(path, [one for one in results if RUN_JSON not in problems.get(one.name, ())])
+    title = studies[-1].name or path.name
     records = [
         {
+            "study": title,
             **_record(one, path / one.name, texts.get(_text_key(one.experiment)), problems.get(one.name, {})),
             **{"star": notes[one.name].star or None, "note": notes[one.name].text or None},
         }
@@ -98,7 +94,6 @@ def read_study_folder(path: Path) -> Results:
     ]
     evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
     prompts = [study.prompts for study in reversed(studies)]
-    title = studies[-1].name or path.name
     samples = _samples([(one, path / one.name) for one in results if one.sampled], prompts, problems)
     return Results(
         title,
@@ -295,7 +290,7 @@ def read_run_folder(path: Path) -> Results:
     unfinished = f"{name} has not finished ({result.status}): it is left out of comparisons."
     return Results(
         name,
-        experiments_frame([_record(result, path, (facts, metadata), problems)]),
+        experiments_frame([{"study": name, **_record(result, path, (facts, metadata), problems)}]),
         _frame([{"name": name, **row} for row in read_rows(path / "evaluations.csv")], EVALUATIONS),
         _training([(name, path)] if TABLE not in problems else []),
         samples,

@@ -94,9 +94,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     for source in sources:
         _name_apart(source.rows)
         _number_experiments(source.rows, notes)
-        records = [
-            row.record if "source" in row.record else {**row.record, "source": source.title} for row in source.rows
-        ]
+        records = [{"source": source.title, "study": source.title, **row.record} for row in source.rows]
         curves = pd.DataFrame([point for row in source.rows for point in _curve(row)], columns=list(EVALUATIONS))
         results.append(
             Results(
