@@ -28,17 +28,26 @@ TEXT = rf"[^{NO_CHARACTER.pattern[1:]}*"
 LONGEST_VALUE = 200  # characters of a value in a message
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-ALIASES = {  # what people type, on the command line and in Python
-    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
-    **dict.fromkeys(("layers", "layer", "n_layers", "num_layers", "depth"), "n_layer"),
-    **dict.fromkeys(("heads", "head", "n_heads", "num_heads"), "n_head"),
-    **dict.fromkeys(("width", "embd", "d_model", "hidden", "hidden_size", "n_embed"), "n_embd"),
-    **dict.fromkeys(("context", "ctx", "seq_len", "context_length", "block"), "block_size"),
-    **dict.fromkeys(("batch", "bs"), "batch_size"),
-    **dict.fromkeys(("iters", "steps", "max_steps", "updates"), "max_iters"),
-    **dict.fromkeys(("accumulation", "grad_accum", "gradient_accumulation"), "gradient_accumulation_steps"),
-    **{"wd": "weight_decay", "warmup": "warmup_iters", "clip": "grad_clip", "text": "corpus", "data": "corpus"},
+OTHER_NAMES = {  # what people type and what their tables call it, by its letters and digits
+    "learning_rate": "lr initlr learningrateinit maxlr baselr peaklr",
+    "n_layer": "layers layer nlayers numlayers numlayer depth numhiddenlayers nl",
+    "n_head": "heads head nheads numheads nhead numattentionheads numhead nh",
+    "n_embd": "width embd dmodel embdim embeddim embeddingdim hiddensize nembed embedsize nembeddings ne modeldim",
+    "block_size": "context contextlength contextlen contextsize seqlen seqlength sequencelength maxseqlen ctx ctxlen block",
+    "batch_size": "batch bs trainbatchsize batchsz",
+    "max_iters": "iters iterations numiters niters steps maxsteps numsteps nsteps totalsteps trainsteps maxiter maxiterations "
+    "updates mi",
+    "dropout": "dropoutrate dropoutprob drop dr pdrop dropoutp",
+    "weight_decay": "wd",
+    "warmup_iters": "warmup warmupsteps warmupiterations nwarmup",
+    "gradient_accumulation_steps": "accumulation accumulationsteps gradaccum gradaccumsteps gradaccumulation gradientaccumulation",
+    "grad_clip": "clip gradclipping maxgradnorm gradientclip clipnorm",
+    "min_lr": "minlearningrate",
+    "beta1": "adambeta1",
+    "beta2": "adambeta2",
+    "corpus": "text data",
 }
+ALIASES = {other: name for name, others in OTHER_NAMES.items() for other in others.split()}
 EPOCHS = (
     "nanostudy counts updates, max_iters. One epoch is the training tokens / (batch_size * block_size * "
     "gradient_accumulation_steps) updates: 1,307 of shakespeare with the defaults."
@@ -194,8 +203,12 @@ def check(instance: Any) -> None:
 
 def canonical(name: str) -> str:
     """The setting's own name for one that people type: lr, n-layer. Files take the own names alone."""
-    plain = name.replace("-", "_")
-    return ALIASES.get(plain.lower(), plain)
+    return ALIASES.get(letters(name), name.replace("-", "_"))
+
+
+def letters(text: str) -> str:
+    """The letters and digits of a name, in lower case."""
+    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], own: Iterable[str] = ()) -> None:

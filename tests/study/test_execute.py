@@ -31,6 +31,8 @@ from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study import database, plan, retry, workers
+from nanostudy.study.definition import read_study
+from nanostudy.study.folder import open_study
 from nanostudy.study.listing import Listing, best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
@@ -272,6 +274,19 @@ def test_a_study_in_which_all_diverge_ends_with_exit_code_1(tmp_path, monkeypatc
             "",
             "",
         )  # those that there are, are of update 0
+
+
+def test_a_study_says_when_it_takes_another_text(tmp_path, monkeypatch):
+    def unavailable():
+        raise NanostudyError("no network")
+
+    monkeypatch.setattr("nanostudy.data.texts._shakespeare", unavailable)
+    source = write_study(tmp_path, settings={"corpus": "auto"})
+    with open_study(tmp_path / "out", read_study(str(source))) as folder:
+        assert folder.study.settings["corpus"] == "playhouse"
+        assert folder.notes == ["Shakespeare is not available, so this trains on playhouse instead. no network"]
+    with open_study(tmp_path / "out", read_study(str(source))) as folder:
+        assert not folder.notes, "the study has its text now"
 
 
 def test_the_best_says_where_its_settings_diverged_with_another_seed():

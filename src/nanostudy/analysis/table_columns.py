@@ -16,6 +16,7 @@ from nanostudy.errors import UsageError
 from nanostudy.measures import MEASURES, stored
 from nanostudy.settings import FIELDS, check_value
 from nanostudy.text import counted, listed
+from nanostudy.validation import ALIASES, letters
 
 PUBLISHED = {"train_loss": "Train Loss", "val_loss": "Val Loss", "gap": "Loss Gap", "parameters": "Total Params"}
 CONFIG = re.compile(
@@ -51,25 +52,10 @@ ROLES: dict[str, str] = {  # a measure or a text, and the spellings of its colum
 SPELLINGS = {role: text.split() for role, text in ROLES.items()} | {
     name: list(dict.fromkeys((name.replace("_", ""), *ROLES.get(name, "").split()))) for name in stored()
 }
-ALIASES: dict[str, str] = {  # of settings
-    "learning_rate": "lr initlr learningrateinit maxlr baselr peaklr",
-    "n_layer": "nlayers numlayers layers depth numhiddenlayers nl numlayer",
-    "n_head": "nheads numheads heads nhead numattentionheads numhead nh",
-    "n_embd": "dmodel embdim embeddim embeddingdim hiddensize nembed embedsize width nembeddings ne modeldim",
-    "block_size": "contextlength contextlen contextsize context seqlen seqlength sequencelength maxseqlen blocksize ctx ctxlen",
-    "batch_size": "bs batch trainbatchsize batchsz",
-    "max_iters": "iters iterations numiters niters maxsteps numsteps nsteps totalsteps trainsteps steps maxiter maxiterations mi",
-    "dropout": "dropoutrate dropoutprob drop dr pdrop dropoutp",
-    "weight_decay": "wd",
-    "warmup_iters": "warmup warmupsteps warmupiterations nwarmup",
-    "gradient_accumulation_steps": "gradaccum gradaccumsteps accumulationsteps gradaccumulation",
-    "grad_clip": "gradclipping clip maxgradnorm gradientclip clipnorm",
-    "min_lr": "minlearningrate",
-    "beta1": "adambeta1",
-    "beta2": "adambeta2",
-}
-SETTINGS = {name.replace("_", ""): name for name in FIELDS} | {
-    spelling: name for name, text in ALIASES.items() for spelling in text.split()
+SETTINGS = {letters(name): name for name in FIELDS} | {
+    spelling: name
+    for spelling, name in ALIASES.items()
+    if name != "corpus"  # "data" may be anything
 }
 MEASURED_WORDS = """
     loss acc accuracy err error errors time sec secs seconds ms us ns minutes hours duration elapsed memory mem vram gb mb bytes flops
@@ -123,10 +109,6 @@ class Reading:
     unread: dict[str, str] = field(default_factory=dict)  # heading: why
     unit: str = ""  # of the loss, where it is none in nats: a key of LOGARITHMS
     own: bool = False  # whether a study of this project wrote the table: its losses are exact
-
-
-def letters(heading: str) -> str:
-    return "".join(c for c in heading.casefold() if c.isalnum())
 
 
 def bare(heading: str) -> str:

@@ -36,7 +36,6 @@ from nanostudy.analysis.table_columns import (
     Reading,
     Stated,
     described,
-    letters,
     one_line,
     read_columns,
 )
@@ -46,6 +45,7 @@ from nanostudy.errors import UsageError
 from nanostudy.result import Status
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed
+from nanostudy.validation import letters
 
 TEXTS = ("part", "status", "reason", "source", "study")
 STEPS = ("step", "iter", "iteration", "iternum", "globalstep", "trainingiteration", "epoch", "update", "updates")

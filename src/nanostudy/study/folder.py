@@ -84,7 +84,7 @@ class StudyFolder:
     inputs: Inputs
     store: Store
     lease: Lease
-    notes: list[str] = field(default_factory=list)  # what was damaged and set aside
+    notes: list[str] = field(default_factory=list)  # what was damaged and set aside, and what stands in for a text
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -104,6 +104,7 @@ class Design:
     entries: list[Entry]
     skipped: list[str]
     inputs: Inputs
+    notes: tuple[str, ...] = ()  # on the text that another stands in for
 
     @property
     def requested(self) -> list[Entry]:
@@ -123,7 +124,8 @@ def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ())
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
     before = relocated(written, study) if study else written
     _check_paths(path, before)
-    now = as_before(settled(study, before), before) if study else before[-1]
+    resolved, note = settled(study, before) if study else (before[-1], None)
+    now = as_before(resolved, before) if study else resolved
     changed = changed_settings(before, now)
     if changed:
         raise UsageError(
@@ -131,7 +133,7 @@ def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ())
             "or make an axis of the setting; nothing was changed."
         )
     inputs = Inputs()
-    draft = Design(path, written, before, now, [], [], inputs)
+    draft = Design(path, written, before, now, [], [], inputs, (note,) if note else ())
     entries, skipped = entries_of(draft.studies, path, *sources)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
@@ -165,7 +167,7 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
         for place in (path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")):
             remove_leftovers(place)
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease)
+        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, [*plan.notes])
         identities = _identities(folder)
         if plan.studies != plan.written:
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -188,12 +190,17 @@ def check_unused(path: Path, option: str) -> None:
         )
 
 
-def settled(study: Study, before: Sequence[Study] = ()) -> Study:
-    """The study with the corpus that `auto` stands for: the folder's, or else the one that this machine has."""
+def settled(study: Study, before: Sequence[Study] = ()) -> tuple[Study, str | None]:
+    """The study with the corpus that `auto` stands for, the folder's or else the one that this machine has; and a note where that
+    is not the one meant.
+    """
     if study.settings.get("corpus") != "auto":
-        return study
-    existing = before[0].settings.get("corpus") if before else None
-    return replace(study, settings={**study.settings, "corpus": existing or load_corpus("auto").name})
+        return study, None
+    existing, note = before[0].settings.get("corpus") if before else None, None
+    if not existing:
+        corpus = load_corpus("auto")
+        existing, note = corpus.name, corpus.note
+    return replace(study, settings={**study.settings, "corpus": existing}), note
 
 
 def _identities(folder: StudyFolder) -> dict[str, str]:

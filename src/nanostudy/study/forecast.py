@@ -84,7 +84,7 @@ def _here(design: Design, undone: Sequence[Entry], where: Where, experiments: in
         how = str(problem)
     stacks = plan(undone, design.inputs.corpora, capacity, pace)
     seconds = makespan([stack.seconds or 0.0 for stack in stacks], capacity.workers) if pace else None
-    return Plan(stacks, capacity, pool.each.threads or 1, pool.notes, seconds, how, design.skipped)
+    return Plan(stacks, capacity, pool.each.threads or 1, (*design.notes, *pool.notes), seconds, how, design.skipped)
 
 
 def _calibrated(design: Design, undone: Sequence[Entry], pool: Pool) -> tuple[Pace, str]:
