@@ -118,7 +118,7 @@ def test_the_command_line_is_as_in_nanogpt(here):
     assert (experiment.max_iters, experiment.lr_decay_iters, experiment.min_lr) == (7, 10, 1e-4)
     assert (experiment.learning_rate, experiment.bias, experiment.seed) == (2e-3, True, 5)
     assert (experiment.n_head, experiment.n_embd, resources.precision) == (4, 16, "bf16")
-    with pytest.raises(UsageError, match="Did you mean max_iters"):
+    with pytest.raises(UsageError, match="it is called max_iters"):
         settings_of(SMALL, max_iter="7")
 
 
