@@ -23,7 +23,7 @@ from nanostudy.device import compiler
 from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
 from nanostudy.model.kernels import cpu
-from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
+from nanostudy.model.layers import Attention, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
 from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
 from nanostudy.settings import Resources
@@ -600,24 +600,25 @@ def test_attention_sublayer(ops, T, heads, dropped):
     drop, D = drop_of() if dropped else None, 5
 
     def plain(qkv):
-        q, k, v = (t.view(M * B, T, heads, D).transpose(1, 2) for t in qkv.view(M * B, T, 3 * heads * D).chunk(3, 2))
-        scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-        weights = scores.softmax(-1)
-        if drop:
-            weights = weights * kept(drop, heads, T, T) * drop.scale[:, None, None, None]
-        return (weights @ v).transpose(1, 2).reshape(M, B, T, heads * D)
+        return attention(qkv.flatten(0, 1), drop, heads).unflatten(0, (M, B))
 
     assert_gradients(lambda x: Attention.apply(x, drop, heads, ops), plain, [normal(M, B, T, 3 * heads * D)])
 
 
 @pytest.mark.parametrize("V", [65, 3])
-def test_cross_entropy_sublayer(ops, V):
-    targets = torch.randint(V, (M, B, 7), generator=torch.Generator().manual_seed(1))
-
-    def plain(logits):
-        return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(M, B, 7)
-
-    assert_gradients(lambda logits: CrossEntropy.apply(logits, targets, ops), plain, [normal(M, B, 7, V)])
+def test_cross_entropy_and_its_gradient(ops, V):
+    logits, d_losses = normal(Z, 7, V), normal(Z, 7, seed=1)
+    targets, wide = (
+        torch.randint(V, (Z, 7), generator=torch.Generator().manual_seed(1)),
+        logits.double().requires_grad_(),
+    )
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(Z, 7)
+    (d_logits,) = torch.autograd.grad(losses, wide, d_losses.double())
+    for got, want in (
+        (ops.cross_entropy(logits, targets), losses),
+        (ops.cross_entropy_backward(d_losses, logits, targets), d_logits),
+    ):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
 
 
 # --- numbers of activations

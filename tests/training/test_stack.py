@@ -576,7 +576,7 @@ def test_whoever_ends_with_a_loss_that_is_not_finite_has_diverged(run, updates):
 def fp16_step(state, members, config, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
-    rates = StepSettings.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
+    rates = StepSettings(*StepSettings.rows([small(decay_lr=False)] * members, [step] * members))
     return train_step(state, [Batch(inputs, targets, None)], 4, rates, config, torch.float16)
 
 

@@ -55,7 +55,7 @@ def test_a_row_is_what_its_update_would_draw_alone(updates, accumulation):
             alone = offsets(e.seed, step + u, range(per_update), per_update, len(TOKENS) - 8)
             assert inputs.starts[m].tolist() == alone.tolist()
             assert torch.equal(inputs.keys[m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
-        expected = StepSettings.at(experiments, [step + u for step in steps], torch.device("cpu"))
+        expected = StepSettings(*StepSettings.rows(experiments, [step + u for step in steps]))
         assert torch.equal(StepSettings(*inputs.settings).learning_rate, expected.learning_rate)
         assert inputs.rates.tolist() == pytest.approx([0.1, 0.1])
 

@@ -8,7 +8,7 @@ tensors are views of that row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -56,17 +56,10 @@ def working_copies(params_MP: Tensor, config: GPTConfig, dtype: torch.dtype) -> 
     return {name: view.to(dtype) for name, view in named_views(params_MP, config).items()}
 
 
-class Dropout:
-    """All dropouts of one forward pass, from one key per member and sequence, int64 (M, B), and rates, fp32 (M,)."""
-
-    def __init__(self, keys_MB: Tensor, rate_M: Tensor, config: GPTConfig, ops: Ops = REFERENCE) -> None:
-        *self.words, self.scale_Z = ops.dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)
-
-    def __iter__(self) -> Iterator[DropoutKeys]:
-        """In the order of the forward pass."""
-        return (
-            DropoutKeys(low, high, threshold, self.scale_Z) for low, high, threshold in zip(*self.words, strict=True)
-        )
+def dropouts(keys_MB: Tensor, rate_M: Tensor, config: GPTConfig, ops: Ops = REFERENCE) -> list[DropoutKeys]:
+    """Those of one forward pass in its order, from one key per member and sequence, int64 (M, B), and rates, fp32 (M,)."""
+    *words, scale_Z = ops.dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)
+    return [DropoutKeys(low, high, threshold, scale_Z) for low, high, threshold in zip(*words, strict=True)]
 
 
 @dataclass
@@ -103,7 +96,7 @@ def forward(
     p: Mapping[str, Tensor],
     tokens_MBT: Tensor,
     config: GPTConfig,
-    dropout: Dropout | None = None,
+    dropout: Sequence[DropoutKeys] | None = None,
     cache: Cache | None = None,
     heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,

@@ -45,13 +45,9 @@ class StepSettings:
     grad_clip: Tensor  # infinite for no clipping
 
     @staticmethod
-    def at(experiments: Sequence[Experiment], steps: Sequence[int], device: torch.device) -> StepSettings:
-        """For update number `steps[m]` of member m, counted from 0."""
-        return StepSettings(*StepSettings.rows(experiments, steps).to(device))
-
-    @staticmethod
     def rows(experiments: Sequence[Experiment], steps: Sequence[int]) -> Tensor:
-        """The fields in order, fp32 (7, M, 1), computed in double precision on the host."""
+        """The fields in order, fp32 (7, M, 1), for update number `steps[m]` of member m, counted from 0. Computed in double
+        precision on the host."""
         rows = []
         for e, step in zip(experiments, steps, strict=True):
             lr = learning_rate(e, step)

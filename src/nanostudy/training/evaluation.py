@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import count, takewhile
 
 import numpy as np
@@ -69,7 +70,8 @@ class Evaluations:
         self.corpus, self.config, self.machine, self.ranks, self.stop = corpus, config, machine, ranks, stop
         self.texts = {name: text_on(machine.device, split.tokens) for name, split in corpus.splits.items()}
         self.replays = machine.device.type == "cuda" and machine.compiled
-        self.recorded: dict[Hashable, _Recorded] = {}
+        # by what they are of: the weights that a recording reads, and what replays it for other windows
+        self.recorded: dict[Hashable, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
 
     def windows(
         self,
@@ -127,30 +129,11 @@ class Evaluations:
             if key not in self.recorded:
                 if len(self.recorded) == MOST_RECORDED:
                     del self.recorded[next(iter(self.recorded))]  # the oldest
-                self.recorded[key] = _Recorded(params_MP.to(self.machine.dtype), self.config, losses, starts_CB[0])
-            recorded = self.recorded[key]
-            recorded.params_MP.copy_(params_MP)
-            return recorded.replay
-        weights = working_copies(params_MP, self.config, self.machine.dtype)
-        return lambda starts_B: losses(weights, starts_B)
-
-
-class _Recorded:
-    """One batch as a CUDA graph, which reads copies of the weights, in the dtype of the products, and of where windows start."""
-
-    def __init__(
-        self,
-        params_MP: Tensor,
-        config: GPTConfig,
-        losses: Callable[[Mapping[str, Tensor], Tensor], Tensor],
-        starts_B: Tensor,
-    ) -> None:
-        self.params_MP, self.starts_B = params_MP.clone(), starts_B.clone()
-        weights = working_copies(self.params_MP, config, self.params_MP.dtype)
-        losses(weights, self.starts_B)  # compiles kernels, which a recording must not
-        self.losses = graphs.record(lambda: (losses(weights, self.starts_B),))
-
-    def replay(self, starts_B: Tensor) -> Tensor:
-        """Losses that the next replay overwrites."""
-        self.starts_B.copy_(starts_B)
-        return self.losses()[0]
+                held_MP = params_MP.to(self.machine.dtype, copy=True)
+                one = partial(losses, working_copies(held_MP, self.config, held_MP.dtype))
+                one(starts_CB[0])  # compiles kernels, which a recording must not
+                self.recorded[key] = held_MP, graphs.record(one, starts_CB[0])
+            held_MP, replay = self.recorded[key]
+            held_MP.copy_(params_MP)
+            return replay
+        return partial(losses, working_copies(params_MP, self.config, self.machine.dtype))
