@@ -22,7 +22,7 @@ from nanostudy.validation import settings_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nanostudy.data.corpus import Tokenizer
+    from nanostudy.data.tokenizer import Tokenizer
     from nanostudy.training.weights import Weights
 
 MOST_MODELS = 64  # of one request
