@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -156,9 +157,8 @@ def launches_of_an_update(experiments, evaluates=False):
 def launches_of_a_trial(experiment):
     """What trial.py launches for it."""
     machine, made = machine_of("cpu")
-    e = experiment
-    shape = trial.Shape(e.n_head, e.n_embd, e.bias, e.tie_embeddings, e.dropout > 0, 65, torch.uint8)
-    trial._try.__wrapped__(machine, shape)
+    smallest = replace(experiment, n_layer=1, block_size=trial.POSITIONS, batch_size=1)
+    trial._try.__wrapped__(machine, trial.Shape(smallest, 65, torch.uint8))
     return made
 
 
