@@ -25,7 +25,7 @@ from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import State, window_losses
 from nanostudy.model.gpt import working_copies
 from nanostudy.model.kernels import gpu, triton_kernels
-from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
+from nanostudy.model.ops import DropoutKeys
 from nanostudy.model.optim import StepSettings
 from nanostudy.settings import Experiment
 from nanostudy.training import trial
@@ -131,11 +131,8 @@ class Launches(TorchDispatchMode):
 def machine_of(device):
     """(a machine in bf16 that remembers launches, what it remembers)"""
     recorder = Recorder()
-    own = gpu._Triton(recorder)
-    ops = REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
-    return SimpleNamespace(
-        device=torch.device(device), dtype=torch.bfloat16, compiled=False, ops=ops
-    ), recorder.launches
+    facts = {"device": torch.device(device), "dtype": torch.bfloat16, "compiled": False, "ops": gpu._Triton(recorder)}
+    return SimpleNamespace(**facts), recorder.launches
 
 
 def launches_of_an_update(experiments, evaluates=False):
