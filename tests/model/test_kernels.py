@@ -793,7 +793,7 @@ def test_a_build_is_kept(anew, tmp_path, monkeypatch):
 @needs_compiler
 def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatch, tmp_path):
     """Found also in a folder with a space in its name; none is brought along, which would compete for the cores."""
-    runtime = cpu._openmp()
+    runtime = cpu.openmp_runtime()
     if runtime is None:
         pytest.skip("PyTorch brought no libgomp")
     assert Path(runtime).is_file()
@@ -804,7 +804,7 @@ def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatc
     paths = "/usr/lib/libc.so.6", "/home/Anna Maria/my env/torch.libs/libgomp-a34b.so.1.0.0", "/usr/lib/libm.so.6"
     maps = "".join(line.format(path) for path in paths)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: maps)
-    assert cpu._openmp() == paths[1]
+    assert cpu.openmp_runtime() == paths[1]
 
 
 BUILD = """

@@ -51,11 +51,6 @@ SIGNATURES = {
 }
 
 
-def threaded() -> bool:
-    """Whether the kernels share their work among threads."""
-    return _openmp() is not None
-
-
 @cache
 def native_ops(dtype: torch.dtype) -> Ops:
     """For CPU tensors, activations in this dtype. Raises KernelsUnavailable."""
@@ -274,14 +269,13 @@ def _option_sets() -> Iterator[tuple[str, ...]]:
     """Options to try, best first: with threads if this process has an OpenMP runtime to link to, then without."""
     arm = platform.machine().lower() in ("arm64", "aarch64")
     vectors = ("-mcpu=native",) if arm else ("-march=native", "-mprefer-vector-width=512")
-    runtime = _openmp()
-    if runtime:
+    if runtime := openmp_runtime():
         yield (*vectors, "-fopenmp", "-Wl,--no-as-needed", runtime)
     yield (*vectors, "-fopenmp-simd")
 
 
-def _openmp() -> str | None:
-    """The OpenMP runtime that PyTorch loaded into this process. A second one would compete with it for the cores."""
+def openmp_runtime() -> str | None:
+    """The OpenMP runtime that PyTorch loaded into this process, without which kernels use one thread. A second one would compete with it for the cores."""
     with contextlib.suppress(OSError):
         return _runtime_in(Path("/proc/self/maps").read_text(encoding="utf-8"))
     return None
