@@ -11,12 +11,14 @@ import platform
 import subprocess
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import jobs_of, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import normal
 from processes import Child
 
 from nanostudy.device import compiler
@@ -25,7 +27,7 @@ from nanostudy.model import kernels
 from nanostudy.model.kernels import cpu
 from nanostudy.model.layers import Attention, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
-from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
+from nanostudy.model.randomness import keep_mask
 from nanostudy.settings import Resources
 from nanostudy.training.events import Evaluated, Logged
 from nanostudy.training.machine import resolve
@@ -45,15 +47,8 @@ WIDTHS = [1, 3, 4, 15, 16, 17, 30, 64, 67]
 SQUARES = [(1, 1, 1), (1, 5, 9), (7, 7, 7), (3, 15, 16), (16, 16, 16), (5, 17, 17), (17, 33, 40), (8, 64, 67)]
 
 
-def normal(*size, seed=0, dtype=FP32):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def drop_of(rates=RATES, batch=B, site=1) -> DropoutKeys:
-    """Sequences of members with these rates."""
-    keys_MB, rate_M = dropout_keys([*range(len(rates))], [7] * len(rates), range(batch), batch), torch.tensor(rates)
-    words = [word_SMB[site].flatten() for word_SMB in dropout_words(keys_MB, rate_M, site + 1)]
-    return DropoutKeys(*words, (1 / (1 - rate_M)).repeat_interleave(batch))
+def drop_of(rates=RATES) -> DropoutKeys:
+    return oracles.drop_of(rates, B)
 
 
 def kept(drop: DropoutKeys, *size):

@@ -7,6 +7,7 @@ import torch
 from conftest import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import normal
 
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, gradients
@@ -25,10 +26,6 @@ MEMBERS = [
     small(learning_rate=1e-2, weight_decay=0.1, beta1=0.0, beta2=0.0, grad_clip=1e6, max_iters=300),
     small(learning_rate=0.0, weight_decay=0.1, max_iters=300),
 ]
-
-
-def normal(*size, seed=0):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def gradient(step):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from oracles import drop_of, normal
 
 from nanostudy.errors import KernelsUnavailable
 from nanostudy.model import kernels
@@ -27,9 +28,9 @@ from nanostudy.model.engine import (
 from nanostudy.model.gpt import dropouts, initial_parameters, named_views, working_copies
 from nanostudy.model.kernels import gpu
 from nanostudy.model.layers import Attention
-from nanostudy.model.ops import REFERENCE, DropoutKeys
+from nanostudy.model.ops import REFERENCE
 from nanostudy.model.optim import StepSettings
-from nanostudy.model.randomness import dropout_keys, dropout_words
+from nanostudy.model.randomness import dropout_keys
 from nanostudy.settings import Experiment
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -45,17 +46,6 @@ pytestmark = pytest.mark.filterwarnings(
 def ops():
     """Interpreted (conftest.py)."""
     return gpu.operations()
-
-
-def drop_of(rates, B, site=1):
-    rate_M = torch.tensor(rates)
-    keys_MB = dropout_keys(range(len(rates)), [7] * len(rates), range(B), B)
-    words = [word[site].flatten() for word in dropout_words(keys_MB, rate_M, site + 1)]
-    return DropoutKeys(*words, (1 / (1 - rate_M)).repeat_interleave(B))
-
-
-def normal(*size, dtype=torch.float32, seed=0):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def close(mine, theirs):

@@ -35,13 +35,7 @@ COMPANY = (  # they differ in every number
     small(seed=6, dropout=0.0, learning_rate=0.1, max_iters=27, eval_interval=1, warmup_iters=0),  # best in the middle
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_evaluations():
-    """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(evaluation.TOKENS, "cpu", 256)
-        yield
+pytestmark = pytest.mark.usefixtures("small_evaluations")
 
 
 @pytest.fixture
