@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanostudy.data.texts import Text, cuts_of, find_text, split_checksum
+from nanostudy.data.texts import cuts_of, find_text, split_checksum
 from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import UsageError
 
@@ -100,15 +100,11 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char", split: str 
             f"The text {text.name} is too short: of its {len(text.content)} characters the splits get {parts}."
         )
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    splits = [
-        Split(tokenizer.encode(text.content[start:stop]).astype(dtype), stop - start, _entropy(text, start, stop))
-        for start, stop in itertools.pairwise(cuts)
-    ]
+    splits = []
+    for start, stop in itertools.pairwise(cuts):
+        entropy = None if text.nats is None else float(text.nats[start:stop].mean())
+        splits.append(Split(tokenizer.encode(text.content[start:stop]).astype(dtype), stop - start, entropy))
     return Corpus(requested, text.name, split_checksum(text, cuts), text.note, tokenizer, *splits)
-
-
-def _entropy(text: Text, start: int, stop: int) -> float | None:
-    return None if text.nats is None else float(text.nats[start:stop].mean())
 
 
 def window_starts(corpus: Corpus, split: str, context: int, tokens: int | None = None) -> np.ndarray:

@@ -151,10 +151,6 @@ def _dataset(folder: Path) -> Text:
     return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, tokenizer=tokenizer)
 
 
-def _looked(path: Path) -> str:
-    return "" if path.is_absolute() else f", neither beside a file that names it nor in {Path.cwd()}"
-
-
 def _read(path: Path, tokenizer: str = "char") -> Text:
     try:
         raw = read_file(path, LARGEST_TEXT)
@@ -167,8 +163,9 @@ def _read(path: Path, tokenizer: str = "char") -> Text:
             "on its bytes with tokenizer=byte."
         ) from None
     except OSError as problem:
+        looked = "" if path.is_absolute() else f", neither beside a file that names it nor in {Path.cwd()}"
         raise UsageError(
-            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}){_looked(path)}. {CHOICES}"
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}){looked}. {CHOICES}"
         ) from None
     changes, ends = ["its byte order mark is left out"] if raw.startswith(codecs.BOM_UTF8) else [], content.count("\r")
     if ends:

@@ -70,7 +70,7 @@ class Evaluations:
         self.corpus, self.config, self.machine, self.ranks, self.stop = corpus, config, machine, ranks, stop
         self.texts = {name: text_on(machine.device, split.tokens) for name, split in corpus.splits.items()}
         self.replays = machine.device.type == "cuda" and machine.compiled
-        # by what they are of: the weights that a recording reads, and what replays it for other windows
+        # by split, context and heads: the weights that a recording reads, and what replays it for other windows
         self.recorded: dict[Hashable, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
 
     def windows(
@@ -87,7 +87,8 @@ class Evaluations:
 
         Ranks share the windows and get the same numbers. None after a request to stop at any rank. Raises OutOfMemory.
         """
-        M, text, at_once = len(params_MP), self.texts[split], self.at_once(context, len(params_MP))
+        M, text = len(params_MP), self.texts[split]
+        at_once = max(1, evaluation_tokens(self.config.vocab_size, self.machine.device.type) // (context * M))
         starts = window_starts(self.corpus, split, context, tokens)[: batches and batches * at_once]
         filled = np.append(starts, np.full(-len(starts) % at_once, len(text)))  # one size for all batches
         starts_CB = torch.from_numpy(filled).view(-1, at_once).to(self.machine.device)
@@ -110,10 +111,6 @@ class Evaluations:
         targets = np.minimum(context, len(text) - 1 - starts)
         sums_MW = read[:-1].view(M, -1)[:, : len(starts)].numpy()
         return [Windows.of(sums_W, targets, context) for sums_W in sums_MW]
-
-    def at_once(self, context: int, members: int) -> int:
-        """Windows in one batch."""
-        return max(1, evaluation_tokens(self.config.vocab_size, self.machine.device.type) // (context * members))
 
     def batch(
         self, params_MP: Tensor, heads: Sequence[int], split: str, context: int, starts_CB: Tensor
