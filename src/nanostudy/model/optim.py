@@ -88,7 +88,7 @@ def adamw(
     norm_M: Tensor,
     settings: StepSettings,
     decayed: int,
-    kernel: Callable[..., None] = adamw_kernel,
+    kernel: Callable[..., None],
 ) -> None:
     """One AdamW update, in place, of every member in `active_M` (Loshchilov & Hutter, 2019, algorithm 2), after clipping.
 

@@ -120,20 +120,17 @@ class Recorder:
 
     def restore(self, evaluations: Sequence[Mapping[str, float]]) -> None:
         """Writes back evaluations of an earlier session that evaluations.csv lacks or has otherwise. A loss of None was not finite."""
-        path = self.folder / "evaluations.csv"
-        columns = COLUMNS[path.name]
-        rows = {int(row["step"]): tuple(row[column] for column in columns) for row in read_rows(path)}
-        changed = False
+        path, changed = self.folder / "evaluations.csv", False
+        rows = {row["step"]: row for row in read_rows(path)}
         for point in evaluations:
             losses = (math.nan if point[key] is None else point[key] for key in ("train_loss", "val_loss"))
-            row = self._evaluation(int(point["step"]), int(point["tokens"]), point["seconds"], *losses)
-            there = rows.get(int(point["step"]), (None,) * len(row))
-            if any(
-                finite(a) != finite(b) for a, b, column in zip(there, row, columns, strict=True) if column != "seconds"
-            ):
-                rows[int(point["step"])], changed = row, True
+            cells = self._evaluation(int(point["step"]), int(point["tokens"]), point["seconds"], *losses)
+            row = dict(zip(COLUMNS[path.name], cells, strict=True))
+            there = rows.get(row["step"], {})
+            if any(finite(there.get(name)) != finite(cell) for name, cell in row.items() if name != "seconds"):
+                rows[row["step"]], changed = row, True
         if changed:
-            lines = [columns, *(rows[step] for step in sorted(rows))]
+            lines = [COLUMNS[path.name], *(rows[step].values() for step in sorted(rows))]
             write_atomically(path, "".join(",".join(map(str, line)) + "\n" for line in lines))
 
     def _write_rows(self) -> None:

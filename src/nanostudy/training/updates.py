@@ -54,9 +54,7 @@ class Draws:
     def row(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> int | None:
         """The row of these updates, if it is here."""
         u = steps[0] - self.steps[0]
-        same = self.experiments == tuple(experiments) and all(
-            step - first == u for step, first in zip(steps, self.steps, strict=True)
-        )
+        same = self.experiments == tuple(experiments) and self.steps == tuple(step - u for step in steps)
         return u if same and 0 <= u < len(self.rows) else None
 
 
@@ -106,7 +104,7 @@ class Updates:
         if self.recorded and self.recorded.state is state and self.recorded.how == how:
             return None if self.stop() else self.recorded.replay(now)
         metrics = self.update(state, experiments, Inputs.of(now, M), self.stop)
-        if self.replays:  # the update has compiled kernels, which a recording must not
+        if self.replays and metrics is not None:  # the update has compiled kernels, which a recording must not
             self.recorded = None  # frees its memory
             replay = graphs.record(lambda now: self.update(state, experiments, Inputs.of(now, M), lambda: False), now)
             self.recorded = _Recorded(state, how, replay)
