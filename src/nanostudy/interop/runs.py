@@ -11,7 +11,7 @@ from typing import Any
 from nanostudy.atomic import check_free, whole_folder, write_atomically
 from nanostudy.data.corpus import Corpus, load_corpus
 from nanostudy.data.nanogpt_dataset import META, read_meta, write_meta
-from nanostudy.data.texts import NAMES, find_text
+from nanostudy.data.texts import find_text
 from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.interop.huggingface import write_huggingface
@@ -34,7 +34,7 @@ from nanostudy.settings_files import IMPORTED
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata, settings_yaml
+from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata
 from nanostudy.training.stack import Slot, Stack
 from nanostudy.training.tensors import load_tensors
 from nanostudy.training.weights import Weights, load_weights, save_weights
@@ -266,11 +266,8 @@ def write_run(imported: Imported, target: Path, machine: Machine) -> None:
             begun = replace(weights, goes_on=f"nanoGPT {ckpt.sha256}")
             identity = e.identity(corpus.sha256, corpus.tokenizer.kind, begun.sha256)
             recorder = Recorder(folder, e, identity, corpus, machine)
-            recorder.claim(asdict(imported.resources), notes=[*machine.notes, _origin(imported), *imported.notes])
-            settings = {**e.as_dict(), **asdict(imported.resources), "init_from": IMPORTED}
-            if e.corpus not in NAMES and Path(e.corpus).exists():
-                settings["corpus"] = str(Path(e.corpus).resolve())
-            write_atomically(folder / "settings.yaml", settings_yaml(settings))
+            settings = {**asdict(imported.resources), "init_from": IMPORTED}
+            recorder.claim(settings, notes=[*machine.notes, _origin(imported), *imported.notes])
             save_weights(folder / IMPORTED, begun, {**about, "goes_on": begun.goes_on})
             about |= {"identity": identity, "corpus": {"name": corpus.name, "sha256": corpus.sha256}}
             checkpoint.save(_stack(ckpt, e.name), folder / CHECKPOINT, {e.name: identity}, machine.as_dict())

@@ -48,11 +48,12 @@ class Recorder:
         # tables that a failed write may have left with a part of a row
         self.unsure: set[str] = set()
 
-    def claim(self, resources: Mapping[str, Any], **about: Any) -> str:
+    def claim(self, settings: Mapping[str, Any], **about: Any) -> str:
         """Prepares the folder and returns its state: "new", "unfinished" (it can go on), "finished" or "diverged" (a result, which is
         never changed).
 
-        A new folder's run.json gets the fields in `about`. Raises NanostudyError where the folder holds another experiment.
+        A new folder gets a settings.yaml of the experiment's settings and these (resources, and what replaces the experiment's), and
+        the fields in `about` in run.json. Raises NanostudyError where the folder holds another experiment.
         """
         before = read_metadata(self.folder)
         if before is None:
@@ -75,7 +76,7 @@ class Recorder:
             )
         remove_leftovers(self.folder)
         if not (self.folder / "settings.yaml").exists():
-            settings = {**self.experiment.as_dict(), **resources}
+            settings = {**self.experiment.as_dict(), **settings}
             corpus = Path(settings["corpus"])
             if settings["corpus"] not in NAMES and corpus.exists():
                 settings["corpus"] = str(corpus.resolve())  # so that the settings work from any folder
