@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -35,9 +36,9 @@ class Shape(NamedTuple):
     @staticmethod
     def of(experiment: Experiment, corpus: Corpus) -> Shape:
         e, token = experiment, text_on(torch.device("meta"), corpus.train.tokens[:1]).dtype
-        kept = {"n_head": e.n_head, "n_embd": e.n_embd, "bias": e.bias, "tie_embeddings": e.tie_embeddings}
+        alike = Experiment(n_head=e.n_head, n_embd=e.n_embd, bias=e.bias, tie_embeddings=e.tie_embeddings)
         dropout = 0.1 if e.dropout else 0.0
-        smallest = Experiment(n_layer=1, block_size=POSITIONS, batch_size=1, dropout=dropout, **kept)
+        smallest = replace(alike, n_layer=1, block_size=POSITIONS, batch_size=1, dropout=dropout)
         return Shape(smallest, corpus.tokenizer.vocab_size, token)
 
 
