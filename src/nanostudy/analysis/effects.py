@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.analysis.design import TIMES, Design, design_of
+from nanostudy.analysis.design import TIMES, Array, Design, design_of
 from nanostudy.analysis.fit import Fit, Term, level_effect, level_mean
 from nanostudy.analysis.frames import AT_CONTEXT, Results
 from nanostudy.analysis.importance import at_best, importance
@@ -162,7 +162,7 @@ def _half_normal(design: Design) -> pd.DataFrame | None:
     """The contrasts of all orders by size, against the quantiles of pure noise; of balanced two-level designs alone."""
     if not (design.balanced and design.two_level) or not 3 <= design.cell_count - 1 <= MOST_CONTRASTS:
         return None
-    columns = {(): np.ones(design.n)}
+    columns: dict[tuple[str, ...], Array] = {(): np.ones(design.n)}
     for factor in design.factors:
         columns |= {(*names, factor.name): column * factor.coded[:, 0] for names, column in columns.items()}
     del columns[()]

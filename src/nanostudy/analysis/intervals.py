@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from scipy import stats
+
+Numbers = Sequence[float] | np.ndarray
 
 CONFIDENCE = 0.95
 
@@ -16,7 +19,7 @@ def student(df: Any, confidence: Any = CONFIDENCE) -> Any:
     return stats.t.ppf((1 + confidence) / 2, df)
 
 
-def satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> float:
+def satterthwaite(variances: Numbers, dfs: Numbers) -> float:
     """The degrees of freedom of the sum of variances with so many each (Satterthwaite, 1946; Welch, 1947)."""
     total = float(sum(variances))
     return total**2 / sum(one**2 / df for one, df in zip(variances, dfs, strict=True)) if total else math.inf
