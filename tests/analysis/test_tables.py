@@ -484,6 +484,27 @@ def test_logs_of_nanogpts_training(write):
     assert only(last)["status"] == "finished"  # it ended between two evaluations
 
 
+def test_a_log_of_several_trainings_has_a_row_for_each(write):
+    """As a notebook prints them, its beginning cut off: the settings of each stand before its first evaluation."""
+    cut_off = [
+        "step 500: train loss 2.42, val loss 2.43",
+        "saving checkpoint to out/first",
+        "step 750: train loss 2.3, val loss 2.35",
+    ]
+    trainings = [
+        line
+        for i, d in enumerate((0.0, 0.2, 0.2))
+        for line in (*LOG.format(dropout=d, loss=2 + d).splitlines(), f"saving checkpoint to out/drop{i}")
+    ]
+    results = read_table(write(*cut_off, *trainings, name="notebook.txt"))
+    assert list(results.experiments.index) == ["first", "drop0", "drop1", "drop2"]
+    assert list(results.experiments["val_loss"]) == [2.35, 2.0, 2.2, 2.2]
+    assert list(results.experiments["dropout"].iloc[1:]) == [0.0, 0.2, 0.2]
+    assert list(results.evaluations["name"]) == ["first"] * 2 + ["drop0"] * 3 + ["drop1"] * 3 + ["drop2"] * 3
+    unnamed = read_table(write(*(line for line in trainings if "saving" not in line), name="all.log"))
+    assert list(unnamed.experiments.index) == ["all 1", "all 2", "all 3"]
+
+
 def test_the_evaluations_of_one_training_are_a_curve(write):
     lines = ["iter,train_loss,val_loss,lr,elapsed_s", "0,4.2,4.3,0.1,1", "250,2.5,2.6,0.05,9", "500,2.1,2.3,0.01,18"]
     results = read_table(write(*lines, name="mine/loss_log.csv"))

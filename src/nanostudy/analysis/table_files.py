@@ -38,6 +38,7 @@ LOSS_LINE = re.compile(
     r"[ \t]*step[ \t]+([\d,]{1,15})[ \t]*:[ \t]*train loss[ \t]+([^\s,]+),?[ \t]+val(?:idation)? loss[ \t]+(\S+)", re.I
 )
 PARAMETERS = re.compile(r"number of parameters:\s*([\d.]+)\s*M\b")
+SAVING = re.compile(r"saving checkpoint to (\S+)")
 OVERRIDDEN = re.compile(r"^(?:Overriding:\s*)?([A-Za-z_]\w{0,40})\s*=\s*([^#=][^#]{0,200}?)\s*(?:#.*)?$")
 
 
@@ -110,7 +111,7 @@ def read_table_file(path: Path) -> Table:
     if suffix in JSONS:
         header, numbered = _of_records(path, _records(path, text, suffix == ".json"))
     elif suffix in LOGS:
-        header, numbered, curves[0] = _of_log(path, text)
+        header, numbered, curves = _of_log(path, text)
     else:
         header, numbered = _cells(path, text)
     if len(numbered) > MOST_ROWS or len(header) > MOST_COLUMNS:
@@ -255,23 +256,45 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterab
 # --- what nanoGPT's train.py prints
 
 
-def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, list[dict[str, str]]]:
-    """(headings, a row, its evaluations). One experiment: its name is the file's or the folder's, its settings are those that the log shows."""
-    settings: dict[str, str] = {}
-    points: list[dict[str, str]] = []
-    last = 1
+def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, dict[int, list[dict[str, str]]]]:
+    """(headings, a row per training, its evaluations). Settings are those that the log shows; a training begins where steps start again."""
+    runs: list[_LoggedRun] = []
+    before: dict[str, str] = {}  # settings of the run whose first evaluation is still to come
     for line, content in enumerate(text.split("\n"), start=1):
         if match := LOSS_LINE.match(content):
-            points.append({"step": match[1].replace(",", ""), "train_loss": match[2], "val_loss": match[3]})
-            last = line
+            step = match[1].replace(",", "")
+            if not runs or int(step) <= int(runs[-1].points[-1]["step"]):
+                runs.append(_LoggedRun(before))
+                before = {}
+            runs[-1].points.append({"step": step, "train_loss": match[2], "val_loss": match[3]})
+            runs[-1].line = line
         elif match := PARAMETERS.search(content):
-            settings["parameters"] = f"{float(match[1]):.2f}e6"
-        elif not points and (match := OVERRIDDEN.match(content)):
-            settings[match[1]] = match[2].strip("'\"")
-    if not points:
+            before["parameters"] = f"{float(match[1]):.2f}e6"
+        elif match := OVERRIDDEN.match(content):
+            before[match[1]] = match[2].strip("'\"")
+        elif runs and (match := SAVING.match(content)):
+            runs[-1].settings.setdefault("out_dir", match[1])
+    if not runs:
         example = "`step 250: train loss 2.4012, val loss 2.4120`"
         raise UsageError(f"{path} is no log of nanoGPT's train.py: it has no line such as {example}.")
-    if len(points) > 1:  # a training may end between two evaluations
-        settings.setdefault("eval_interval", str(int(points[-1]["step"]) - int(points[-2]["step"])))
-    row = {"name": stem_of(path), **settings, **points[-1]}
-    return list(row), [(last, list(row.values()))], points
+    names = [stem_of(path)]
+    if len(runs) > 1:
+        folders = [Path(run.settings.get("out_dir", "")).name for run in runs]
+        distinct = len({*folders, ""}) > len(runs)
+        names = folders if distinct else [f"{names[0]} {number}" for number in range(1, len(runs) + 1)]
+    rows = [{"name": name, **run.row()} for name, run in zip(names, runs, strict=True)]
+    header = list(dict.fromkeys(heading for row in rows for heading in row))
+    numbered = [(run.line, [row.get(heading, "") for heading in header]) for run, row in zip(runs, rows, strict=True)]
+    return header, numbered, {place: run.points for place, run in enumerate(runs)}
+
+
+@dataclass
+class _LoggedRun:
+    settings: dict[str, str]
+    points: list[dict[str, str]] = field(default_factory=list)  # evaluations
+    line: int = 1  # of the last evaluation
+
+    def row(self) -> dict[str, str]:
+        steps = [int(point["step"]) for point in self.points]
+        interval = {"eval_interval": str(steps[-1] - steps[-2])} if len(steps) > 1 else {}  # it may end between two
+        return {**interval, **self.settings, **self.points[-1]}
