@@ -524,6 +524,19 @@ def test_the_lines_of_a_chart_are_experiments_with_curves(write):
     assert list(results.evaluations[results.evaluations["name"] == "wide"]["val_loss"]) == [4.2, 2.5]
 
 
+def test_whole_numbers_that_pandas_wrote_as_fractions_are_settings(write):
+    lines = [f"{name},{iters},{2 - iters / 1e4}" for name, iters in zip("abcd", (100.0, 200.0) * 2, strict=True)]
+    results = read_table(write("name,max_iters,val_loss", *lines, name="floats.csv"))
+    assert results.factors == ("max_iters",)
+    assert list(results.experiments["max_iters"]) == [100, 200, 100, 200]
+
+
+def test_a_step_in_words_makes_no_curve(write):
+    results = read_table(write("epoch,val_loss", "last,2.1", "best,2.0", name="words.csv"))
+    assert list(results.experiments["val_loss"]) == [2.1, 2.0]
+    assert results.evaluations.empty
+
+
 def test_what_a_column_is_can_be_stated(write):
     lines = [
         "alpha,beta,quality,tag",

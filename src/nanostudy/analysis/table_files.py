@@ -13,20 +13,27 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nanostudy.errors import UsageError
 from nanostudy.reading import read_file
+from nanostudy.validation import letters
 
 JSONS, LOGS = (".json", ".jsonl", ".ndjson"), (".log", ".txt", ".out")
 SUFFIXES = (".csv", ".tsv", *JSONS, *LOGS, ".gz")
 SEPARATORS = (",", ";", "\t")
 LARGEST = 2**26  # bytes of a file, packed or not
 MOST_ROWS, MOST_COLUMNS = 100_000, 2_000
+NAMES = {"name", "run_name", "exp_name", "experiment", "label"}
 USUAL_STEMS = re.compile(r"(loss_?)?(log|history|curve|metrics|output|out|train|training|results?|summary|evaluations)")
 
+CONFIG = re.compile(
+    r"(?:config|params?|cfg|hparams?|hyperparameters|args|settings|hp)\s*(?:[/.:]|(?<=params)_|(?<=cfg)_)\s*", re.I
+)
+METRICS = re.compile(r"(?:summary|metrics?|user_attrs|system_attrs|results?)\s*(?:[/.:]|(?<=attrs)_)\s*", re.I)
 LOSS_LINE = re.compile(
     r"[ \t]*step[ \t]+([\d,]{1,15})[ \t]*:[ \t]*train loss[ \t]+([^\s,]+),?[ \t]+val(?:idation)? loss[ \t]+(\S+)", re.I
 )
@@ -35,9 +42,25 @@ SAVING = re.compile(r"saving checkpoint to (\S+)")
 OVERRIDDEN = re.compile(r"^(?:Overriding:\s*)?([A-Za-z_]\w{0,40})\s*=\s*([^#=][^#]{0,200}?)\s*(?:#.*)?$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Column:
+    heading: str
+    cells: Sequence[str]
+
+    @property
+    def configured(self) -> bool:
+        """Whether config/, params_ or the like stand before it."""
+        return CONFIG.match(self.heading) is not None
+
+    @cached_property
+    def key(self) -> str:
+        """What headings are compared by."""
+        return letters(bare(self.heading))
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """`rows` have a cell per heading, and may have none at their ends."""
+    """`rows` have a cell per heading."""
 
     label: str  # in messages
     checksums: Mapping[str, str]  # of files, by their paths
@@ -50,6 +73,15 @@ class Table:
     def where(self) -> str:
         """In errors: the file's path."""
         return next(iter(self.checksums)) if len(self.checksums) == 1 else self.label
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return [Column(heading, [row[place] for row in self.rows]) for place, heading in enumerate(self.header)]
+
+
+def bare(heading: str) -> str:
+    """Without config/, params_, metrics/ and the like before it."""
+    return CONFIG.sub("", heading, count=1) if CONFIG.match(heading) else METRICS.sub("", heading, count=1)
 
 
 def stem_of(path: Path) -> str:
@@ -75,10 +107,9 @@ def read_table_file(path: Path) -> Table:
     text = _decoded(path, raw)
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     curves: dict[int, list[dict[str, str]]] = {}
-    unit = "line"
+    unit = "experiment" if suffix == ".json" else "line"
     if suffix in JSONS:
         header, numbered = _of_records(path, _records(path, text, suffix == ".json"))
-        unit = "experiment" if suffix == ".json" else "line"
     elif suffix in LOGS:
         header, numbered, curves = _of_log(path, text)
     else:
@@ -88,15 +119,8 @@ def read_table_file(path: Path) -> Table:
             f"{path} has {len(numbered):,} rows and {len(header):,} columns; {MOST_ROWS:,} and {MOST_COLUMNS:,} at most are read."
         )
     at = [(path, f"{unit} {number:,}") for number, _ in numbered]
-    table = Table(label_of(path), {str(path): checksum}, header, at, [row for _, row in numbered], curves)
-    return _named(table, path) if suffix in JSONS and len(numbered) == 1 else table
-
-
-def _named(table: Table, path: Path) -> Table:
-    """A single experiment has its file's name where the file says none."""
-    if {"name", "run_name", "exp_name", "experiment", "label"} & set(table.header):
-        return table
-    return replace(table, header=["name", *table.header], rows=[[stem_of(path), *row] for row in table.rows])
+    rows = [[*row, *[""] * (len(header) - len(row))] for _, row in numbered]
+    return Table(label_of(path), {str(path): checksum}, header, at, rows, curves)
 
 
 def _unpacked(path: Path, raw: bytes) -> bytes:
@@ -200,9 +224,7 @@ def _experiments(value: Any) -> list[Mapping[str, Any]] | None:
         return max(lists, key=len)
     if all(isinstance(one, dict) and one for one in within):
         places = set(within[0])
-        if all(set(one) == places for one in within) and all(
-            place.isdigit() for place in places
-        ):  # as pandas writes it
+        if all(set(one) == places for one in within) and all(map(str.isdigit, places)):  # as pandas writes it
             return [{name: column[place] for name, column in value.items()} for place in within[0]]
         if all(not isinstance(cell, (dict, list)) for one in within for cell in one.values()):
             return [{"name": name, **one} for name, one in value.items()] if len(value) > 1 else within
@@ -213,6 +235,10 @@ def _of_records(path: Path, records: Sequence[tuple[int, Mapping[str, Any]]]) ->
     if not records:
         raise UsageError(f"{path} is empty: it holds no experiments.")
     flat = [(line, dict(_flat(one))) for line, one in records]
+    if (
+        len(flat) == 1 and not NAMES & flat[0][1].keys()
+    ):  # a single experiment has its file's name where the file says none
+        flat = [(flat[0][0], {"name": stem_of(path), **flat[0][1]})]
     header = list(dict.fromkeys(key for _, one in flat for key in one))
     return header, [(line, [one.get(key, "") for key in header]) for line, one in flat]
 
