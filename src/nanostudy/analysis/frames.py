@@ -81,6 +81,7 @@ class Results:
     corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    others: tuple[Results, ...] = ()  # of other programs and people: compared with these, and no part of them
 
     @property
     def factors(self) -> tuple[str, ...]:

@@ -102,6 +102,7 @@ def shared_settings(results: Results) -> list[tuple[str, str, str]]:
 def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
+    read = [provenance, *(other.provenance for other in f.results.others)]
     if f.training:
         text = "`settings.yaml` lies in the run's folder. There, this trains it again, in a folder beside it:"
         blocks: Blocks = [
@@ -115,10 +116,11 @@ def reproduce(f: Findings) -> Blocks:
                 Prose("The same trainings, with the same settings and seeds:"),
                 Source(str(provenance["command"])),
             ]
-        if provenance.get("paths"):
-            paths = shlex.join(str(path) for path in provenance["paths"])
-            blocks += [Prose("This report again, from its results:"), Source(f"nanostudy report {paths}")]
-    blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(provenance.get("checksums", {}).items())))
+        paths = [str(path) for one in read for path in one.get("paths", ())]
+        if paths:
+            blocks += [Prose("This report again, from its results:"), Source(f"nanostudy report {shlex.join(paths)}")]
+    checksums = [row for one in read for row in one.get("checksums", {}).items()]
+    blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), checksums))
     versions = [(one.get("nanostudy", ""), one.get("numerics_version", "")) for one in provenance.get("versions", [])]
     machines = [tuple(str(m.get(key, "") or "") for key in MACHINE) for m in provenance.get("machines", [])]
     if not f.training:
