@@ -40,7 +40,6 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     for end, level in (("from", "reference"), ("to", "level")):
         rows[end] = [plain_value(v) if own else None for v, own in zip(rows[level], alone, strict=True)]
     rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
-    shapes = alt.Scale(domain=KINDS, range=["circle", "diamond"])
     base = marks.inline(
         records(rows[["what", "effect", "low", "high", "kind", "text", "column", "from", "to"]])
     ).encode(
@@ -48,30 +47,20 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
         color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=[INK, GREY]), legend=None),
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
     )
-    title = f"change of {measure.axis}"
-    with_intervals = bool(rows["low"].notna().any())
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    point = base.mark_point(filled=True, size=85, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("kind:N", scale=shapes, legend=None)
-    )
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["circle", "diamond"]), legend=None)
+    chart = marks.effects_with_intervals(base, rows, f"change of {measure.axis}", 85, shape)
     left = len(table) - len(rows)
     caption = (
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
         "setting's change depends on the other."
     )
-    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if with_intervals else ""
+    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if rows["low"].notna().any() else ""
     caption += f" The {left} smallest are in the table of effects only." if left else ""
     few = most < min(len(table), MOST_TERMS)
     return Figure(
         "largest-effects" if few else "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
         f"{'The largest effects' if few else 'Effects'} on the {measure.title}",
-        (
-            Panel(
-                alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point),
-                22 * len(rows),
-                meta={"changes": name},
-            ),
-        ),
+        (Panel(chart, 22 * len(rows), meta={"changes": name}),),
         caption,
         f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
     )

@@ -47,8 +47,7 @@ def curves_figure(results: Results, curves: Sequence[Row], batches: Sequence[Row
         f"Lines for {len({row['i'] for row in curves})} experiments over at most {max(row['step'] for row in curves):,.0f} "
         f"updates. Validation losses end between {number(min(last))} and {number(max(last))} nats per token.",
         columns=2,
-        parameters={**marks.parameters(colour), **({"floor": False} if floors else {})},
-        tables=("experiments", "curves", "batches") if batches else ("experiments", "curves"),
+        parameters=marks.parameters(colour) | ({"floor": False} if floors else {}),
     )
 
 
@@ -61,21 +60,16 @@ def _highest(curves: Sequence[Row]) -> float:
 def _lines(table: str, column: str, title: str, condition: str, opacity: float) -> alt.Chart:
     """One line per experiment of one of the page's tables."""
     joined = alt.LookupData(data=alt.NamedData(name="experiments"), key="i")
-    return (
+    chart = (
         alt.Chart(alt.NamedData(name=table))
         .transform_lookup(lookup="i", from_=joined, as_="e")
         .transform_calculate(group=f"isValid(datum.e[{COLOUR}]) ? datum.e[{COLOUR}] : 'not known'", name="datum.e.name")
         .transform_calculate(setting=marks.SETTING)
         .transform_filter(condition)
-        .mark_line()
-        .encode(
-            x=marks.updates_axis(),
-            detail="i:N",
-            color=marks.group_colour("stroke"),
-            strokeOpacity=marks.fading(opacity, 0.08),
-            strokeWidth=alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5)),
-            tooltip=[*marks.WHO, marks.UPDATE, alt.Tooltip(f"{column}:Q", title=title, format=".4f")],
-        )
+    )
+    tooltip = [*marks.WHO, marks.UPDATE, alt.Tooltip(f"{column}:Q", title=title, format=".4f")]
+    return marks.lines(chart, marks.group_colour("stroke"), opacity, 0.08).encode(
+        x=marks.updates_axis(), tooltip=tooltip
     )
 
 
@@ -125,7 +119,6 @@ def gap_figure(results: Results, curves: Sequence[Row], colour: str) -> Figure |
         f"nats per token; the median is {signed(gaps.median(), 4)}.",
         columns=2,
         parameters=marks.parameters(colour),
-        tables=("experiments", "curves") if curves else ("experiments",),
     )
 
 
@@ -151,7 +144,6 @@ def pareto_figure(fronts: Mapping[str, pd.DataFrame], colour: str) -> Figure | N
         f"Scatter plots of validation loss with their fronts: {'; '.join(lines)}.",
         columns=len(fronts),
         parameters=marks.parameters(colour),
-        tables=("experiments",),
     )
 
 
@@ -190,7 +182,6 @@ def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Fi
         f"Validation loss {'; '.join(f'against {against}: {fit_text(fit)}' for against, fit in fits.items())}",
         columns=2,
         parameters=marks.parameters(colour),
-        tables=("experiments",),
     )
 
 

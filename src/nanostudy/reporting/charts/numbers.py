@@ -29,9 +29,8 @@ def curves_figure(results: Results, shapes: Shapes, forest: Forest) -> Figure | 
     optima = sorted(each(shapes.optima), key=lambda row: rank[row.factor])[:MOST_CURVES]
     names = [row.factor for row in optima]
     there = shapes.curves[shapes.curves["factor"].isin(names)]
-    place = {name: i for i, name in enumerate(results.experiments.index)}
     points = shapes.points[shapes.points["factor"].isin(names)]
-    points = points.assign(i=points["name"].map(place))
+    points = points.assign(i=points["name"].map(marks.places(results)))
     ends = np.concatenate([there[["low", "high"]].to_numpy(float).ravel(), points["loss"].to_numpy(float)])
     room = 0.05 * (np.ptp(ends) or 1.0)
     domain = [float(ends.min() - room), float(ends.max() + room)]

@@ -45,18 +45,14 @@ def sources_figure(sources: Sources) -> Figure:
             alt.Tooltip("text:N", title=measure.axis),
         ],
     )
-    title = f"change of {measure.axis}"
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     shapes = alt.Scale(domain=names, range=(SHAPES * len(names))[: len(names)])
-    point = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("source:N", scale=shapes, legend=legend)
-    )
-    layers = [marks.zero_line("x"), *([rule] if bool(rows["low"].notna().any()) else []), point]
+    shape = alt.Shape("source:N", scale=shapes, legend=legend)
+    chart = marks.effects_with_intervals(base, rows, f"change of {measure.axis}", 70, shape)
     left = f" The {len(largest) - len(shown)} smallest are in the table only." if len(largest) > len(shown) else ""
     return Figure(
         "sources",
         "The same effect in each source",
-        (Panel(alt.layer(*layers), (10 + 14 * len(names)) * len(shown)),),
+        (Panel(chart, (10 + 14 * len(names)) * len(shown)),),
         f"What the same change of a setting does to the {measure.title} in each source, by its own experiments alone. Bars are 95% "
         f"intervals.{left}",
         f"Dots with intervals: {len(shown)} changes of a setting in {len(names)} sources.",

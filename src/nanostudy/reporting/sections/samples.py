@@ -7,19 +7,13 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.analysis.sample_quality import SHARES
-from nanostudy.reporting.charts.experiments import quality_figure
+from nanostudy.reporting.charts.experiments import QUALITIES, quality_figure
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose, Samples
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import interval, share_text
 from nanostudy.settings import SamplingParams
 
-KINDS = {  # what is measured of samples: a plot's title, its axis
-    "words_real": ("real words", "words that exist in the text, %"),
-    "speakers_real": ("real speakers", "speakers that exist in the text, %"),
-    "dialogue_well_formed": ("well-formed dialogue", "speeches that are well formed, %"),
-    "longest_copied": ("longest copied passage", "longest passage copied, characters"),
-}
 MOST_ROWS = 10
 
 
@@ -27,13 +21,13 @@ def writing(f: Findings) -> Blocks:
     quality, results = f.analysis.quality, f.results
     if quality.empty:
         return []
-    figure = quality_figure(results, quality, KINDS)
+    figure = quality_figure(results, quality)
     lines = [
         "Of each share, the 95% interval and its n: Wilson's; of few, the numbers themselves.",
         *quality.attrs["notes"],
     ]
     if f.compares:
-        lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in KINDS]
+        lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in QUALITIES]
     best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
     rows = [(name, *_measured(quality.loc[name])) for name in best]
     header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
@@ -48,13 +42,13 @@ def _measured(row: pd.Series) -> list[str]:
         else share_text(row, column)
         if column in SHARES
         else f"{row[column]:,.0f}"
-        for column in KINDS
+        for column in QUALITIES
     ]
 
 
 def _against_loss(row: Any) -> str:
     """One row of the correlations of quality with loss."""
-    about = f"{KINDS[row.Index][0].capitalize()} against validation loss"
+    about = f"{QUALITIES[row.Index][0].capitalize()} against validation loss"
     if row.rho != row.rho:
         return f"{about}: too few experiments, or too much alike, to say."
     if row.low != row.low or row.low <= 0 <= row.high:
