@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Grid:
-    """A small table. `folded`: shut, until a reader opens it."""
+    """A small table: each row by its headings. `folded`: shut, until a reader opens it."""
 
     caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Mapping[str, Any]]
     folded: bool = False
 
     def __bool__(self) -> bool:

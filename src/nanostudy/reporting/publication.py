@@ -21,7 +21,7 @@ from nanostudy.analysis.results import read_results
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.figure import DrawingFailed, draw, each
-from nanostudy.reporting.charts.sources import change
+from nanostudy.reporting.charts.sources import change_of
 from nanostudy.reporting.data import spread
 from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
@@ -145,10 +145,10 @@ def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
         return []
     by_change: dict[str, dict[str, str]] = {}
     for row in each(found.effects):
-        by_change.setdefault(change(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
+        by_change.setdefault(change_of(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
     rows = [(what, *(texts.get(name, "") for name in found.names)) for what, texts in by_change.items()]
     differences = [
-        (change(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
+        (change_of(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
         for row in each(found.differences)
         if row.disagree
     ]

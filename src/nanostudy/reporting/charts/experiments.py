@@ -22,8 +22,6 @@ MOST_RANKED = 30
 MOST_LABELS = 12  # of an axis of parallel coordinates
 MOST_LINES = 256  # of parallel coordinates
 KINDS = ["lowest", "indistinguishable (95%)", "higher"]
-
-
 QUALITIES = {  # what is measured of samples: a plot's title, its axis
     "words_real": ("real words", "words that exist in the text, %"),
     "speakers_real": ("real speakers", "speakers that exist in the text, %"),

@@ -32,8 +32,8 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     if table.empty or not table["effect"].abs().max() > 1e-9:  # what rounding leaves is no effect
         return None
     measure = MEASURES[name]
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    rows = worded(table.loc[order].dropna(subset=["effect"]).head(most))
+    largest = table.dropna(subset=["effect"]).sort_values("effect", key=abs, ascending=False, kind="stable")
+    rows = worded(largest.head(most))
     rows["kind"] = np.where(rows["clear"].astype(bool), *KINDS)
     alone = rows["order"] == 1
     rows["column"] = rows["factor_a"].where(alone, None)

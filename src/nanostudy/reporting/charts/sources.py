@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
@@ -9,21 +11,20 @@ from nanostudy.analysis.sources import Sources
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import Figure, Panel, each, records
-from nanostudy.reporting.phrases import interval
-from nanostudy.text import value_text
+from nanostudy.reporting.phrases import change, interval
 
 MOST_CHANGES = 16  # the table has the rest
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
 
 
-def change(row: object) -> str:
-    return f"{row.factor} {value_text(row.reference)} → {value_text(row.level)}"  # type: ignore[attr-defined]
+def change_of(row: Any) -> str:
+    return change(row.factor, row.reference, row.level)
 
 
 def sources_figure(sources: Sources) -> Figure:
     """A point with its interval per source, side by side for each change of a setting."""
     table = sources.effects
-    table = table.assign(what=[change(row) for row in each(table)])
+    table = table.assign(what=[change_of(row) for row in each(table)])
     largest = (
         table.groupby("what")["effect"]
         .agg(lambda effect: effect.abs().max())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.reporting.charts.experiments import QUALITIES, quality_figure
 from nanostudy.reporting.charts.figure import each
@@ -29,29 +30,23 @@ def writing(f: Findings) -> Blocks:
     if f.compares:
         lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in QUALITIES]
     best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
-    rows = [(name, *_measured(quality.loc[name])) for name in best]
-    header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
+    rows = [{"experiment": name, **_measured(quality.loc[name])} for name in best]
     caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
-    return [figure, Bullets(lines), Grid(caption, header, rows, folded=figure is not None)]
+    return [figure, Bullets(lines), Grid(caption, rows, folded=figure is not None)]
 
 
-def _measured(row: pd.Series) -> list[str]:
-    return [
-        "not known"
-        if row[column] != row[column]
-        else share_text(row, column)
-        if column in SHARES
-        else f"{row[column]:,.0f}"
-        for column in QUALITIES
-    ]
+def _measured(row: pd.Series) -> dict[str, str]:
+    texts = {QUALITIES[share][0]: share_text(row, share) if known(row[share]) else "not known" for share in SHARES}
+    longest = row["longest_copied"]
+    return {**texts, "longest copied, characters": f"{longest:,.0f}" if known(longest) else "not known"}
 
 
 def _against_loss(row: Any) -> str:
     """One row of the correlations of quality with loss."""
     about = f"{QUALITIES[row.Index][0].capitalize()} against validation loss"
-    if row.rho != row.rho:
+    if not known(row.rho):
         return f"{about}: too few experiments, or too much alike, to say."
-    if row.low != row.low or row.low <= 0 <= row.high:
+    if not known(row.low) or row.low <= 0 <= row.high:
         relation = "indistinguishable from no relation (95%)"
     else:
         relation = f"the {'lower' if row.rho < 0 else 'higher'} the loss, the more"
@@ -63,9 +58,8 @@ def samples(f: Findings) -> Blocks:
     if not sampled:
         return []
     if f.training:
-        how = (
-            f"temperature {SamplingParams.temperature}, top-k {SamplingParams.top_k}, seed {f.training.experiment.seed}"
-        )
+        usual, seed = SamplingParams(), f.training.experiment.seed
+        how = f"temperature {usual.temperature}, top-k {usual.top_k}, seed {seed}"
         text = f"What the weights with the lowest validation loss write (sample.txt; {how})."
         return [Prose(text), Samples(sampled)]
     text = (
