@@ -17,7 +17,7 @@ from typing import Any
 
 from nanostudy.measures import MEASURES
 from nanostudy.reporting import document as doc
-from nanostudy.reporting.charts.figure import Figure, look
+from nanostudy.reporting.charts.figure import SCHEMES, Figure, look
 from nanostudy.reporting.data import Data
 from nanostudy.version import VERSION
 
@@ -86,7 +86,7 @@ def page_data(document: doc.Document) -> dict[str, Any]:
     return {
         "tables": {name: _columns(rows) for name, rows in {**data.tables, "samples": data.samples}.items()},
         "figures": {figure.id: {"panels": figure.for_page(), "tables": figure.tables} for figure in document.figures},
-        "looks": {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")},
+        "looks": looks(),
         "colourings": list(data.colourings),
         "settings": list(data.settings),
         "first": [i for block in document.blocks if isinstance(block, doc.Samples) for i in block.first],
@@ -94,6 +94,11 @@ def page_data(document: doc.Document) -> dict[str, Any]:
         "decimals": {"step": None, "loss": 4} | {name: measure.decimals for name, measure in MEASURES.items()},
         "lowest": [name for name, measure in MEASURES.items() if measure.lower_is_better],
     }
+
+
+def looks() -> dict[str, Any]:
+    """Of figures, in light and dark."""
+    return {scheme: look(scheme, PAGE_FONT) for scheme in SCHEMES}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -116,10 +121,13 @@ def _text(text: Any) -> str:
 
 
 def _masthead(document: doc.Document, undrawn: str) -> str:
-    notes = [*document.notes[:MOST_NOTES], *([f"Figures could not be drawn here: {undrawn}."] if undrawn else [])]
-    texts = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
+    why = [f"Figures could not be drawn here: {undrawn}."] if undrawn else []
     lede = f'<p class="lede">{_text(document.lede)}</p>'
-    return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{texts}"
+    return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes_html(document.notes)}{notes_html(why)}"
+
+
+def notes_html(notes: Sequence[str]) -> str:
+    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes[:MOST_NOTES])
 
 
 def sections_html(document: doc.Document) -> str:

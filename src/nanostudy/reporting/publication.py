@@ -20,7 +20,7 @@ from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_results
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
-from nanostudy.reporting.charts.figure import DrawingFailed, draw, each
+from nanostudy.reporting.charts.figure import DrawingFailed, each, scripts
 from nanostudy.reporting.charts.sources import change_of
 from nanostudy.reporting.data import spread
 from nanostudy.reporting.document import Document
@@ -50,7 +50,7 @@ def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[
     report = document(analysis)
     bundle = undrawn = ""
     try:
-        bundle = draw(report.figures, report.data.tables).bundle
+        bundle = scripts()
     except DrawingFailed as problem:
         undrawn = str(problem)
     parts = {str(part): [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
