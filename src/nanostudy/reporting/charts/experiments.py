@@ -162,9 +162,9 @@ def parallel_figure(results: Results) -> Figure | None:
     place = marks.places(results)
     rows = [
         {"i": place[name], "axis": axis, "at": round(at, 4), "loss": float(loss[name])}
-        for name, heights_of in pd.DataFrame(heights).loc[drawn].to_dict("index").items()
-        for axis, at in heights_of.items()
-        if known(at)
+        for name in drawn
+        for axis in names
+        if known(at := float(heights[axis][name]))
     ]
     bands["val_loss"] = {"title": names[-1], "ends": [low, low + marks.width(low, high)]}
     meta = {"axes": bands, **marks.line_meta("", "axis", "at", {"loss": MEASURES["val_loss"].axis})}

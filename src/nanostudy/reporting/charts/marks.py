@@ -76,7 +76,8 @@ def lines(chart: alt.Chart, colour: alt.Color, strong: float, faint: float) -> a
 
 def with_halo(base: alt.Chart, column: str, **words: Any) -> list[alt.Chart]:
     """Texts that can be read over lines."""
-    return [base.mark_text(**words, **style).encode(text=f"{column}:N") for style in ({"style": "halo"}, {})]
+    halo: dict[str, Any] = {"style": "halo"}
+    return [base.mark_text(**words, **style).encode(text=f"{column}:N") for style in (halo, {})]
 
 
 def fading(strong: float, faint: float) -> Any:
@@ -127,9 +128,7 @@ def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
 
 
-def effects_with_intervals(
-    base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape
-) -> alt.LayerChart:
+def effects_with_intervals(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
     """Columns effect, low and high about a line at zero; the intervals only where any is known."""
     rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)

@@ -66,10 +66,10 @@ def _gaps(f: Findings) -> str:
 
 def table(f: Findings) -> Grid:
     """Settings that differ and everything that was measured, side by side."""
-    a, b = (f.results.finished.loc[name] for name in f.pair or ())
+    a, b = (dict(f.results.finished.loc[name]) for name in f.pair or ())
     rows = [(name, brief_value(a[name]), brief_value(b[name]), "") for name in f.data.settings]
     for name, measure in MEASURES.items():
         if known(a[name]) and known(b[name]):
-            apart = signed(a[name] - b[name], measure.decimals) if measure.decimals else ""
+            apart = signed(float(a[name]) - float(b[name]), measure.decimals) if measure.decimals else ""
             rows.append((measure.axis, amount(a[name], name), amount(b[name], name), apart))
     return Grid("Side by side", [dict(zip(("", *labels(f), "difference"), row, strict=True)) for row in rows])

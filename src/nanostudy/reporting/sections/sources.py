@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanostudy.analysis.frames import known
 from nanostudy.analysis.sources import Sources
-from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.charts.figure import each, records
 from nanostudy.reporting.charts.sources import change_of, sources_figure
 from nanostudy.reporting.document import Blocks, Bullets, Grid
 from nanostudy.reporting.findings import Findings
@@ -44,7 +44,7 @@ def sources(f: Findings) -> Blocks:
         Bullets(sentences_of(found)),
         Grid("The same effect in each source", rows, folded=True),
         Grid("Between two sources", pairs, folded=True),
-        Grid(unlike, found.settings.to_dict("records")),
+        Grid(unlike, records(found.settings)),
     ]
 
 
