@@ -210,13 +210,14 @@ def report(
     from nanostudy import api
 
     written = api.published(*paths, out=out, **columns(loss, name, factors))
-    for note in written.notes:
+    document = written.document
+    for note in document.notes:
         print(f"{textwrap.fill(note, report_width())}\n")
-    if not written.answer:
-        print(f"{textwrap.fill(written.summary, report_width())}\n")
-    for number, sentence in enumerate(written.answer, start=1):
-        print(f"{number}  {sentence.about}")
-        print(textwrap.fill(sentence.text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
+    if not document.answer:
+        print(f"{textwrap.fill(document.lede, report_width())}\n")
+    for number, (about, text) in enumerate(document.answer.items(), start=1):
+        print(f"{number}  {about}")
+        print(textwrap.fill(text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")

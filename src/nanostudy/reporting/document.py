@@ -24,16 +24,10 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    about: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
-    """Numbered sentences, each with what it is about."""
+    """Numbered texts by what each is about."""
 
-    sentences: Sequence[Sentence]
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -147,6 +141,6 @@ class Document:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
     @property
-    def answer(self) -> Sequence[Sentence]:
+    def answer(self) -> Mapping[str, str]:
         """Empty where nothing is compared."""
-        return next((block.sentences for block in self.blocks if isinstance(block, Answer)), ())
+        return next((block.texts for block in self.blocks if isinstance(block, Answer)), {})

@@ -150,8 +150,8 @@ def block_as_html(block: doc.Block, data: Data, section: str) -> str:
             return f"<p>{_text(text)}</p>"
         case doc.Bullets(items):
             return f"<ul>{''.join(f'<li>{_text(item)}</li>' for item in items)}</ul>"
-        case doc.Answer(sentences):
-            items = "".join(f"<li><h3>{html.escape(one.about)}</h3><p>{_text(one.text)}</p></li>" for one in sentences)
+        case doc.Answer(texts):
+            items = "".join(f"<li><h3>{html.escape(k)}</h3><p>{_text(text)}</p></li>" for k, text in texts.items())
             return f'<ol class="answer">{items}</ol>'
         case doc.Facts(pairs):
             return _pairs("pairs", pairs)

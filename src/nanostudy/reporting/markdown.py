@@ -36,8 +36,8 @@ def _block(block: doc.Block, data: Data, pictures: Collection[str]) -> list[str]
             return [plain(text)]
         case doc.Bullets(items):
             return [f"- {plain(item)}" for item in items]
-        case doc.Answer(sentences):
-            return [f"{k}. **{plain(one.about)}.** {plain(one.text)}" for k, one in enumerate(sentences, start=1)]
+        case doc.Answer(texts):
+            return [f"{k}. **{plain(about)}.** {plain(text)}" for k, (about, text) in enumerate(texts.items(), start=1)]
         case doc.Facts(pairs):
             return table(("what", "value"), pairs)
         case doc.Grid(caption, rows):

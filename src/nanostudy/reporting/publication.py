@@ -119,8 +119,8 @@ def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: 
     made = [str(analysis.results.provenance.get("command", "")), shlex.join(words)]
     lines = [f"# {report.title}", "", report.lede, ""]
     lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
-    for number, sentence in enumerate(report.answer, start=1):
-        lines += [f"{number}. **{sentence.about}.** {plain(sentence.text)}"]
+    for number, (about, text) in enumerate(report.answer.items(), start=1):
+        lines += [f"{number}. **{about}.** {plain(text)}"]
     lines += ["", *_claims(analysis), *_sources(path, beside)]
     lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from nanostudy.analysis.results import read_run_folder
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.figure import DrawingFailed, draw
-from nanostudy.reporting.document import Document, Sentence
+from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
@@ -28,9 +28,7 @@ OURS = '<meta name="generator" content="nanostudy'  # in a page that may be writ
 class Published:
     page: Path
     folder: Path  # of the figures
-    summary: str
-    answer: Sequence[Sentence]  # empty where nothing is compared
-    notes: Sequence[str]
+    document: Document
     beside: Sequence[Path]  # what else was written, figures left out
     figures: int
     undrawn: str  # why figures could not be drawn; empty where they were
@@ -59,9 +57,7 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     return Published(
         page=folder / PAGE,
         folder=beside,
-        summary=report.lede,
-        answer=report.answer,
-        notes=report.notes,
+        document=report,
         beside=[beside / MARKDOWN, folder / TABLE],
         figures=len(pictures),
         undrawn=undrawn,

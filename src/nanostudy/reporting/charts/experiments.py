@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -100,19 +101,22 @@ def ranked_cells(results: Results, ranking: pd.DataFrame) -> tuple[pd.DataFrame,
     Labels are names where each stands alone; attrs["labels"] maps names to them.
     """
     replicated = bool((ranking["n"] > 1).any())
-    labels = {str(name): str(name) for name in ranking["name"]}
+    names = [str(name) for name in ranking["name"]]
+    labels = dict(zip(names, names, strict=True))
     if replicated:
-        labels = {name: settings_text(results, name) or "all" for name in labels}
+        labels = {name: text or "all" for name, text in settings_texts(results, names).items()}
     rows = ranking[ranking["diverged"] == 0]
     rows = rows.assign(label=rows["name"].map(labels)).drop_duplicates("label").sort_values("mean", kind="stable")
     rows.attrs["labels"] = labels
     return rows, replicated
 
 
-def settings_text(results: Results, name: str) -> str:
-    """n_embd 128, dropout 0.1: what varies."""
-    row = results.experiments.loc[name]
-    return ", ".join(f"{setting} {value_text(row[setting])}" for setting in marks.varying(results))
+def settings_texts(results: Results, names: Sequence[str]) -> dict[str, str]:
+    """Of each experiment what varies: n_embd 128, dropout 0.1."""
+    settings = marks.varying(results)
+    rows = results.experiments.loc[list(names), settings].itertuples(index=False, name=None)
+    texts = (", ".join(f"{key} {value_text(value)}" for key, value in zip(settings, row, strict=True)) for row in rows)
+    return dict(zip(names, texts, strict=True))
 
 
 def parts_figure(means: pd.DataFrame, colour: str) -> Figure | None:

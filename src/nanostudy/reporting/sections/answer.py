@@ -17,11 +17,11 @@ from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.frames import Results, known
 from nanostudy.analysis.text_error import expected
-from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure, settings_text
+from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure, settings_texts
 from nanostudy.reporting.charts.factors import effects_figure
 from nanostudy.reporting.charts.figure import Figure, each
 from nanostudy.reporting.charts.numbers import curves_figure as numbers_figure
-from nanostudy.reporting.document import Answer, Blocks, Quote, Sentence
+from nanostudy.reporting.document import Answer, Blocks, Quote
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.next_steps import confirmation_sentence
 from nanostudy.reporting.phrases import are, change, interval, interval_text, number, share_text, short, signed
@@ -40,10 +40,10 @@ VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims 
 def answer(f: Findings) -> Blocks:
     """In the order in which a reader asks, after a figure and what the best writes; only what the results can say."""
     if f.pair:
-        return [_writes(f), Answer(pair.sentences(f)), pair.table(f)]
+        return [_writes(f), Answer(pair.texts(f)), pair.table(f)]
     diverged = what_diverges(f.analysis)
     if not f.compares:
-        return [Answer([Sentence("What diverges", diverged)])] if diverged else []
+        return [Answer({"What diverges": diverged})] if diverged else []
     texts = {
         "What fresh seeds confirm": confirmation_sentence(f.analysis.confirmed) if f.analysis.confirmed else "",
         "What diverges": diverged,
@@ -54,8 +54,8 @@ def answer(f: Findings) -> Blocks:
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    sentences = [Sentence(about, text + longer_windows(f.analysis, text)) for about, text in texts.items() if text]
-    return [_figure(f), _writes(f), Answer(sentences)]
+    texts = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
+    return [_figure(f), _writes(f), Answer(texts)]
 
 
 def _figure(f: Findings) -> Figure | None:
@@ -285,7 +285,7 @@ def _best(analysis: Analysis) -> str:
             f"{lost if single['diverged'] else ''}"
         )
     else:
-        through = settings_text(results, first["name"])
+        through = settings_texts(results, [first["name"]])[first["name"]]
         text = (
             f"{first['name']}{f' ({through})' if through else ''} has the lowest validation loss, {number(loss.mean)} nats per token"
             f"{interval_text(loss)}{sized}"

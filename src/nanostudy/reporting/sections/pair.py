@@ -6,7 +6,7 @@ from nanostudy.analysis.frames import known
 from nanostudy.analysis.text_error import difference
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.data import telling
-from nanostudy.reporting.document import Grid, Sentence
+from nanostudy.reporting.document import Grid
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import amount, number, signed
 from nanostudy.study.names import label
@@ -31,7 +31,7 @@ def lede(f: Findings) -> str:
     return f"{better} reaches a validation loss of {losses[0]} nats per token, and {other} one of {losses[1]}, by one training each."
 
 
-def sentences(f: Findings) -> list[Sentence]:
+def texts(f: Findings) -> dict[str, str]:
     first, second = f.pair or ("", "")
     better, table = labels(f)[0], f.results.finished
     value, low, high = difference(f.results, first, second)
@@ -45,7 +45,7 @@ def sentences(f: Findings) -> list[Sentence]:
             f"and says whether {better} is better."
         )
     lower = f"{better} has the lower validation loss, by {number(-value)} nats per token"
-    texts = {
+    answers = {
         "Which is better": f"{lower}{interval if known(low) else ''}.",
         "What differs between them": f"They differ in {listed(differ)}."
         if differ
@@ -53,7 +53,7 @@ def sentences(f: Findings) -> list[Sentence]:
         "How well they generalise": _gaps(f),
         "What this cannot say": unsaid,
     }
-    return [Sentence(about, text) for about, text in texts.items() if text]
+    return {about: text for about, text in answers.items() if text}
 
 
 def _gaps(f: Findings) -> str:
