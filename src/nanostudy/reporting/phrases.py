@@ -71,6 +71,11 @@ def amount(value: Any, name: str) -> str:
     return f"{short(float(value))}{'FLOP' if name == 'flops' else ''}"
 
 
+def rounded(value: Any) -> str:
+    """A setting's value, as what a search drew or a curve gives, in three digits."""
+    return value_text(float(f"{value:.3g}") if isinstance(value, float) else value)
+
+
 def change(setting: str, reference: Any, level: Any) -> str:
     """n_embd 128 → 256."""
     return f"{setting} {value_text(reference)} → {value_text(level)}"

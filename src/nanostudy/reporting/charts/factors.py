@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
+from nanostudy.analysis.frames import levels
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
@@ -105,7 +106,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
 
 
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
-    at, by = ([value_text(v) for v in sorted(set(means[f"level_{k}"]), key=_order)] for k in "ab")
+    at, by = ([value_text(v) for v in levels(means[f"level_{k}"])] for k in "ab")
     rows = means.assign(a=means["level_a"].map(value_text), b=means["level_b"].map(value_text))
     legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=4, columnPadding=8)
     # shades, as colours are for what a reader colours by
@@ -128,10 +129,6 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
         title=f"{a} × {b}",
         meta={"means": [a, b]},
     )
-
-
-def _order(level: Any) -> tuple[int, float, str]:
-    return (1, 0.0, str(level)) if isinstance(level, str) or level is None else (0, float(level), "")
 
 
 def _lowest(a: str, b: str, means: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results
+from nanostudy.analysis.scaling import PowerLaw, Refusal
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import COLOUR, GREY, Figure, Panel, each, records
@@ -169,7 +170,7 @@ def front_label(row: Any) -> str:
     return str(row.cell).replace("=", " ") if row.n > 1 and row.cell else str(row.name)
 
 
-def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Figure | None:
+def scaling_figure(results: Results, fits: Mapping[str, PowerLaw | Refusal], colour: str) -> Figure | None:
     """Loss against parameters and tokens on logarithmic axes, with the power law where one is supported."""
     fits = {x: fit for x, fit in fits.items() if results.finished[x].nunique() > 1}
     if not fits:
@@ -185,23 +186,22 @@ def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Fi
     )
 
 
-def _power_law(against: str, fit: Any) -> Panel:
+def _power_law(against: str, fit: PowerLaw | Refusal) -> Panel:
     x = marks.x_of(against, scale=marks.logarithmic(), axis=marks.MAGNITUDES)
     y = marks.y_of("val_loss", scale=marks.logarithmic(12), axis=alt.Axis(format=".2f"))
     layers: list[Any] = [
         marks.points(f"datum.{against} > 0 && datum.val_loss > 0", 50, 0.8).encode(x=x, y=y, tooltip=marks.WHO)
     ]
-    curve = getattr(fit, "curve", None)
-    if curve is not None:
-        base = marks.inline(records(curve.rename(columns={"x": against, "y": "val_loss"})))
+    if isinstance(fit, PowerLaw):
+        base = marks.inline(records(fit.curve.rename(columns={"x": against, "y": "val_loss"})))
         band = base.mark_area(style="band").encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
         layers = [band, *layers, base.mark_line(style="front").encode(x=x, y=y)]
     return Panel(alt.layer(*layers), 290, title=f"against {MEASURES[against].title}")
 
 
-def fit_text(fit: Any) -> str:
+def fit_text(fit: PowerLaw | Refusal) -> str:
     """A fit's formula and exponent, or the refusal's reason."""
-    if not hasattr(fit, "exponent"):
+    if isinstance(fit, Refusal):
         return f"no power law is fitted. {fit.reason}"
     low, high = number(fit.low, 3), number(fit.high, 3)
     return f"{fit.formula}; exponent {number(fit.exponent, 3)} ({low} to {high}), n = {fit.n}."

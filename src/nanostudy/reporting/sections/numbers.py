@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
@@ -15,8 +13,8 @@ from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.charts.numbers import curves_figure
 from nanostudy.reporting.document import Blocks, Grid, Prose
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import are, number, short
-from nanostudy.text import counted, listed, value_text
+from nanostudy.reporting.phrases import are, number, rounded, short
+from nanostudy.text import counted, listed
 
 MOST_NAMED = 3  # settings that a sentence names
 MISSES = 0.05  # the p below which curves are said to miss something
@@ -36,12 +34,12 @@ def what_matters(shapes: Shapes) -> str:
             return "No setting's effect can be said to differ from zero: these experiments do not show how large the noise is."
         return (
             f"No setting's effect differs from zero: the largest estimate is {first['factor']}'s, "
-            f"{number(first['change'], 3)} nats per token between {_value(first['at_highest'])} and {_value(first['at_lowest'])}, "
+            f"{number(first['change'], 3)} nats per token between {rounded(first['at_highest'])} and {rounded(first['at_lowest'])}, "
             f"and up to {number(first['high'], 3)} agrees with the results ({sure})."
         )
     first, others = clear.iloc[0], clear.iloc[1:]
     words = (
-        f"from {_value(first['at_highest'])} to {_value(first['at_lowest'])} it lowers the validation loss by "
+        f"from {rounded(first['at_highest'])} to {rounded(first['at_lowest'])} it lowers the validation loss by "
         f"{_change(first)} nats per token"
     )
     then = [f"{row['factor']} {_step(row)} by {_change(row)}" for _, row in others.iterrows()]
@@ -64,11 +62,7 @@ def _change(row: pd.Series) -> str:
 
 
 def _step(row: pd.Series) -> str:
-    return f"{_value(row['at_highest'])} → {_value(row['at_lowest'])}"
-
-
-def _value(value: Any) -> str:
-    return value_text(float(f"{value:.3g}")) if isinstance(value, float) else value_text(value)
+    return f"{rounded(row['at_highest'])} → {rounded(row['at_lowest'])}"
 
 
 def what_does_not(shapes: Shapes) -> str:
@@ -101,10 +95,10 @@ def best_values(shapes: Shapes) -> str:
     """Where the curves are lowest. An optimum is stated only where the curve falls before it and rises after it."""
     texts, unknown = [], []
     for row in each(shapes.optima):
-        lowest, highest = _value(row.lowest), _value(row.highest)
+        lowest, highest = rounded(row.lowest), rounded(row.highest)
         if row.where == "inside":
-            interval = f"95% interval {_value(row.low)} to {_value(row.high)}; run from {lowest} to {highest}"
-            texts.append(f"{row.factor} is best near {_value(row.best)} ({interval})")
+            interval = f"95% interval {rounded(row.low)} to {rounded(row.high)}; run from {lowest} to {highest}"
+            texts.append(f"{row.factor} is best near {rounded(row.best)} ({interval})")
         elif row.where in ("highest end", "lowest end"):
             way = (
                 f"falls up to its highest value, {highest}"
@@ -128,7 +122,7 @@ def lowest_of_search(analysis: Analysis) -> str:
     shapes, table, results = analysis.shapes, analysis.results.finished, analysis.results
     name = str(table["val_loss"].idxmin())
     best = table.loc[name]
-    through = ", ".join(f"{setting} {_value(best[setting])}" for setting in varying(results))
+    through = ", ".join(f"{setting} {rounded(best[setting])}" for setting in varying(results))
     loss, size = (float(str(best[measure])) for measure in ("val_loss", "parameters"))
     sized = f", with {short(size)} parameters" if known(size) else ""
     text = (
@@ -155,8 +149,8 @@ def curves(f: Findings) -> Blocks:
             "setting": row.factor,
             "largest change, nats per token": number(row.change),
             "95% interval, all at once": f"{number(row.low)} to {number(row.high)}",
-            "lowest loss at": _value(row.at_lowest),
-            "highest loss at": _value(row.at_highest),
+            "lowest loss at": rounded(row.at_lowest),
+            "highest loss at": rounded(row.at_highest),
             "p, all at once": f"{row.p:.2g}",
             "degrees of freedom": f"{row.df:.1f}",
         }
