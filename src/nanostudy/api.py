@@ -166,8 +166,7 @@ def train(
             ranks.agree({"compiled": machine.compiled})
             stopped = stack.enter_context(stop_requests())
             stack.enter_context(memory_errors())
-            hear, view = stack.enter_context(_listening(recorder, listen, where, ranks.first))
-            tick, doing = (view.tick, view.doing) if view else (_nothing, _nothing)
+            hear, tick, doing = stack.enter_context(_listening(recorder, listen, where, ranks.first))
             path = folder / run_folder.CHECKPOINT
             options = {"save_every": where.save_every, "stop": lambda: tick() or stopped(), "moments": True}
             for event in train_stack([job], corpus, machine, path, **options, ranks=ranks):
@@ -193,10 +192,12 @@ def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[
 @contextlib.contextmanager
 def _listening(
     recorder: Recorder, listen: Callable[[Event], None] | None, where: Where, first: bool
-) -> Iterator[tuple[Callable[[Event], None], TrainingView | None]]:
-    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view."""
+) -> Iterator[tuple[Callable[..., None], ...]]:
+    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view's tick
+    and doing.
+    """
     if not first:
-        yield _nothing, None
+        yield _nothing, _nothing, _nothing
         return
     with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
         say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
@@ -208,7 +209,7 @@ def _listening(
                 if tracked:
                     tracked.hear(event, recorder)
 
-            yield hear, view if isinstance(view, TrainingView) else None
+            yield hear, getattr(view, "tick", _nothing), getattr(view, "doing", _nothing)
 
 
 # --- studies
@@ -222,17 +223,16 @@ def _drafted(
     only: str | None,
 ) -> tuple[Design, list[Entry]]:
     """The study's design, and the experiments chosen from it; nothing is written. Raises UsageError."""
-    source = study_of(source) if isinstance(source, Mapping) else source
-    path = Path(out) if out is not None else folder_of(source.name if isinstance(source, Study) else str(source))
-    if isinstance(source, Study):
-        draft = design(path, with_assignments(source, settings or {}))
-        return draft, select(draft.requested, parts, only)
-    existing = definitions(Path(source)) if has_study(Path(source)) else []
-    if existing and not settings and path == Path(source):
-        draft = design(path)
-        return draft, select(draft.entries, parts, only)
-    study = with_assignments(existing[-1], settings or {}) if existing else read_study(str(source), settings or {})
-    draft = design(path, study)
+    study = study_of(source) if isinstance(source, Mapping) else source
+    name = study.name if isinstance(study, Study) else str(study)
+    path = Path(out) if out is not None else folder_of(name)
+    if not isinstance(study, Study):
+        existing = definitions(Path(name))
+        if existing and not settings and path == Path(name):
+            draft = design(path)
+            return draft, select(draft.entries, parts, only)
+        study = existing[-1] if existing else read_study(name)
+    draft = design(path, with_assignments(study, settings or {}))
     return draft, select(draft.requested, parts, only)
 
 

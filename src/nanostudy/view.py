@@ -37,11 +37,11 @@ from nanostudy.training.recorder import Recorder
 PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-NARROW, WIDE = (
+NARROW, COLUMNS = (
     80,
-    100,
-)  # characters of a terminal: columns keep these least widths, so that they stand still; there is room for speeds
-COLUMNS = (8, 0, 10, 19, 10, 15)
+    (8, 0, 10, 19, 10, 15),
+)  # in a terminal of so many characters columns have these least widths, and stand still
+WIDE = 100  # characters of a terminal that has room for speeds
 BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
 MOST_ODD = 3  # notes on a study's unusual settings
 

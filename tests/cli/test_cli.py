@@ -22,12 +22,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+import commands
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from commands import Outcome
 from conftest import cache_in, record_again, without_report
 
 from nanostudy import api
@@ -61,7 +62,7 @@ SMALL = [
         "threads": 1,
     }.items()
 ]
-WORDS = (
+WORDS = [
     "the",
     "king",
     "and",
@@ -76,25 +77,17 @@ WORDS = (
     "while",
     "night",
     "falls",
-)
+]
 FILES = {
     "settings.yaml", "run.json", "training.csv", "evaluations.csv", "window_losses.safetensors", "best.safetensors", "last.safetensors", "sample.txt", "samples.json",
     "curve.png", "curve.svg", "report.md", "report/index.html", "report/results.csv", "optimizer.safetensors",
 }  # fmt: skip
-
-
 UNDRAWN = {name for name in FILES if not name.startswith(("curve.", "report/"))}
 
 
 def some_text(seed: int = 0, lines: int = 60) -> str:
     draw = random.Random(seed)
     return "".join(" ".join(draw.choice(WORDS) for _ in range(9)).capitalize() + ".\n" for _ in range(lines))
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def said(outcome: Outcome, code: int, *words: str) -> None:
@@ -169,21 +162,10 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def call(here, monkeypatch, capsys):
+def call(here, monkeypatch):
     """`nanostudy ...` in this process, with one thread unless told otherwise."""
     monkeypatch.setattr(machine, "available_cores", lambda: 1)
-
-    def call(*args: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["nanostudy", *once(args)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Outcome(code, *capsys.readouterr())
-
-    return call
+    return lambda *args: commands.call(*once(args))
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from conftest import cache_in, write_text
 from rich.console import Console
-from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
+from test_cli import contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
 
 from nanostudy import api, view
-from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
@@ -58,19 +59,6 @@ NAMES = [f"b8_L1_H2_E{e}_BS4_MI6_D{d}_s1" for e in (16, 32) for d in (10, 20)]
 A_FORM = pytest.mark.parametrize("form", ["csv", "json"])
 
 
-def command(capsys, *args: str) -> Outcome:
-    """`nanostudy study ...` in this process."""
-    capsys.readouterr()
-    code = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["nanostudy", "study", *map(str, args)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-    return Outcome(code, *capsys.readouterr())
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch, undrawn) -> Path:
     """A folder with a text and a study file; no corpus is at hand but this."""
@@ -84,23 +72,9 @@ def here(tmp_path, monkeypatch, undrawn) -> Path:
 
 
 @pytest.fixture
-def study(here, capsys):
-    return lambda *args: command(capsys, *args)
-
-
-@pytest.fixture
-def call_of(here, capsys):
-    """`nanostudy WORD`."""
-
-    def call_of(word: str) -> Outcome:
-        capsys.readouterr()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["nanostudy", word])
-            with pytest.raises(SystemExit, match="0"):
-                cli.main()
-        return Outcome(0, *capsys.readouterr())
-
-    return call_of
+def study(here):
+    """`nanostudy study ...` in this process."""
+    return partial(call, "study")
 
 
 @contextlib.contextmanager
@@ -118,9 +92,7 @@ def finished(tmp_path_factory) -> Path:
         patch.chdir(folder)
         write_text(folder / "small.txt", 600)
         (folder / "mine.yaml").write_text(STUDY, encoding="utf-8")
-        patch.setattr(sys, "argv", ["nanostudy", "study", "run", "mine.yaml", "--out", "done", "--no-report", *INLINE])
-        with pytest.raises(SystemExit, match="0"):
-            cli.main()
+        assert call("study", "run", "mine.yaml", "--out", "done", "--no-report", *INLINE).code == 0
     return folder / "done"
 
 
@@ -508,7 +480,7 @@ def test_a_note_of_what_is_not_there_and_a_damaged_file_are_told(study, done):
 # --- 80 columns
 
 
-def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
+def test_every_listing_fits_80_columns(study, done, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     said(study("note", done, "2", "a note that goes on and on " * 8, "--star"), 0)
     for words in (
@@ -522,7 +494,8 @@ def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
         said(told, 0)
         assert max(map(len, told.out.splitlines())) <= 80, told.out
     for word in ("presets", "settings"):
-        told = call_of(word)
+        told = call(word)
+        assert told.code == 0
         assert max(map(len, told.out.splitlines())) <= 80, told.out
 
 

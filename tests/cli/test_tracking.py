@@ -14,11 +14,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import call
 from conftest import SMALL, write_text
 
 import nanostudy
 from nanostudy import tracking
-from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.reporting import write
 from nanostudy.settings import TRACKING, Resources, Where
@@ -408,25 +408,14 @@ def test_a_tracker_that_hangs_delays_no_training(experiment, tmp_path, monkeypat
 # --- the ways in
 
 
-def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [f"{name}={value}" for name, value in {**SMALL, "corpus": experiment.corpus, "sample_tokens": 5}.items()]
-    monkeypatch.setattr(
-        sys, "argv", ["nanostudy", "train", "quickstart", *settings, "--track=tensorboard", "--out", "run"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
+    assert call("train", "quickstart", *settings, "--track=tensorboard", "--out", "run").code == 0
     assert events_of(tmp_path / "run").Tags()["scalars"]
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "train", "quickstart", "track=paper"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "track='paper' is not known" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "settings"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "track  " in capsys.readouterr().out
+    told = call("train", "quickstart", "track=paper")
+    assert told.code == 2
+    assert "track='paper' is not known" in told.err
 
 
 def test_nanogpts_wandb_log_is_the_same(tmp_path) -> None:

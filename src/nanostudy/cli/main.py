@@ -19,14 +19,26 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+import nanostudy
 from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
-from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, presets_like, report_width
+from nanostudy.cli.options import (
+    Corpus,
+    Factors,
+    Loss,
+    Name,
+    Tokenizer,
+    columns,
+    presets_like,
+    report_width,
+    stopped_at_once,
+)
 from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
 from nanostudy.cli.ui import ui
-from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING
-from nanostudy.text import beside, printable
+from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
+from nanostudy.settings import BESIDE, CORPORA, IN_FILES, SETTINGS, TRACKING
+from nanostudy.text import beside, printable, value_text
 from nanostudy.version import VERSION
 
 if TYPE_CHECKING:
@@ -62,7 +74,6 @@ def check_ranks(
     # WORLD_SIZE alone is set by others too, in each of several machines
     if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    from nanostudy.errors import ReportedElsewhere, UsageError
     from nanostudy.model.ranks import started
 
     ranks = started()
@@ -90,18 +101,14 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
 ) -> None:
     """Train one GPT; run the same command again to go on after an interruption."""
-    from nanostudy import api
-    from nanostudy.errors import Interrupted
     from nanostudy.model.ranks import joined
     from nanostudy.training.run_folder import read_metadata
 
     with joined() as ranks:
         experiment, resources, tracking, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
         before = read_metadata(out) if ranks.first else None
-        try:
-            run = api.train(experiment, out, resources=resources, **tracking)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
+        with stopped_at_once():
+            run = nanostudy.train(experiment, out, resources=resources, **tracking)
     if not ranks.first:
         return
     if before and before["status"] == run.metadata["status"]:
@@ -136,8 +143,6 @@ def _default_folder(source: str, given: dict[str, str], experiment: Experiment) 
     """The run folder that was named, or one under runs/ named after the request. Raises UsageError where a run's text is missing or
     another one is given.
     """
-    from nanostudy.errors import UsageError
-    from nanostudy.settings import CORPORA
     from nanostudy.training.inputs import Inputs
     from nanostudy.training.run_folder import read_metadata
 
@@ -184,7 +189,6 @@ def _print_finished(run: Run) -> None:
 def _prompt_option(run: Run) -> str:
     """With the first words of the run's text, whose characters the model knows; empty where the text is no longer there."""
     from nanostudy.data.texts import find_text
-    from nanostudy.errors import NanostudyError
 
     try:
         text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
@@ -244,8 +248,6 @@ def presets() -> None:
 @app.command()
 def settings() -> None:
     """List every setting with its default and meaning."""
-    from nanostudy.text import value_text
-
     rows = [(name, value_text(SETTINGS[name].default), SETTINGS[name].meaning) for name in IN_FILES]
     print("\n".join(beside(rows)))
 
@@ -287,7 +289,6 @@ corpus_app.command("export")(corpus_export)
 def corpus_fetch(name: Annotated[str, typer.Argument(help="shakespeare")]) -> None:
     """Put a corpus on this machine."""
     from nanostudy.data.texts import fetch_shakespeare, find_text
-    from nanostudy.errors import UsageError
 
     if name != "shakespeare":
         raise UsageError(f"{name!r} needs no fetching; shakespeare does.")
@@ -368,7 +369,6 @@ def _wrapped(message: str) -> str:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in 1, a stop on request in 130."""
-    from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
 
     try:
         with _lenient_output():

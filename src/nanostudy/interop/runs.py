@@ -29,7 +29,7 @@ from nanostudy.interop.nanogpt_config import (
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
 from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, from_settings
-from nanostudy.settings_files import IMPORTED
+from nanostudy.settings_files import IMPORTED, experiment_and_resources
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
@@ -227,15 +227,8 @@ def _experiment(
     config["max_iters"] = max(planned if isinstance(planned, int) else 0, ckpt.iter_num)
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
     fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
-    resources = Resources(**{name: value for name, value in settings.items() if name in RESOURCE_NAMES})
-    e = from_settings(
-        {
-            **translate({**SHARED, **config}).settings,
-            **fixed,
-            "corpus": corpus.requested if corpus else "auto",
-            **{name: value for name, value in settings.items() if name in FIELDS},
-        }
-    )
+    text = {"corpus": corpus.requested if corpus else "auto"}
+    e, resources = experiment_and_resources({**translate({**SHARED, **config}).settings, **fixed, **text, **settings})
     for name, value in fixed.items():
         if getattr(e, name) != value:
             raise UsageError(
