@@ -273,7 +273,7 @@ def test_plan_for_other_machines(study, here, what):
 
 
 def test_plan_for_other_machines_as_json_and_csv(study, here):
-    (told,) = [study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "json")]
+    told = study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "json")
     said(told, 0)
     found = json.loads(told.out)
     assert (found["device"], found["workers"], found["precision"]) == ("A100", 2, "bf16")
@@ -469,10 +469,7 @@ def test_a_note_of_what_is_not_there_and_a_damaged_file_are_told(study, done):
     (done / NOTES).write_text(f"{NAMES[0]}: {{star: often}}\n", encoding="utf-8")
     said(study("note", done, "1", "x"), 2, "notes.yaml.*must be a text")
     told = study("status", done)  # results are still listed
-    said(
-        told,
-        0,
-    )
+    said(told, 0)
     assert "4 of 4 experiments finished" in told.out
     assert "must be a text" in told.out
 
