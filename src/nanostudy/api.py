@@ -34,6 +34,7 @@ from nanostudy.run import Run as Run
 from nanostudy.run import complete, has_begun, resume_command
 from nanostudy.run import load as load
 from nanostudy.settings import (
+    BESIDE,
     PLAN_OPTIONS,
     RUN_OPTIONS,
     SETTINGS,
@@ -96,16 +97,16 @@ def preset(name: str, **changes: Any) -> Experiment:
 
 def _experiment(
     source: Experiment | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]
-) -> tuple[Experiment, Resources]:
-    """With the resources that a settings file may name."""
+) -> tuple[Experiment, dict[str, Any]]:
+    """With what a settings file may name beside it: resources and a tracker."""
     if isinstance(source, Experiment):
         settings = source.as_dict()
     else:
         settings = dict(source) if isinstance(source, Mapping) else read_settings(str(source))
-    given = {**settings, **changes}
-    return experiment_and_resources(
-        {canonical(name) if isinstance(name, str) else name: v for name, v in given.items()}
-    )
+    given = {
+        canonical(name) if isinstance(name, str) else name: value for name, value in {**settings, **changes}.items()
+    }
+    return experiment_and_resources(given)[0], {name: given[name] for name in BESIDE if name in given}
 
 
 @usage_errors
@@ -143,11 +144,11 @@ def train(
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
     rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ReportedElsewhere.
     """
-    experiment, named = _experiment(experiment, settings or {})
-    resources = resources or named
+    experiment, beside = _experiment(experiment, settings or {})
+    named = {name: value for name, value in beside.items() if resources is None or name in TRACKING}
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     with joined() as ranks, contextlib.ExitStack() as stack:
-        where = Where.of(TRAIN_OPTIONS, resources, options)
+        where = Where.of(TRAIN_OPTIONS, resources, {**named, **options})
         ranks.share(experiment.sequences_per_update)
         ranks.of_first(lambda: check_installed(where.track))
         machine = resolve(where.resources, ranks)

@@ -408,6 +408,15 @@ def test_a_tracker_that_hangs_delays_no_training(experiment, tmp_path, monkeypat
 # --- the ways in
 
 
+def test_a_settings_file_names_its_tracker_for_python_too(experiment, tmp_path) -> None:
+    settings = {**SMALL, "corpus": experiment.corpus, "sample_tokens": 5, "max_iters": 1, "track": "tensorboard"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(settings))
+    nanostudy.train(tmp_path / "mine.yaml", tmp_path / "run", resources=ONE, listen=lambda event: None)
+    assert events_of(tmp_path / "run").Tags()["scalars"]
+    nanostudy.train(tmp_path / "mine.yaml", tmp_path / "b", resources=ONE, listen=lambda event: None, track=None)
+    assert not (tmp_path / "b" / "tensorboard").exists()
+
+
 def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [f"{name}={value}" for name, value in {**SMALL, "corpus": experiment.corpus, "sample_tokens": 5}.items()]

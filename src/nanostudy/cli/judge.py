@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nanostudy.cli.options import options, stopped_at_once
-from nanostudy.settings import RUN_OPTIONS
+from nanostudy.cli.options import RUN, options, stopped_at_once
 
 EXIT_CODES = {"KEEP": 0, "DISCARD": 3, "UNDECIDED": 4}  # 1 and 2 are failures and wrong usage
 
 
-@options(name for name in RUN_OPTIONS if name != "save_every")
+@options(RUN)
 def judge(
     a: Annotated[
         str, typer.Argument(help="A recipe: a preset, a settings file, a run folder, or 'quickstart dropout=0.1'.")

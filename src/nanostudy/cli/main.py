@@ -37,13 +37,13 @@ from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
 from nanostudy.cli.ui import ui
 from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
-from nanostudy.settings import BESIDE, CORPORA, IN_FILES, SETTINGS, TRACKING
+from nanostudy.settings import BESIDE, CORPORA, IN_FILES, SETTINGS
 from nanostudy.text import beside, printable, value_text
 from nanostudy.version import VERSION
 
 if TYPE_CHECKING:
     from nanostudy.run import Run
-    from nanostudy.settings import Experiment, Resources
+    from nanostudy.settings import Experiment
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
@@ -105,10 +105,10 @@ def train(
     from nanostudy.training.run_folder import read_metadata
 
     with joined() as ranks:
-        experiment, resources, tracking, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
+        settings, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
         before = read_metadata(out) if ranks.first else None
         with stopped_at_once():
-            run = nanostudy.train(experiment, out, resources=resources, **tracking)
+            run = nanostudy.train(settings, out)
     if not ranks.first:
         return
     if before and before["status"] == run.metadata["status"]:
@@ -116,10 +116,8 @@ def train(
     _print_finished(run)
 
 
-def _requested(
-    source: str, assignments: list[str], out: Path | None
-) -> tuple[Experiment, Resources, dict[str, Any], Path]:
-    """What to train, on what, the tracker's settings, and the run folder; prints what of nanoGPT's settings is not used."""
+def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[dict[str, Any], Path]:
+    """The settings and the run folder; prints what of nanoGPT's settings is not used."""
     from nanostudy.interop.nanogpt_config import read_config
     from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
@@ -134,9 +132,8 @@ def _requested(
         settings, out = config.settings, out or config.out
     else:
         settings = {**read_settings(source), **given}
-    experiment, resources = experiment_and_resources(settings)
-    tracking = {name: settings[name] for name in TRACKING if name in settings}
-    return experiment, resources, tracking, out or _default_folder(source, given, experiment)
+    experiment, _ = experiment_and_resources(settings)
+    return settings, out or _default_folder(source, given, experiment)
 
 
 def _default_folder(source: str, given: dict[str, str], experiment: Experiment) -> Path:

@@ -14,11 +14,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from nanostudy.errors import Interrupted
-from nanostudy.settings import SETTINGS
+from nanostudy.settings import RUN_OPTIONS, SETTINGS
 from nanostudy.text import printable
 from nanostudy.validation import Setting, takes
 
 F = TypeVar("F", bound=Callable[..., Any])
+RUN = [name for name in RUN_OPTIONS if name != "save_every"]  # of commands that run a study
 
 
 class Form(StrEnum):

@@ -17,6 +17,7 @@ import typer
 import nanostudy
 from nanostudy.cli.options import (
     FOLDER,
+    RUN,
     Axes,
     Difference,
     Factors,
@@ -39,14 +40,12 @@ from nanostudy.cli.options import (
 )
 from nanostudy.cli.plan import prediction_record, print_plan, stack_records
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
+from nanostudy.settings import PLAN_OPTIONS
 from nanostudy.text import beside, duration, printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
 
-
-RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the page at the end.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
