@@ -123,11 +123,11 @@ class Setting:
 
     def bounds(self) -> str:
         """Its range in words; empty where it has none."""
-        least = f"at least {self.low:g}" if self.above is None and self.low is not None else ""
-        least = f"above {self.above:g}" if self.above is not None else least
-        if self.high is None or not least:
-            return least
-        return f"from {self.low:g} to {self.high:.12g}" if self.above is None else f"{least} and at most {self.high:g}"
+        if self.above is not None:
+            return f"above {self.above:g}{'' if self.high is None else f' and at most {self.high:g}'}"
+        if self.low is None:
+            return ""
+        return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:.12g}"
 
     def _typed(self, value: Any) -> Any:
         """Raises TypeError, ValueError or OverflowError where it is not of the type."""
