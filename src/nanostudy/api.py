@@ -110,9 +110,9 @@ def _experiment(
 
 
 @usage_errors
-def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
+def load_corpus(name: str | Path, tokenizer: str = "char") -> Corpus:
     """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
-    return read_corpus(name, tokenizer)
+    return read_corpus(str(name), tokenizer)
 
 
 @usage_errors
@@ -402,8 +402,8 @@ def import_study(*tables: str | Path, out: str | Path | None = None, **columns: 
     """
     from nanostudy.reporting.table_import import import_results
 
-    folder = Path(out) if out is not None else Path("imports") / stem_of(Path(tables[0]))
-    return import_results(analyze(*tables, **columns).results, folder)
+    results = analyze(*tables, **columns).results
+    return import_results(results, Path(out) if out is not None else Path("imports") / stem_of(Path(tables[0])))
 
 
 def _folder(path: Path) -> Path | None:
@@ -485,12 +485,15 @@ def _arrive(
 # --- notebooks
 
 
+@usage_errors
 def workspace(earlier: str | Path | None = None) -> Path:
     """The folder whose files outlast this session: `nanostudy` on the mounted Google Drive on Colab, in the output on Kaggle, and here elsewhere.
 
     Colab asks for the Drive the first time. `earlier` is a folder that an earlier session left, such as a Kaggle output that was
-    added as an input: what is not in the workspace yet is copied from it.
+    added as an input: what is not in the workspace yet is copied from it. Raises UsageError.
     """
+    if earlier is not None and not os.path.isdir(earlier):
+        raise UsageError(f"There is no folder {earlier}: name one that an earlier session left, or none.")
     if "google.colab" in sys.modules:
         from google.colab import drive
 
@@ -502,7 +505,7 @@ def workspace(earlier: str | Path | None = None) -> Path:
     else:
         place = Path("nanostudy-work")
     place.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(Path(earlier).iterdir()) if earlier else []:
+    for entry in [] if earlier is None else sorted(Path(earlier).iterdir()):
         if entry.is_dir() and not (place / entry.name).exists():
             with whole_folder(place / entry.name) as folder:
                 shutil.copytree(entry, folder, dirs_exist_ok=True)

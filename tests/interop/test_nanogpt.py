@@ -752,6 +752,7 @@ def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here):
         (("mine", "--to", "nanogpt", "--which", "first"), "best or last"),
         (("mine", "--to", "nanogpt", "--out", "small.txt"), "small.txt"),
         (("out/ckpt.pt", "--to", "new", "--which", "best"), "which"),
+        (("out/ckpt.pt", "--to", "new", "meta=out/meta.pkl"), "write --meta"),
         (("out/ckpt.pt", "--to", "new", "--meta", "missing.pkl"), "missing.pkl"),
         (("out/ckpt.pt", "--to", "new", "--meta", "out/meta.pkl", "--characters", "small.txt"), "Give one"),
         (("small.txt", "--to", "new"), "small.txt"),

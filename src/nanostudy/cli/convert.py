@@ -10,6 +10,7 @@ import typer
 
 import nanostudy
 from nanostudy.cli.options import Corpus, Overwrite, Tokenizer
+from nanostudy.errors import UsageError
 
 
 def convert(
@@ -38,6 +39,8 @@ def convert(
 
     settings: dict[str, Any] = {**parse_assignments(assignments or [])}
     files: dict[str, Any] = {"out": out, "which": which, "meta": meta, "characters": characters, "overwrite": overwrite}
+    for name in settings.keys() & files.keys():
+        raise UsageError(f"{name} is no setting but an option: write --{name}.")
     done = nanostudy.convert(source, to, **files, **settings)
     print(f"folder   {done.folder}")
     for note in done.notes:
