@@ -33,6 +33,11 @@ class Ended(Exception):
     pass
 
 
+def end_at_15(event: Event) -> None:
+    if isinstance(event, Logged) and event.step == 15:
+        raise Ended
+
+
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take most of the time of so short trainings."""
@@ -57,6 +62,11 @@ def events_of(folder: Path) -> Any:
     found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     found.Reload()
     return found
+
+
+def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found = events_of(folder)
+    return {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
 def assert_told(folder: Path, told: dict[str, list[tuple[int, float]]], tolerance: float = 1e-6) -> None:
@@ -90,41 +100,21 @@ def assert_told(folder: Path, told: dict[str, list[tuple[int, float]]], toleranc
 
 def test_tensorboard_files_hold_the_tables_of_the_run(experiment, tmp_path) -> None:
     train(experiment, tmp_path / "run", "tensorboard")
+    assert_told(tmp_path / "run", scalars_of(tmp_path / "run"))
     found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
     settings = found.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| learning_rate | 0.001 |" in settings
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(found.summary_metadata)
 
 
-def test_a_resumed_run_goes_on_in_tensorboard(experiment, tmp_path) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_run_goes_on_in_tensorboard_or_begins_again(experiment, tmp_path, saved) -> None:
+    """Again where it was killed before its first checkpoint."""
     with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "tensorboard", stop, save_every=0.0)
+        train(experiment, tmp_path / "run", "tensorboard", end_at_15, save_every=0.0 if saved else 60.0)
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists() == saved
     train(experiment, tmp_path / "run", "tensorboard")
-    found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
-
-
-def test_a_run_that_begins_again_begins_again_in_tensorboard(experiment, tmp_path) -> None:
-    """It was killed before its first checkpoint."""
-
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
-    with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "tensorboard", stop)
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
-    train(experiment, tmp_path / "run", "tensorboard")
-    found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
+    assert_told(tmp_path / "run", scalars_of(tmp_path / "run"))
 
 
 def test_a_study_tracks_each_of_its_experiments(experiment, tmp_path) -> None:
@@ -136,9 +126,7 @@ def test_a_study_tracks_each_of_its_experiments(experiment, tmp_path) -> None:
     )
     assert len(rows) == 2
     for row in rows:
-        found = events_of(tmp_path / "s" / row.name)
-        told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-        assert_told(tmp_path / "s" / row.name, told)
+        assert_told(tmp_path / "s" / row.name, scalars_of(tmp_path / "s" / row.name))
 
 
 def test_tracking_changes_no_result(experiment, tmp_path) -> None:
@@ -267,12 +255,8 @@ def mlflow(monkeypatch) -> dict[str, Any]:
 
 
 def test_mlflow_gets_the_tables_once_though_the_run_was_resumed(experiment, tmp_path, mlflow) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
     with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "mlflow", stop, save_every=1e9)
+        train(experiment, tmp_path / "run", "mlflow", end_at_15, save_every=1e9)
     assert FakeClient.store["runs"][0].status == "KILLED"
     train(experiment, tmp_path / "run", "mlflow")
     store = FakeClient.store

@@ -78,16 +78,13 @@ def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
     width = (shutil.get_terminal_size().columns + GAP) // len(texts) - GAP
     if width < NARROWEST:
         return "\n\n".join(f"--- {title}\n{text}" for title, text in zip(titles, texts, strict=True))
+    heads = [textwrap.wrap(title, width) for title in titles]
+    tallest = max(map(len, heads))
+    bodies = [[textwrap.wrap(line, width) or [""] for line in printable(text).splitlines()] for text in texts]
     columns = [
-        [
-            *textwrap.wrap(title, width),
-            "-" * width,
-            *itertools.chain(*(textwrap.wrap(line, width) or [""] for line in printable(text).splitlines())),
-        ]
-        for title, text in zip(titles, texts, strict=True)
+        [*[""] * (tallest - len(head)), *head, "-" * width, *itertools.chain(*body)]
+        for head, body in zip(heads, bodies, strict=True)
     ]
-    heads = max(column.index("-" * width) for column in columns)
-    columns = [[""] * (heads - column.index("-" * width)) + column for column in columns]
     rows = itertools.zip_longest(*columns, fillvalue="")
     return "\n".join((" " * GAP).join(cell.ljust(width) for cell in row).rstrip() for row in rows)
 
