@@ -31,7 +31,7 @@ from nanostudy.notice import notify
 from nanostudy.reporting.notebook import NotebookAnalysis
 from nanostudy.result import Status
 from nanostudy.run import Run as Run
-from nanostudy.run import complete, has_begun, resume_command
+from nanostudy.run import complete, has_begun
 from nanostudy.run import load as load
 from nanostudy.settings import (
     BESIDE,
@@ -45,7 +45,7 @@ from nanostudy.settings import (
     Where,
     names_of,
 )
-from nanostudy.settings_files import experiment_and_resources, read_settings
+from nanostudy.settings_files import experiment_and_resources, read_settings, resume_command
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import (
     Study,
