@@ -556,7 +556,7 @@ def test_a_table_that_is_too_wide_loses_columns_and_never_a_digit(done, monkeypa
         (["retry", "nothing"], "no study in nothing, and none in studies/nothing"),
         (["rebuild", "nothing"], "no study in nothing"),
         (["export", "nothing"], "no study in nothing"),
-        (["export", "nothing", "--layout", "round"], "'round' is not known: published"),
+        (["export", "nothing", "--layout", "round"], "'published', 'findings'"),
         (["merge", "nothing", "--into", "all"], "no study in nothing"),
     ],
 )

@@ -248,7 +248,7 @@ def resume(folder: Path | str) -> nanostudy.Run:
     return nanostudy.train(settings_of(folder), folder, resources=CPU, listen=lambda event: None)
 
 
-def test_the_one_who_came_goes_wherever_the_folder_goes(here):
+def test_a_converted_run_goes_on_wherever_its_folder_is_moved(here):
     nanostudy.convert(put(here, nanogpt_checkpoint(False)), here / "run", **ON_CPU)
     (here / "elsewhere").mkdir()
     (here / "run").rename(here / "elsewhere" / "mine")
@@ -268,7 +268,7 @@ def test_settings_of_the_checkpoint_and_of_the_command(here):
     assert not Path("other").exists()
 
 
-def test_what_comes_is_evaluated_wherever_it_stands(here):
+def test_a_converted_checkpoint_is_evaluated_at_any_update(here):
     done = nanostudy.convert(put(here, nanogpt_checkpoint(False)), "run", eval_interval=5, max_iters=11, **ON_CPU)
     assert any("update 7: train 1.5476, val 1.6081" in note for note in done.notes)
     assert "7 of 11 updates" in done.notes[-1]
@@ -292,7 +292,7 @@ def test_a_finished_checkpoint_becomes_a_finished_run(tmp_path, monkeypatch):
     assert call("train", "run").code == 0  # a result is only loaded
 
 
-def test_a_run_that_came_is_not_the_one_that_was_trained_here(here):
+def test_a_converted_run_is_another_experiment_than_one_trained_here(here):
     """Whoever trains with the same settings, or starts afresh from the same weights, makes another experiment."""
     put(here, nanogpt_checkpoint(False))
     nanostudy.convert("out/ckpt.pt", "run", **ON_CPU)
@@ -353,7 +353,7 @@ def test_an_optimizer_in_another_layout_is_left_out_and_reported(here):
     refusal(lambda: nanostudy.convert("out/ckpt.pt", "other", max_iters=9), "max_iters", "optimizer", "init_from")
 
 
-def test_the_checkpoint_that_a_run_goes_on_from_is_gone(here):
+def test_a_converted_run_without_its_checkpoint_does_not_begin_again(here):
     put(here, nanogpt_checkpoint(False))
     nanostudy.convert("out/ckpt.pt", "run", **ON_CPU)
     for path in Path("run").glob("checkpoint*"):
@@ -623,7 +623,7 @@ def assert_same(loaded: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_came_leaves_as_it_was(here, bias):
+def test_a_converted_checkpoint_converts_back_unchanged(here, bias):
     """Weights, AdamW's state and its groups, in nanoGPT's order: nanoGPT resumes as if nothing had happened."""
     content = nanogpt_checkpoint(bias)
     nanostudy.convert(put(here, content), "run", **ON_CPU)

@@ -30,7 +30,7 @@ from nanostudy.cli.options import (
     Tokenizer,
     columns,
     presets_like,
-    report_width,
+    print_paragraph,
     stopped_at_once,
 )
 from nanostudy.cli.sample import sample
@@ -211,13 +211,11 @@ def report(
     from nanostudy import api
 
     written = api.published(*paths, out=out, **columns(loss, name, factors))
-    for note in written.notes:
-        print(f"{textwrap.fill(note, report_width())}\n")
-    if not written.answer:
-        print(f"{textwrap.fill(written.summary, report_width())}\n")
+    for note in [*written.notes, *([] if written.answer else [written.summary])]:
+        print_paragraph(note)
     for number, sentence in enumerate(written.answer, start=1):
         print(f"{number}  {sentence.about}")
-        print(textwrap.fill(sentence.text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
+        print_paragraph(sentence.text, "   ")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")

@@ -30,9 +30,21 @@ class Form(StrEnum):
     json = "json"
 
 
+class Layout(StrEnum):
+    """How a study is exported."""
+
+    published = "published"
+    findings = "findings"
+
+
 def report_width() -> int:
     """Of running text: no wider than reads well."""
     return min(100, shutil.get_terminal_size().columns)
+
+
+def print_paragraph(text: str, indent: str = "") -> None:
+    """Wrapped, and an empty line after it."""
+    print(textwrap.fill(text, report_width(), initial_indent=indent, subsequent_indent=indent) + "\n")
 
 
 def show(line: str) -> None:

@@ -25,6 +25,7 @@ from nanostudy.cli.options import (
     Form,
     Format,
     Json,
+    Layout,
     Loss,
     Name,
     Only,
@@ -33,6 +34,7 @@ from nanostudy.cli.options import (
     Source,
     columns,
     options,
+    print_paragraph,
     report_width,
     show,
     stopped_at_once,
@@ -76,7 +78,7 @@ def run_command(
         raise UsageError(f"--dry-run: `nanostudy study plan {words}` says what this would do and runs nothing.")
     path, settings = out or folder_of(source), parse_assignments(axes or [])
     with _shown(path) if ui else contextlib.nullcontext():
-        chosen = {"settings": settings, "parts": part or [], "only": only}
+        chosen: dict[str, Any] = {"settings": settings, "parts": part or [], "only": only}
         _run(lambda: nanostudy.run_study(source, path, **chosen, **given), path, report, open_page)
 
 
@@ -314,7 +316,7 @@ def import_command(
 
     imported = nanostudy.import_study(*tables, out=out, **columns(loss, name, factors))
     for note in imported.notes:
-        print(f"{textwrap.fill(printable(note), report_width())}\n")
+        print_paragraph(printable(note))
     print(f"table    {imported.table}")
     print(f"study    {imported.study or 'none'}{f' ({imported.why})' if imported.why else ''}")
     print(f"report   nanostudy report {shlex.quote(str(imported.table))}")
@@ -327,9 +329,9 @@ def export_command(
         Path | None, typer.Option(help="Where to. Default: the study's folder, under the layout's name.")
     ] = None,
     layout: Annotated[
-        str,
+        Layout,
         typer.Option(help="published: the hand-run study's tables and folders. findings: a small folder to publish."),
-    ] = "published",
+    ] = Layout.published,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
@@ -339,10 +341,8 @@ def export_command(
 ) -> None:
     """Write a study's results in the layout of the published study, or its findings as a small folder without weights."""
 
-    if layout not in ("published", "findings"):
-        raise UsageError(f"--layout {layout!r} is not known: published or findings.")
     to = to or folder / layout
-    if layout == "published":
+    if layout is Layout.published:
         from nanostudy.study.export import export_published
 
         lines = export_published(folder, to)
