@@ -30,7 +30,7 @@ from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, as_lines, fitted
 from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
@@ -833,7 +833,7 @@ def shown(done, monkeypatch):
             return Console(file=text, force_terminal=width is not None, color_system=None, **size, **options)
 
         monkeypatch.setattr(view, "Console", console)
-        with open_study(done) as folder:
+        with open_study(design(done)) as folder:
             capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
             looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, each, ("a note",)))
             with looking:

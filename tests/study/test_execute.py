@@ -32,7 +32,7 @@ from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
 from nanostudy.study import database, plan, retry, workers
 from nanostudy.study.definition import read_study
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, best_lines
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
@@ -282,10 +282,10 @@ def test_a_study_says_when_it_takes_another_text(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nanostudy.data.texts._shakespeare", unavailable)
     source = write_study(tmp_path, settings={"corpus": "auto"})
-    with open_study(tmp_path / "out", read_study(str(source))) as folder:
+    with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
         assert folder.study.settings["corpus"] == "playhouse"
         assert folder.notes == ["Shakespeare is not available, so this trains on playhouse instead. no network"]
-    with open_study(tmp_path / "out", read_study(str(source))) as folder:
+    with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
         assert not folder.notes, "the study has its text now"
 
 

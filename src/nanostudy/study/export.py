@@ -21,7 +21,7 @@ from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.result import Result, Status
-from nanostudy.study.definition import definitions
+from nanostudy.study.definition import keep_of
 from nanostudy.study.folder import run_faults
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
@@ -43,8 +43,7 @@ def export_published(path: Path, to: Path) -> list[str]:
     """
     with Store.read(path / FILE) as store:
         rows = store.rows()
-    studies = definitions(path)
-    keep = studies[-1].keep if studies else "none"
+    keep = keep_of(path)
     parts = {part: to / f"nanoGPT_results_{part}" for part in dict.fromkeys(row.part for row in rows)}
     for folder in parts.values():
         _check_ours(folder)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +22,19 @@ from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings_files import PATHS
-from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, as_before, paths_in, relocated, study_yaml
-from nanostudy.study.definition import definitions as definitions
+from nanostudy.study.definition import (
+    DEFINITION,
+    Study,
+    as_before,
+    command,
+    definitions,
+    paths_in,
+    relocated,
+    study_yaml,
+)
 from nanostudy.study.grid import Entry, changed_settings, extend, requested, safe
 from nanostudy.study.lease import Lease, hold
-from nanostudy.study.listing import again_command, as_csv, records
+from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
 from nanostudy.study.store import EVALUATION, FILE, Store
 from nanostudy.text import listed
@@ -98,47 +104,51 @@ class Design:
     """A folder's study as it will be. Nothing is written yet."""
 
     path: Path
-    written: list[Study]  # the folder's definitions
-    before: list[Study]  # the same, with the paths of what was moved
-    study: Study
+    written: Sequence[Study]  # the definitions that the folder has
+    studies: Sequence[Study]  # those that it will have, with the paths of what was moved
     entries: list[Entry]
     skipped: list[str]
     inputs: Inputs
     notes: tuple[str, ...] = ()  # on the text that another stands in for
 
     @property
+    def study(self) -> Study:
+        """The last definition."""
+        return self.studies[-1]
+
+    @property
     def requested(self) -> list[Entry]:
         return requested(self.entries, self.study)
 
-    @property
-    def studies(self) -> list[Study]:
-        return self.before if self.before and self.study == self.before[-1] else [*self.before, self.study]
 
-
-def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ()) -> Design:
-    """The folder's study: begun or extended by `study`, or unchanged if that is None; its experiments are named as in those other
-    folders. Raises UsageError where they do not fit.
+def design(
+    path: Path, study: Study | None = None, merged: Sequence[Study] = (), sources: Sequence[Path] = ()
+) -> Design:
+    """The folder's study: begun or extended by `study`, made of the `merged` definitions of the folders `sources`, whose experiments
+    keep their names, or else unchanged. Raises UsageError where they do not fit.
     """
     written = definitions(path)
-    if study is None and not written:
+    studies, note = merged or written, None
+    if study is None and not studies:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    before = relocated(written, study) if study else written
-    _check_paths(path, before)
-    resolved, note = settled(study, before) if study else (before[-1], None)
-    now = as_before(resolved, before) if study else resolved
-    changed = changed_settings(before, now)
-    if changed:
-        raise UsageError(
-            f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
-            "or make an axis of the setting; nothing was changed."
-        )
+    if study:
+        studies = relocated(studies, study)
+    _check_paths(path, studies)
+    if study:
+        study, note = settled(study, studies)
+        study = as_before(study, studies)
+        if changed := changed_settings(studies, study):
+            raise UsageError(
+                f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
+                "or make an axis of the setting; nothing was changed."
+            )
+        studies = studies if study in studies[-1:] else [*studies, study]
     inputs = Inputs()
-    draft = Design(path, written, before, now, [], [], inputs, (note,) if note else ())
-    entries, skipped = entries_of(draft.studies, path, *sources)
+    entries, skipped = entries_of(studies, path, *sources)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
-    inputs.check_prompts("prompts", now.prompts)
-    return replace(draft, entries=entries, skipped=skipped)
+    inputs.check_prompts("prompts", studies[-1].prompts)
+    return Design(path, written, studies, entries, skipped, inputs, (note,) if note else ())
 
 
 def _check_paths(path: Path, studies: Sequence[Study]) -> None:
@@ -148,18 +158,18 @@ def _check_paths(path: Path, studies: Sequence[Study]) -> None:
         if lost:
             raise UsageError(
                 f"The study in {path} needs {setting}={lost}, which is neither at {Path(lost).absolute()} nor in {path} or a "
-                f"folder above it. Say where it is: nanostudy study run {shlex.quote(str(path))} {setting}=PATH"
+                f"folder above it. Say where it is: {command('run', path)} {setting}=PATH"
             )
 
 
 @contextlib.contextmanager
-def open_study(path: Path, study: Study | Design | None = None) -> Iterator[StudyFolder]:
-    """Writes the design, or the design of this study, and holds the folder's lease.
+def open_study(plan: Design) -> Iterator[StudyFolder]:
+    """Writes the design and holds the folder's lease.
 
     Raises NanostudyError and changes nothing where another process holds the lease, or where the experiments changed.
     """
-    plan = study if isinstance(study, Design) else design(path, study)
-    if not plan.before:
+    path = plan.path
+    if not plan.written:
         check_unused(path, "--out")
     with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.written:
@@ -396,7 +406,7 @@ def _rebuild_one(
             store.evaluated(name, *(point[key] for key in EVALUATION))
         store.finished(before, before.finished_at)
         folder.notes.append(
-            f"{problem} The old store's result of {name} is kept; {again_command(folder.path, name)} trains it again."
+            f"{problem} The old store's result of {name} is kept; {command('retry', folder.path, name)} trains it again."
         )
     elif os.path.lexists(run):
         take(folder, name)

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import shlex
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from nanostudy.errors import NanostudyError
 from nanostudy.measures import MEASURES, Measure
 from nanostudy.result import Result, Status
 from nanostudy.settings import FIELDS
-from nanostudy.study.definition import definitions
+from nanostudy.study.definition import command, definitions
 from nanostudy.study.names import SHORT, label, varying, word
 from nanostudy.study.notes import STAR, Note, read_notes
 from nanostudy.study.store import Store
@@ -198,12 +197,8 @@ def failure_lines(rows: Sequence[Result], listing: Listing, most: int | None = N
             [f"         and {len(unsuccessful) - most:,} more {status}"] if most and len(unsuccessful) > most else []
         )
     if any(row.status == "failed" for row in rows):
-        lines.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(listing.path))}")
+        lines.append(f"\nTry what failed again with: {command('retry', listing.path)}")
     return ["", *lines] if lines else []
-
-
-def again_command(path: Path, name: str) -> str:
-    return f"nanostudy study retry {shlex.quote(str(path))} {shlex.quote(name)}"
 
 
 def lost_lines(statuses: Mapping[str, Status], path: Path) -> list[str]:
@@ -212,8 +207,8 @@ def lost_lines(statuses: Mapping[str, Status], path: Path) -> list[str]:
     lost = [name for name in ended if not os.path.lexists(path / name / "run.json")]
     if not lost:
         return []
-    command = again_command(path, lost[0]) if len(lost) == 1 else f"nanostudy study retry {shlex.quote(str(path))}"
-    return ["", f"Without a run folder in {path}: {listed(lost, MOST_LOST)}. Train again with: {command}"]
+    again = command("retry", path, *lost[: len(lost) == 1])
+    return ["", f"Without a run folder in {path}: {listed(lost, MOST_LOST)}. Train again with: {again}"]
 
 
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
@@ -242,8 +237,7 @@ def _kept_lines(store: Store, path: Path) -> list[str]:
     number, least, most = store.begun()
     updates = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     begun = f"{number:,} of those have begun; they go on from their last checkpoints, about update {updates}"
-    command = f"nanostudy study run {shlex.quote(str(path))}"
-    return ["", *([begun] if number else []), f"It does not run now. Go on with: {command}"]
+    return ["", *([begun] if number else []), f"It does not run now. Go on with: {command('run', path)}"]
 
 
 def _progress_lines(

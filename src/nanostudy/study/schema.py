@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 
 from nanostudy.errors import NanostudyError
 from nanostudy.measures import stored
+from nanostudy.study.definition import command
 
 TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);
@@ -169,7 +169,7 @@ def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
     _refuse_newer(applied, path)
     if len(applied) < len(MIGRATIONS):
         raise NanostudyError(
-            f"{path} was written by an older nanostudy. `nanostudy study run {shlex.quote(str(path.parent))}` brings it to this version."
+            f"{path} was written by an older nanostudy. `{command('run', path.parent)}` brings it to this version."
         )
 
 

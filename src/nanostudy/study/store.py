@@ -22,6 +22,7 @@ from nanostudy.measures import final, stored
 from nanostudy.result import Result, Status, finite
 from nanostudy.study import database, schema
 from nanostudy.study.database import Database, digest
+from nanostudy.study.definition import command
 from nanostudy.text import printable
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Store:
         if not os.path.isfile(path):
             raise NanostudyError(
                 f"There is no study in {path.parent}: {path.name} is not there. If it was lost, "
-                f"`nanostudy study rebuild {path.parent}` makes it again from the run folders."
+                f"`{command('rebuild', path.parent)}` makes it again from the run folders."
             )
         db = Database(path, strangers=schema.strangers)
         try:
@@ -315,10 +316,6 @@ class Store:
             *(experiment, kind, -1 if limit is None else limit),
         )
         return [dict(zip(keys, row, strict=True)) for row in reversed(rows)]
-
-    def environments(self) -> dict[int, dict[str, Any]]:
-        """The machines, by the keys under which experiments name them."""
-        return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def version(self) -> tuple[int, ...]:
         """Changes with every commit, of whatever process, and where the file is replaced."""
