@@ -36,7 +36,7 @@ from nanostudy.study.grid import Entry, changed_settings, extend, requested, saf
 from nanostudy.study.lease import Lease, hold
 from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
-from nanostudy.study.store import EVALUATION, FILE, Store
+from nanostudy.study.store import FILE, Store
 from nanostudy.text import listed
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
@@ -287,11 +287,9 @@ def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
     if decisive := run_folder.decisive(problems):
         raise DamagedRun(" ".join(decisive))
     folder.notes += problems.values()
-    store.started(name, 0, -1, result.members or 1, None, result.machine)
-    adopt_evaluations(folder, name)
-    store.finished(replace(result, name=name), before.finished_at if before else None)
-    if (run / "sample.txt").is_file():
-        store.sampled([name])
+    sampled, first_recorded = (run / "sample.txt").is_file(), before.finished_at if before else None
+    result = replace(result, name=name, sampled=sampled, finished_at=first_recorded)
+    store.adopted(result, run_folder.read_rows(run / "evaluations.csv"))
     store.commit()
     return True
 
@@ -311,13 +309,6 @@ def missing_weights(run: Path, metadata: Mapping[str, Any], keep: str) -> dict[s
     """Files that run.json recorded and that are not there, in a study that keeps all."""
     recorded = (metadata.get("checksums") or {}) if keep == "all" else ()
     return {name: f"{run / name} is not there." for name in recorded if not os.path.lexists(run / name)}
-
-
-def adopt_evaluations(folder: StudyFolder, name: str) -> None:
-    """Copies the run folder's evaluations, which a store that was rebuilt may lack."""
-    for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
-        losses = (point[key] for key in ("seconds", "train_loss", "val_loss"))
-        folder.store.evaluated(name, int(point["step"]), int(point["tokens"]), *losses)
 
 
 def restore_tables(folder: StudyFolder, name: str, recorder: Recorder) -> list[str]:
@@ -401,10 +392,7 @@ def _rebuild_one(
         except DamagedRun as damage:
             problem = str(damage)
     if before and before.status.has_result:
-        store.started(name, 0, -1, before.members or 1, None, before.machine)
-        for point in curve:
-            store.evaluated(name, *(point[key] for key in EVALUATION))
-        store.finished(before, before.finished_at)
+        store.adopted(before, curve)
         folder.notes.append(
             f"{problem} The old store's result of {name} is kept; {command('retry', folder.path, name)} trains it again."
         )
@@ -412,8 +400,6 @@ def _rebuild_one(
         take(folder, name)
     if before and before.status is Status.FAILED:
         store.failed(name, before.reason or "")
-    if before and before.sampled and before.status.has_result:
-        store.sampled([name])
 
 
 def _keep_old(path: Path) -> str:

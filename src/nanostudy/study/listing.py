@@ -95,10 +95,15 @@ def as_lines(table: Sequence[Mapping[str, str]], width: int | None = None, cut: 
 
 def fitted(table: Sequence[Mapping[str, str]], superfluous: Sequence[str], cut: str) -> list[str]:
     """As as_lines, in the terminal: without the first of these columns as far as there is no room, and `cut` is cut at last."""
-    width, lines = shutil.get_terminal_size().columns, list[str]()
-    for left_out in range(len(superfluous) + 1):
-        kept = [{key: cell for key, cell in row.items() if key not in superfluous[:left_out]} for row in table]
-        lines = as_lines(kept, width if left_out == len(superfluous) else None, cut)
+    width, numbers = shutil.get_terminal_size().columns, range(len(superfluous) + 1)
+    kept = [[{key: cell for key, cell in row.items() if key not in superfluous[:n]} for row in table] for n in numbers]
+    return _first_that_fits([*map(as_lines, kept[:-1]), as_lines(kept[-1], width, cut)], width)
+
+
+def _first_that_fits(tables: Iterable[list[str]], width: int) -> list[str]:
+    """Or else the last."""
+    lines: list[str] = []
+    for lines in tables:
         if max(map(len, lines), default=0) <= width:
             break
     return lines
@@ -133,10 +138,7 @@ class Listing:
         tables = [(names, some, brief) for brief in (False, True) for some in fewer[: None if brief else 2] if names]
         tables += [((), some, True) for some in fewer]
         made = (as_lines(self._table(rows, *how, with_status), width, "experiment") for how in tables)
-        lines: list[str] = []
-        for lines in made:
-            if max(map(len, lines), default=0) <= width:
-                break
+        lines = _first_that_fits(made, width)
         below = (self.notes.get(row.name, Note()).text for row in rows)
         wrap = partial(textwrap.wrap, width=width, initial_indent="    ", subsequent_indent="    ")
         return [

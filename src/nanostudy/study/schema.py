@@ -119,8 +119,12 @@ def add_measures(db: sqlite3.Connection) -> None:
         add_checksums(db)
     for name in stored():
         if name not in columns:
-            db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
-            _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
+            add_measure(db, name)
+
+
+def add_measure(db: sqlite3.Connection, name: str) -> None:
+    db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
+    _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
 
 
 def add_checksums(db: sqlite3.Connection) -> None:
@@ -138,12 +142,9 @@ def strangers(db: sqlite3.Connection) -> list[str]:
         add_checksums(ours)
         columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")]
         for name in columns:  # of another version's measures, too
-            if name.isidentifier() and f"{name}_stays" not in _objects(ours):
-                with contextlib.suppress(sqlite3.Error):
-                    ours.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
-                with contextlib.suppress(sqlite3.Error):
-                    changed = f"{FINISHED} AND ({_changed([name])})"
-                    _refuse(ours, f"{name}_stays", "BEFORE UPDATE ON experiments", changed, HELD)
+            if name.isidentifier():
+                with contextlib.suppress(sqlite3.Error):  # one that is there already
+                    add_measure(ours, name)
         expected = _objects(ours)
     tables = {name for name, (kind, _) in expected.items() if kind == "table"} | {"migrations"}
     return [
