@@ -315,7 +315,7 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
         tracked = stack.enter_context(tracking(where, listener.say))
         stack.callback(_write_results, folder)
         Execution(
-            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
+            folder, chosen, pool.backend, pool.capacity, where.resources, listener, stop, where.save_every, tracked
         ).run()
     return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
 

@@ -182,8 +182,10 @@ def open_study(plan: Design) -> Iterator[StudyFolder]:
         if plan.studies != plan.written:
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
         _register(folder, identities)
-        for name in _begun(folder):
-            take(folder, name)
+        there = set(os.listdir(path))  # read once: most experiments of a large study have no run folder yet
+        for name, status in store.statuses().items():
+            if status is Status.WAITING and name in there:
+                take(folder, name)
         yield folder
 
 
@@ -245,12 +247,6 @@ def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
     folder.store.commit()
 
 
-def _begun(folder: StudyFolder) -> list[str]:
-    """Experiments without a result here that have a run folder."""
-    there = set(os.listdir(folder.path))  # read once: most experiments of a large study have none yet
-    return [name for name, status in folder.store.statuses().items() if status is Status.WAITING and name in there]
-
-
 def take(folder: StudyFolder, name: str) -> None:
     """Adopts the result of a run folder. What is damaged is set aside, with a note, so that the experiment can be trained again."""
     run = folder.run(name)
@@ -259,16 +255,17 @@ def take(folder: StudyFolder, name: str) -> None:
             raise DamagedRun(f"{run} has lost its run.json.")
         adopt(folder, name)
     except (DamagedRun, NotADirectoryError) as problem:
-        unreadable = isinstance(problem, DamagedRun) and (run / "run.json").exists() and _status(run) is None
-        aside = set_aside(run / "run.json" if unreadable else run)
+        aside = set_aside(run / "run.json" if _is_unreadable(run) else run)
         folder.notes.append(f"{problem} It is now {aside.relative_to(folder.path)}, and {name} is trained again.")
 
 
-def _status(run: Path) -> str | None:
-    """None where run.json cannot be read."""
-    with contextlib.suppress(DamagedRun):
-        return str((run_folder.read_metadata(run) or {}).get("status"))
-    return None
+def _is_unreadable(run: Path) -> bool:
+    """Whether its run.json is there and damaged."""
+    try:
+        run_folder.read_metadata(run)
+    except DamagedRun:
+        return (run / "run.json").exists()
+    return False
 
 
 def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:

@@ -175,8 +175,8 @@ def shortened(text: str, width: int) -> str:
 
 def best_lines(rows: Sequence[Result], listing: Listing) -> list[str]:
     """The finished experiments with the lowest validation losses; those whose settings diverged with another seed are named."""
-    finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
-    best = [row for _, _, row in sorted(finished)[:BEST]]
+    finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    best = sorted(finished, key=lambda row: (row.val_loss, row.id))[:BEST]
     if not best:
         return []
     lost = {_without_seed(row) for row in rows if row.status == Status.DIVERGED}
@@ -195,9 +195,8 @@ def failure_lines(rows: Sequence[Result], listing: Listing, most: int | None = N
     for status in (Status.DIVERGED, Status.FAILED):
         unsuccessful = [row for row in rows if row.status == status]
         lines += [f"{status:8} {row.id}  {listing.label(row)}: {row.reason}" for row in unsuccessful[:most]]
-        lines += (
-            [f"         and {len(unsuccessful) - most:,} more {status}"] if most and len(unsuccessful) > most else []
-        )
+        if most and len(unsuccessful) > most:
+            lines.append(f"         and {len(unsuccessful) - most:,} more {status}")
     if any(row.status == "failed" for row in rows):
         lines.append(f"\nTry what failed again with: {command('retry', listing.path)}")
     return ["", *lines] if lines else []

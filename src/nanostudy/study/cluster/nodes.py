@@ -160,14 +160,12 @@ class Nodes:
             raise NanostudyError(
                 f"{names} did not answer within {ANSWER:.0f} seconds. `ray status` shows what is wrong."
             )
-        results = dict(self._inspected())
-        problems = [info for info in results.values() if isinstance(info, str)]
+        results = self._inspected()
+        problems = [info for _, info in results if isinstance(info, str)]
         if problems:
             raise NanostudyError("\n".join(problems))
-        infos = [info for info in results.values() if isinstance(info, NodeInfo)]
-        without = [
-            self.roster.name(id) for id, info in results.items() if not isinstance(info, str) and not info.compiled
-        ]
+        infos = [info for _, info in results if isinstance(info, NodeInfo)]
+        without = [self.roster.name(id) for id, info in results if isinstance(info, NodeInfo) and not info.compiled]
         if without and len(without) < len(infos):
             raise NanostudyError(
                 f"Kernels are not compiled on {listed(without, 3)}, and are on the others: their results would differ. Put a C++ "
