@@ -335,7 +335,10 @@ def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str
             folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, notes)
             _register(folder, _identities(folder))
             for entry in plan.entries:
-                _rebuild_one(folder, entry.name, known.get(entry.name), entry.name in again)
+                if entry.name not in again:
+                    _rebuild_one(folder, entry.name, *known.get(entry.name, (None, [])))
+                elif os.path.lexists(folder.run(entry.name)):
+                    notes.append(f"{entry.name}: its folder is now {set_aside(folder.run(entry.name)).name}.")
             for event in events:
                 if event["experiment"] is None or event["experiment"] in known:
                     store.note(event["kind"], event["detail"], experiment=event["experiment"], at=event["at"])
@@ -348,10 +351,10 @@ def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str
     return sum(counts.values()), sum(counts[status] for status in Status if status.has_result), notes
 
 
-Known = dict[str, tuple[Result, list[dict[str, Any]]]]  # by name, with the curve
+Curve = list[dict[str, Any]]
 
 
-def _old_store(path: Path) -> tuple[Known, list[dict[str, Any]], list[str]]:
+def _old_store(path: Path) -> tuple[dict[str, tuple[Result, Curve]], list[dict[str, Any]], list[str]]:
     """What can be read of the store: its rows, its events, and notes."""
     if not os.path.lexists(path / FILE):
         return {}, [], []
@@ -366,17 +369,11 @@ def _old_store(path: Path) -> tuple[Known, list[dict[str, Any]], list[str]]:
         return {}, [], [f"Nothing of the old store is used: {problem}"]
 
 
-def _rebuild_one(
-    folder: StudyFolder, name: str, known: tuple[Result, list[dict[str, Any]]] | None, again: bool
-) -> None:
+def _rebuild_one(folder: StudyFolder, name: str, before: Result | None, curve: Curve) -> None:
+    """`before` and `curve`: what the old store had of it."""
     run, store = folder.run(name), folder.store
-    before, curve = known or (None, [])
     if before and before.identity != store.row(name).identity:
         before = None
-    if again:
-        if os.path.lexists(run):
-            folder.notes.append(f"{name}: its folder is now {set_aside(run).name}.")
-        return
     problem = f"{run} is not there."
     if os.path.lexists(run / "run.json"):
         try:

@@ -116,11 +116,15 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         key = canonical(key)
         check_names([key], (*FIELDS, "id", "name", "part"))
         wanted.setdefault(key, []).append(text if key in ("id", "name", "part") else check_value(key, text))
+    names = list(dict.fromkeys(entry.part for entry in entries))
+    for part in (*parts, *wanted.get("part", ())):
+        if part not in names:
+            near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
+            meant = f"Did you mean {near[0]}? " if near else ""
+            raise UsageError(f"There is no part {part!r}. {meant}Parts: {', '.join(names)}.")
     chosen, passed = list(entries), ""
     for key, values in [*([("part", list(parts))] if parts else []), *wanted.items()]:
         there = list(dict.fromkeys(_of(entry, key) for entry in chosen))
-        for value in values if key == "part" else ():
-            check_part(value, list(dict.fromkeys(entry.part for entry in entries)))
         described = " or ".join(f"{key}={value_text(value)}" for value in values)
         chosen = [entry for entry in chosen if _of(entry, key) in values]
         if not chosen:
@@ -131,14 +135,6 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
             raise UsageError(f"No experiment has {passed}{described}. {key} is {existing}.")
         passed += f"{described} and "
     return chosen
-
-
-def check_part(part: str, parts: Sequence[str]) -> None:
-    if part not in parts:
-        near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
-        raise UsageError(
-            f"There is no part {part!r}. {f'Did you mean {near[0]}? ' if near else ''}Parts: {', '.join(parts)}."
-        )
 
 
 def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:

@@ -30,12 +30,13 @@ NAME = r"[0-9a-f]{32}\.safetensors"  # a checkpoint's, at an address
 
 @dataclass(frozen=True)
 class AtAddress:
-    """A transport: one stack's checkpoints lie in a folder at an address."""
+    """A transport to and from a machine that does not see the stack's folder: its checkpoints lie in a folder at an address."""
 
     folder: str
     newest: str | None = None
 
     def load(self, path: Path) -> Iterator[Message]:
+        """Puts the newest checkpoint at `path`, if there is one. Raises any Exception where it cannot be read."""
         if self.newest:
             try:
                 _fetch(self.newest, path)

@@ -130,10 +130,6 @@ class Nodes:
         alive = self.roster.alive()
         return {id: node for id, node in alive.items() if self.fit.get(id) and self.avoided.get(id, 0.0) < now}
 
-    def unusable(self) -> list[str]:
-        usable = self.usable()
-        return [id for id in self.roster.alive() if id in self.fit and id not in usable]
-
     def room(self) -> int:
         """How many workers fit on the usable nodes."""
         return sum(self.share.fit(node["Resources"]) for node in self.usable().values())
@@ -251,9 +247,7 @@ def first_line(problem: object) -> str:
     return f"{type(problem).__name__}{f': {lines[0]}' if lines else ''}"
 
 
-def inspector() -> Callable[
-    [Mapping[str, str] | None, Mapping[str, Any]], tuple[dict[str, str], NodeInfo | str | None]
-]:
+def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple[dict[str, str], Any]]:
     """A function that says what a node runs, and where that is as expected, what it has or why it cannot be used.
 
     It is defined here so that it travels by value: a node may have another nanostudy, or none.
