@@ -92,12 +92,8 @@ def check(path: Path) -> Checked:
 def _check_run(
     path: Path, keep: str, name: str, row: Result | None, curve: list[dict[str, Any]] | None
 ) -> Iterator[Finding]:
-    run, again, go_on, rebuild = (
-        path / name,
-        command("retry", path, name),
-        command("run", path),
-        command("rebuild", path),
-    )
+    run, again = path / name, command("retry", path, name)
+    go_on, rebuild = command("run", path), command("rebuild", path)
     done = row is not None and row.status.has_result
     try:
         metadata = run_folder.read_metadata(run)
@@ -148,12 +144,7 @@ def _leftovers(path: Path) -> Iterator[Finding]:
             except NanostudyError as problem:
                 yield Finding(f"{STACKS}/{place.name}", str(problem), f"{run} (trains those from the beginning)")
     places = [path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")]
-    names = [
-        str((place / name).relative_to(path))
-        for place in places
-        for name in os.listdir(place)
-        if LEFTOVER.fullmatch(name)
-    ]
-    if names:
-        what = f"{counted(len(names), 'temporary file')} of a process that was killed, or is writing now, such as {names[0]}"
-        yield Finding("leftovers", what, f"{run} (removes them)")
+    left = [place / name for place in places for name in os.listdir(place) if LEFTOVER.fullmatch(name)]
+    if left:
+        files = f"{counted(len(left), 'temporary file')} of a process that was killed, or is writing now"
+        yield Finding("leftovers", f"{files}, such as {left[0].relative_to(path)}", f"{run} (removes them)")

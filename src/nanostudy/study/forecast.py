@@ -96,7 +96,8 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
     if gpu and resources.precision not in ("auto", gpu.precision):
         raise UsageError(f"--plan-for {machines.text}: for {gpu.name} only the peak in {gpu.precision} is known here.")
     memory = None if machines.memory is None else stack_memory(machines.memory)
-    capacity = Capacity(machines.device, gpu.precision if gpu else here.precision, machines.workers, memory)
+    device = "cuda" if machines.gpu else "cpu"
+    capacity = Capacity(device, gpu.precision if gpu else here.precision, machines.workers, memory)
     corpora = design.inputs.corpora
     stacks = plan(undone, corpora, capacity)
     if gpu:

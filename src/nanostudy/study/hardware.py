@@ -76,10 +76,6 @@ class Machines:
     workers: int
     memory: float | None  # bytes of one worker; None: not given
 
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpu else "cpu"
-
 
 def parse_machines(text: str) -> Machines:
     """Parses `[COUNTx]GPU [MEMORY]` or `[MACHINESx]CORES cores [MEMORY]`, with the memory of one GPU or machine. Raises UsageError."""

@@ -17,11 +17,11 @@ from nanostudy.atomic import explain_writing, set_aside, whole_folder
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.result import Result
-from nanostudy.settings import FIELDS, names_of
+from nanostudy.settings import names_of
 from nanostudy.settings_files import PATHS
 from nanostudy.study.definition import DEFINITION, Study, definitions, keep_of
 from nanostudy.study.folder import StudyFolder, adopt, check_unused, design, entries_of, missing_weights, open_study
-from nanostudy.study.grid import Entry, extend
+from nanostudy.study.grid import CELL_SETTINGS, DEFAULTS, Entry, extend
 from nanostudy.study.notes import merge_notes
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
@@ -283,9 +283,8 @@ def _deciding(study: Study) -> dict[str, Any]:
 
     A text or weights given by a path count only as such: paths differ between machines, and their checksums are in the identities.
     """
-    settings = {name: study.settings.get(name, field.default) for name, field in FIELDS.items()}
-    for name in (*names_of("record"), "seed", *study.grid):
-        settings.pop(name, None)
+    fixed = {**DEFAULTS, **study.settings}
+    settings = {name: fixed[name] for name in CELL_SETTINGS if name not in study.grid}
     for name in PATHS:
         if settings.get(name) is not None and settings[name] not in NAMES:
             settings[name] = "by a path"
