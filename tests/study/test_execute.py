@@ -35,7 +35,7 @@ from nanostudy.study.definition import read_study
 from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, best_lines
 from nanostudy.study.store import FILE, Store
-from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
+from nanostudy.study.tasks import Broken, Done, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
 from nanostudy.training import evaluation, recorder
 from nanostudy.training import stack as checkpoint
@@ -438,6 +438,18 @@ def test_one_beside_a_member_that_is_done_is_not_blamed_before_it_was_alone(
     steps = [(r.name, r.step) for r in listener.reports if isinstance(r, Started)]
     assert steps == [(long, 6), (short, 6), (long, 6)]
     assert_near(tmp_path / "out", tmp_path / "whole", [short, long])
+
+
+@pytest.mark.parametrize("cause", ["lost", "died"])
+def test_a_worker_that_breaks_after_the_last_member_costs_nothing(run, source, reference, tmp_path, cause):
+    def fault(task, reports):
+        for report in reports:
+            broken = isinstance(task, TrainStack) and isinstance(report, Done)
+            yield Broken(cause, "the reason of this test.") if broken else report
+
+    listener = run(source, fault=fault)
+    assert sum(isinstance(report, Broken) for report in listener.reports) == 2
+    assert_same_study(tmp_path / "out", reference)
 
 
 def test_models_that_cannot_write_together_write_alone(run, source, reference, tmp_path):

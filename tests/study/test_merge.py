@@ -18,6 +18,7 @@ from nanostudy.settings import Resources
 from nanostudy.study import merge as module
 from nanostudy.study.folder import design, open_study
 from nanostudy.study.merge import merge
+from nanostudy.study.notes import Note
 from nanostudy.study.store import FILE, Store
 from nanostudy.training import run_folder
 
@@ -411,6 +412,13 @@ def test_diverged_elsewhere(parts, tmp_path):
     assert f"{name}: finished twice, diverged kept, finished in {parts['a']}" in lines
     row = rows(tmp_path / "all")[name]
     assert (row.status, row.reason) == ("diverged", "the loss is nan")
+
+
+def test_a_note_within_another_is_kept():
+    both = Note("not good").joined(Note("good", star=True))
+    assert both == Note("not good; good", star=True)
+    assert both.joined(Note("good")) == both.joined(both) == both
+    assert Note().joined(Note("good")) == Note("good")
 
 
 # --- what is no result

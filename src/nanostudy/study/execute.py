@@ -339,10 +339,13 @@ class Execution:
         return NanostudyError(f"Workers fail before they begin ({self.failed_because}); --executor inline shows why.")
 
     def requeue(self, assignment: Assignment) -> None:
-        if assignment.stack:
-            self.to_train.appendleft(assignment.stack)
-        else:
+        stack = assignment.stack
+        if stack is None:
             self.artifacts.waiting.append(assignment.members)
+        elif self.progress.undone(stack):
+            self.to_train.appendleft(stack)
+        else:  # it broke after its last member had finished
+            self.finish_stack(stack)
 
     def split_stack(self, stack: StackRow, reason: str) -> None:
         """Bisects a stack that keeps failing; its parts go on from where it was."""
