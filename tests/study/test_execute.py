@@ -30,7 +30,7 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
-from nanostudy.study import database, plan, retry, workers
+from nanostudy.study import database, lease, plan, retry, workers
 from nanostudy.study.definition import read_study
 from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, best_lines
@@ -896,6 +896,23 @@ def test_nothing_depends_on_the_clock(run, source, reference, tmp_path, monkeypa
 
 
 @posix_only
+def test_a_study_that_another_machine_took_over_writes_no_more_here(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.01)
+
+    def fault(task, reports):
+        for report in reports:
+            yield report
+            if isinstance(report, Logged) and report.step == 9:
+                for _ in range(20):  # more often than it is renewed
+                    (tmp_path / "out" / lease.FILE).write_text('{"host": "another", "token": "b"}')
+                    time.sleep(0.02)
+
+    with pytest.raises(NanostudyError, match="another took"):
+        run(source, fault=fault, save_every=0.0)
+    with Store.read(tmp_path / "out" / FILE) as store:
+        assert "running" in store.statuses().values(), "who goes on there has said so"
+
+
 def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     begun = time.monotonic()

@@ -99,6 +99,10 @@ class Database:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
+    def discard(self) -> None:
+        """Forgets what was written since the last commit."""
+        self._pending, self._tried = [], 0
+
     def close(self) -> None:
         try:
             self.commit()

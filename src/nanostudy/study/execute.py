@@ -85,14 +85,16 @@ class Execution:
                 if not self.stopping:
                     self.assign()
                 arrived = self.backend.next(0.5)
+                self.folder.lease.check()  # before more is written
                 if arrived:
                     self.handle(*arrived)
                 self.publish()
-                self.folder.lease.check()
         finally:
             self.backend.close()
             self.store.end_session()
             self.store.set_progress(None, [])
+            if self.folder.lease.taken_by:  # it is the store of the process there
+                self.store.discard()
             with contextlib.suppress(NanostudyError):  # the next session makes up for what could not be written
                 self.store.commit()
         if self.stopping:

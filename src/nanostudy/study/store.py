@@ -87,6 +87,10 @@ class Store:
         """Stores all writes since the last commit in one transaction. After a NanostudyError the next commit tries them again."""
         self._db.commit()
 
+    def discard(self) -> None:
+        """Forgets all writes since the last commit."""
+        self._db.discard()
+
     def close(self) -> None:
         self._db.close()
 
