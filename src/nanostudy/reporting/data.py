@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts.figure import plain_value, records
 from nanostudy.settings import FIELDS
 from nanostudy.study.names import label
+
+T = TypeVar("T")
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
@@ -128,7 +130,7 @@ def _batches(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> li
     return records(means[["step", "loss"]].assign(i=means["name"].map(place)).round({"step": 0, "loss": 4}))
 
 
-def spread(ranked: Sequence[str], most: int) -> list[str]:
+def spread(ranked: Sequence[T], most: int) -> list[T]:
     """At most so many of them: a quarter are the first, the others lie evenly over the rest."""
     if len(ranked) <= most:
         return list(ranked)

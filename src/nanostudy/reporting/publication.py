@@ -91,8 +91,8 @@ def _replaceable(to: Path) -> bool:
 def _curves(results: Results) -> str:
     kept = []
     for _, curve in results.evaluations.groupby("name", sort=False):
-        places = spread([str(i) for i in range(len(curve))], MOST_POINTS)
-        kept.append(curve.iloc[sorted({0, len(curve) - 1, *map(int, places[: MOST_POINTS - 2])})])
+        places = spread(range(len(curve)), MOST_POINTS)[: MOST_POINTS - 2]
+        kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
     whole = pd.concat(kept) if kept else results.evaluations
     columns = [name for name in ("name", "step", "train_loss", "val_loss") if name in whole]
     text: str = whole[columns].round(4).to_csv(index=False, lineterminator="\n")

@@ -7,10 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_results
 from nanostudy.reporting.charts.factors import effects_figure
 from nanostudy.reporting.charts.figure import scripts
@@ -50,8 +47,9 @@ def live(state: Mapping[str, Any]) -> dict[str, Any]:
     colour = [*colourings, "status"]
     columns = [("name", "experiment"), *NOW.items(), *((name, name) for name in settings)]
     example = "status == running"
-    # the figure of the report, without the text's entropy, which is not known here
-    figure = curves_figure(Results("", pd.DataFrame()), curves, batches, colour[0]) if curves else None
+    figure = curves_figure(
+        [], curves, batches, colour[0]
+    )  # the report's, without the text's entropy, which is not known here
     blocks: list[Block] = [Experiments(columns, [*state["factors"], "status"], example), *([figure] if figure else [])]
     data = Data(rows, curves, batches, [], tuple(colour), settings)
     made = Document(state["title"], "", [], [], [Section("now", "Experiments", blocks)], data)

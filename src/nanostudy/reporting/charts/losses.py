@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.analysis.frames import Results
+from nanostudy.analysis.frames import CorpusFacts, Results
 from nanostudy.analysis.scaling import PowerLaw, Refusal
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
@@ -25,11 +25,13 @@ Row = Mapping[str, Any]
 # --- curves
 
 
-def curves_figure(results: Results, curves: Sequence[Row], batches: Sequence[Row], colour: str) -> Figure | None:
+def curves_figure(
+    corpora: Iterable[CorpusFacts], curves: Sequence[Row], batches: Sequence[Row], colour: str
+) -> Figure | None:
     """Losses against updates from the first on, one line per experiment; the entropy of the text where it is known."""
     if not curves:
         return None
-    floors = {facts.name: facts.entropy for facts in results.corpora.values() if facts.entropy is not None}
+    floors = {facts.name: facts.entropy for facts in corpora if facts.entropy is not None}
     high = _highest(curves)
     training = ("batches", "loss", "training batches") if batches else ("curves", "train_loss", "training split")
     caption = (

@@ -28,7 +28,7 @@ MOST_ROWS = 40  # of a small table
 def curves(f: Findings) -> Blocks:
     if f.training:
         return [_curve_of(f.training)]
-    figure = charts.curves_figure(f.results, f.data.curves, f.data.batches, f.colour)
+    figure = charts.curves_figure(f.results.corpora.values(), f.data.curves, f.data.batches, f.colour)
     if figure is None:
         return []
     table = f.analysis.overfitting
