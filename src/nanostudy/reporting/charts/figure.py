@@ -246,7 +246,7 @@ def draw(figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, A
         with contextlib.suppress(OSError, NanostudyError):
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cached, bundle)
-    pictures = {}
+    pictures: dict[str, tuple[bytes, str]] = {}
     for answer in answers:
         pictures |= {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["pictures"].items()}
         problems |= answer["problems"]
