@@ -21,7 +21,6 @@ from nanostudy.settings import FIELDS
 from nanostudy.text import csv_cell
 
 PAGE, MARKDOWN, TABLE = "index.html", "report.md", "results.csv"
-ENDS = (".png", ".svg")  # of a figure's files
 OURS = '<meta name="generator" content="nanostudy'  # in a page that may be written over
 
 
@@ -47,11 +46,11 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
             pictures, bundle, undrawn = _drawn(report)
             write_atomically(place / PAGE, page(report, bundle, undrawn))
             write_atomically(place / TABLE, results_csv(analysis.results))
-            files = {
-                f"{name}{end}": each for name, pair in pictures.items() for end, each in zip(ENDS, pair, strict=True)
-            }
-            for name, content in {**files, MARKDOWN: markdown(report, pictures)}.items():
-                write_atomically((markdown_folder or place) / name, content)
+            others = markdown_folder or place
+            for name, (png, svg) in pictures.items():
+                write_atomically(others / f"{name}.png", png)
+                write_atomically(others / f"{name}.svg", svg)
+            write_atomically(others / MARKDOWN, markdown(report, pictures))
     except NanostudyError as problem:
         if not isinstance(problem.__cause__, OSError):
             raise
@@ -104,4 +103,4 @@ def _is_ours(folder: Path) -> bool:
         raise NanostudyError(
             f"{folder} cannot be written: {problem.strerror or problem}. Name a folder for the report with --out."
         ) from None
-    return all(name in (PAGE, MARKDOWN, TABLE) or name.endswith(ENDS) for name in names)
+    return all(name in (PAGE, MARKDOWN, TABLE) or name.endswith((".png", ".svg")) for name in names)
