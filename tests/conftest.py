@@ -85,6 +85,14 @@ def recordings(monkeypatch) -> Recordings:
     return stand_in
 
 
+class Silent:
+    """A listener to a study that does not listen."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+    def show(self, snapshot: object) -> None: ...
+
+
 def write_text(path: Path, characters: int = 1500) -> Path:
     """Seeded random words: few characters, and something to learn in a few updates."""
     draw = np.random.default_rng(7)
@@ -164,6 +172,19 @@ def written(tmp_path_factory):
     from nanostudy.reporting.write import publish
 
     return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless. Skipped by name where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
 
 
 @pytest.fixture
