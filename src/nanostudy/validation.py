@@ -223,10 +223,12 @@ def usage_errors(function: F) -> F:
                 f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more."
             ) from None
         for name, value in bound.items():
-            if "Path" in str(signature.parameters[name].annotation):
-                for each in value if isinstance(value, (list, tuple)) else (value,):
-                    if isinstance(each, (bool, int, float, bytes, set)):
-                        raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
+            takes_what = str(signature.parameters[name].annotation)
+            several = "Sequence" in takes_what or signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            no_path = (bool, int, float, bytes, set, list, tuple, *(() if "Mapping" in takes_what else (dict,)))
+            for each in value if several and isinstance(value, (list, tuple)) else (value,):
+                if "Path" in takes_what and isinstance(each, no_path):
+                    raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]

@@ -61,6 +61,9 @@ def test_the_interface_is_what_dir_shows():
     [
         (lambda: nanostudy.train(), "train: missing a required argument: 'experiment'"),
         (lambda: nanostudy.train(5), "experiment must be a name or a path, not 5"),
+        (lambda: nanostudy.train("quickstart", {"n_layer": 2}), "out must be a name or a path"),
+        (lambda: nanostudy.report("a", out=["b"]), "out must be a name or a path"),
+        (lambda: nanostudy.merge_study(["a", 5], into="b"), "sources must be a name or a path, not 5"),
         (lambda: nanostudy.train("quickstart", n_layer=2), r"settings=\{'n_layer': \.\.\.\}"),
         (lambda: nanostudy.train("quickstart", settings={"n_lyer": 2}), "Did you mean n_layer"),
         (lambda: nanostudy.train("quickstart", "out", 3), "too many positional arguments"),
