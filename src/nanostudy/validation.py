@@ -167,7 +167,7 @@ def settings_of(kind: Any) -> dict[str, Setting]:
 
 
 def check(instance: Any) -> None:
-    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
+    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. It must be quick: a study makes a million."""
     for name, rule in settings_of(instance.__class__).items():
         value = getattr(instance, name)
         if value is None and rule.optional:

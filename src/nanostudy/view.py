@@ -42,7 +42,7 @@ NARROW, COLUMNS = (
     (8, 0, 10, 19, 10, 15),
 )  # in a terminal of so many characters columns have these least widths, and stand still
 WIDE = 100  # characters of a terminal that has room for speeds
-BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
+BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128  # of a sparkline: heights, bars, losses that are kept
 MOST_ODD = 3  # notes on a study's unusual settings
 
 # a notebook's cell
