@@ -46,6 +46,14 @@ needs_shakespeare = pytest.mark.skipif(
 )
 
 
+class Silent:
+    """A study's listener that shows nothing."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+    def show(self, snapshot: object) -> None: ...
+
+
 def small(**settings) -> Experiment:
     """An experiment that trains in a blink; the corpus is the one that a test passes to `train`."""
     return Experiment(**{**SMALL, **settings})

@@ -4,22 +4,15 @@ import inspect
 from pathlib import Path
 
 import pytest
-from conftest import write_text
+from conftest import Silent, write_text
 
 import nanostudy
 from nanostudy.errors import UsageError
 from nanostudy.result import Status
 from nanostudy.study.listing import Rows
-from nanostudy.study.progress import Snapshot
 
 TINY = {"n_layer": 1, "n_head": 2, "block_size": 8, "batch_size": 4, "max_iters": 6, "warmup_iters": 2, "n_embd": 16}
 HERE = nanostudy.Resources(device="cpu", precision="fp32", threads=1)
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: Snapshot) -> None: ...
 
 
 @pytest.fixture

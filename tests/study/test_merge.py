@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import record_again, write_text
+from conftest import Silent, record_again, write_text
 
 from nanostudy import atomic
 from nanostudy.api import run_study
@@ -34,12 +34,6 @@ seeds: one per experiment
 sample_tokens: 5
 """
 BOUND = 1e-3  # on losses, where stacks differ
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 def run(source: Path, out: Path, **options) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import cpu, write_text
+from conftest import Silent, cpu, write_text
 
 from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
@@ -113,12 +113,6 @@ class Instant:
         else:
             yield Sampled({name: [Sample(None, "text")] for name in task.names})
         yield Done()
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot) -> None: ...
 
 
 def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
