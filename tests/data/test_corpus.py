@@ -11,6 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
