@@ -52,6 +52,7 @@ from nanostudy.study.definition import (
     definitions,
     folder_of,
     has_study,
+    keep_of,
     read_study,
     study_of,
     with_assignments,
@@ -260,7 +261,7 @@ def run_study(
     check_installed(where.track)
     draft, chosen = _drafted(source, out, settings, parts, only)
     pool = make_pool(where, len(chosen), shapes_of(chosen, draft.inputs))
-    with contextlib.closing(pool.backend), open_study(draft.path, draft) as folder:
+    with contextlib.closing(pool.backend), open_study(draft) as folder:
         return _execute(folder, chosen, pool, where, listener)
 
 
@@ -284,7 +285,7 @@ def retry_study(
         names = [store.row(name).name for name in names]  # raises at an unknown one
         rows = [row for row in store.rows() if not names or row.name in names]
     failed = {row.name for row in rows if row.status is Status.FAILED}
-    keep = definitions(path)[-1].keep if has_study(path) else "none"
+    keep = keep_of(path)
     lost = {
         row.name
         for row in rows
@@ -295,7 +296,7 @@ def retry_study(
         which = " under these names" if names else ""
         raise UsageError(f"No experiment of {path} has failed{which}, and no result has lost its run folder.")
     notes = rebuild(path, lost)[2] if lost else []
-    with open_study(path) as folder:
+    with open_study(design(path)) as folder:
         folder.notes += notes
         chosen = [entry for entry in folder.entries if entry.name in failed | lost]
         pool = make_pool(where, len(chosen), shapes_of(chosen, folder.inputs))
@@ -315,7 +316,7 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
         tracked = stack.enter_context(tracking(where, listener.say))
         stack.callback(_write_results, folder)
         Execution(
-            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
+            folder, chosen, pool.backend, pool.capacity, where.resources, listener, stop, where.save_every, tracked
         ).run()
     return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
 

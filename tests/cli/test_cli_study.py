@@ -31,7 +31,7 @@ from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, as_lines, fitted
 from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
@@ -325,7 +325,7 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
     """An update of forty micro-batches takes minutes on a small machine, and as long as forty of one."""
     backend = Fake((0, Measured(0.5, 1e-4)), (0, Done()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(), Resources(threads=1), ()))
+        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(threads=1), ()))
         backend.close = lambda: None
         capacity = Capacity("cpu", "fp32", 1, None)
         settings = {"gradient_accumulation_steps": "40"}
@@ -803,9 +803,9 @@ def shown(done, monkeypatch):
             return Console(file=text, force_terminal=width is not None, color_system=None, **size, **options)
 
         monkeypatch.setattr(view, "Console", console)
-        with open_study(done) as folder:
+        with open_study(design(done)) as folder:
             capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
-            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, each, ("a note",)))
+            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, ("a note",)))
             with looking:
                 begun = len(text.getvalue())
                 for snapshot in snapshots:

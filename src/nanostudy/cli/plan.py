@@ -59,7 +59,6 @@ def prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
-    from nanostudy.study.names import label
 
     rows = [
         {
@@ -69,7 +68,7 @@ def print_plan(plan: Plan) -> None:
             "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
             "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
             "ids": _shortened(ranges([entry.id for entry in stack.members])),
-            "the first": label(stack.members[0].experiment.as_dict(), plan.varying),
+            "the first": plan.label(stack),
         }
         for row, stack in zip(stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
     ]
@@ -93,9 +92,7 @@ def print_plan(plan: Plan) -> None:
     tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
     for stack in tight[:MOST_STACKS]:
         advice = "" if plan.elsewhere else ": fewer --workers leave it more"
-        print(
-            f"         {label(stack.members[0].experiment.as_dict(), plan.varying)} may need more memory than that{advice}"
-        )
+        print(f"         {plan.label(stack)} may need more memory than that{advice}")
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")

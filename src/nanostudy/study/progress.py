@@ -116,7 +116,7 @@ class StudyProgress:
 
     def ended(self) -> int:
         """How many of the chosen experiments need no more training."""
-        return len(self.chosen) - sum(self.counts[status] for status in Status if status.is_undone)
+        return sum(count for status, count in self.counts.items() if not status.is_undone)
 
     def left(self, stack: StackRow) -> int:
         """The arithmetic of its members that are not done."""
