@@ -93,14 +93,6 @@ def recordings(monkeypatch) -> Recordings:
     return stand_in
 
 
-class Silent:
-    """A listener to a study that does not listen."""
-
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
-
-
 def write_text(path: Path, characters: int = 1500) -> Path:
     """Seeded random words: few characters, and something to learn in a few updates."""
     draw = np.random.default_rng(7)
