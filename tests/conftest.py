@@ -174,6 +174,19 @@ def written(tmp_path_factory):
     return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless. Skipped by name where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Reports without pictures, for tests of their words."""

@@ -582,7 +582,7 @@ def test_hostile_text_does_no_harm(write, tmp_path):
     assert "<img src=x" not in page.replace(json.dumps("<img src=x"), "")
     assert "[a](javascript" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert not re.search(r"^=|,=", (tmp_path / "report" / "results.csv").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "7 finished" in " ".join(written.notes) or written.answer
+    assert "7 finished" in " ".join(written.document.notes) or written.document.answer
 
 
 @pytest.mark.parametrize(

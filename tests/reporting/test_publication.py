@@ -22,7 +22,7 @@ def _no_pictures(monkeypatch):
     def undrawn(*_):
         raise write.DrawingFailed("not drawn in this test")
 
-    monkeypatch.setattr(publication, "draw", undrawn)
+    monkeypatch.setattr(publication, "scripts", undrawn)
 
 
 @pytest.fixture
