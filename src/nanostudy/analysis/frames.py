@@ -181,7 +181,8 @@ def joined(pieces: Sequence[Results]) -> Results:
         for key in dict.fromkeys(key for piece in pieces for key in piece.provenance)
     }
     title = " + ".join(dict.fromkeys(piece.title for piece in pieces))
-    return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes))
+    others = tuple(other for piece in pieces for other in piece.others)
+    return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes), others=others)
 
 
 def _superfluous(pieces: Sequence[Results]) -> list[list[str]]:
