@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import cpu, write_text
+from conftest import Silent, cpu, write_text
 
 from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
@@ -115,18 +115,12 @@ class Instant:
         yield Done()
 
 
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot) -> None: ...
-
-
 def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
     """Calls of Python functions and steps of SQLite while experiments of so many finish, in stacks of two; calls of a snapshot."""
     text = str(write_text(tmp_path / "text.txt"))
     counted = Counted(monkeypatch)
     backend = Instant(counted)
-    with open_study(tmp_path / str(count), study_of(text, count)) as folder:
+    with open_study(design(tmp_path / str(count), study_of(text, count))) as folder:
         capacity = Capacity("cpu", "fp32", 1, None)
         run = Execution(folder, folder.entries, backend, capacity, Resources(), Silent(), backend.enough)
         collect_work = run.collect_work
@@ -177,7 +171,7 @@ def test_thousands_of_experiments_are_planned_in_little_memory(tmp_path):
 def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeypatch):
     """Most experiments that wait have no folder: one listing shows that, not a look for each."""
     study = study_of(str(write_text(tmp_path / "text.txt")), 1000)
-    with open_study(tmp_path / "out", study):
+    with open_study(design(tmp_path / "out", study)):
         pass
     looks = 0
     is_file = type(tmp_path).is_file
@@ -189,14 +183,20 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
 
     monkeypatch.setattr(type(tmp_path), "is_file", counting)
     design(tmp_path / "out")
-    with open_study(tmp_path / "out"):
+    with open_study(design(tmp_path / "out")):
         pass
     assert looks < 50
 
 
-def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
-    """A stack may go on whose members are nearly done: its rate is unknown, and not zero."""
-    one = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, estimated_at=time.monotonic())
-    assert seconds_left([(one, 0.0)], [1e9], 1) is None
-    other = replace(one, seconds_left=10.0)
-    assert seconds_left([(one, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)
+def test_the_time_left_is_measured_over_whole_stacks():
+    """The last seconds of a stack are evaluations: the arithmetic left in them says nothing of the stacks that wait."""
+    now = time.monotonic()
+    ending = Assignment(
+        "a", ("a",), StackRow(1, ("a",), 1), seconds_left=1.0, estimated_at=now, ahead=1e9, since=now - 99
+    )
+    assert seconds_left([ending], [1e9, 2e9], 1) == pytest.approx(301, abs=1)
+    assert seconds_left([ending], [1e9, 2e9], 2) == pytest.approx(201, abs=1)
+    assert seconds_left([replace(ending, ahead=None)], [1e9], 1) is None  # nothing is measured yet
+    assert seconds_left([replace(ending, ahead=None)], [], 1) == pytest.approx(1, abs=1)
+    writing = Assignment("b", ("b",), None)
+    assert seconds_left([ending, writing], [1e9], 2) == pytest.approx(100, abs=1)

@@ -45,14 +45,28 @@ class Factor:
 
     @cached_property
     def coding(self) -> Array:
-        """(levels, columns): the columns of the model at each level."""
-        return self.columns_at(np.array(self.levels)) if self.degree else coding(len(self.levels))
+        """(levels, columns): the columns of the model at each level.
+
+        Of a number those of columns_at. Otherwise sum coding, in which effects add up to 0: the first level is -1 throughout.
+        """
+        if self.degree:
+            return self.columns_at(np.array(self.levels))
+        columns = len(self.levels) - 1
+        return np.vstack([-np.ones((1, columns)), np.eye(columns)])
+
+    @property
+    def coded(self) -> Array:
+        """(experiments, columns)."""
+        return self.coding[self.codes]
+
+    @property
+    def places(self) -> Array:
+        """(experiments,): the scaled values of a number."""
+        return self.scaled(np.array(self.levels))[self.codes]
 
     def columns_at(self, values: Array) -> Array:
         """(values, degree): powers of a number from -1 to 1 over its range, on its scale, less their means over the experiments."""
-        return _powers(self.scaled(values), self.degree) - _powers(self.scaled(np.array(self.levels)), self.degree)[
-            self.codes
-        ].mean(axis=0)
+        return powers(self.scaled(values), self.degree) - powers(self.places, self.degree).mean(axis=0)
 
     def scaled(self, values: Array) -> Array:
         """-1 at the lowest level, 1 at the highest."""
@@ -78,11 +92,8 @@ class Design:
     y: Array  # (experiments,): the measure
     factors: tuple[Factor, ...]
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
-    clusters: Array  # (experiments,): the number of the seed of a source; an unknown seed is one of its own
-    blocks: (
-        Array | None
-    )  # (experiments,): the number of the block; None where nothing is shared or blocks are confounded
-    block_words: str  # what the blocks are, in words
+    clusters: Array  # (experiments,): the number of the seed; an unknown seed is one of its own
+    blocks: Array | None  # (experiments,): the number of the block; None: nothing is shared, or blocks are confounded
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
     missing: tuple[str, ...]  # sentences: what is left out or confounded
@@ -95,6 +106,10 @@ class Design:
     @property
     def cell_count(self) -> int:
         return len(np.unique(self.cells))
+
+    @property
+    def seed_count(self) -> int:
+        return len(np.unique(self.clusters))
 
     @property
     def two_level(self) -> bool:
@@ -128,14 +143,13 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     ]  # with what is no factor, so that no cell holds two configurations
     cells = _numbered([*(factor.codes for factor in factors), *whole], len(table))
     clusters = _clusters(table)
-    blocks, block_words = _blocks(table, factors, cells, missing)
+    blocks = _blocks(table, factors, cells, missing)
     combinations = math.prod(len(factor.levels) for factor in factors)
     counts = np.unique(cells, return_counts=True)[1]
     complete = len(counts) == combinations and len(table) > 0
     even = complete and len(set(counts)) == 1
     if blocks is not None and even:
-        crossed = np.unique(np.stack([cells, blocks]), axis=1).shape[1]
-        even = crossed == len(table) == len(counts) * len(np.unique(blocks))
+        even = combined(cells, blocks) == len(table) == len(counts) * len(np.unique(blocks))
     if not complete and len(table) and combinations <= 10 * len(table):
         missing.append(
             f"Without a finished experiment: {combinations - len(counts):,} of the {combinations:,} combinations of levels."
@@ -143,10 +157,10 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     elif complete and not even and min(counts) < max(counts):
         missing.append(f"Some combinations have more experiments than others: {min(counts)} to {max(counts)} each.")
     elif complete and not even:
-        missing.append(f"The combinations were not all run with the same {block_words}.")
+        missing.append("The combinations were not all run with the same seeds.")
     missing += _devices(table, factors)
     y = table[measure].to_numpy(dtype=float)
-    laid_out = (factors, cells, clusters, blocks, block_words, complete, even)
+    laid_out = (factors, cells, clusters, blocks, complete, even)
     return Design(measure, table, repeats, y, *laid_out, tuple(missing), text_errors(results, measure))
 
 
@@ -184,7 +198,7 @@ def _without_repeats(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.Dat
     """The first of the experiments with equal settings and seed, whose results are equal up to rounding; each other with its first."""
     first: dict[tuple[Any, ...], str] = {}
     repeats: dict[str, str] = {}
-    keys = table[[*varied, "seed", "source"]].itertuples(index=False, name=None)
+    keys = table[[*varied, "seed"]].itertuples(index=False, name=None)
     for name, seed, key in zip(map(str, table.index), table["seed"], keys, strict=True):
         if known(seed) and first.setdefault(key, name) != name:
             repeats[name] = first[key]
@@ -265,15 +279,15 @@ def _with_degree(factors: Sequence[Factor], experiments: int) -> tuple[Factor, .
     return tuple(replace(factor, degree=degree) if factor.degree else factor for factor in factors)
 
 
-def _powers(places: Array, degree: int) -> Array:
+def powers(places: Array, degree: int) -> Array:
+    """(places, degree), from the first power."""
     return np.stack([places**power for power in range(1, degree + 1)], axis=1)
 
 
 def _twins(a: Factor, b: Factor) -> bool:
     """Whether the two always vary together. Of two numbers that hardly repeat, that is a straight line through all points."""
     if a.degree and b.degree:
-        one, other = (factor.scaled(np.array(factor.levels))[factor.codes] for factor in (a, b))
-        return bool(abs(np.corrcoef(one, other)[0, 1]) > 1 - SAME)
+        return bool(abs(np.corrcoef(a.places, b.places)[0, 1]) > 1 - SAME)
     return _determines(a, b) and _determines(b, a)
 
 
@@ -281,7 +295,7 @@ def _determines(a: Factor, b: Factor) -> bool:
     """Whether the level of `a` determines that of `b`, and not for want of levels that repeat."""
     if a.degree and len(a.levels) > len(a.codes) / 2:
         return False
-    return len(np.unique(np.stack([a.codes, b.codes]), axis=1).T) == len(a.levels)
+    return combined(a.codes, b.codes) == len(a.levels)
 
 
 def _together(a: Factor, b: Factor) -> Factor:
@@ -290,6 +304,11 @@ def _together(a: Factor, b: Factor) -> Factor:
     of_b = {int(code): b.levels[b.codes[row]] for row, code in enumerate(a.codes)}
     both = tuple(f"{value_text(level)}{TOGETHER}{value_text(of_b[i])}" for i, level in enumerate(a.levels))
     return Factor((*a.settings, *b.settings), both, a.codes)
+
+
+def combined(*codes: Array) -> int:
+    """How many combinations of the codes there are."""
+    return int(_numbered(codes, 0).max(initial=-1)) + 1
 
 
 def _numbered(codes: Sequence[Array], n: int) -> Array:
@@ -334,74 +353,47 @@ def _evenly(codes: Array, factor: Factor) -> bool:
 
 
 def _clusters(table: pd.DataFrame) -> Array:
-    """Experiments of one seed and source draw alike, so that they are no independent evidence."""
-    own = [seed if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
-    return pd.factorize(pd.Series(zip(table["source"], map(str, own), strict=True), dtype=object))[0]
+    """Experiments of one seed draw alike, so that they are no independent evidence."""
+    own = [str(seed) if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
+    return pd.factorize(pd.Series(own, dtype=object))[0]
 
 
-def _blocks(
-    table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]
-) -> tuple[Array | None, str]:
-    """(blocks, what they are). Adds sentences to `missing`.
+def _blocks(table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]) -> Array | None:
+    """The seeds, where the factors' effects can still be estimated within them. Adds sentences to `missing`.
 
-    Experiments of one seed share random numbers, those of one source a machine and a program: what affects all of them alike is no
-    effect of a setting. Blocks take it out, where the factors' effects can still be estimated within them.
+    Experiments of one seed share random numbers: what affects all of them alike is no effect of a setting, and blocks take it out.
     """
-    sources = pd.factorize(table["source"])[0]
-    seeds = pd.factorize(table["seed"])[0] if all(known(seed) for seed in table["seed"]) else None
-    if seeds is not None and not _shares(seeds, cells):
-        seeds = None
-    candidates = []
-    if len(set(sources)) > 1:
-        candidates += [(_numbered([sources, seeds], len(table)), "seeds of each source")] if seeds is not None else []
-        candidates.append((sources, "sources"))
-    elif seeds is not None:
-        candidates.append((seeds, "seeds"))
-    for blocks, words in candidates:
-        if _separable(blocks, factors):
-            return blocks, words
-    if len(set(sources)) > 1:
-        missing.append("The sources of the numbers differ in settings, too: a difference may be the source's.")
-    if seeds is None or not factors:
-        return None, ""
+    if not all(known(seed) for seed in table["seed"]):
+        return None
+    seeds = pd.factorize(table["seed"])[0]
+    if not _shares(seeds, cells):
+        return None
+    if _separable(seeds, factors):
+        return seeds
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
     missing.append(
         f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
         "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
     )
-    return None, ""
+    return None
 
 
 def _shares(seeds: Array, cells: Array) -> bool:
     """Whether there is more than one seed, and one that several cells have."""
-    pairs = np.unique(np.stack([seeds, cells]), axis=1)
-    return len(set(seeds)) > 1 and len(pairs.T) > len(set(seeds))
+    return 1 < len(set(seeds)) < combined(seeds, cells)
 
 
 def _separable(blocks: Array, factors: Sequence[Factor]) -> bool:
     """Whether all main effects can be estimated beside the blocks."""
     if not factors:
         return True
-    columns = np.hstack([coded(factor) for factor in factors])
+    columns = np.hstack([factor.coded for factor in factors])
     within = columns - group_means(columns, blocks)[blocks]
     return bool(np.linalg.matrix_rank(within) == np.linalg.matrix_rank(columns - columns.mean(axis=0)))
 
 
-def group_means(columns: Array, groups: Array) -> Array:
-    """(groups, columns): the mean of each column in each group; groups are numbers from 0."""
-    sums = np.zeros((int(groups.max()) + 1, columns.shape[1]))
-    np.add.at(sums, groups, columns)
-    return sums / np.bincount(groups)[:, None]
-
-
-# --- coding
-
-
-def coding(count: int) -> Array:
-    """(count, count - 1): sum coding, in which a factor's effects add up to 0; the first level is -1 throughout."""
-    return np.vstack([-np.ones((1, count - 1)), np.eye(count - 1)])
-
-
-def coded(factor: Factor) -> Array:
-    """(experiments, columns)."""
-    return factor.coding[factor.codes]
+def group_means(values: Array, groups: Array) -> Array:
+    """(groups, ...): the mean over each group of the rows of values; groups are numbers from 0."""
+    sums = np.zeros((int(groups.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, groups, values)
+    return np.asarray((sums.T / np.bincount(groups)).T)

@@ -21,6 +21,7 @@ from nanostudy.analysis.frames import (
     CorpusFacts,
     experiments_frame,
     joined,
+    rows_frame,
 )
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
@@ -45,7 +46,9 @@ KERNELS = ("compiled", "tiles")
 
 
 def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -> Results:
-    """Study folders, run folders and tables as one; `stated` says which of the tables' columns is what.
+    """Study folders and run folders as one, and with them the tables that they wrote; `stated` says which of other tables' columns
+    is what. Other tables stand beside them, or beside the first source where there are only such: their authors had other
+    programs, evaluations and settings, so that their losses do not add up.
 
     Raises UsageError at what is none of these, NanostudyError at damage.
     """
@@ -62,8 +65,15 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         else:
             there = "holds neither a study nor a run" if path.is_dir() else "is not there"
             raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
-    whole = joined(pieces)
-    return replace(whole, notes=(*_incomparable(whole.experiments), *whole.notes))
+    ours = [piece for piece in pieces if (piece.experiments["source"] == OURS).all()] or pieces[:1]
+    others = tuple(piece for piece in pieces if all(piece is not one for one in ours))
+    whole = joined(ours)
+    titles = listed([one.title for one in others], 3)
+    beside = [
+        f"{titles} {'stands' if len(others) == 1 else 'stand'} beside {whole.title}, of which the answer is alone."
+    ]
+    notes = (*_incomparable(whole.experiments), *whole.notes, *(note for one in others for note in one.notes))
+    return replace(whole, notes=(*beside[: len(others)], *notes), others=others)
 
 
 def _there(path: Path) -> Path:
@@ -92,13 +102,13 @@ def read_study_folder(path: Path) -> Results:
         }
         for one in results
     ]
-    evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
+    evaluations = ({"name": name, **point} for name, curve in curves.items() for point in curve)
     prompts = [study.prompts for study in reversed(studies)]
     samples = _samples([(one, path / one.name) for one in results if one.sampled], prompts, problems)
     return Results(
         title,
         experiments_frame(records),
-        _frame(evaluations, EVALUATIONS),
+        rows_frame(evaluations, EVALUATIONS),
         _training([(name, path / name) for name in curves if TABLE not in problems.get(name, ())]),
         samples,
         corpora={facts.sha256: facts for facts, _ in texts.values()},
@@ -128,16 +138,11 @@ def run_problems(folder: Path, status: Status | None = None) -> dict[str, str]:
 def _damaged(path: Path, problems: Mapping[str, Mapping[str, str]]) -> list[str]:
     if not problems:
         return []
-    first = next(iter(next(iter(problems.values())).values()))
-    others = (
-        f" So {'is' if len(problems) == 2 else 'are'} {counted(len(problems) - 1, 'more run folder')}."
-        if problems
-        else ""
-    )
-    return [
-        f"{first}{others if len(problems) > 1 else ''} What depends on it is left out; `nanostudy study check "
-        f"{shlex.quote(str(path))}` says more."
-    ]
+    first = next(text for problem in problems.values() for text in problem.values())
+    more = len(problems) - 1
+    others = f" So {'is' if more == 1 else 'are'} {counted(more, 'more run folder')}." if more else ""
+    check = f"`nanostudy study check {shlex.quote(str(path))}` says more."
+    return [f"{first}{others} What depends on it is left out; {check}"]
 
 
 CorpusRecord = tuple[CorpusFacts, dict[str, Any]]  # a text, and a run.json that describes it
@@ -291,7 +296,7 @@ def read_run_folder(path: Path) -> Results:
     return Results(
         name,
         experiments_frame([{"study": name, **_record(result, path, (facts, metadata), problems)}]),
-        _frame([{"name": name, **row} for row in read_rows(path / "evaluations.csv")], EVALUATIONS),
+        rows_frame(({"name": name, **row} for row in read_rows(path / "evaluations.csv")), EVALUATIONS),
         _training([(name, path)] if TABLE not in problems else []),
         samples,
         corpora={facts.sha256: facts},
@@ -309,15 +314,9 @@ def read_run_folder(path: Path) -> Results:
 # --- tables and samples
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Numbers as float64, but `name`."""
-    table = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in columns})
-    return table.astype({key: float for key in columns if key != "name"})
-
-
 def _training(folders: Sequence[tuple[str, Path]]) -> pd.DataFrame:
-    rows = [{"name": name, **row} for name, folder in folders for row in read_rows(folder / "training.csv")]
-    return _frame(rows, TRAINING)
+    rows = ({"name": name, **row} for name, folder in folders for row in read_rows(folder / TABLE))
+    return rows_frame(rows, TRAINING)
 
 
 def _samples(
@@ -331,8 +330,8 @@ def _samples(
         except NanostudyError as problem:
             problems.setdefault(result.name, {})[SAMPLES_FILE] = str(problem)
             continue
-        rows += [(result.name, sample.prompt or "", sample.text) for sample in samples]
-    return pd.DataFrame(rows, columns=list(SAMPLES), dtype=object)
+        rows += [{"name": result.name, "prompt": one.prompt or "", "text": one.text} for one in samples]
+    return rows_frame(rows, SAMPLES)
 
 
 def _incomparable(experiments: pd.DataFrame) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nanostudy.errors import NanostudyError
+from nanostudy.result import Result
 from nanostudy.study.definition import kept_best
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.retry import Retry
 from nanostudy.study.tasks import WriteSamples
+from nanostudy.training.inputs import corpus_key
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import load_weights
 
@@ -30,13 +32,16 @@ class Artifacts:
         self.waiting: deque[tuple[str, ...]] = deque()
         self.with_weights = set(self.store.results(sampled=True))
 
-    def queue(self, names: Iterable[str]) -> None:
-        """Queues the models, all of one shape, that have no samples yet."""
-        rows = self.retry(lambda: self.store.rows(names=list(names)))
-        left = [row.name for row in rows if not row.sampled]
-        if left:
+    def queue(self, names: Sequence[str]) -> None:
+        """Queues the models that have a result and no samples yet."""
+        alike: dict[object, list[Result]] = {}
+        for row in self.retry(lambda: self.store.rows(names=names)):
+            if row.status.has_result and not row.sampled:
+                alike.setdefault((corpus_key(row.experiment), row.experiment.shape), []).append(row)
+        for rows in alike.values():
             at_once = models_at_once(rows[0].parameters)
-            self.waiting.extend(tuple(left[i : i + at_once]) for i in range(0, len(left), at_once))
+            same = [row.name for row in rows]
+            self.waiting.extend(tuple(same[i : i + at_once]) for i in range(0, len(same), at_once))
 
     def task(self, names: tuple[str, ...]) -> WriteSamples | None:
         """None where the weights cannot be read, and so there will be no samples."""
