@@ -484,6 +484,27 @@ def test_logs_of_nanogpts_training(write):
     assert only(last)["status"] == "finished"  # it ended between two evaluations
 
 
+def test_a_log_of_several_trainings_has_a_row_for_each(write):
+    """As a notebook prints them, its beginning cut off: the settings of each stand before its first evaluation."""
+    cut_off = [
+        "step 500: train loss 2.42, val loss 2.43",
+        "saving checkpoint to out/first",
+        "step 750: train loss 2.3, val loss 2.35",
+    ]
+    trainings = [
+        line
+        for i, d in enumerate((0.0, 0.2, 0.2))
+        for line in (*LOG.format(dropout=d, loss=2 + d).splitlines(), f"saving checkpoint to out/drop{i}")
+    ]
+    results = read_table(write(*cut_off, *trainings, name="notebook.txt"))
+    assert list(results.experiments.index) == ["first", "drop0", "drop1", "drop2"]
+    assert list(results.experiments["val_loss"]) == [2.35, 2.0, 2.2, 2.2]
+    assert list(results.experiments["dropout"].iloc[1:]) == [0.0, 0.2, 0.2]
+    assert list(results.evaluations["name"]) == ["first"] * 2 + ["drop0"] * 3 + ["drop1"] * 3 + ["drop2"] * 3
+    unnamed = read_table(write(*(line for line in trainings if "saving" not in line), name="all.log"))
+    assert list(unnamed.experiments.index) == ["all 1", "all 2", "all 3"]
+
+
 def test_the_evaluations_of_one_training_are_a_curve(write):
     lines = ["iter,train_loss,val_loss,lr,elapsed_s", "0,4.2,4.3,0.1,1", "250,2.5,2.6,0.05,9", "500,2.1,2.3,0.01,18"]
     results = read_table(write(*lines, name="mine/loss_log.csv"))
@@ -501,6 +522,19 @@ def test_the_lines_of_a_chart_are_experiments_with_curves(write):
     results = read_table(write(*lines, name="chart.csv"))
     assert dict(results.experiments["val_loss"]) == {"wide": 2.5, "deep": 2.4}
     assert list(results.evaluations[results.evaluations["name"] == "wide"]["val_loss"]) == [4.2, 2.5]
+
+
+def test_whole_numbers_that_pandas_wrote_as_fractions_are_settings(write):
+    lines = [f"{name},{iters},{2 - iters / 1e4}" for name, iters in zip("abcd", (100.0, 200.0) * 2, strict=True)]
+    results = read_table(write("name,max_iters,val_loss", *lines, name="floats.csv"))
+    assert results.factors == ("max_iters",)
+    assert list(results.experiments["max_iters"]) == [100, 200, 100, 200]
+
+
+def test_a_step_in_words_makes_no_curve(write):
+    results = read_table(write("epoch,val_loss", "last,2.1", "best,2.0", name="words.csv"))
+    assert list(results.experiments["val_loss"]) == [2.1, 2.0]
+    assert results.evaluations.empty
 
 
 def test_what_a_column_is_can_be_stated(write):

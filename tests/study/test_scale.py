@@ -188,9 +188,15 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
     assert looks < 50
 
 
-def test_the_time_left_while_nothing_is_left_of_what_is_in_hand():
-    """A stack may go on whose members are nearly done: its rate is unknown, and not zero."""
-    one = Assignment("a", ("a",), StackRow(1, ("a",), 1), seconds_left=60.0, estimated_at=time.monotonic())
-    assert seconds_left([(one, 0.0)], [1e9], 1) is None
-    other = replace(one, seconds_left=10.0)
-    assert seconds_left([(one, 0.0), (other, 1e6)], [1e6, 1e6], 2) == pytest.approx(60, abs=1)
+def test_the_time_left_is_measured_over_whole_stacks():
+    """The last seconds of a stack are evaluations: the arithmetic left in them says nothing of the stacks that wait."""
+    now = time.monotonic()
+    ending = Assignment(
+        "a", ("a",), StackRow(1, ("a",), 1), seconds_left=1.0, estimated_at=now, ahead=1e9, since=now - 99
+    )
+    assert seconds_left([ending], [1e9, 2e9], 1) == pytest.approx(301, abs=1)
+    assert seconds_left([ending], [1e9, 2e9], 2) == pytest.approx(201, abs=1)
+    assert seconds_left([replace(ending, ahead=None)], [1e9], 1) is None  # nothing is measured yet
+    assert seconds_left([replace(ending, ahead=None)], [], 1) == pytest.approx(1, abs=1)
+    writing = Assignment("b", ("b",), None)
+    assert seconds_left([ending, writing], [1e9], 2) == pytest.approx(100, abs=1)

@@ -45,14 +45,28 @@ class Factor:
 
     @cached_property
     def coding(self) -> Array:
-        """(levels, columns): the columns of the model at each level."""
-        return self.columns_at(np.array(self.levels)) if self.degree else coding(len(self.levels))
+        """(levels, columns): the columns of the model at each level.
+
+        Of a number those of columns_at. Otherwise sum coding, in which effects add up to 0: the first level is -1 throughout.
+        """
+        if self.degree:
+            return self.columns_at(np.array(self.levels))
+        columns = len(self.levels) - 1
+        return np.vstack([-np.ones((1, columns)), np.eye(columns)])
+
+    @property
+    def coded(self) -> Array:
+        """(experiments, columns)."""
+        return self.coding[self.codes]
+
+    @property
+    def places(self) -> Array:
+        """(experiments,): the scaled values of a number."""
+        return self.scaled(np.array(self.levels))[self.codes]
 
     def columns_at(self, values: Array) -> Array:
         """(values, degree): powers of a number from -1 to 1 over its range, on its scale, less their means over the experiments."""
-        return _powers(self.scaled(values), self.degree) - _powers(self.scaled(np.array(self.levels)), self.degree)[
-            self.codes
-        ].mean(axis=0)
+        return powers(self.scaled(values), self.degree) - powers(self.places, self.degree).mean(axis=0)
 
     def scaled(self, values: Array) -> Array:
         """-1 at the lowest level, 1 at the highest."""
@@ -79,9 +93,7 @@ class Design:
     factors: tuple[Factor, ...]
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
     clusters: Array  # (experiments,): the number of the seed of a source; an unknown seed is one of its own
-    blocks: (
-        Array | None
-    )  # (experiments,): the number of the block; None where nothing is shared or blocks are confounded
+    blocks: Array | None  # (experiments,): the number of the block; None: nothing is shared, or blocks are confounded
     block_words: str  # what the blocks are, in words
     complete: bool  # every combination of levels is there
     balanced: bool  # complete, equally often, and in every block
@@ -95,6 +107,11 @@ class Design:
     @property
     def cell_count(self) -> int:
         return len(np.unique(self.cells))
+
+    @property
+    def seed_count(self) -> int:
+        """Of the seeds of all sources."""
+        return len(np.unique(self.clusters))
 
     @property
     def two_level(self) -> bool:
@@ -134,8 +151,7 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     complete = len(counts) == combinations and len(table) > 0
     even = complete and len(set(counts)) == 1
     if blocks is not None and even:
-        crossed = np.unique(np.stack([cells, blocks]), axis=1).shape[1]
-        even = crossed == len(table) == len(counts) * len(np.unique(blocks))
+        even = combined(cells, blocks) == len(table) == len(counts) * len(np.unique(blocks))
     if not complete and len(table) and combinations <= 10 * len(table):
         missing.append(
             f"Without a finished experiment: {combinations - len(counts):,} of the {combinations:,} combinations of levels."
@@ -265,15 +281,15 @@ def _with_degree(factors: Sequence[Factor], experiments: int) -> tuple[Factor, .
     return tuple(replace(factor, degree=degree) if factor.degree else factor for factor in factors)
 
 
-def _powers(places: Array, degree: int) -> Array:
+def powers(places: Array, degree: int) -> Array:
+    """(places, degree), from the first power."""
     return np.stack([places**power for power in range(1, degree + 1)], axis=1)
 
 
 def _twins(a: Factor, b: Factor) -> bool:
     """Whether the two always vary together. Of two numbers that hardly repeat, that is a straight line through all points."""
     if a.degree and b.degree:
-        one, other = (factor.scaled(np.array(factor.levels))[factor.codes] for factor in (a, b))
-        return bool(abs(np.corrcoef(one, other)[0, 1]) > 1 - SAME)
+        return bool(abs(np.corrcoef(a.places, b.places)[0, 1]) > 1 - SAME)
     return _determines(a, b) and _determines(b, a)
 
 
@@ -281,7 +297,7 @@ def _determines(a: Factor, b: Factor) -> bool:
     """Whether the level of `a` determines that of `b`, and not for want of levels that repeat."""
     if a.degree and len(a.levels) > len(a.codes) / 2:
         return False
-    return len(np.unique(np.stack([a.codes, b.codes]), axis=1).T) == len(a.levels)
+    return combined(a.codes, b.codes) == len(a.levels)
 
 
 def _together(a: Factor, b: Factor) -> Factor:
@@ -290,6 +306,11 @@ def _together(a: Factor, b: Factor) -> Factor:
     of_b = {int(code): b.levels[b.codes[row]] for row, code in enumerate(a.codes)}
     both = tuple(f"{value_text(level)}{TOGETHER}{value_text(of_b[i])}" for i, level in enumerate(a.levels))
     return Factor((*a.settings, *b.settings), both, a.codes)
+
+
+def combined(*codes: Array) -> int:
+    """How many combinations of the codes there are."""
+    return int(_numbered(codes, 0).max(initial=-1)) + 1
 
 
 def _numbered(codes: Sequence[Array], n: int) -> Array:
@@ -374,34 +395,20 @@ def _blocks(
 
 def _shares(seeds: Array, cells: Array) -> bool:
     """Whether there is more than one seed, and one that several cells have."""
-    pairs = np.unique(np.stack([seeds, cells]), axis=1)
-    return len(set(seeds)) > 1 and len(pairs.T) > len(set(seeds))
+    return 1 < len(set(seeds)) < combined(seeds, cells)
 
 
 def _separable(blocks: Array, factors: Sequence[Factor]) -> bool:
     """Whether all main effects can be estimated beside the blocks."""
     if not factors:
         return True
-    columns = np.hstack([coded(factor) for factor in factors])
+    columns = np.hstack([factor.coded for factor in factors])
     within = columns - group_means(columns, blocks)[blocks]
     return bool(np.linalg.matrix_rank(within) == np.linalg.matrix_rank(columns - columns.mean(axis=0)))
 
 
-def group_means(columns: Array, groups: Array) -> Array:
-    """(groups, columns): the mean of each column in each group; groups are numbers from 0."""
-    sums = np.zeros((int(groups.max()) + 1, columns.shape[1]))
-    np.add.at(sums, groups, columns)
-    return sums / np.bincount(groups)[:, None]
-
-
-# --- coding
-
-
-def coding(count: int) -> Array:
-    """(count, count - 1): sum coding, in which a factor's effects add up to 0; the first level is -1 throughout."""
-    return np.vstack([-np.ones((1, count - 1)), np.eye(count - 1)])
-
-
-def coded(factor: Factor) -> Array:
-    """(experiments, columns)."""
-    return factor.coding[factor.codes]
+def group_means(values: Array, groups: Array) -> Array:
+    """(groups, ...): the mean over each group of the rows of values; groups are numbers from 0."""
+    sums = np.zeros((int(groups.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, groups, values)
+    return np.asarray((sums.T / np.bincount(groups)).T)

@@ -7,8 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from nanostudy.analysis.frames import Results, known
-
-CONFIDENCE = 0.95
+from nanostudy.analysis.intervals import CONFIDENCE
 
 
 def trained(results: Results) -> pd.DataFrame:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.analysis.design import TIMES, Design, coded, design_of
-from nanostudy.analysis.fit import NEGLIGIBLE, Fit, Term, level_effect, level_mean
+from nanostudy.analysis.design import TIMES, Array, Design, design_of
+from nanostudy.analysis.fit import Fit, Term, level_effect, level_mean
 from nanostudy.analysis.frames import AT_CONTEXT, Results
 from nanostudy.analysis.importance import at_best, importance
 from nanostudy.analysis.noise import estimates, judged
@@ -67,7 +67,7 @@ def effects(results: Results, measure: str = "val_loss") -> Effects:
         _half_normal(design),
         design.balanced,
         design.n,
-        len(np.unique(design.clusters)),
+        design.seed_count,
         {**shares, "unexplained": max(0.0, 1 - explained)} if explained else shares,
         noise.sd,
         measure,
@@ -101,11 +101,10 @@ def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
         kinds = dict.fromkeys(EFFECTS[6:], float) | dict.fromkeys(("clear", "together"), bool)
         return pd.DataFrame(columns=list(EFFECTS)).astype(kinds)
     found = estimates(fit, np.stack(weights))
-    smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
     found = replace(
         found,
-        effect=np.where(np.abs(found.effect) <= smallest, 0.0, found.effect),
-        se=np.where(np.isnan(found.se), np.nan, np.maximum(found.se, smallest)),
+        effect=np.where(np.abs(found.effect) <= fit.negligible, 0.0, found.effect),
+        se=np.maximum(found.se, fit.negligible),
     )
     table = pd.DataFrame(rows, columns=list(EFFECTS[:6])).astype({"level": object, "reference": object})
     mains = (table["order"] == 1).to_numpy()
@@ -161,18 +160,14 @@ def _windows(results: Results, design: Design) -> list[str]:
 
 def _half_normal(design: Design) -> pd.DataFrame | None:
     """The contrasts of all orders by size, against the quantiles of pure noise; of balanced two-level designs alone."""
-    two_level = design.factors and all(len(factor.levels) == 2 for factor in design.factors)
-    if not (design.balanced and two_level) or not 3 <= design.cell_count - 1 <= MOST_CONTRASTS:
+    if not (design.balanced and design.two_level) or not 3 <= design.cell_count - 1 <= MOST_CONTRASTS:
         return None
-    columns = {"": np.ones(design.n)}
+    columns: dict[tuple[str, ...], Array] = {(): np.ones(design.n)}
     for factor in design.factors:
-        joint = {
-            f"{name}{TIMES}{factor.name}" if name else factor.name: c * coded(factor)[:, 0]
-            for name, c in columns.items()
-        }
-        columns |= joint
-    by_term = {name: float(column @ design.y) / (design.n / 2) for name, column in columns.items() if name}
-    table = pd.DataFrame({"term": list(by_term), "effect": list(by_term.values())})
+        columns |= {(*names, factor.name): column * factor.coded[:, 0] for names, column in columns.items()}
+    del columns[()]
+    effects = [float(column @ design.y) / (design.n / 2) for column in columns.values()]
+    table = pd.DataFrame({"term": list(map(TIMES.join, columns)), "effect": effects})
     table = table.sort_values("effect", key=lambda column: column.abs(), ignore_index=True)
     table["quantile"] = stats.norm.ppf(0.5 + (np.arange(len(table)) + 0.5) / len(table) / 2)
     return table

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nanostudy.analysis.design import TIMES, Array, Design, coded
+from nanostudy.analysis.design import TIMES, Array, Design, combined
 
 TOLERANCE = 1e-8  # relative to a column's length: what is left of it beside others, and counts as nothing
 ALIAS = 0.5  # of an interaction's size: what another term's estimate must contain of it to bear its name, too
@@ -31,9 +31,7 @@ class Fit:
     """A least-squares fit of the design's measure."""
 
     design: Design
-    order: (
-        int  # 1: main effects alone; 2: two-way interactions, too; as many as there are factors: the means of the cells
-    )
+    order: int  # 1: main effects alone; 2: two-way interactions, too; the number of factors: means of the cells
     terms: tuple[Term, ...]
     dropped: tuple[str, ...]  # in words, interactions that cannot be estimated
     aliases: Mapping[str, tuple[str, ...]]  # of a term: the two-way interactions that its estimate contains, too
@@ -54,10 +52,32 @@ class Fit:
     def residual_df(self) -> int:
         return self.design.n - self.span.shape[1]
 
+    @property
+    def sd(self) -> float:
+        """Of the residuals."""
+        return math.sqrt(float(self.residuals @ self.residuals) / self.residual_df)
+
+    @property
+    def negligible(self) -> float:
+        """Smaller differences of the measure are rounding."""
+        return NEGLIGIBLE * float(np.abs(self.design.y).max(initial=0.0))
+
+    @cached_property
+    def params(self) -> Array:
+        return np.asarray(self.inverse @ self.design.y)
+
+    @property
+    def mean(self) -> Array:
+        """The weights of the mean of all, blocks weighted equally."""
+        weights = np.zeros(self.columns.shape[1])
+        weights[0] = 1.0
+        weights[1 : self.offset] = 1 / self.offset
+        return weights
+
     @cached_property
     def clusters(self) -> list[tuple[Array, Array, Array]]:
         """Of each cluster its rows, and the directions and eigenvalues of its block of the hat matrix."""
-        rows = [np.flatnonzero(self.design.clusters == c) for c in range(len(np.unique(self.design.clusters)))]
+        rows = [np.flatnonzero(self.design.clusters == c) for c in range(self.design.seed_count)]
         parts = [np.linalg.svd(self.span[own], full_matrices=False)[:2] for own in rows]
         return [(own, sides, sizes**2) for own, (sides, sizes) in zip(rows, parts, strict=True)]
 
@@ -80,7 +100,7 @@ class Fit:
         y = self.design.y - self.design.y.mean()
         total = float(y @ y)
         small = [term for term in self.terms if len(term.factors) <= 2]
-        if total <= self.design.n * (NEGLIGIBLE * np.abs(self.design.y).max(initial=0.0)) ** 2:
+        if total <= self.design.n * self.negligible**2:
             return {term.name: 0.0 for term in small}
         gram, moments = self.columns.T @ self.columns, self.columns.T @ y
 
@@ -121,17 +141,12 @@ def fit_design(design: Design, order: int) -> Fit:
             continue  # numbers add up: shapes.py tests whether that leaves more than noise
         name = TIMES.join(factor.name for factor in factors)
         start = basis.count
-        if basis.add(_product([coded(factor) for factor in factors]), partly=len(group) == 1):
+        if basis.add(_product([factor.coded for factor in factors]), partly=len(group) == 1):
             terms.append(Term(group, name, slice(start, basis.count)))
         else:
-            there = len(np.unique(np.stack([factor.codes for factor in factors]), axis=1).T)
-            combinations = math.prod(len(factor.levels) for factor in factors)
-            why = (
-                f"{there} of its {combinations} combinations have results"
-                if there < combinations
-                else "confounded with others"
-            )
-            dropped.append(f"{name} ({why})")
+            there, every = combined(*(f.codes for f in factors)), math.prod(len(f.levels) for f in factors)
+            few = f"{there} of its {every} combinations have results"
+            dropped.append(f"{name} ({few if there < every else 'confounded with others'})")
     columns, span = basis.columns, basis.span
     inverse = np.linalg.pinv(columns)
     return Fit(
@@ -156,7 +171,7 @@ def _aliases(design: Design, terms: Sequence[Term], inverse: Array) -> dict[str,
     outside = [pair for pair in itertools.combinations(levels, 2) if pair not in there]
     found: dict[str, list[str]] = {}
     for pair in outside:
-        bias = inverse @ _product([coded(design.factors[i]) for i in pair])
+        bias = inverse @ _product([design.factors[i].coded for i in pair])
         for term in terms:
             if np.abs(bias[term.columns]).max() >= ALIAS:
                 found.setdefault(term.name, []).append(TIMES.join(design.factors[i].name for i in pair))
@@ -217,9 +232,7 @@ def level_mean(fit: Fit, levels: Mapping[int, int]) -> Array | None:
     terms = [term for term in fit.terms if set(term.factors) <= set(levels)]
     if len(terms) < (len(levels) if len(levels) < 2 else len(levels) + 1):
         return None
-    weights = np.zeros(fit.columns.shape[1])
-    weights[0] = 1.0
-    weights[1 : fit.offset] = 1 / fit.offset
+    weights = fit.mean
     for term in terms:
         rows = [fit.design.factors[i].coding[levels[i]][None, :] for i in term.factors]
         weights[term.columns] = _product(rows)[0]
@@ -230,9 +243,7 @@ def cell_weights(fit: Fit) -> Array:
     """(cells, parameters): the weights of the mean of every cell, in the order of `Design.cells`; of a fit of cell means."""
     counts = [len(factor.levels) for factor in fit.design.factors]
     cells = np.array(list(itertools.product(*map(range, counts))), dtype=int)
-    weights = np.zeros((len(cells), fit.columns.shape[1]))
-    weights[:, 0] = 1.0
-    weights[:, 1 : fit.offset] = 1 / fit.offset
+    weights = np.tile(fit.mean, (len(cells), 1))
     for term in fit.terms:
         weights[:, term.columns] = _product([fit.design.factors[i].coding[cells[:, i]] for i in term.factors])
     return weights
@@ -245,9 +256,6 @@ def level_effect(fit: Fit, factors: Sequence[int], levels: Sequence[int], refere
         for i, level, other in zip(factors, levels, reference, strict=True)
     ]
     weights = np.zeros(fit.columns.shape[1])
-    weights[_columns(fit, factors)] = _product([step[None, :] for step in steps])[0]
+    columns = next(term.columns for term in fit.terms if term.factors == tuple(factors))
+    weights[columns] = _product([step[None, :] for step in steps])[0]
     return weights
-
-
-def _columns(fit: Fit, factors: Sequence[int]) -> slice:
-    return next(term.columns for term in fit.terms if term.factors == tuple(factors))

@@ -26,9 +26,7 @@ class Forest:
 
     table: pd.DataFrame  # columns IMPORTANCE; a row per factor, the most important first
     dependence: pd.DataFrame  # columns DEPENDENCE: a forest's mean prediction along each number
-    predicted: (
-        float  # share of the variance that forests predict of experiments that they have not seen; can be negative
-    )
+    predicted: float  # share of the variance of experiments that a forest has not seen; can be negative
     n: int
 
 
@@ -60,7 +58,7 @@ def forest(results: Results, measure: str = "val_loss") -> Forest:
 
 def _column(factor: Factor) -> Array:
     """Numbers on their scale, others by their order."""
-    return factor.scaled(np.array(factor.levels))[factor.codes] if factor.degree else factor.codes.astype(float)
+    return factor.places if factor.degree else factor.codes.astype(float)
 
 
 def _new() -> Any:

@@ -62,10 +62,11 @@ class CorpusFacts:
         return text.content[: cuts[1]], text.content[cuts[1] : cuts[2]]
 
 
-def _empty(columns: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {name: pd.Series(dtype=object if name in ("name", "prompt", "text") else float) for name in columns}
-    )
+def rows_frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """One of the other tables: texts as objects, numbers as float64, NaN where a row has none."""
+    rows = list(rows)
+    table = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
+    return table.astype({name: float for name in columns if name not in ("name", "prompt", "text")})
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Results:
 
     title: str
     experiments: pd.DataFrame
-    evaluations: pd.DataFrame = field(default_factory=lambda: _empty(EVALUATIONS))
-    training: pd.DataFrame = field(default_factory=lambda: _empty(TRAINING))
-    samples: pd.DataFrame = field(default_factory=lambda: _empty(SAMPLES))
+    evaluations: pd.DataFrame = field(default_factory=lambda: rows_frame((), EVALUATIONS))
+    training: pd.DataFrame = field(default_factory=lambda: rows_frame((), TRAINING))
+    samples: pd.DataFrame = field(default_factory=lambda: rows_frame((), SAMPLES))
     corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

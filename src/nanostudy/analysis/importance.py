@@ -80,7 +80,7 @@ def at_best(fit: Fit) -> pd.DataFrame:
         return pd.DataFrame(columns=list(AT_BEST))
     cells = list(itertools.product(*(range(len(factor.levels)) for factor in design.factors)))
     means = cell_weights(fit)
-    fitted = means @ (fit.inverse @ design.y)
+    fitted = means @ fit.params
     best = cells[int(np.argmin(fitted))]
     searched = len(cells) * sum(len(factor.levels) - 1 for factor in design.factors) // 2
     for index, factor in enumerate(design.factors):

@@ -11,11 +11,11 @@ from scipy import stats
 from nanostudy.analysis import text_error
 from nanostudy.analysis.design import Array, Design, group_means
 from nanostudy.analysis.fit import TOLERANCE, Fit, fit_design
+from nanostudy.analysis.intervals import CONFIDENCE
 from nanostudy.text import counted, digits, value_text
 
 ENOUGH = 5  # degrees of freedom that main effects and two-way interactions must leave
 ENOUGH_WITHOUT_INTERACTIONS = 3  # the same, where two-way interactions, too, count as noise
-CONFIDENCE = 0.95
 MOST_NUMBERS = 20_000_000  # in an array of the computation
 
 
@@ -36,6 +36,11 @@ class Estimates:
     def margin(self, together: int = 1) -> Array:
         """Half the 95% interval: of each on its own, or of as many `together` (Šidák, 1967)."""
         return text_error.margin(self.se**2, self.df, self.texts, CONFIDENCE ** (1 / max(1, together)))
+
+    def interval(self, together: int = 1) -> tuple[Array, Array]:
+        """(low, high)."""
+        margin = self.margin(together)
+        return self.effect - margin, self.effect + margin
 
     @property
     def p(self) -> Array:
@@ -107,10 +112,9 @@ class Noise:
 def judged(design: Design) -> tuple[Fit, Noise]:
     """The model that the design supports, and its noise."""
     if design.n < 2:
-        return fit_design(design, 2), _none(
-            "There is no experiment to compare." if design.n == 0 else "One experiment shows no noise."
-        )
-    pure, seeds = _replicate_df(design), int(design.clusters.max()) + 1
+        why = "One experiment shows no noise." if design.n else "There is no experiment to compare."
+        return fit_design(design, 2), _none(why)
+    pure, seeds = _replicate_df(design), design.seed_count
     if design.complete and not design.numbers and pure >= max(1, design.cell_count // 2):
         fit = fit_design(design, len(design.factors))
     else:
@@ -126,8 +130,7 @@ def judged(design: Design) -> tuple[Fit, Noise]:
         size = f"{counted(design.n, 'experiment')} in {counted(design.cell_count, 'cell')}"
         why = f"{size} are too few to estimate the noise: there are no intervals. Run each cell with more seeds."
         return fit, _none(why)
-    sd = math.sqrt(float(fit.residuals @ fit.residuals) / fit.residual_df)
-    return fit, Noise(sd, fit.residual_df, " ".join([_explanation(fit, seeds), *_unequal(fit)]))
+    return fit, Noise(fit.sd, fit.residual_df, " ".join([_explanation(fit), *_unequal(fit)]))
 
 
 def _none(why: str) -> Noise:
@@ -143,19 +146,18 @@ def _replicate_df(design: Design) -> int:
     return design.n - design.cell_count - int(np.linalg.matrix_rank(within))
 
 
-def _explanation(fit: Fit, seeds: int) -> str:
-    design, n = fit.design, f"n = {fit.design.n}"
+def _explanation(fit: Fit) -> str:
+    design, seeds, n = fit.design, fit.design.seed_count, f"n = {fit.design.n}"
     shared = seeds < design.n
     judged_by = f"how the {seeds} seeds disagree" if shared else "what differs between experiments of other seeds"
     robust = "cluster-robust" if shared else "heteroskedasticity-robust"
     if fit.of_cells:
         model = f"Effects are differences of the means of {counted(design.cell_count, 'cell')}, all with equal weight"
     else:
-        terms = "Main effects and two-way interactions" if fit.order == 2 else "Main effects alone"
-        smallest = "three" if fit.order == 2 else "two"
-        model = (
-            f"{terms} are fitted by least squares, which takes interactions of {smallest} and more factors to be nil"
+        terms, nil = (
+            ("Main effects and two-way interactions", "three") if fit.order == 2 else ("Main effects alone", "two")
         )
+        model = f"{terms} are fitted by least squares, which takes interactions of {nil} and more factors to be nil"
     if design.balanced and design.blocks is not None and design.block_words == "seeds":
         noise = (
             f"Each is computed within each of the {seeds} seeds, and its interval is Student's over these {seeds} values "
@@ -163,14 +165,10 @@ def _explanation(fit: Fit, seeds: int) -> str:
         )
     else:
         noise = f"Their intervals rest on {judged_by} ({n}; {robust} standard errors)"
-    few = (
-        " Two seeds can tell next to nothing: with one degree of freedom, intervals are very wide."
-        if seeds == 2
-        else ""
-    )
+    few = " Two seeds can tell next to nothing: with one degree of freedom, intervals are very wide."
     return (
         f"{model}. {noise}: the noise may differ from cell to cell, and a seed may do better with some settings than with "
-        f"others.{few}"
+        f"others.{few if seeds == 2 else ''}"
     )
 
 

@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from nanostudy.analysis.divergence import trained, unreliable
 from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.intervals import student
 
-CONFIDENCE = 0.95
 PARTS = ("part", "n", "cells", "diverged", "mean", "low", "high", "best", "best_name")
 
 
@@ -51,4 +50,4 @@ def _mean(group: pd.DataFrame) -> tuple[float, float]:
         variance = float((within**2).sum()) / df * float(np.mean(1 / counts)) / len(means)
     else:
         return float(means.mean()), math.nan
-    return float(means.mean()), float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * math.sqrt(variance)
+    return float(means.mean()), float(student(df)) * math.sqrt(variance)

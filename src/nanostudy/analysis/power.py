@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from scipy import optimize, special, stats
 
 from nanostudy.analysis.design import Array
 from nanostudy.analysis.frames import Results, known
-from nanostudy.analysis.ranking import ranking
+from nanostudy.analysis.intervals import satterthwaite
+from nanostudy.analysis.ranking import tied_settings
 
 DIFFERENCE = 0.01  # nats per token
 POWER = 0.8
@@ -56,15 +58,10 @@ def seeds_needed(
 
 def smallest(enough: Callable[[int], bool], least: int = 2) -> int:
     """The smallest number from `least` to MOST_SEEDS that is enough, where every larger one is, too; MOST_SEEDS if none is."""
-    few, many = least - 1, least
-    while not enough(many):
-        if many >= MOST_SEEDS:
-            return MOST_SEEDS
-        few, many = many, min(2 * many, MOST_SEEDS)
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
+    few, many = least, least
+    while many < MOST_SEEDS and not enough(many):
+        few, many = many + 1, min(2 * many, MOST_SEEDS)
+    return bisect_left(range(many), True, lo=few, key=enough)
 
 
 # --- variances
@@ -142,53 +139,51 @@ def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWE
     losses = by_seed(results)
     losses = losses[losses.notna().any(axis=1)]
     empty = pd.DataFrame({name: pd.Series(dtype=object if name in NEEDED[:2] else float) for name in NEEDED})
+    found = Seeds(difference, wanted, "", 0, math.nan, empty, None, None, "No experiment has finished.")
     if losses.empty:
-        return Seeds(difference, wanted, "", 0, math.nan, empty, None, None, "No experiment has finished.")
+        return found
     best = str(losses.index[0])
     device, threads = (results.finished[name].iloc[0] for name in ("device", "threads"))
     counts = losses.notna().sum(axis=1).to_numpy()
-    spread = losses.var(axis=1, ddof=1).to_numpy(dtype=float)
-    variances, dfs = moderated(np.nan_to_num(spread), np.maximum(counts - 1, 0))
+    variances, dfs = _moderated_rows(losses)
+    found = replace(found, best=best, n=int(counts[0]), sd=math.sqrt(variances[0]), device=device, threads=threads)
     if len(losses) == 1:
-        why = "There is one setting, and no other to tell it from."
-        return Seeds(difference, wanted, best, int(counts[0]), math.sqrt(variances[0]), empty, device, threads, why)
+        return replace(found, missing="There is one setting, and no other to tell it from.")
     if not (counts > 1).any():
         why = "No setting ran with two seeds, so nothing shows how much seeds differ. Add seeds to the study: seeds=1,2,3."
-        return Seeds(difference, wanted, best, 1, math.nan, empty, device, threads, why)
+        return replace(found, sd=math.nan, missing=why)
     differences = losses.iloc[1:] - losses.iloc[0]
+    paired, paired_df = _moderated_rows(differences)
     pairs = differences.notna().sum(axis=1).to_numpy()
-    between = np.nan_to_num(differences.var(axis=1, ddof=1).to_numpy(dtype=float))
-    paired, paired_df = moderated(between, np.maximum(pairs - 1, 0))
     paired_df = np.minimum(
         paired_df, 4 * np.maximum(pairs - 1, 0)
-    )  # half of every difference's variance is the best's own
-    cells, ranked = results.cells(), ranking(results)
+    )  # half of each difference's variance is the best's own
+    cells, tied, cost = results.cells(), tied_settings(results), seconds_of_one(results)
     name_of = {cell: name for name, cell in reversed(list(cells.items()))}
-    tied = {cells[name] for name in ranked["name"][ranked["tied"].astype(bool)]}
-    cost = seconds_of_one(results)
     rows = []
     for i, cell in enumerate(losses.index[1:]):
-        both, both_df = variances[0] + variances[i + 1], np.array([dfs[0], dfs[i + 1]])
-        own = np.array([variances[0], variances[i + 1]])
-        sd_df = both**2 / float((own**2 / np.maximum(both_df, 1e-9)).sum()) if both_df.min() > 0 and both > 0 else 0.0
-        per_seed = both**2 / float((own**2).sum()) if both > 0 else 2.0  # Welch
-        rows.append(
-            (
-                *(
-                    cell,
-                    name_of[cell],
-                    cell in tied,
-                    float(losses.loc[cell].mean()),
-                    int(counts[i + 1]),
-                    math.sqrt(own[1]),
-                ),
-                *_counts(difference, math.sqrt(paired[i]), paired_df[i], 1.0, wanted),
-                *_counts(difference, math.sqrt(both), sd_df, per_seed, wanted),
-                cost.get(best, math.nan) + cost.get(cell, math.nan),
-            )
+        own, own_df = variances[[0, i + 1]], dfs[[0, i + 1]]
+        both = float(own.sum())
+        sd_df = satterthwaite(own, own_df) if own_df.min() > 0 and both > 0 else 0.0
+        per_seed = satterthwaite(own, (1, 1)) if both > 0 else 2.0  # Welch
+        about = (
+            cell,
+            name_of[cell],
+            cell in tied,
+            float(losses.loc[cell].mean()),
+            int(counts[i + 1]),
+            math.sqrt(own[1]),
         )
-    table = pd.DataFrame(rows, columns=list(NEEDED))
-    return Seeds(difference, wanted, best, int(counts[0]), math.sqrt(variances[0]), table, device, threads, "")
+        of_pairs = _counts(difference, math.sqrt(paired[i]), paired_df[i], 1.0, wanted)
+        of_others = _counts(difference, math.sqrt(both), sd_df, per_seed, wanted)
+        rows.append((*about, *of_pairs, *of_others, cost.get(best, math.nan) + cost.get(cell, math.nan)))
+    return replace(found, table=pd.DataFrame(rows, columns=list(NEEDED)), missing="")
+
+
+def _moderated_rows(losses: pd.DataFrame) -> tuple[Array, Array]:
+    """The moderated variance of each row, and its degrees of freedom."""
+    variances = losses.var(axis=1, ddof=1).to_numpy(dtype=float)
+    return moderated(np.nan_to_num(variances), np.maximum(losses.notna().sum(axis=1).to_numpy() - 1, 0))
 
 
 def _counts(difference: float, sd: float, df: float, per_seed: float, wanted: float) -> tuple[float, ...]:

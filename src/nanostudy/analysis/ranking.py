@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from nanostudy.analysis.design import Array, Design, design_of
+from nanostudy.analysis.design import Array, Design, design_of, group_means
 from nanostudy.analysis.divergence import by_settings, unreliable
 from nanostudy.analysis.fit import Fit, cell_weights
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE, Noise, estimates, judged
+from nanostudy.analysis.intervals import CONFIDENCE
+from nanostudy.analysis.noise import Noise, estimates, judged
 from nanostudy.analysis.text_error import COSINES, margin
 from nanostudy.text import counted
 
@@ -54,10 +55,8 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
         return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
     means, counts = _adjusted_means(design), np.bincount(design.cells)
     best = int(np.argmin(means))
-    names, of_cells = (
-        list(map(str, design.table.index)),
-        (design.cells == np.arange(len(means))[:, None]) / counts[:, None],
-    )
+    names = list(map(str, design.table.index))
+    of_cells = (design.cells == np.arange(len(means))[:, None]) / counts[:, None]
     if fit.of_cells:
         weights = cell_weights(fit)
         own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
@@ -66,7 +65,7 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
         dfs = np.full(len(means), noise.df)
         of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
     texts, apart = (design.text.of_contrasts(names, each) for each in (of_cells, of_cells - of_cells[best]))
-    se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts, CONFIDENCE)
+    se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts)
     # as in `margin`: the root of the sum of squares, of what seeds and what the text allow
     variances = (of_differences, (apart.sum(axis=-1), np.full(len(means), float(COSINES))))
     allowed = [_critical(len(means), dfs, fit.of_cells) ** 2 * variance for variance, dfs in variances]
@@ -99,22 +98,17 @@ def _critical(cells: int, dfs: Array, of_cells: bool) -> Array:
 
 def _adjusted_means(design: Design) -> Array:
     """Each cell's mean with the blocks' effects taken out (least squares, cells and blocks additive)."""
-    means = _mean_by(design.y, design.cells)
-    if design.blocks is None:
-        return means
-    of_blocks = np.zeros(int(design.blocks.max()) + 1)
+    y, cells, blocks = design.y, design.cells, design.blocks
+    if blocks is None:
+        return group_means(y, cells)
+    of_blocks = np.zeros(int(blocks.max()) + 1)
     for _ in range(100):  # alternating projections; one round where every cell has every block
-        rest = design.y - _mean_by(design.y - of_blocks[design.blocks], design.cells)[design.cells]
-        now = _mean_by(rest, design.blocks)
+        now = group_means(y - group_means(y - of_blocks[blocks], cells)[cells], blocks)
         now -= now.mean()
-        if np.abs(now - of_blocks).max() < 1e-12 * max(1.0, np.abs(design.y).max()):
+        if np.abs(now - of_blocks).max() < 1e-12 * max(1.0, np.abs(y).max()):
             break
         of_blocks = now
-    return _mean_by(design.y - of_blocks[design.blocks], design.cells)
-
-
-def _mean_by(values: Array, groups: Array) -> Array:
-    return np.bincount(groups, weights=values) / np.bincount(groups)
+    return group_means(y - of_blocks[blocks], cells)
 
 
 def _basis(fit: Fit, noise: Noise) -> str:
@@ -130,6 +124,12 @@ def _basis(fit: Fit, noise: Noise) -> str:
         f"it, {judged_by}, at 95% for all {counted(fit.design.cell_count, 'cell')} together. Intervals leave out what a seed does "
         f"to all settings alike. {fit.design.text.explanation}"
     )
+
+
+def tied_settings(results: Results) -> set[str]:
+    """The settings, in words, that are indistinguishable from the best by validation loss."""
+    rows = ranking(results)
+    return set(results.cells()[rows["name"][rows["tied"]]])
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from nanostudy.analysis.frames import (
     CorpusFacts,
     experiments_frame,
     joined,
+    rows_frame,
 )
 from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
@@ -92,13 +93,13 @@ def read_study_folder(path: Path) -> Results:
         }
         for one in results
     ]
-    evaluations = [{"name": name, **point} for name, curve in curves.items() for point in curve]
+    evaluations = ({"name": name, **point} for name, curve in curves.items() for point in curve)
     prompts = [study.prompts for study in reversed(studies)]
     samples = _samples([(one, path / one.name) for one in results if one.sampled], prompts, problems)
     return Results(
         title,
         experiments_frame(records),
-        _frame(evaluations, EVALUATIONS),
+        rows_frame(evaluations, EVALUATIONS),
         _training([(name, path / name) for name in curves if TABLE not in problems.get(name, ())]),
         samples,
         corpora={facts.sha256: facts for facts, _ in texts.values()},
@@ -128,16 +129,11 @@ def run_problems(folder: Path, status: Status | None = None) -> dict[str, str]:
 def _damaged(path: Path, problems: Mapping[str, Mapping[str, str]]) -> list[str]:
     if not problems:
         return []
-    first = next(iter(next(iter(problems.values())).values()))
-    others = (
-        f" So {'is' if len(problems) == 2 else 'are'} {counted(len(problems) - 1, 'more run folder')}."
-        if problems
-        else ""
-    )
-    return [
-        f"{first}{others if len(problems) > 1 else ''} What depends on it is left out; `nanostudy study check "
-        f"{shlex.quote(str(path))}` says more."
-    ]
+    first = next(text for problem in problems.values() for text in problem.values())
+    more = len(problems) - 1
+    others = f" So {'is' if more == 1 else 'are'} {counted(more, 'more run folder')}." if more else ""
+    check = f"`nanostudy study check {shlex.quote(str(path))}` says more."
+    return [f"{first}{others} What depends on it is left out; {check}"]
 
 
 CorpusRecord = tuple[CorpusFacts, dict[str, Any]]  # a text, and a run.json that describes it
@@ -291,7 +287,7 @@ def read_run_folder(path: Path) -> Results:
     return Results(
         name,
         experiments_frame([{"study": name, **_record(result, path, (facts, metadata), problems)}]),
-        _frame([{"name": name, **row} for row in read_rows(path / "evaluations.csv")], EVALUATIONS),
+        rows_frame(({"name": name, **row} for row in read_rows(path / "evaluations.csv")), EVALUATIONS),
         _training([(name, path)] if TABLE not in problems else []),
         samples,
         corpora={facts.sha256: facts},
@@ -309,15 +305,9 @@ def read_run_folder(path: Path) -> Results:
 # --- tables and samples
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Numbers as float64, but `name`."""
-    table = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in columns})
-    return table.astype({key: float for key in columns if key != "name"})
-
-
 def _training(folders: Sequence[tuple[str, Path]]) -> pd.DataFrame:
-    rows = [{"name": name, **row} for name, folder in folders for row in read_rows(folder / "training.csv")]
-    return _frame(rows, TRAINING)
+    rows = ({"name": name, **row} for name, folder in folders for row in read_rows(folder / TABLE))
+    return rows_frame(rows, TRAINING)
 
 
 def _samples(
@@ -331,8 +321,8 @@ def _samples(
         except NanostudyError as problem:
             problems.setdefault(result.name, {})[SAMPLES_FILE] = str(problem)
             continue
-        rows += [(result.name, sample.prompt or "", sample.text) for sample in samples]
-    return pd.DataFrame(rows, columns=list(SAMPLES), dtype=object)
+        rows += [{"name": result.name, "prompt": one.prompt or "", "text": one.text} for one in samples]
+    return rows_frame(rows, SAMPLES)
 
 
 def _incomparable(experiments: pd.DataFrame) -> list[str]:

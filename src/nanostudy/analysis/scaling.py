@@ -14,6 +14,7 @@ from scipy import optimize, stats
 
 from nanostudy.analysis.design import Array
 from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.intervals import CONFIDENCE, student
 from nanostudy.text import counted, digits, value_text
 
 Against = Literal["parameters", "tokens"]
@@ -26,7 +27,7 @@ LEAST_VALUES, LEAST_DECADES = 4, 0.5  # of x, for a power law
 FLOOR_VALUES, FLOOR_DECADES = 5, 1.0  # of x, for one with a floor
 SAME = 0.01  # values of x that differ by less, relatively, count as one
 BEND = 0.01  # p value below which the points do not lie on the line
-RESAMPLES, SEED, CONFIDENCE = 2000, 1, 0.95
+RESAMPLES, SEED = 2000, 1
 SETTLED = 0.9  # share of the resamples that must have a floor, too
 
 
@@ -250,7 +251,7 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
         drawn = [each for each in bent if each is not None]
     if len(drawn) < SETTLED * tries:
         return Refusal(against, f"The points over {span} bend, but do not determine a floor.")
-    expansion = float(stats.t.ppf((1 + CONFIDENCE) / 2, df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
+    expansion = float(student(df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def interval(values: Array, middle: Array | float) -> tuple[Array, Array]:
         ends = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

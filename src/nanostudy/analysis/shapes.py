@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nanostudy.analysis.design import Array, Design, Factor, design_of
-from nanostudy.analysis.fit import NEGLIGIBLE, Fit, Term, fit_design
+from nanostudy.analysis.design import Array, Design, Factor, design_of, powers
+from nanostudy.analysis.fit import Fit, Term, fit_design
 from nanostudy.analysis.frames import Results, known
-from nanostudy.analysis.noise import CONFIDENCE, estimates
+from nanostudy.analysis.intervals import CONFIDENCE
+from nanostudy.analysis.noise import estimates
 from nanostudy.text import counted, listed, value_text
 
 CHANGES = ("factor", "change", "se", "df", "low", "high", "p", "clear", "at_lowest", "at_highest")
@@ -30,9 +31,7 @@ Where = Literal["inside", "lowest end", "highest end", "unknown"]
 class Shapes:
     """Losses in the measure's unit. Empty where no setting is a number, or the experiments are too few."""
 
-    changes: (
-        pd.DataFrame
-    )  # columns CHANGES; a row per factor: from its lowest to its highest loss; at 95% for all that is compared
+    changes: pd.DataFrame  # columns CHANGES; a row per factor, from its lowest to its highest loss; at 95% for all
     leader: str | None  # the factor that changes the loss more than every other, at 95%
     inseparable: tuple[str, ...]  # factors whose effects these experiments cannot tell from others'
     optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
@@ -72,7 +71,7 @@ def shapes(results: Results, measure: str = "val_loss") -> Shapes:
         pd.concat([_points(fit, term) for term in numbers], ignore_index=True),
         _expected(fit),
         misfit(fit),
-        _spread(fit),
+        fit.sd,
         fit.residual_df,
         design.n,
         design.cell_count,
@@ -85,10 +84,6 @@ def _estimable(fit: Fit, term: Term) -> bool:
     """Whether the experiments determine all of a factor's effect."""
     weights = np.eye(fit.columns.shape[1])[term.columns]
     return len(weights) > 0 and all(fit.estimable(row) for row in weights)
-
-
-def _spread(fit: Fit) -> float:
-    return math.sqrt(float(fit.residuals @ fit.residuals) / fit.residual_df)
 
 
 def _nothing(design: Design, why: str) -> Shapes:
@@ -124,7 +119,7 @@ def misfit(fit: Fit) -> float:
     unexplained = design.y - more @ (np.linalg.pinv(more) @ design.y)
     within = float(unexplained @ unexplained)
     extra, rest = rank - fit.span.shape[1], design.n - rank
-    if extra < 1 or rest < 1 or within <= design.n * (NEGLIGIBLE * float(np.abs(design.y).max())) ** 2:
+    if extra < 1 or rest < 1 or within <= design.n * fit.negligible**2:
         return math.nan
     return float(stats.f.sf((left - within) / extra / (within / rest), extra, rest))
 
@@ -135,8 +130,7 @@ def misfit(fit: Fit) -> float:
 def _estimate(fit: Fit, weights: Array) -> tuple[float, float, float]:
     """(a linear function of the parameters, its standard error, its degrees of freedom)."""
     found = estimates(fit, weights[None, :])
-    smallest = NEGLIGIBLE * float(np.abs(fit.design.y).max())
-    return float(found.effect[0]), max(float(found.se[0]), smallest), float(found.df[0])
+    return float(found.effect[0]), max(float(found.se[0]), fit.negligible), float(found.df[0])
 
 
 @dataclass(frozen=True)
@@ -164,7 +158,7 @@ def _course(fit: Fit, term: Term) -> _Course:
         rows = factor.columns_at(np.array(values))
     weights = np.zeros((len(values), fit.columns.shape[1]))
     weights[:, term.columns] = rows
-    return _Course(term, factor, values, weights, weights @ _params(fit))
+    return _Course(term, factor, values, weights, weights @ fit.params)
 
 
 def _changes(fit: Fit, terms: Sequence[Term]) -> tuple[pd.DataFrame, str | None]:
@@ -208,41 +202,26 @@ def _exceeds(fit: Fit, a: _Course, b: _Course, others: int) -> bool:
 
 def _curve(fit: Fit, term: Term) -> pd.DataFrame:
     """The band is of the distance from the mean of all, whose own noise all values share."""
-    course, level = _course(fit, term), float(_mean(fit) @ _params(fit))
-    values = {
-        name: level + each for name, each in zip(("loss", "low", "high"), _interval(fit, course.weights), strict=True)
-    }
-    return pd.DataFrame({"factor": course.factor.name, "value": course.values, **values})
-
-
-def _params(fit: Fit) -> Array:
-    return np.asarray(fit.inverse @ fit.design.y)
-
-
-def _mean(fit: Fit) -> Array:
-    weights = np.zeros(fit.columns.shape[1])
-    weights[0] = 1.0
-    weights[1 : fit.offset] = 1 / fit.offset
-    return weights
-
-
-def _interval(fit: Fit, weights: Array) -> tuple[Array, Array, Array]:
-    found = estimates(fit, weights)
-    return found.effect, found.effect - found.margin(), found.effect + found.margin()
+    course, level = _course(fit, term), float(fit.mean @ fit.params)
+    found = estimates(fit, course.weights)
+    low, high = found.interval()
+    band = {"loss": level + found.effect, "low": level + low, "high": level + high}
+    return pd.DataFrame({"factor": course.factor.name, "value": course.values, **band})
 
 
 def _points(fit: Fit, term: Term) -> pd.DataFrame:
     factor = fit.design.factors[term.factors[0]]
-    own = fit.columns[:, term.columns] @ _params(fit)[term.columns]
-    losses = float(_mean(fit) @ _params(fit)) + own + fit.residuals
+    own = fit.columns[:, term.columns] @ fit.params[term.columns]
+    losses = float(fit.mean @ fit.params) + own + fit.residuals
     values = np.array(factor.levels, dtype=float)[factor.codes]
     return pd.DataFrame({"name": fit.design.table.index, "factor": factor.name, "value": values, "loss": losses})
 
 
 def _expected(fit: Fit) -> tuple[float, float, float]:
     weights = fit.columns[fit.design.y.argmin()].copy()
-    weights[: fit.offset] = _mean(fit)[: fit.offset]
-    loss, low, high = (float(value[0]) for value in _interval(fit, weights[None, :]))
+    weights[: fit.offset] = fit.mean[: fit.offset]
+    found = estimates(fit, weights[None, :])
+    loss, low, high = (float(value[0]) for value in (found.effect, *found.interval()))
     return loss, low, high
 
 
@@ -257,10 +236,10 @@ def _optimum(fit: Fit, term: Term, factors: int) -> tuple[Any, ...]:
     slopes = np.zeros((PLACES, fit.columns.shape[1]))
     slopes[:, term.columns] = np.stack([power * places ** (power - 1) for power in range(1, factor.degree + 1)], axis=1)
     found = estimates(fit, slopes)
-    t = found.effect / np.maximum(found.se, NEGLIGIBLE * float(np.abs(fit.design.y).max()))
+    t = found.effect / np.maximum(found.se, fit.negligible)
     alone, together = (np.asarray(stats.t.isf((1 - CONFIDENCE) / 2 / count, found.df)) for count in (1, factors))
     falls, rises = t < -together, t > together
-    curve = _powered(places, factor.degree) @ _params(fit)[term.columns]
+    curve = powers(places, factor.degree) @ fit.params[term.columns]
     best = float(factor.unscaled(places[[int(curve.argmin())]])[0])
     where: Where = "unknown"
     if falls[0] and rises[-1]:
@@ -278,10 +257,6 @@ def _optimum(fit: Fit, term: Term, factors: int) -> tuple[Any, ...]:
     return factor.name, where, best, float(inside.min()), float(inside.max()), *ends, factor.log
 
 
-def _powered(places: Array, degree: int) -> Array:
-    return np.stack([places**power for power in range(1, degree + 1)], axis=1)
-
-
 # --- words
 
 
@@ -291,14 +266,14 @@ def _explanation(fit: Fit) -> str:
     logs = [factor.name for factor in numbers if factor.log]
     line = "a straight line, because the experiments are too few for bends," if numbers[0].degree == 1 else "a parabola"
     text = f"Each number is fitted as {line}{_on(logs, len(numbers))}, beside the other settings by least squares (n = {design.n}). "
-    if design.blocks is not None and len(np.unique(design.clusters)) < design.n:
+    if design.blocks is not None and design.seed_count < design.n:
         text += (
-            f"The noise is how the {len(set(design.clusters))} {design.block_words} disagree about the curves (CR2), whatever one "
+            f"The noise is how the {design.seed_count} {design.block_words} disagree about the curves (CR2), whatever one "
             "does to all configurations alike."
         )
     else:
         text += (
-            f"The noise is the spread of the experiments around the curves, {_spread(fit):.4f} with "
+            f"The noise is the spread of the experiments around the curves, {fit.sd:.4f} with "
             f"{counted(fit.residual_df, 'degree')} of freedom, and may differ in size from place to place (HC2). What the curves "
             "miss counts as noise."
         )

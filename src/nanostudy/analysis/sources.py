@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from nanostudy.analysis.effects import effects
 from nanostudy.analysis.frames import OURS, Results, levels
+from nanostudy.analysis.intervals import CONFIDENCE, satterthwaite, student
 from nanostudy.text import value_text
 
-CONFIDENCE = 0.95
 EFFECTS = ("factor", "reference", "level", "source", "effect", "low", "high", "se", "df", "n")
 DIFFERENCES = ("factor", "reference", "level", "source", "other", "difference", "low", "high", "disagree")
 FEWEST = 2  # sources that have an effect
@@ -97,8 +96,7 @@ def _margin(errors: Sequence[float], dfs: Sequence[float], confidence: float) ->
     total = sum(variances)
     if not math.isfinite(total) or total == 0:
         return math.nan
-    df = total**2 / sum(variance**2 / df for variance, df in zip(variances, dfs, strict=True))
-    return float(stats.t.ppf((1 + confidence) / 2, df)) * math.sqrt(total)
+    return float(student(satterthwaite(variances, dfs), confidence)) * math.sqrt(total)
 
 
 def _unlike(results: Results, names: Sequence[str]) -> pd.DataFrame:

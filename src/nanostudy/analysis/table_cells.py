@@ -1,4 +1,4 @@
-"""The cells of a table: numbers as people and programs write them, settings' and factors' values, what became of a run."""
+"""The cells of a table: numbers as people and programs write them, settings and factors, names that say settings, what became of a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from nanostudy.analysis.table_columns import LOGARITHMS, one_line
+from nanostudy.analysis.frames import OURS
 from nanostudy.errors import UsageError
 from nanostudy.measures import stored
 from nanostudy.result import Status
-from nanostudy.settings import check_value
+from nanostudy.settings import FIELDS, Experiment, check_value
+from nanostudy.study.grid import IN_PUBLISHED_NAME, LONGEST_NAME
 
 LOSSES = ("train_loss", "val_loss")
 COUNTS = ("id", "parameters", "updates", "best_step", "tokens", "seconds")  # thousands separators may stand in them
@@ -35,15 +36,30 @@ DECIMAL = re.compile(r"[+-]?(?=\.?\d)\d*\.?(\d*)(?:[eE]([+-]?\d{1,9}))?", re.ASC
 THOUSANDS = r"[+-]?\d{1,3}(?:[,\u0020\u00a0\u202f'_]\d{3})+(?:\.\d*)?"  # 800,000.0; or with spaces, apostrophes
 LETTERED = {"k": "e3", "m": "e6", "b": "e9"}  # 10.7M
 DURATION = re.compile(r"(?:(\d{1,6}) days? ?)?(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")  # as Optuna and clocks write it
+LOGARITHMS = {"bpb": "bits per byte", "bpc": "bits per character", "ppl": "perplexity", "perplexity": "perplexity"}
 MILLIONS = 1000  # a number of parameters below it is one of millions
 EARLY = 0.95  # of max_iters: a run that ended before did not finish
 LONGEST_TEXT = 80  # characters of a factor's value
+
+# b64_L4_H4_E128_BS8_MI1000_D10_s1, as the published study and this project write it
+NAME = re.compile(
+    r"b(?P<block_size>\d+)_L(?P<n_layer>\d+)_H(?P<n_head>\d+)_E(?P<n_embd>\d+)_BS(?P<batch_size>\d+)_MI(?P<max_iters>\d+)"
+    r"_D(?P<dropout>\d+(?:\.\d+)?(?:e-?\d+)?)_s(?P<seed>\d+)(?P<others>(?:_.*)?)",
+    re.ASCII,
+)
+OTHERS = "|".join(sorted((name for name in FIELDS if name not in (*IN_PUBLISHED_NAME, "seed")), key=len, reverse=True))
+HASH = re.compile(r"_[0-9a-f]{8}")  # at the end of a name that would be too long, or was taken
 
 
 class Number(NamedTuple):
     value: float  # NaN where none is given
     unit: float  # of the last digit; 0 where it is unknown
     text: str  # empty where none is given
+
+
+def one_line(cell: str) -> str:
+    """Without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in cell).split())
 
 
 def number(text: str, decimal_comma: bool = False, about: str = "", unit: str = "") -> Number:
@@ -63,19 +79,14 @@ def number(text: str, decimal_comma: bool = False, about: str = "", unit: str = 
     match = DECIMAL.fullmatch(plain)
     if not match:
         raise UsageError(f"{one_line(text)[:60]!r} is no number.")
-    value, half = float(plain), float(f"1e{int(match[2] or 0) - len(match[1])}")
+    value, last = float(plain), float(f"1e{int(match[2] or 0) - len(match[1])}")
     if about == "parameters" and 0 < value < MILLIONS:
-        return Number(value * 1e6, half * 1e6, text)
+        return Number(value * 1e6, last * 1e6, text)
     if about in ("val_loss", "best_val_loss") and unit:
-        return _in_nats(value, half, text, unit)
-    return Number(value, half, text)
-
-
-def _in_nats(value: float, half: float, text: str, unit: str) -> Number:
-    """Of bits per byte, or of a perplexity."""
-    if LOGARITHMS[unit] != "perplexity":
-        return Number(value * math.log(2), half * math.log(2), text)
-    return Number(math.log(value), half / value, text) if value > 0 else Number(math.nan, 0.0, text)
+        if LOGARITHMS[unit] != "perplexity":
+            return Number(value * math.log(2), last * math.log(2), text)
+        return Number(math.log(value), last / value, text) if value > 0 else Number(math.nan, 0.0, text)
+    return Number(value, last, text)
 
 
 @lru_cache(maxsize=4096)
@@ -85,8 +96,12 @@ def setting_value(name: str, text: str, lenient: bool = False) -> Any:
     """
     if not text:
         return None
+    if name in ("corpus", "init_from"):
+        text = one_line(text)
+    elif re.fullmatch(r"\d+\.0", text):  # a whole number that a table wrote with a fraction
+        text = text[:-2]
     try:
-        value = check_value(name, one_line(text) if name in ("corpus", "init_from") else _whole(text))
+        value = check_value(name, text)
     except UsageError:
         if not lenient:
             raise
@@ -94,9 +109,31 @@ def setting_value(name: str, text: str, lenient: bool = False) -> Any:
     return "none" if value is None else value
 
 
-def _whole(text: str) -> str:
-    """A whole number that a table wrote with a fraction."""
-    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+def named_settings(name: str) -> tuple[dict[str, Any], bool]:
+    """(the settings in an experiment's name, whether one at its end was lost because the name was too long).
+
+    None in any other name. Raises UsageError where such a name says an impossible value.
+    """
+    cut = len(name) >= LONGEST_NAME and HASH.fullmatch(name[-9:]) is not None
+    match = NAME.fullmatch(name[:-9] if cut else name)
+    pieces = re.split(rf"_(?=(?:{OTHERS})[=-])", match["others"]) if match else []
+    if cut:
+        pieces = pieces[:-1]
+    elif pieces and not pieces[-1].startswith(("corpus", "init_from")):  # these may end in anything, others in no hash
+        pieces[-1] = re.sub(f"{HASH.pattern}$", "", pieces[-1])
+    if not match or "".join(pieces[:1]) or not all(re.fullmatch(r"[A-Za-z0-9._=+-]+", piece) for piece in pieces[1:]):
+        return {}, False
+    texts = {key: match[key] for key in (*IN_PUBLISHED_NAME, "seed")}
+    texts["dropout"] = str(float(texts["dropout"]) / 100)
+    try:
+        experiment = Experiment(**texts)  # type: ignore[arg-type]  # it reads text as the setting's type
+    except UsageError:
+        return {}, False
+    settings = {key: getattr(experiment, key) for key in texts}
+    for piece in pieces[1:]:
+        key, value = re.fullmatch(rf"({OTHERS})[=-](.*)", piece).groups()  # type: ignore[union-attr]  # they were split there
+        settings[key] = setting_value(key, value or "none")
+    return settings, cut
 
 
 def factor_values(cells: Sequence[str], decimal_comma: bool) -> list[Any]:
@@ -104,23 +141,22 @@ def factor_values(cells: Sequence[str], decimal_comma: bool) -> list[Any]:
     there = {cell for cell in cells if cell.lower() not in NO_NUMBER or cell.lower() == "none"}
     if there and {cell.lower() for cell in there} <= {"true", "false"}:
         return [cell.lower() == "true" if cell in there else None for cell in cells]
+    texts = [one_line(cell)[:LONGEST_TEXT] or None for cell in cells]
     try:
         numbers = {cell: number(cell, decimal_comma).value for cell in there}
     except UsageError:
-        return [one_line(cell)[:LONGEST_TEXT] or None for cell in cells]
+        return texts
     if not all(map(math.isfinite, numbers.values())):
-        return [one_line(cell)[:LONGEST_TEXT] or None for cell in cells]
-    return [
-        None if cell not in there else int(n) if (n := numbers[cell]).is_integer() and abs(n) < 1e15 else n
-        for cell in cells
-    ]
+        return texts
+    whole = {cell: int(n) if n.is_integer() and abs(n) < 1e15 else n for cell, n in numbers.items()}
+    return [whole.get(cell) for cell in cells]
 
 
 def status_of(record: Mapping[str, Any], numbers: Mapping[str, Number]) -> tuple[str, str | None]:
     """(status, reason): as a column says, else by the validation loss, or the training loss where there is no other."""
     word = str(record.get("status") or "").strip()
     status = STATUSES.get(word.lower())
-    if word.lower() in list(Status) and record.get("source") == "nanostudy":
+    if word.lower() in list(Status) and record.get("source") == OURS:
         return word.lower(), record.get("reason")
     if status not in (None, Status.FINISHED):
         return str(status), record.get("reason") or f"the table says {word}"

@@ -10,19 +10,18 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from nanostudy.analysis.frames import columns as own_columns
+from nanostudy.analysis.table_cells import DECIMAL, LOGARITHMS, LOSSES, one_line, setting_value
+from nanostudy.analysis.table_files import METRICS, Column, Table, bare
 from nanostudy.errors import UsageError
 from nanostudy.measures import MEASURES, stored
-from nanostudy.settings import FIELDS, check_value
+from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed
 from nanostudy.validation import ALIASES, letters
 
 PUBLISHED = {"train_loss": "Train Loss", "val_loss": "Val Loss", "gap": "Loss Gap", "parameters": "Total Params"}
-CONFIG = re.compile(
-    r"(?:config|params?|cfg|hparams?|hyperparameters|args|settings|hp)\s*(?:[/.:]|(?<=params)_|(?<=cfg)_)\s*", re.I
-)
-METRICS = re.compile(r"(?:summary|metrics?|user_attrs|system_attrs|results?)\s*(?:[/.:]|(?<=attrs)_)\s*", re.I)
 ROLES: dict[str, str] = {  # a measure or a text, and the spellings of its column, the first that is there is taken
     "name": "experiment name expname experimentname runname run trialname label trialid runid expid exp expdir configname "
     "trial commit modelname logdir",
@@ -65,25 +64,26 @@ MEASURED_WORDS = """
     runtime sweep
 """
 MEASURED = frozenset(MEASURED_WORDS.split())  # in a heading they tell a result, a note or a place from a setting
-LOGARITHMS = {"bpb": "bits per byte", "bpc": "bits per character", "ppl": "perplexity", "perplexity": "perplexity"}
 OWN = {"id", "name", "part", "status", "train_loss", "val_loss", "loss_gap"}
-RESERVED = {
-    "name",
-    "cell",
-    "place",
-    "i",
-    "value",
-    "mean",
-    "low",
-    "high",
-    "step",
-    "loss",
-    "label",
-    "effect",
-    "level",
-    "term",
-    "n",
-}
+RESERVED = frozenset(
+    [
+        "name",
+        "cell",
+        "place",
+        "i",
+        "value",
+        "mean",
+        "low",
+        "high",
+        "step",
+        "loss",
+        "label",
+        "effect",
+        "level",
+        "term",
+        "n",
+    ]
+)
 MOST_NAMED = 8
 LONGEST_FACTOR = 40  # characters
 
@@ -102,245 +102,208 @@ NOTHING_STATED = Stated()
 
 @dataclass
 class Reading:
-    """The columns of a table by what they are; places are those in its header."""
+    """The columns of a table by what they are."""
 
-    roles: dict[str, int] = field(default_factory=dict)  # measures, texts, seed and settings
-    factors: dict[str, int] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)  # heading: why
-    unit: str = ""  # of the loss, where it is none in nats: a key of LOGARITHMS
     own: bool = False  # whether a study of this project wrote the table: its losses are exact
+    roles: dict[str, Column] = field(default_factory=dict)  # measures, texts, seed and settings
+    factors: dict[str, Column] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)  # heading: why
+
+    @property
+    def settings(self) -> dict[str, Column]:
+        return {name: column for name, column in self.roles.items() if name in FIELDS and name != "seed"}
+
+    @cached_property
+    def unit(self) -> str:
+        """Of the validation loss, where it is none in nats: a key of LOGARITHMS."""
+        loss = self.roles.get("val_loss")
+        return next((unit for unit in LOGARITHMS if loss and loss.key.endswith(unit)), "")
+
+    @cached_property
+    def decimal_comma(self) -> bool:
+        losses = [self.roles[name] for name in (*LOSSES, "gap") if name in self.roles]
+        return any(re.fullmatch(r"[+-]?\d*,\d+", cell) for loss in losses for cell in loss.cells)
 
 
-def bare(heading: str) -> str:
-    """Without config/, params_ and the like before it."""
-    return CONFIG.sub("", heading, count=1) if CONFIG.match(heading) else METRICS.sub("", heading, count=1)
-
-
-def read_columns(where: str, header: Sequence[str], rows: Sequence[Sequence[str]], stated: Stated) -> Reading:
-    """The reading of a table, `where`. Raises UsageError where a stated column is not there, or none is a loss."""
-    reading, taken = Reading(own=set(header) >= OWN), set[int]()
-    cells = [[row[place] if place < len(row) else "" for row in rows] for place in range(len(header))]
-
-    def take(role: str, place: int) -> None:
-        reading.roles[role] = place
-        taken.add(place)
-
+def read_columns(table: Table, stated: Stated) -> Reading:
+    """The reading of a table. Raises UsageError where a stated column is not there, or none is a loss."""
+    reading = Reading(own=set(table.header) >= OWN)
+    roles = reading.roles
     if stated.name:
-        take("name", _place(where, header, stated.name, "--name"))
+        roles["name"] = _stated(table, stated.name, "--name")
     if stated.loss:
-        take("val_loss", _place(where, header, stated.loss, "--loss"))
-    wanted = [_place(where, header, one, "--factors") for one in stated.factors]
-    keys = {place: letters(bare(heading)) for place, heading in enumerate(header)}
-    configured = {place for place, heading in enumerate(header) if CONFIG.match(heading)}
+        roles["val_loss"] = _stated(table, stated.loss, "--loss")
+    wanted = [_stated(table, one, "--factors") for one in stated.factors]
     for role, spellings in SPELLINGS.items():
-        places = [place for place in keys if keys[place] in spellings and place not in taken and place not in wanted]
-        places = [place for place in places if role == "seed" or place not in configured]
-        if role == "updates":  # Weights & Biases counts what was logged, not what was updated
-            places = [place for place in places if not header[place].startswith("_")]
-        if (
-            role not in reading.roles
-            and places
-            and (place := _first(where, header, cells, keys, places, spellings, role)) is not None
-        ):
-            take(role, place)
-    low = reading.roles.get("best_val_loss")
-    if (
-        "val_loss" in reading.roles
-        and letters(header[reading.roles["val_loss"]]) in SPELLINGS["best_val_loss"]
-        and low is None
-    ):
-        reading.roles["best_val_loss"] = reading.roles["val_loss"]
-    if "val_loss" not in reading.roles and "train_loss" not in reading.roles:
-        raise UsageError(_no_loss(where, header))
-    if "val_loss" in reading.roles:
-        tail = keys[reading.roles["val_loss"]]
-        reading.unit = next((unit for unit in LOGARITHMS if tail.endswith(unit)), "")
-    _take_settings(where, reading, header, cells, keys, taken, wanted if stated.factors else None)
-    chosen = wanted if stated.factors else [place for place in keys if place not in taken]
-    for place in chosen:
-        if place in taken:
-            continue
-        why = "" if stated.factors else _no_factor(header[place], cells[place], place in configured, bool(configured))
+        taken = (*roles.values(), *wanted)
+        there = [one for one in table.columns if one.key in spellings and one not in taken and _may_be(role, one)]
+        if role not in roles and there:
+            roles[role] = _first(table, there, role)
+    loss = roles.get("val_loss")
+    if loss and letters(loss.heading) in SPELLINGS["best_val_loss"]:
+        roles.setdefault("best_val_loss", loss)
+    if not loss and "train_loss" not in roles:
+        raise UsageError(
+            f"{table.where} has no column that is a loss, such as Val Loss, final_val_loss, val/loss or eval_loss. Say which it is with "
+            f"--loss COLUMN (of which less is better), and if need be --name COLUMN and --factors A,B. Its columns: {_some(table.header)}."
+        )
+    taken = tuple(roles.values())
+    some_configured = any(one.configured for one in table.columns)
+    for column in _take_settings(reading, [one for one in table.columns if one not in taken], wanted):
+        why = "" if wanted else _no_factor(column, some_configured)
         if not why:
-            reading.factors[_factor_name(bare(header[place]), reading.factors)] = place
-        elif why != "config_path":
-            reading.unread[header[place] or f"column {place + 1}"] = why
-    if not stated.factors:
-        _drop_labels(reading, header, cells)
+            reading.factors[_factor_name(bare(column.heading), reading.factors)] = column
+        elif column.key != "configpath":
+            reading.unread[column.heading or f"column {table.columns.index(column) + 1}"] = why
+    if not wanted:
+        _drop_labels(reading)
     return reading
 
 
-def _place(where: str, header: Sequence[str], wanted: str, option: str) -> int:
+def _stated(table: Table, wanted: str, option: str) -> Column:
     for same in (str, bare, letters, lambda heading: letters(bare(heading))):
-        places = [place for place, heading in enumerate(header) if same(heading) == same(wanted)]
-        if len(places) == 1:
-            return places[0]
-        if places:
-            raise UsageError(f"{where} has {len(places)} columns {wanted!r}: {option} needs a name that only one has.")
-    near = difflib.get_close_matches(wanted, header, n=1)
-    hint = f" Did you mean {one_line(near[0])!r}?" if near else f" Columns: {_some(header)}."
-    raise UsageError(f"{where} has no column {one_line(wanted)!r} ({option}).{hint}")
+        columns = [column for column in table.columns if same(column.heading) == same(wanted)]
+        if len(columns) == 1:
+            return columns[0]
+        if columns:
+            raise UsageError(
+                f"{table.where} has {len(columns)} columns {wanted!r}: {option} needs a name that only one has."
+            )
+    near = difflib.get_close_matches(wanted, table.header, n=1)
+    hint = f" Did you mean {one_line(near[0])!r}?" if near else f" Columns: {_some(table.header)}."
+    raise UsageError(f"{table.where} has no column {one_line(wanted)!r} ({option}).{hint}")
 
 
-def _first(
-    where: str,
-    header: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    keys: dict[int, str],
-    places: Sequence[int],
-    spellings: Sequence[str],
-    role: str,
-) -> int | None:
-    """The column with the first of the spellings. Raises UsageError where two have it, and differ."""
-    if role == "id":
-        places = [
-            place for place in places if all(re.fullmatch(r"\d{1,15}(\.0)?", cell) for cell in cells[place] if cell)
-        ]
-    if not places:
-        return None
-    first = min(places, key=lambda place: (spellings.index(keys[place]), place))
-    same = [place for place in places if keys[place] == keys[first] and cells[place] != cells[first]]
+def _may_be(role: str, column: Column) -> bool:
+    """Whether its place and its cells allow what its heading says."""
+    if role == "id" and not all(re.fullmatch(r"\d{1,15}(\.0)?", cell) for cell in column.cells if cell):
+        return False
+    if role == "updates" and column.heading.startswith("_"):
+        return False  # Weights & Biases counts what was logged, not what was updated
+    return role == "seed" or not column.configured
+
+
+def _first(table: Table, columns: Sequence[Column], role: str) -> Column:
+    """The column with the first of the role's spellings. Raises UsageError where two have it, and differ."""
+    first = min(columns, key=lambda column: SPELLINGS[role].index(column.key))
+    same = [column for column in columns if column.key == first.key and column.cells != first.cells]
     if same and role in ("val_loss", "train_loss", "name"):
-        other = header[same[0]]
         option = {"val_loss": " Say which with --loss COLUMN.", "name": " Say which with --name COLUMN."}.get(role, "")
-        raise UsageError(f"{where}: the columns {header[first]!r} and {other!r} both hold {role}, and differ.{option}")
+        both = f"{first.heading!r} and {same[0].heading!r} both hold {role}"
+        raise UsageError(f"{table.where}: the columns {both}, and differ.{option}")
     return first
-
-
-def _no_loss(where: str, header: Sequence[str]) -> str:
-    return (
-        f"{where} has no column that is a loss, such as Val Loss, final_val_loss, val/loss or eval_loss. Say which it is with "
-        f"--loss COLUMN (of which less is better), and if need be --name COLUMN and --factors A,B. Its columns: {_some(header)}."
-    )
 
 
 def _some(header: Sequence[str]) -> str:
     return listed([repr(one_line(heading)[:40]) for heading in header], MOST_NAMED)
 
 
-def one_line(cell: str) -> str:
-    """Without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in cell).split())
-
-
 # --- settings
 
 
-def _take_settings(
-    where: str,
-    reading: Reading,
-    header: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    keys: dict[int, str],
-    taken: set[int],
-    wanted: Sequence[int] | None,
-) -> None:
-    """Adds the columns of settings. One that holds none of the setting's values is left for a factor."""
-    exact = {name.replace("_", "") for name in FIELDS}
-    for place in sorted((place for place in keys if place not in taken), key=lambda place: keys[place] not in exact):
-        name = SETTINGS.get(keys[place])
-        if name is None or name in reading.roles or (wanted is not None and place not in wanted):
-            if name in reading.roles and wanted is None:
-                taken.add(place)
-                reading.unread[header[place]] = f"{header[reading.roles[name]]} holds {name}"
-            continue
-        values = list(dict.fromkeys(cell for cell in cells[place] if cell))
-        if values and not any(_is_value(name, value) for value in values):
-            continue
-        reading.roles[name] = place
-        taken.add(place)
+def _take_settings(reading: Reading, columns: Sequence[Column], wanted: Sequence[Column]) -> list[Column]:
+    """Adds the columns of settings, of those `wanted` where there are any, and returns those left for factors.
+
+    A column that holds none of the setting's values is left, too.
+    """
+    own = {name.replace("_", "") for name in FIELDS}
+    columns = [column for column in columns if not wanted or column in wanted]
+    left = []
+    for column in sorted(columns, key=lambda column: column.key not in own):
+        name = SETTINGS.get(column.key)
+        if name in reading.roles and not wanted:
+            reading.unread[column.heading] = f"{reading.roles[name].heading} holds {name}"
+        elif name and name not in reading.roles and _has_value(name, column):
+            reading.roles[name] = column
+        else:
+            left.append(column)
+    return sorted(left, key=(wanted or columns).index)
 
 
-def _is_value(name: str, text: str) -> bool:
-    try:
-        check_value(name, one_line(text) if name in ("corpus", "init_from") else text)
-    except UsageError:
-        return False
-    return True
+def _has_value(name: str, column: Column) -> bool:
+    """Whether a cell is a value of the setting, or all are empty."""
+    cells = set(column.cells) - {""}
+    return not cells or any(setting_value(name, cell, lenient=True) is not None for cell in cells)
 
 
 # --- factors
 
 
-def _no_factor(heading: str, cells: Sequence[str], configured: bool, others_are: bool) -> str:
+def _no_factor(column: Column, some_configured: bool) -> str:
     """Why a column that is neither a measure nor a setting is no factor; empty where it is one."""
-    key = letters(bare(heading))
-    if key == "configpath":
-        return "config_path"
-    there = [cell for cell in cells if cell]
+    there = [cell for cell in column.cells if cell]
     values = set(there)
     if len(values) < 2:
         return "the same in every row" if there else "empty"
-    words = set(re.findall(r"[a-z]+\d?|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", bare(heading)).casefold()))
-    if any(key in spellings for spellings in SPELLINGS.values()) or key in {
-        name.replace("_", "") for name in own_columns()
-    }:
+    heading = bare(column.heading)
+    words = set(re.findall(r"[a-z]+\d?|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", heading).casefold()))
+    measures = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
+    if column.key in measures | {name.replace("_", "") for name in own_columns()}:
         return "a measure or a label"
-    if configured:
-        return "" if _numbers(values) or len(values) * 2 <= len(there) else "another text in every row"
-    if METRICS.match(heading) or words & MEASURED:
+    repeats = len(values) * 2 <= len(there)
+    if column.configured:
+        return "" if _numbers(values) or repeats else "another text in every row"
+    if METRICS.match(column.heading) or words & MEASURED:
         return "a measure or a note"
-    if others_are:
+    if some_configured:
         return "not among the table's configuration"
-    return "" if len(values) * 2 <= len(there) else "another value in most rows"
+    return "" if repeats else "another value in most rows"
 
 
 def _numbers(values: Iterable[str]) -> bool:
-    return all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) for value in values)
+    return all(map(DECIMAL.fullmatch, values))
 
 
 def _factor_name(heading: str, taken: Iterable[str]) -> str:
     """Letters, digits and underscores, as names of settings have; none that a column or a setting has."""
     name = re.sub(r"\W+", "_", heading).strip("_")[:LONGEST_FACTOR] or "column"
-    reserved = {*own_columns(), *FIELDS, *MEASURES, *RESERVED, *taken}
-    while name in reserved or name[0].isdigit():
-        name = f"{name}_" if not name[0].isdigit() else f"_{name}"
+    if name[0].isdigit():
+        name = f"_{name}"
+    while name in {*own_columns(), *FIELDS, *MEASURES, *RESERVED, *taken}:
+        name = f"{name}_"
     return name
 
 
-def _drop_labels(reading: Reading, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _drop_labels(reading: Reading) -> None:
     """A factor of words that says the values of two other columns is their label: with it, neither would have an effect of its own."""
-    others = {
-        **{name: place for name, place in reading.roles.items() if name in FIELDS and name != "seed"},
-        **reading.factors,
-    }
-    for name, place in list(reading.factors.items()):
-        if _numbers(set(cells[place])):
+    others = reading.settings | reading.factors
+    for name, column in list(reading.factors.items()):
+        values = set(column.cells)
+        if _numbers(values):
             continue
         said = [
             other
             for other, there in others.items()
             if other != name
-            and 1 < len(set(cells[there])) < len(set(cells[place]))
-            and len(set(zip(cells[place], cells[there], strict=True))) == len(set(cells[place]))
+            and 1 < len(set(there.cells)) < len(values) == len(set(zip(column.cells, there.cells, strict=True)))
         ]
         if len(said) > 1:
             del reading.factors[name]
-            reading.unread[header[place]] = f"a label: it says {listed(said, 3)}"
+            reading.unread[column.heading] = f"a label: it says {listed(said, 3)}"
 
 
 # --- in words
 
 
-def described(label: str, header: Sequence[str], rows: int, reading: Reading) -> str:
+def described(table: Table, reading: Reading) -> str:
     """The reading in a sentence or two, with the options that say it otherwise."""
     measures = [
-        f"{header[place]!r} as {MEASURES[role].title if role in MEASURES else role}"
-        for role, place in reading.roles.items()
-        if role not in FIELDS or role == "seed"
+        f"{column.heading!r} as {MEASURES[role].title if role in MEASURES else role}"
+        for role, column in reading.roles.items()
+        if role not in reading.settings
     ]
     settings = [
-        name if letters(header[place]) == name.replace("_", "") else f"{name} ({header[place]})"
-        for name, place in reading.roles.items()
-        if name in FIELDS and name != "seed"
+        name if letters(column.heading) == name.replace("_", "") else f"{name} ({column.heading})"
+        for name, column in reading.settings.items()
     ]
-    parts = [f"reads {listed([one_line(text) for text in measures])}"]
-    parts += [f"settings: {listed([one_line(text) for text in settings])}"] if settings else []
-    parts += [f"factors: {listed(list(reading.factors))}"] if reading.factors else []
     varying = [
         f"{one_line(name)[:40]!r} ({why})" for name, why in reading.unread.items() if why != "the same in every row"
     ]
-    parts += [f"not read: {listed(varying, MOST_NAMED)}"] if varying else []
-    return (
-        f"{label}, {counted(rows, 'row')}, {'; '.join(parts)}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."
-    )
+    parts = {
+        "reads": listed([one_line(text) for text in measures]),
+        "settings:": listed([one_line(text) for text in settings]),
+        "factors:": listed(list(reading.factors)),
+        "not read:": listed(varying, MOST_NAMED),
+    }
+    read = "; ".join(f"{what} {those}" for what, those in parts.items() if those)
+    return f"{table.label}, {counted(len(table.rows), 'row')}, {read}. Otherwise: --name COLUMN, --loss COLUMN, --factors A,B."

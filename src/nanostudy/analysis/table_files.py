@@ -13,30 +13,54 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nanostudy.errors import UsageError
 from nanostudy.reading import read_file
+from nanostudy.validation import letters
 
 JSONS, LOGS = (".json", ".jsonl", ".ndjson"), (".log", ".txt", ".out")
 SUFFIXES = (".csv", ".tsv", *JSONS, *LOGS, ".gz")
 SEPARATORS = (",", ";", "\t")
 LARGEST = 2**26  # bytes of a file, packed or not
 MOST_ROWS, MOST_COLUMNS = 100_000, 2_000
+NAMES = {"name", "run_name", "exp_name", "experiment", "label"}
 USUAL_STEMS = re.compile(r"(loss_?)?(log|history|curve|metrics|output|out|train|training|results?|summary|evaluations)")
 
+CONFIG = re.compile(
+    r"(?:config|params?|cfg|hparams?|hyperparameters|args|settings|hp)\s*(?:[/.:]|(?<=params)_|(?<=cfg)_)\s*", re.I
+)
+METRICS = re.compile(r"(?:summary|metrics?|user_attrs|system_attrs|results?)\s*(?:[/.:]|(?<=attrs)_)\s*", re.I)
 LOSS_LINE = re.compile(
     r"[ \t]*step[ \t]+([\d,]{1,15})[ \t]*:[ \t]*train loss[ \t]+([^\s,]+),?[ \t]+val(?:idation)? loss[ \t]+(\S+)", re.I
 )
 PARAMETERS = re.compile(r"number of parameters:\s*([\d.]+)\s*M\b")
+SAVING = re.compile(r"saving checkpoint to (\S+)")
 OVERRIDDEN = re.compile(r"^(?:Overriding:\s*)?([A-Za-z_]\w{0,40})\s*=\s*([^#=][^#]{0,200}?)\s*(?:#.*)?$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Column:
+    heading: str
+    cells: Sequence[str]
+
+    @property
+    def configured(self) -> bool:
+        """Whether config/, params_ or the like stand before it."""
+        return CONFIG.match(self.heading) is not None
+
+    @cached_property
+    def key(self) -> str:
+        """What headings are compared by."""
+        return letters(bare(self.heading))
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """`rows` have a cell per heading, and may have none at their ends."""
+    """`rows` have a cell per heading."""
 
     label: str  # in messages
     checksums: Mapping[str, str]  # of files, by their paths
@@ -49,6 +73,15 @@ class Table:
     def where(self) -> str:
         """In errors: the file's path."""
         return next(iter(self.checksums)) if len(self.checksums) == 1 else self.label
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return [Column(heading, [row[place] for row in self.rows]) for place, heading in enumerate(self.header)]
+
+
+def bare(heading: str) -> str:
+    """Without config/, params_, metrics/ and the like before it."""
+    return CONFIG.sub("", heading, count=1) if CONFIG.match(heading) else METRICS.sub("", heading, count=1)
 
 
 def stem_of(path: Path) -> str:
@@ -74,12 +107,11 @@ def read_table_file(path: Path) -> Table:
     text = _decoded(path, raw)
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     curves: dict[int, list[dict[str, str]]] = {}
-    unit = "line"
+    unit = "experiment" if suffix == ".json" else "line"
     if suffix in JSONS:
         header, numbered = _of_records(path, _records(path, text, suffix == ".json"))
-        unit = "experiment" if suffix == ".json" else "line"
     elif suffix in LOGS:
-        header, numbered, curves[0] = _of_log(path, text)
+        header, numbered, curves = _of_log(path, text)
     else:
         header, numbered = _cells(path, text)
     if len(numbered) > MOST_ROWS or len(header) > MOST_COLUMNS:
@@ -87,15 +119,8 @@ def read_table_file(path: Path) -> Table:
             f"{path} has {len(numbered):,} rows and {len(header):,} columns; {MOST_ROWS:,} and {MOST_COLUMNS:,} at most are read."
         )
     at = [(path, f"{unit} {number:,}") for number, _ in numbered]
-    table = Table(label_of(path), {str(path): checksum}, header, at, [row for _, row in numbered], curves)
-    return _named(table, path) if suffix in JSONS and len(numbered) == 1 else table
-
-
-def _named(table: Table, path: Path) -> Table:
-    """A single experiment has its file's name where the file says none."""
-    if {"name", "run_name", "exp_name", "experiment", "label"} & set(table.header):
-        return table
-    return replace(table, header=["name", *table.header], rows=[[stem_of(path), *row] for row in table.rows])
+    rows = [[*row, *[""] * (len(header) - len(row))] for _, row in numbered]
+    return Table(label_of(path), {str(path): checksum}, header, at, rows, curves)
 
 
 def _unpacked(path: Path, raw: bytes) -> bytes:
@@ -199,9 +224,7 @@ def _experiments(value: Any) -> list[Mapping[str, Any]] | None:
         return max(lists, key=len)
     if all(isinstance(one, dict) and one for one in within):
         places = set(within[0])
-        if all(set(one) == places for one in within) and all(
-            place.isdigit() for place in places
-        ):  # as pandas writes it
+        if all(set(one) == places for one in within) and all(map(str.isdigit, places)):  # as pandas writes it
             return [{name: column[place] for name, column in value.items()} for place in within[0]]
         if all(not isinstance(cell, (dict, list)) for one in within for cell in one.values()):
             return [{"name": name, **one} for name, one in value.items()] if len(value) > 1 else within
@@ -212,6 +235,10 @@ def _of_records(path: Path, records: Sequence[tuple[int, Mapping[str, Any]]]) ->
     if not records:
         raise UsageError(f"{path} is empty: it holds no experiments.")
     flat = [(line, dict(_flat(one))) for line, one in records]
+    if (
+        len(flat) == 1 and not NAMES & flat[0][1].keys()
+    ):  # a single experiment has its file's name where the file says none
+        flat = [(flat[0][0], {"name": stem_of(path), **flat[0][1]})]
     header = list(dict.fromkeys(key for _, one in flat for key in one))
     return header, [(line, [one.get(key, "") for key in header]) for line, one in flat]
 
@@ -229,23 +256,45 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterab
 # --- what nanoGPT's train.py prints
 
 
-def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, list[dict[str, str]]]:
-    """(headings, a row, its evaluations). One experiment: its name is the file's or the folder's, its settings are those that the log shows."""
-    settings: dict[str, str] = {}
-    points: list[dict[str, str]] = []
-    last = 1
+def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, dict[int, list[dict[str, str]]]]:
+    """(headings, a row per training, its evaluations). Settings are those that the log shows; a training begins where steps start again."""
+    runs: list[_LoggedRun] = []
+    before: dict[str, str] = {}  # settings of the run whose first evaluation is still to come
     for line, content in enumerate(text.split("\n"), start=1):
         if match := LOSS_LINE.match(content):
-            points.append({"step": match[1].replace(",", ""), "train_loss": match[2], "val_loss": match[3]})
-            last = line
+            step = match[1].replace(",", "")
+            if not runs or int(step) <= int(runs[-1].points[-1]["step"]):
+                runs.append(_LoggedRun(before))
+                before = {}
+            runs[-1].points.append({"step": step, "train_loss": match[2], "val_loss": match[3]})
+            runs[-1].line = line
         elif match := PARAMETERS.search(content):
-            settings["parameters"] = f"{float(match[1]):.2f}e6"
-        elif not points and (match := OVERRIDDEN.match(content)):
-            settings[match[1]] = match[2].strip("'\"")
-    if not points:
+            before["parameters"] = f"{float(match[1]):.2f}e6"
+        elif match := OVERRIDDEN.match(content):
+            before[match[1]] = match[2].strip("'\"")
+        elif runs and (match := SAVING.match(content)):
+            runs[-1].settings.setdefault("out_dir", match[1])
+    if not runs:
         example = "`step 250: train loss 2.4012, val loss 2.4120`"
         raise UsageError(f"{path} is no log of nanoGPT's train.py: it has no line such as {example}.")
-    if len(points) > 1:  # a training may end between two evaluations
-        settings.setdefault("eval_interval", str(int(points[-1]["step"]) - int(points[-2]["step"])))
-    row = {"name": stem_of(path), **settings, **points[-1]}
-    return list(row), [(last, list(row.values()))], points
+    names = [stem_of(path)]
+    if len(runs) > 1:
+        folders = [Path(run.settings.get("out_dir", "")).name for run in runs]
+        distinct = len({*folders, ""}) > len(runs)
+        names = folders if distinct else [f"{names[0]} {number}" for number in range(1, len(runs) + 1)]
+    rows = [{"name": name, **run.row()} for name, run in zip(names, runs, strict=True)]
+    header = list(dict.fromkeys(heading for row in rows for heading in row))
+    numbered = [(run.line, [row.get(heading, "") for heading in header]) for run, row in zip(runs, rows, strict=True)]
+    return header, numbered, {place: run.points for place, run in enumerate(runs)}
+
+
+@dataclass
+class _LoggedRun:
+    settings: dict[str, str]
+    points: list[dict[str, str]] = field(default_factory=list)  # evaluations
+    line: int = 1  # of the last evaluation
+
+    def row(self) -> dict[str, str]:
+        steps = [int(point["step"]) for point in self.points]
+        interval = {"eval_interval": str(steps[-1] - steps[-2])} if len(steps) > 1 else {}  # it may end between two
+        return {**interval, **self.settings, **self.points[-1]}

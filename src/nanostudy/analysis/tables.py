@@ -16,16 +16,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
-from nanostudy.analysis.frames import EVALUATIONS, Results, experiments_frame
+from nanostudy.analysis.frames import EVALUATIONS, OURS, Results, experiments_frame, rows_frame
 from nanostudy.analysis.table_cells import (
+    DECIMAL,
     LOSSES,
     NUMBERS,
     STATUSES,
     Number,
     factor_values,
+    named_settings,
     number,
+    one_line,
     setting_value,
     status_of,
 )
@@ -36,11 +37,9 @@ from nanostudy.analysis.table_columns import (
     Reading,
     Stated,
     described,
-    one_line,
     read_columns,
 )
-from nanostudy.analysis.table_files import Table, label_of, read_table_file, stem_of
-from nanostudy.analysis.table_names import named_settings
+from nanostudy.analysis.table_files import Column, Table, label_of, read_table_file, stem_of
 from nanostudy.errors import UsageError
 from nanostudy.result import Status
 from nanostudy.settings import FIELDS
@@ -54,7 +53,6 @@ LONGEST_NAME = 120  # characters
 
 
 class Row(NamedTuple):
-    place: str  # "results.csv, line 2"
     record: dict[str, Any]  # as experiments_frame takes it
     half_units: dict[str, float]  # half a unit of the last digit: how far rounding may have moved a number
     curve: list[dict[str, str]]
@@ -88,19 +86,19 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     notes: list[str] = []
     sources: list[Source] = []
     for table in _singles_together([_as_run(_of_chart(read_table_file(path))) for path in paths]):
-        reading = read_columns(table.where, table.header, table.rows, stated)
+        reading = read_columns(table, stated)
         _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
     results = []
     for source in sources:
         _name_apart(source.rows)
         _number_experiments(source.rows, notes)
         records = [{"source": source.title, "study": source.title, **row.record} for row in source.rows]
-        curves = pd.DataFrame([point for row in source.rows for point in _curve(row)], columns=list(EVALUATIONS))
+        points = ({"name": row.record["name"], **_numbers(point)} for row in source.rows for point in row.curve)
         results.append(
             Results(
                 source.title,
                 experiments_frame(records),
-                curves.astype({key: float for key in EVALUATIONS if key != "name"}),
+                rows_frame(points, EVALUATIONS),
                 provenance={"paths": list(source.checksums), "checksums": source.checksums},
             )
         )
@@ -113,57 +111,44 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
 def _as_run(table: Table) -> Table:
     """A table of one training's evaluations, a row each, as one experiment with a curve."""
     keys = [letters(heading) for heading in table.header]
-    step = next((keys.index(key) for key in STEPS if key in keys), None)
-    losses = [place for place, key in enumerate(keys) if key.endswith("loss")]
+    step = next((table.columns[keys.index(key)] for key in STEPS if key in keys), None)
+    losses = [column for column, key in zip(table.columns, keys, strict=True) if key.endswith("loss")]
     if step is None or not losses or len(table.rows) < 2 or {"name", "experiment", "status", "state", "id"} & set(keys):
         return table
-    steps = [number(row[step]).value if step < len(row) else math.nan for row in table.rows]
+    steps = [float(cell) if DECIMAL.fullmatch(cell) else math.nan for cell in step.cells]
     if not all(a <= b for a, b in itertools.pairwise(steps)) or steps[0] == steps[-1]:
         return table
-    reading = read_columns(table.where, table.header, table.rows, NOTHING_STATED)
-    places = {name: reading.roles[name] for name in LOSSES if name in reading.roles}
-    points = [
-        {"step": row[step], **{name: row[place] for name, place in places.items() if place < len(row)}}
-        for row in table.rows
-    ]
-    points = [point for point in points if any(point.get(name) for name in LOSSES)]
+    roles = read_columns(table, NOTHING_STATED).roles
+    points = _points(step, {name: roles[name] for name in LOSSES if name in roles})
     if not points:
         return table
-    path = table.at[0][0]
-    constant = [
-        place
-        for place in range(len(keys))
-        if place not in (step, *losses) and len({row[place] for row in table.rows if place < len(row)}) == 1
-    ]
-    row = {"name": stem_of(path), **{table.header[place]: table.rows[0][place] for place in constant}, **points[-1]}
+    others = [column for column in table.columns if column not in (step, *losses)]
+    constant = {column.heading: column.cells[0] for column in others if len(set(column.cells)) == 1}
+    row = {"name": stem_of(table.at[0][0]), **constant, **points[-1]}
     return Table(table.label, table.checksums, list(row), [table.at[-1]], [list(row.values())], {0: points})
 
 
 def _of_chart(table: Table) -> Table:
     """The lines of a chart that Weights & Biases exports ("Step", "NAME - val/loss", ...), an experiment with a curve each."""
-    places: dict[str, dict[str, int]] = {}
-    for place, heading in enumerate(table.header[1:], start=1):
-        name, _, measure = heading.rpartition(" - ")
+    charted: dict[str, dict[str, Column]] = {}
+    for column in table.columns[1:]:
+        name, _, measure = column.heading.rpartition(" - ")
         role = next((role for role in LOSSES if letters(measure) in SPELLINGS[role]), None)
         if name and role:
-            places.setdefault(name, {})[role] = place
-    if not places or letters(table.header[0]) not in STEPS:
+            charted.setdefault(name, {})[role] = column
+    if not charted or letters(table.header[0]) not in STEPS:
         return table
-    header = ("name", "step", *(role for role in LOSSES if any(role in own for own in places.values())))
-    rows: list[list[str]] = []
-    curves: dict[int, list[dict[str, str]]] = {}
-    for name, own in places.items():
-        points = [
-            {"step": row[0], **{role: row[place] for role, place in own.items() if place < len(row)}}
-            for row in table.rows
-        ]
-        points = [point for point in points if any(point.get(role) for role in LOSSES)]
-        if points:
-            curves[len(rows)] = points
-            rows.append([name, *(points[-1].get(key, "") for key in header[1:])])
-    return (
-        Table(table.label, table.checksums, list(header), [table.at[-1]] * len(rows), rows, curves) if rows else table
-    )
+    header = ["name", "step", *(role for role in LOSSES if any(role in own for own in charted.values()))]
+    curves = [(name, points) for name, own in charted.items() if (points := _points(table.columns[0], own))]
+    rows = [[name, *(points[-1].get(key, "") for key in header[1:])] for name, points in curves]
+    by_row = {place: points for place, (_, points) in enumerate(curves)}
+    return Table(table.label, table.checksums, header, [table.at[-1]] * len(rows), rows, by_row) if rows else table
+
+
+def _points(step: Column, losses: Mapping[str, Column]) -> list[dict[str, str]]:
+    """The rows that have a loss."""
+    rows = zip(step.cells, *(column.cells for column in losses.values()), strict=True)
+    return [dict(zip(("step", *losses), row, strict=True)) for row in rows if any(row[1:])]
 
 
 def _singles_together(tables: Sequence[Table]) -> list[Table]:
@@ -171,7 +156,7 @@ def _singles_together(tables: Sequence[Table]) -> list[Table]:
     if len(singles) < 2:
         return list(tables)
     header = list(dict.fromkeys(heading for table in singles for heading in table.header))
-    cells = [dict(zip(table.header, table.rows[0], strict=False)) for table in singles]
+    cells = [dict(zip(table.header, table.rows[0], strict=True)) for table in singles]
     whole = Table(
         f"{len(singles)} files of one experiment each",
         {path: checksum for table in singles for path, checksum in table.checksums.items()},
@@ -183,12 +168,8 @@ def _singles_together(tables: Sequence[Table]) -> list[Table]:
     return [whole, *(table for table in tables if table not in singles)]
 
 
-def _curve(row: Row) -> list[dict[str, Any]]:
-    points = []
-    for point in row.curve:
-        values = {key: number(text).value for key, text in point.items()}
-        points.append({**dict.fromkeys(EVALUATIONS, math.nan), **values, "name": row.record["name"]})
-    return points
+def _numbers(point: Mapping[str, str]) -> dict[str, float]:
+    return {key: number(text).value for key, text in point.items()}
 
 
 # --- one table
@@ -196,34 +177,25 @@ def _curve(row: Row) -> list[dict[str, Any]]:
 
 def _rows(table: Table, reading: Reading, notes: list[str]) -> list[Row]:
     """The table's rows. Adds notes."""
-    cells = pd.DataFrame(
-        [[*row, *[""] * (len(table.header) - len(row))] for row in table.rows],
-        columns=range(len(table.header)),
-        dtype=object,
-    )
-    losses = cells[[reading.roles[name] for name in (*LOSSES, "gap") if name in reading.roles]]
-    decimal_comma = any(re.fullmatch(r"[+-]?\d*,\d+", text) for text in losses.to_numpy().ravel())
-    _without_words(cells, reading, decimal_comma)
-    factors = {name: factor_values(cells[place].tolist(), decimal_comma) for name, place in reading.factors.items()}
-    new = []
-    for i, ((path, line), texts) in enumerate(zip(table.at, cells.to_numpy().tolist(), strict=True)):
-        given = {name: texts[place] for name, place in reading.roles.items()}
-        more = {name: values[i] for name, values in factors.items() if values[i] is not None}
+    _without_words(reading)
+    factors = {name: factor_values(one.cells, reading.decimal_comma) for name, one in reading.factors.items()}
+    rows = []
+    for i, (path, line) in enumerate(table.at):
+        varied = {name: values[i] for name, values in factors.items() if values[i] is not None}
         try:
-            row = _row(path, f"{label_of(path)}, {line}", i, given, more, reading, decimal_comma, notes)
+            rows.append(_row(table, i, reading, varied, notes))
         except UsageError as problem:
             raise UsageError(f"{path}, {line}: {problem}") from None
-        new.append(row._replace(curve=table.curves.get(i, [])))
-    _note(table, reading, new, notes)
-    return new
+    _note(table, reading, rows, notes)
+    return rows
 
 
-def _without_words(cells: pd.DataFrame, reading: Reading, decimal_comma: bool) -> None:
+def _without_words(reading: Reading) -> None:
     """A measure whose column holds anything but numbers is not read; a loss must be read."""
     for name in [name for name in reading.roles if name in NUMBERS and name not in LOSSES]:
         try:
-            for text in set(cells[reading.roles[name]]):
-                number(text, decimal_comma, name)
+            for text in set(reading.roles[name].cells):
+                number(text, reading.decimal_comma, name)
         except UsageError as problem:
             del reading.roles[name]
             reading.unread[name] = str(problem).rstrip(".")
@@ -232,7 +204,7 @@ def _without_words(cells: pd.DataFrame, reading: Reading, decimal_comma: bool) -
 def _note(table: Table, reading: Reading, rows: Sequence[Row], notes: list[str]) -> None:
     plain = {letters(title) for title in PUBLISHED.values()} | {"experiment", "configpath"}
     if not reading.own and not {letters(heading) for heading in table.header} <= plain:
-        notes.append(described(table.label, table.header, len(rows), reading))
+        notes.append(described(table, reading))
     if missing := [title for column, title in PUBLISHED.items() if column not in reading.roles and column != "gap"]:
         notes.append(
             f"{table.label} has no column {' and no '.join(missing)}: analyses that need it leave its rows out."
@@ -251,17 +223,12 @@ def _note(table: Table, reading: Reading, rows: Sequence[Row], notes: list[str])
         )
 
 
-def _row(
-    path: Path,
-    place: str,
-    index: int,
-    texts: Mapping[str, str],
-    factors: Mapping[str, Any],
-    reading: Reading,
-    decimal_comma: bool,
-    notes: list[str],
-) -> Row:
-    name = _name(texts, index)
+def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], notes: list[str]) -> Row:
+    """Of the table's i-th row; `varied` are the factors' values."""
+    path, line = table.at[i]
+    place = f"{label_of(path)}, {line}"
+    texts = {name: column.cells[i] for name, column in reading.roles.items()}
+    name = _name(texts, i)
     settings, cut = named_settings(name)
     if cut:
         notes.append(f"{place}: the name was cut short, so the setting at its end is unknown.")
@@ -272,13 +239,12 @@ def _row(
     for key, value in given.items():
         if key in settings and settings[key] != value and key not in ("corpus", "init_from"):
             raise UsageError(f"its name says {key}={settings[key]}, the column {key} {value}.")
-    numbers = {key: number(texts.get(key, ""), decimal_comma, key, reading.unit) for key in NUMBERS}
-    record: dict[str, Any] = {"name": name, **({"source": "nanostudy"} if reading.own else {})}
+    numbers = {key: number(texts.get(key, ""), reading.decimal_comma, key, reading.unit) for key in NUMBERS}
+    record: dict[str, Any] = {"name": name, **({"source": OURS} if reading.own else {})}
     record |= _part(path)
     record |= {key: one_line(texts[key])[:LONGEST_NAME] or None for key in TEXTS if texts.get(key)}
-    record |= {**settings, **given, **factors} | {
-        key: one.value for key, one in numbers.items() if math.isfinite(one.value)
-    }
+    record |= {**settings, **given, **varied}
+    record |= {key: one.value for key, one in numbers.items() if math.isfinite(one.value)}
     if all(loss in record for loss in LOSSES):
         record.pop("gap", None)  # it follows from them
         if note := _contradicting_gap(numbers):
@@ -286,7 +252,7 @@ def _row(
     record["status"], record["reason"] = status_of(record, numbers)
     if reading.own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
-    return Row(place, record, {key: one.unit / 2 for key, one in numbers.items()}, [])
+    return Row(record, {key: one.unit / 2 for key, one in numbers.items()}, table.curves.get(i, []))
 
 
 @lru_cache(maxsize=64)
@@ -382,7 +348,7 @@ def _united(one: Row, other: Row) -> Row:
     finest = min(done, key=lambda row: row.half_units["val_loss"] or math.inf)
     record = {key: value for row in (other, one, finest) for key, value in row.record.items() if value is not None}
     record |= {key: finest.record.get(key) for key in ("status", "reason")}
-    return Row(finest.place, record, finest.half_units, one.curve or other.curve)
+    return Row(record, finest.half_units, one.curve or other.curve)
 
 
 def _name_apart(rows: Sequence[Row]) -> None:

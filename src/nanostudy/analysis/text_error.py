@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from nanostudy.analysis.frames import AT_CONTEXT, Results, known
+from nanostudy.analysis.intervals import CONFIDENCE, student
 from nanostudy.errors import NanostudyError
 from nanostudy.text import counted
 from nanostudy.training.window_losses import WINDOW_LOSSES, Windows, name_at, read_window_losses
@@ -53,13 +53,13 @@ class TextErrors:
         return np.square(np.tensordot(weights, each, axes=1)).mean(axis=-1)
 
 
-def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: Array | float = 0.95) -> Array:
+def margin(seeds: Array | float, df: Array | float, texts: Array, confidence: Array | float = CONFIDENCE) -> Array:
     """Half an interval that contains the error from seeds, a variance with its `df`, and from texts, one in each of the last axis.
 
     The root of the sum of squares of the single margins: never narrower than one of them, as a pooled t may be with few seeds
     (Howe, 1974; Zou and Donner, 2008, Construction of confidence limits, equation 8).
     """
-    of_seeds, of_texts = (stats.t.ppf((1 + confidence) / 2, freedom) ** 2 for freedom in (df, COSINES))
+    of_seeds, of_texts = (student(freedom, confidence) ** 2 for freedom in (df, COSINES))
     return np.asarray(np.sqrt(of_seeds * seeds + of_texts * texts.sum(axis=-1)))
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from nanostudy.analysis.frames import Results
-from nanostudy.analysis.noise import CONFIDENCE
+from nanostudy.analysis.intervals import CONFIDENCE
 from nanostudy.analysis.power import by_seed
-from nanostudy.analysis.ranking import ranking
+from nanostudy.analysis.ranking import ranking, tied_settings
 from nanostudy.text import value_text
 
 CONFIRMATION = "confirmation"  # the study of the best settings, in the folder of the study that it confirms
@@ -81,7 +81,7 @@ class Confirmed:
 def candidates(results: Results, most: int) -> list[str]:
     """An experiment of each of the settings tied for the best, the lowest mean first, at most so many."""
     table = ranking(results)
-    tied = table[table["tied"].astype(bool)].sort_values("mean", kind="stable")
+    tied = table[table["tied"]].sort_values("mean", kind="stable")
     return list(tied["name"][~tied["name"].map(results.cells()).duplicated()])[:most]
 
 
@@ -99,8 +99,6 @@ def confirmed(confirmation: Results, study: Results) -> Confirmed | None:
     winner = str(losses.index[0])
     own = table[(cells == winner).to_numpy()]
     diverged, finished = (int(np.sum(own["status"] == status)) for status in ("diverged", "finished"))
-    ranked = ranking(confirmation)
-    tied = {cells[name] for name in ranked["name"][ranked["tied"].astype(bool)]} - {winner}
     on_test = TEST_LOSS in table and bool(table[TEST_LOSS].notna().any())
     return Confirmed(
         settings=", ".join(f"{name} {value_text(own[name].iloc[0])}" for name in study.factors) or str(own.index[0]),
@@ -108,7 +106,7 @@ def confirmed(confirmation: Results, study: Results) -> Confirmed | None:
         on_test=_estimate(confirmation, winner, TEST_LOSS) if on_test else None,
         n=finished,
         candidates=cells.nunique(),
-        tied=len(tied),
+        tied=len(tied_settings(confirmation) - {winner}),
         diverged=diverged,
         runs=diverged + finished,
         was_best=winner == cells.iloc[0],

@@ -52,7 +52,7 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     studies = merged_definitions(sources, into)
     entries, _ = entries_of(studies, into, *sources)
     results_of: dict[Path, dict[str, FinishedRun]] = {}
-    lines = []
+    lines: list[str] = []
     for path in (into, *sources):
         results_of[path], problems = _results(path, entries)
         lines += (f"{'damaged' if path == into else 'not taken'}: {problem}" for problem in problems)

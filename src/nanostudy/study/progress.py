@@ -34,6 +34,8 @@ class Assignment:
     rates: dict[str, float] = field(default_factory=dict)  # tokens per second
     seconds_left: float | None = None
     estimated_at: float = 0.0  # the time of seconds_left
+    ahead: float | None = None  # arithmetic that was left at the first estimate
+    since: float = 0.0  # the time of the first estimate
 
     @property
     def phase(self) -> str:
@@ -125,7 +127,7 @@ class StudyProgress:
     def snapshot(
         self, assignments: Mapping[int, Assignment], queued: Iterable[StackRow], workers: int, best: Result | None
     ) -> Snapshot:
-        remaining, done = [], float(self.done)
+        done = float(self.done)
         for assignment in assignments.values():
             under_way = {
                 name: self.flops[name] * last.step / max(1, self.max_iters[name])
@@ -133,33 +135,35 @@ class StudyProgress:
                 if self.is_undone(name)
             }
             done += sum(flops for name, flops in under_way.items() if name in self.chosen)
-            left = self.left(assignment.stack) - sum(under_way.values()) if assignment.stack else 0.0
-            remaining.append((assignment, max(0.0, left)))
+            if assignment.stack and assignment.ahead is None and assignment.seconds_left is not None:
+                assignment.ahead, assignment.since = (
+                    self.left(assignment.stack) - sum(under_way.values()),
+                    time.monotonic(),
+                )
         return Snapshot(
             counts=dict(+self.counts),
             workers=dict(assignments),
             best=best,
-            seconds_left=seconds_left(remaining, [self.left(stack) for stack in queued], workers),
+            seconds_left=seconds_left(list(assignments.values()), [self.left(stack) for stack in queued], workers),
             share=min(1.0, done / self.total) if self.total else 1.0,
         )
 
 
-def seconds_left(
-    assignments: Sequence[tuple[Assignment, float]], queued: Sequence[float], workers: int
-) -> float | None:
-    """For stacks under way and stacks that wait, each with the arithmetic that it still needs, at the rate of those under way.
+def seconds_left(assignments: Sequence[Assignment], queued: Sequence[float], workers: int) -> float | None:
+    """For stacks under way and stacks that wait, of which `queued` has the arithmetic.
 
-    None until something was measured.
+    Those that wait are taken to go as fast as those under way do on the whole, with what these have behind them: the last seconds
+    of a stack are evaluations and hardly any arithmetic. None until something was measured.
     """
-    begun, rates = [], []
-    for assignment, left in assignments:
-        seconds = assignment.left()
-        if assignment.stack and seconds is None:
+    begun, flops, seconds = [], 0.0, 0.0
+    for assignment in assignments:
+        left = assignment.left()
+        if assignment.stack and left is None:
             return None
-        begun.append(seconds or 0.0)
-        if assignment.stack and seconds and left:
-            rates.append(left / seconds)
-    if queued and not rates:
+        begun.append(left or 0.0)
+        if assignment.ahead:
+            flops += assignment.ahead
+            seconds += time.monotonic() - assignment.since + (left or 0.0)
+    if queued and not (flops and seconds):
         return None
-    rate = sum(rates) / len(rates) if rates else 1.0
-    return makespan([left / rate for left in queued], workers, begun)
+    return makespan([left * seconds / flops for left in queued], workers, begun)

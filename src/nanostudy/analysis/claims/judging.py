@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+
+from nanostudy.analysis.intervals import satterthwaite, student
 
 Verdict = Literal[
     "reproduced",
@@ -45,7 +46,6 @@ INITIAL_LOSSES = Noise(0.04, 2)
 TOKEN_SPREAD = 1.5
 # The share of the training split over which our training loss is the mean: as much as the validation split.
 TRAIN_WINDOWS_SHARE = 1 / 9
-CONFIDENCE = 0.95
 NARROW = 0.03  # of the published figure: what is compared more coarsely than this cannot be called reproduced
 
 ONE_RUN = "One run does not show the noise between seeds: more seeds are needed."
@@ -75,12 +75,8 @@ def spread(values: Sequence[float], before: Noise | None = None) -> tuple[float,
 def interval(values: Sequence[float], before: Noise | None = None) -> tuple[float, float, float]:
     """(mean, low, high): the 95% t interval of the mean, NaN where the noise is not known."""
     mean, (variance, df) = float(np.mean(values)), spread(values, before)
-    half = _t(df) * math.sqrt(variance / len(values)) if df else math.nan
+    half = float(student(df)) * math.sqrt(variance / len(values)) if df else math.nan
     return mean, mean - half, mean + half
-
-
-def _t(df: float) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df))
 
 
 def inside(low: float, high: float, least: float = -math.inf, most: float = math.inf) -> Verdict:
@@ -113,7 +109,7 @@ def compare(
         return undecided
     seeds, rest = variance * (1 + 1 / n), evaluation + half_unit**2 / 3
     total = seeds + rest
-    half = max(half_unit, math.sqrt(total) * _t(df * (total / seeds) ** 2 if seeds else math.inf))
+    half = max(half_unit, math.sqrt(total) * float(student(df * (total / seeds) ** 2 if seeds else math.inf)))
     least, most = float(np.min(published)), float(np.max(published))
     slack = 1e-9 * max(1.0, abs(least), abs(most))  # binary fractions: 1.725 - 1.72 is a little more than 0.005
     judgement = replace(undecided, low=mean - half, high=mean + half, why="")
@@ -122,7 +118,7 @@ def compare(
         return replace(judgement, verdict="better" if side == better else "not reproduced")
     if n < 2:
         return replace(judgement, why=CLOSE_ONCE)
-    narrow = max(3 * half_unit, 3 * _t(math.inf) * math.sqrt(rest), NARROW * max(abs(least), abs(most)))
+    narrow = max(3 * half_unit, 3 * float(student(math.inf)) * math.sqrt(rest), NARROW * max(abs(least), abs(most)))
     return replace(judgement, why=TOO_WIDE) if half > narrow else replace(judgement, verdict="reproduced")
 
 
@@ -135,10 +131,9 @@ def lower(
     sides = [(*spread(values, before), len(values)) for values in (first, second)]
     if not all(df for _, df, _ in sides):
         return Judgement("undecided", ours, n, why=ONE_RUN)
-    parts = [(variance / count, df) for variance, df, count in sides]
-    total = sum(part for part, _ in parts)
-    df = total**2 / sum(part**2 / df for part, df in parts) if total else math.inf
-    difference, half = means[0] - means[1], _t(df) * math.sqrt(total)
+    parts = [variance / count for variance, _, count in sides]
+    df = satterthwaite(parts, [df for _, df, _ in sides])
+    difference, half = means[0] - means[1], float(student(df)) * math.sqrt(sum(parts))
     low, high = difference - half, difference + half
     verdict = "undecided" if low == high == 0 else inside(low, high, most=0.0)
     return Judgement(verdict, ours, n, low, high, "The interval is that of the difference.")
