@@ -235,7 +235,7 @@ def _identities(folder: StudyFolder) -> dict[str, str]:
 
 
 def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
-    """Adds new experiments to the store, and results of run folders that it lacks."""
+    """Adds new experiments to the store; none is running any more."""
     existing = folder.store.identities()
     new, inputs = [e for e in folder.design.entries if e.name not in existing], folder.design.inputs
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
