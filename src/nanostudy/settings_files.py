@@ -63,6 +63,13 @@ def read_settings(source: str) -> dict[str, Any]:
     return {name: located(value, path.parent, begun) if name in PATHS else value for name, value in settings.items()}
 
 
+def resume_command(folder: Path) -> str:
+    """What goes on with a run folder, whatever it is called: a preset's name comes first in read_settings."""
+    named = str(folder)
+    named = os.path.join(".", named) if named in preset_names() else named
+    return f"nanostudy train {shlex.quote(named)}"
+
+
 def _as_corpus(source: str) -> str:
     return (
         f"{source} is no settings file but a text: name it as the corpus of a preset, "

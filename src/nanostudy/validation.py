@@ -57,48 +57,29 @@ EXPLAINED = {"epochs": EPOCHS, "epoch": EPOCHS, "n_epochs": EPOCHS, "num_epochs"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def setting(
-    default: Any,
-    kind: Kind,
-    meaning: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    pattern: str | None = None,
-    form: Callable[[Any], str] | None = None,
-) -> Any:
-    """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
-
-    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
-    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
-    """
-    rules = {
-        "kind": kind,
-        "meaning": meaning,
-        "low": low,
-        "high": high,
-        "above": above,
-        "pattern": pattern,
-        "form": form,
-    }
-    return dataclasses.field(default=default, metadata=rules)
+def setting(default: Any, kind: Kind, meaning: str, **rules: Any) -> Any:
+    """A dataclass field that knows its kind, its meaning with its unit, and what it may be (`rules`, those of Setting)."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "meaning": meaning, **rules})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, as it was declared."""
+    """One setting, as it was declared.
+
+    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
+    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
+    """
 
     name: str
     hint: Any  # its annotation
     default: Any
     kind: Kind
     meaning: str
-    low: float | None
-    high: float | None
-    above: float | None
-    pattern: str | None
-    form: Callable[[Any], str] | None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    pattern: str | None = None
+    form: Callable[[Any], str] | None = None
 
     @functools.cached_property
     def base(self) -> type:
@@ -142,11 +123,11 @@ class Setting:
 
     def bounds(self) -> str:
         """Its range in words; empty where it has none."""
-        least = f"at least {self.low:g}" if self.above is None and self.low is not None else ""
-        least = f"above {self.above:g}" if self.above is not None else least
-        if self.high is None or not least:
-            return least
-        return f"from {self.low:g} to {self.high:.12g}" if self.above is None else f"{least} and at most {self.high:g}"
+        if self.above is not None:
+            return f"above {self.above:g}{'' if self.high is None else f' and at most {self.high:g}'}"
+        if self.low is None:
+            return ""
+        return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:.12g}"
 
     def _typed(self, value: Any) -> Any:
         """Raises TypeError, ValueError or OverflowError where it is not of the type."""
@@ -220,10 +201,10 @@ def check_names(names: Iterable[str], allowed: Iterable[str], own: Iterable[str]
         if name not in allowed:
             if str(name) in EXPLAINED:
                 raise UsageError(f"There is no setting {name}: {EXPLAINED[name]}")
-            if isinstance(name, str) and name in own:
+            if name in own:
                 raise UsageError(f"{name} is a setting of the experiment: give it as settings={{{name!r}: ...}}.")
-            if isinstance(name, str) and canonical(name) in allowed:
-                raise UsageError(f"There is no setting {_brief(name)}: it is called {canonical(name)}.")
+            if (own_name := canonical(str(name))) in allowed:
+                raise UsageError(f"There is no setting {_brief(name)}: it is called {own_name}.")
             near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {_brief(name)}.{hint}")

@@ -36,11 +36,11 @@ from nanostudy.training.recorder import Recorder
 PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-NARROW, WIDE = (
+NARROW, COLUMNS = (
     80,
-    100,
-)  # characters of a terminal: columns keep these least widths, so that they stand still; there is room for speeds
-COLUMNS = (8, 0, 10, 19, 10, 15)
+    (8, 0, 10, 19, 10, 15),
+)  # in a terminal of so many characters columns have these least widths, and stand still
+WIDE = 100  # characters of a terminal that has room for speeds
 BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
 MOST_ODD = 3  # notes on a study's unusual settings
 
@@ -263,18 +263,15 @@ class StudyView(View):
 
     def lines(self, workers: Mapping[int, Assignment], width: int, most: int) -> list[str]:
         """One line per worker, in columns, no wider than the terminal: names are cut."""
-        listed = sorted(workers.items())[: most if len(workers) <= most else most - 1]
-        cells = [(f"worker {worker}", each.label, *self.figures(each, width >= WIDE)) for worker, each in listed]
-        columns = zip(COLUMNS if width >= NARROW else [0] * len(COLUMNS), zip(*cells, strict=True), strict=False)
-        widths = [max(at_least, *map(len, column)) for at_least, column in columns]  # no cells: no columns
-        widths[1:2] = [min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))] if cells else []
-        lines = []
-        for worker, text, *figures in cells:
-            right = [figure.ljust(w) for figure, w in zip(figures, widths[2:], strict=True)]
-            lines.append(
-                "  ".join([worker.ljust(widths[0]), shortened(text, widths[1]).ljust(widths[1]), *right]).rstrip()
-            )
-        return [*lines, f"and {len(workers) - len(listed)} more workers"] if len(listed) < len(workers) else lines
+        shown = sorted(workers.items())[: most if len(workers) <= most else most - 1]
+        rows = [(f"worker {worker}", each.label, *self.figures(each, width >= WIDE)) for worker, each in shown]
+        columns = zip(COLUMNS if width >= NARROW else [0] * len(COLUMNS), zip(*rows, strict=True), strict=False)
+        widths = [max(at_least, *map(len, column)) for at_least, column in columns]  # no rows: no columns
+        if rows:
+            widths[1] = min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))
+        cut = [[shortened(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
+        lines = ["  ".join(cells).rstrip() for cells in cut]
+        return [*lines, f"and {len(workers) - len(shown)} more workers"] if len(shown) < len(workers) else lines
 
     def figures(self, assignment: Assignment, with_speed: bool) -> tuple[str, ...]:
         """How far the member is that is farthest behind, or another phase; loss; time left; tokens per second."""

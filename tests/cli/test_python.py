@@ -70,6 +70,9 @@ def test_the_interface_is_what_dir_shows():
         (lambda: nanostudy.report(5), "paths must be a name or a path"),
         (lambda: nanostudy.judge("quickstart"), "missing a required argument: 'b'"),
         (lambda: nanostudy.load(3), "run must be a name or a path"),
+        (lambda: nanostudy.load_corpus(5), "name must be a name or a path"),
+        (lambda: nanostudy.import_study(), "Name at least one"),
+        (lambda: nanostudy.workspace("nowhere"), "no folder nowhere"),
     ],
 )
 def test_a_wrong_call_is_a_usage_error(here, call, message):

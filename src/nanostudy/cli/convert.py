@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+import nanostudy
 from nanostudy.cli.options import Corpus, Overwrite, Tokenizer
+from nanostudy.errors import UsageError
 
 
 def convert(
@@ -33,12 +35,13 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
-    from nanostudy import api
     from nanostudy.settings_files import parse_assignments
 
     settings: dict[str, Any] = {**parse_assignments(assignments or [])}
     files: dict[str, Any] = {"out": out, "which": which, "meta": meta, "characters": characters, "overwrite": overwrite}
-    done = api.convert(source, to, **files, **settings)
+    for name in settings.keys() & files.keys():
+        raise UsageError(f"{name} is no setting but an option: write --{name}.")
+    done = nanostudy.convert(source, to, **files, **settings)
     print(f"folder   {done.folder}")
     for note in done.notes:
         print(note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from nanostudy.text import beside
+from nanostudy.text import beside, counted, duration, ranges
 
 if TYPE_CHECKING:
     from nanostudy.study.forecast import Plan
@@ -59,7 +59,6 @@ def prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
-    from nanostudy.text import counted, duration, ranges
 
     rows = [
         {
@@ -105,8 +104,6 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_prediction(plan: Plan, prediction: Prediction) -> None:
-    from nanostudy.text import counted, duration
-
     least, mean, most = prediction.shares()
     print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
     waits = duration((1 - least) * prediction.seconds)

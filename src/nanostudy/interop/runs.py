@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from nanostudy.interop.nanogpt_config import (
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
 from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, from_settings
-from nanostudy.settings_files import IMPORTED
+from nanostudy.settings_files import IMPORTED, experiment_and_resources, resume_command
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
@@ -93,9 +92,7 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
     if not checkpoint.exists(path):
-        raise NanostudyError(
-            f"The training of {run} has saved nothing yet. Go on with `nanostudy train {shlex.quote(str(run))}`."
-        )
+        raise NanostudyError(f"The training of {run} has saved nothing yet. Go on with: {resume_command(run)}")
     _, identities = checkpoint.members(path)
     stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state
@@ -227,15 +224,8 @@ def _experiment(
     config["max_iters"] = max(planned if isinstance(planned, int) else 0, ckpt.iter_num)
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
     fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
-    resources = Resources(**{name: value for name, value in settings.items() if name in RESOURCE_NAMES})
-    e = from_settings(
-        {
-            **translate({**SHARED, **config}).settings,
-            **fixed,
-            "corpus": corpus.requested if corpus else "auto",
-            **{name: value for name, value in settings.items() if name in FIELDS},
-        }
-    )
+    text = {"corpus": corpus.requested if corpus else "auto"}
+    e, resources = experiment_and_resources({**translate({**SHARED, **config}).settings, **fixed, **text, **settings})
     for name, value in fixed.items():
         if getattr(e, name) != value:
             raise UsageError(
