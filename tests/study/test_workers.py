@@ -128,11 +128,11 @@ def test_a_hung_worker_is_noticed_while_another_reports_all_the_time(corpus, mon
     monkeypatch.setattr(backend, "_send", lambda worker, message: None)
     for worker in (0, 1):
         backend.start(worker, Measure(tuple(jobs_of(small())), corpus, 0.1))
-    ended = threading.Event()
+    ended, process = threading.Event(), backend.processes[1]
 
     def chatter() -> None:
         while not ended.wait(0.02):
-            backend.arrived.put((1, backend.processes[1], Noted("still here")))
+            backend.arrived.put((1, process, Noted("still here")))
 
     threading.Thread(target=chatter).start()
     try:
