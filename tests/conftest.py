@@ -46,6 +46,14 @@ needs_shakespeare = pytest.mark.skipif(
 )
 
 
+class Silent:
+    """A study's listener that shows nothing."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+    def show(self, snapshot: object) -> None: ...
+
+
 def small(**settings) -> Experiment:
     """An experiment that trains in a blink; the corpus is the one that a test passes to `train`."""
     return Experiment(**{**SMALL, **settings})
@@ -83,14 +91,6 @@ def recordings(monkeypatch) -> Recordings:
     stand_in = Recordings()
     monkeypatch.setattr(graphs, "record", stand_in.record)
     return stand_in
-
-
-class Silent:
-    """A listener to a study that does not listen."""
-
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 def write_text(path: Path, characters: int = 1500) -> Path:
@@ -172,6 +172,19 @@ def written(tmp_path_factory):
     from nanostudy.reporting.write import publish
 
     return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless. Skipped by name where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
 
 
 @pytest.fixture

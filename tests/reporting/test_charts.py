@@ -95,11 +95,11 @@ def test_the_entropy_floor_is_drawn_where_it_is_known():
     facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 100, 1.2345)
     known = replace(analysis.results, corpora={facts.sha256: facts})
     data = data_of(known, ["n_embd"])
-    figure = loss_charts.curves_figure(known, data.curves, data.batches, "n_embd")
+    figure = loss_charts.curves_figure([facts], data.curves, data.batches, "n_embd")
     assert "1.2345" in figure.caption
     assert "entropy of playhouse" in json.dumps(figure.for_page())
     assert figure.parameters["floor"] is False
-    without = loss_charts.curves_figure(analysis.results, data.curves, data.batches, "n_embd")
+    without = loss_charts.curves_figure([], data.curves, data.batches, "n_embd")
     assert "entropy" not in json.dumps(without.for_page())
 
 

@@ -211,11 +211,12 @@ def report(
     from nanostudy import api
 
     written = api.published(*paths, out=out, **columns(loss, name, factors))
-    for note in [*written.notes, *([] if written.answer else [written.summary])]:
+    said = written.document
+    for note in [*said.notes, *([] if said.answer else [said.lede])]:
         print_paragraph(note)
-    for number, sentence in enumerate(written.answer, start=1):
-        print(f"{number}  {sentence.about}")
-        print_paragraph(sentence.text, "   ")
+    for number, (about, text) in enumerate(said.answer.items(), start=1):
+        print(f"{number}  {about}")
+        print_paragraph(text, "   ")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")

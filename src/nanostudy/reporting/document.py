@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,10 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    about: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
-    """Numbered sentences, each with what it is about."""
+    """Numbered texts by what each is about."""
 
-    sentences: Sequence[Sentence]
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Grid:
-    """A small table. `folded`: shut, until a reader opens it."""
+    """A small table: each row by its headings. `folded`: shut, until a reader opens it."""
 
     caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Mapping[str, Any]]
     folded: bool = False
 
     def __bool__(self) -> bool:
@@ -148,6 +141,6 @@ class Document:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
     @property
-    def answer(self) -> Sequence[Sentence]:
+    def answer(self) -> Mapping[str, str]:
         """Empty where nothing is compared."""
-        return next((block.sentences for block in self.blocks if isinstance(block, Answer)), ())
+        return next((block.texts for block in self.blocks if isinstance(block, Answer)), {})

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
+from nanostudy.analysis.frames import levels
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
@@ -32,15 +33,14 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     if table.empty or not table["effect"].abs().max() > 1e-9:  # what rounding leaves is no effect
         return None
     measure = MEASURES[name]
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    rows = worded(table.loc[order].dropna(subset=["effect"]).head(most))
+    largest = table.dropna(subset=["effect"]).sort_values("effect", key=abs, ascending=False, kind="stable")
+    rows = worded(largest.head(most))
     rows["kind"] = np.where(rows["clear"].astype(bool), *KINDS)
     alone = rows["order"] == 1
     rows["column"] = rows["factor_a"].where(alone, None)
     for end, level in (("from", "reference"), ("to", "level")):
         rows[end] = [plain_value(v) if own else None for v, own in zip(rows[level], alone, strict=True)]
     rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
-    shapes = alt.Scale(domain=KINDS, range=["circle", "diamond"])
     base = marks.inline(
         records(rows[["what", "effect", "low", "high", "kind", "text", "column", "from", "to"]])
     ).encode(
@@ -48,30 +48,20 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
         color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=[INK, GREY]), legend=None),
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
     )
-    title = f"change of {measure.axis}"
-    with_intervals = bool(rows["low"].notna().any())
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    point = base.mark_point(filled=True, size=85, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("kind:N", scale=shapes, legend=None)
-    )
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["circle", "diamond"]), legend=None)
+    chart = marks.effects_with_intervals(base, rows, f"change of {measure.axis}", 85, shape)
     left = len(table) - len(rows)
     caption = (
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
         "setting's change depends on the other."
     )
-    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if with_intervals else ""
+    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if rows["low"].notna().any() else ""
     caption += f" The {left} smallest are in the table of effects only." if left else ""
     few = most < min(len(table), MOST_TERMS)
     return Figure(
         "largest-effects" if few else "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
         f"{'The largest effects' if few else 'Effects'} on the {measure.title}",
-        (
-            Panel(
-                alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point),
-                22 * len(rows),
-                meta={"changes": name},
-            ),
-        ),
+        (Panel(chart, 22 * len(rows), meta={"changes": name}),),
         caption,
         f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
     )
@@ -116,7 +106,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
 
 
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
-    at, by = ([value_text(v) for v in sorted(set(means[f"level_{k}"]), key=_order)] for k in "ab")
+    at, by = ([value_text(v) for v in levels(means[f"level_{k}"])] for k in "ab")
     rows = means.assign(a=means["level_a"].map(value_text), b=means["level_b"].map(value_text))
     legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=4, columnPadding=8)
     # shades, as colours are for what a reader colours by
@@ -139,10 +129,6 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
         title=f"{a} × {b}",
         meta={"means": [a, b]},
     )
-
-
-def _order(level: Any) -> tuple[int, float, str]:
-    return (1, 0.0, str(level)) if isinstance(level, str) or level is None else (0, float(level), "")
 
 
 def _lowest(a: str, b: str, means: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
@@ -36,6 +37,11 @@ def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
     return [*ordered, *others, *seeds, *names] or ["status"]
 
 
+def places(results: Results) -> dict[str, int]:
+    """Where each experiment stands in the page's table, by name."""
+    return {str(name): i for i, name in enumerate(results.experiments.index)}
+
+
 def parameters(colour: str) -> dict[str, Any]:
     return {COLOUR: colour, "chosen": [], "hovered": -1}
 
@@ -60,6 +66,18 @@ def points(condition: str, size: int = 55, opacity: float = 0.85) -> alt.Chart:
 def group_colour(symbol: str = "circle") -> alt.Color:
     legend = alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5)
     return alt.Color("group:N", scale=alt.Scale(domain=alt.ExprRef("groups")), legend=legend)
+
+
+def lines(chart: alt.Chart, colour: alt.Color, strong: float, faint: float) -> alt.Chart:
+    """One for each experiment; the one at the pointer is wide."""
+    width = alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5))
+    return chart.mark_line().encode(detail="i:N", color=colour, strokeOpacity=fading(strong, faint), strokeWidth=width)
+
+
+def with_halo(base: alt.Chart, column: str, **words: Any) -> list[alt.Chart]:
+    """Texts that can be read over lines."""
+    halo: dict[str, Any] = {"style": "halo"}
+    return [base.mark_text(**words, **style).encode(text=f"{column}:N") for style in (halo, {})]
 
 
 def fading(strong: float, faint: float) -> Any:
@@ -108,3 +126,10 @@ def width(low: float, high: float) -> float:
 
 def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
+
+
+def effects_with_intervals(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
+    """Columns effect, low and high about a line at zero; the intervals only where any is known."""
+    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)
+    return alt.layer(zero_line("x"), *([rule] if rows["low"].notna().any() else []), point)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
@@ -9,21 +11,20 @@ from nanostudy.analysis.sources import Sources
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import Figure, Panel, each, records
-from nanostudy.reporting.phrases import interval
-from nanostudy.text import value_text
+from nanostudy.reporting.phrases import change, interval
 
 MOST_CHANGES = 16  # the table has the rest
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
 
 
-def change(row: object) -> str:
-    return f"{row.factor} {value_text(row.reference)} → {value_text(row.level)}"  # type: ignore[attr-defined]
+def change_of(row: Any) -> str:
+    return change(row.factor, row.reference, row.level)
 
 
 def sources_figure(sources: Sources) -> Figure:
     """A point with its interval per source, side by side for each change of a setting."""
     table = sources.effects
-    table = table.assign(what=[change(row) for row in each(table)])
+    table = table.assign(what=[change_of(row) for row in each(table)])
     largest = (
         table.groupby("what")["effect"]
         .agg(lambda effect: effect.abs().max())
@@ -45,18 +46,14 @@ def sources_figure(sources: Sources) -> Figure:
             alt.Tooltip("text:N", title=measure.axis),
         ],
     )
-    title = f"change of {measure.axis}"
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     shapes = alt.Scale(domain=names, range=(SHAPES * len(names))[: len(names)])
-    point = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("source:N", scale=shapes, legend=legend)
-    )
-    layers = [marks.zero_line("x"), *([rule] if bool(rows["low"].notna().any()) else []), point]
+    shape = alt.Shape("source:N", scale=shapes, legend=legend)
+    chart = marks.effects_with_intervals(base, rows, f"change of {measure.axis}", 70, shape)
     left = f" The {len(largest) - len(shown)} smallest are in the table only." if len(largest) > len(shown) else ""
     return Figure(
         "sources",
         "The same effect in each source",
-        (Panel(alt.layer(*layers), (10 + 14 * len(names)) * len(shown)),),
+        (Panel(chart, (10 + 14 * len(names)) * len(shown)),),
         f"What the same change of a setting does to the {measure.title} in each source, by its own experiments alone. Bars are 95% "
         f"intervals.{left}",
         f"Dots with intervals: {len(shown)} changes of a setting in {len(names)} sources.",

@@ -8,11 +8,12 @@ from typing import Any
 
 from nanostudy.analysis import curves
 from nanostudy.analysis.curves import difference
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.text_error import expected
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.document import Blocks, Bullets, Facts, Grid, Prose
 from nanostudy.reporting.findings import ENTROPY, Findings, Training
-from nanostudy.reporting.phrases import amount, ends, missing
+from nanostudy.reporting.phrases import amount, ends
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, digits, duration, value_text
 
@@ -41,7 +42,7 @@ def notes(t: Training) -> list[str]:
 
 
 def totals(row: Any) -> list[tuple[str, str]]:
-    return [(_title(name), amount(row[name], name)) for name in MASTHEAD if not missing(row[name])]
+    return [(_title(name), amount(row[name], name)) for name in MASTHEAD if known(row[name])]
 
 
 def _title(name: str) -> str:
@@ -59,8 +60,7 @@ def metrics(f: Findings) -> Blocks:
     if t is None:
         return []
     row = f.results.experiments.iloc[0]
-    known = {name: row[name] for name in MEASURES if name in row and not missing(row[name])}
-    values = {_title(name): _whole(value, name) for name, value in known.items()}
+    values = {_title(name): _whole(row[name], name) for name in MEASURES if name in row and known(row[name])}
     values["updates"] = f"{t.metadata.get('updates', t.step):,} of {t.experiment.max_iters:,}"
     skipped = t.metadata.get("skipped_updates", 0)
     values |= {"updates skipped, their gradient not being finite": f"{skipped:,}"} if skipped else {}
@@ -129,23 +129,34 @@ def _how_measured(t: Training) -> str:
 def _contexts(t: Training) -> Grid:
     losses = {int(c): loss for c, loss in t.metadata.get("context_losses", {}).items()}
     bits = {c: loss / t.characters_per_token / math.log(2) for c, loss in losses.items()}
-    rows = [(f"{c:,}", f"{losses[c]:.4f}", f"{bits[c]:.4f}") for c in sorted(losses)]
     caption = "The last weights' validation loss in windows of fixed lengths, at which runs of any context compare"
-    return Grid(caption, ("context, tokens", NATS, "bits per character"), rows)
+    return Grid(
+        caption,
+        [
+            {"context, tokens": f"{c:,}", NATS: f"{losses[c]:.4f}", "bits per character": f"{bits[c]:.4f}"}
+            for c in sorted(losses)
+        ],
+    )
 
 
 def evaluations(t: Training) -> Blocks:
     if not t.evaluations:
         return []
     best, every = curves.best(t.evaluations), -(-len(t.evaluations) // MOST_EVALUATIONS)
-    rows = []
-    for i, row in enumerate(t.evaluations):
-        if i % every == 0 or row is best or row is t.evaluations[-1]:
-            numbers = (row["train_loss"], row["val_loss"], curves.gap(row), row["val_bits_per_character"])
-            update = f"{curves.step(row)}{' (best)' if row is best else ''}"
-            rows.append((update, int(row["tokens"]), duration(row["seconds"]), *(difference(n) for n in numbers)))
-    header = ("update", "tokens", "time", "training loss", "validation loss", "gap", "validation, bits per character")
-    blocks: Blocks = [Grid("Losses are in nats per token", header, rows)]
+    rows = [
+        {
+            "update": f"{curves.step(row)}{' (best)' if row is best else ''}",
+            "tokens": int(row["tokens"]),
+            "time": duration(row["seconds"]),
+            "training loss": difference(row["train_loss"]),
+            "validation loss": difference(row["val_loss"]),
+            "gap": difference(curves.gap(row)),
+            "validation, bits per character": difference(row["val_bits_per_character"]),
+        }
+        for i, row in enumerate(t.evaluations)
+        if i % every == 0 or row is best or row is t.evaluations[-1]
+    ]
+    blocks: Blocks = [Grid("Losses are in nats per token", rows)]
     if len(rows) < len(t.evaluations):
         blocks.append(Prose(f"These are {len(rows)} of {len(t.evaluations):,}; evaluations.csv has all."))
     if t.left_out:
@@ -187,8 +198,8 @@ def settings(t: Training) -> Blocks:
         value = getattr(e, name)
         text = value_text(value)
         text = f"{text}: {decay[name]}" if value is None and name in decay and e.decay_lr else text
-        rows.append((name, text if text.strip() else repr(text), field.meaning))
-    return [Grid("All settings", ("setting", "value", "meaning"), rows)]
+        rows.append({"setting": name, "value": text if text.strip() else repr(text), "meaning": field.meaning})
+    return [Grid("All settings", rows)]
 
 
 def environment(t: Training) -> Blocks:
