@@ -92,8 +92,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return None
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
-    room = 0.05 * marks.width(float(ends.min()), float(ends.max()))
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    domain = marks.domain(ends)
     return Figure(
         "interactions",
         "How settings act together",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
@@ -122,6 +123,13 @@ def width(low: float, high: float) -> float:
     """Of a range of values; one that rounding alone makes counts as a tenth of the values, as no axis can be narrower."""
     largest = max(abs(low), abs(high))
     return high - low if high - low > 1e-6 * largest else largest / 10 or 1.0
+
+
+def domain(values: np.ndarray) -> list[float]:
+    """Of an axis that holds these, with a little room."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.05 * width(low, high)
+    return [low - room, high + room]
 
 
 def zero_line(channel: str) -> alt.Chart:

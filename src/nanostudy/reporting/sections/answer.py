@@ -61,7 +61,8 @@ def answer(f: Findings) -> Blocks:
 def _figure(f: Findings) -> Figure | None:
     """What each setting does; the largest effects where there are many."""
     if f.analysis.shapes.explanation:
-        return numbers_figure(f.results, f.analysis.shapes, f.analysis.forest)
+        known_curves = not f.analysis.shapes.changes.empty
+        return numbers_figure(f.results, f.analysis.shapes, f.analysis.forest) if known_curves else None
     return effects_figure(f.analysis.effects, most=MOST_EFFECTS) or ranking_figure(f.results, f.analysis.ranking)
 
 
