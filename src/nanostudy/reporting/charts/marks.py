@@ -7,7 +7,6 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
@@ -134,10 +133,3 @@ def domain(values: np.ndarray) -> list[float]:
 
 def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
-
-
-def effects_with_intervals(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
-    """Columns effect, low and high about a line at zero; the intervals only where any is known."""
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)
-    return alt.layer(zero_line("x"), *([rule] if rows["low"].notna().any() else []), point)
