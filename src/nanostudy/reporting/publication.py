@@ -95,7 +95,7 @@ def _curves(results: Results) -> str:
         kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
     whole = pd.concat(kept) if kept else results.evaluations
     columns = [name for name in ("name", "step", "train_loss", "val_loss") if name in whole]
-    text: str = whole[columns].round(4).to_csv(index=False, lineterminator="\n")
+    text: str = whole[columns].astype({"step": int}).round(4).to_csv(index=False, lineterminator="\n")
     return text
 
 
@@ -135,8 +135,11 @@ def _claims(analysis: Analysis) -> list[str]:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return []
-    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(verdicts)]
-    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), ""]
+    tested = verdicts[verdicts["verdict"] != "not tested"]
+    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(tested)]
+    untested = len(verdicts) - len(tested)
+    more = [f"These experiments do not test {counted(untested, 'other claim')}.", ""] if untested else []
+    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), "", *more]
 
 
 def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
