@@ -299,8 +299,8 @@ def retry_study(
     notes = rebuild(path, lost)[2] if lost else []
     with open_study(design(path)) as folder:
         folder.notes += notes
-        chosen = [entry for entry in folder.entries if entry.name in failed | lost]
-        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.inputs))
+        chosen = [entry for entry in folder.design.entries if entry.name in failed | lost]
+        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.design.inputs))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, pool, where, listener)
@@ -323,7 +323,9 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
 
 
 def _notify(how: str, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
-    message = f"{folder.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    message = (
+        f"{folder.design.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    )
     with contextlib.suppress(NanostudyError):  # its drive may be gone
         counts = folder.store.counts()
         message += f": {counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"

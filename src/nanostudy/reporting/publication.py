@@ -20,8 +20,8 @@ from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_results
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.reporting.charts.factors import change_of
 from nanostudy.reporting.charts.figure import DrawingFailed, each, scripts
-from nanostudy.reporting.charts.sources import change_of
 from nanostudy.reporting.data import spread
 from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page

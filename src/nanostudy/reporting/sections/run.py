@@ -130,13 +130,11 @@ def _contexts(t: Training) -> Grid:
     losses = {int(c): loss for c, loss in t.metadata.get("context_losses", {}).items()}
     bits = {c: loss / t.characters_per_token / math.log(2) for c, loss in losses.items()}
     caption = "The last weights' validation loss in windows of fixed lengths, at which runs of any context compare"
-    return Grid(
-        caption,
-        [
-            {"context, tokens": f"{c:,}", NATS: f"{losses[c]:.4f}", "bits per character": f"{bits[c]:.4f}"}
-            for c in sorted(losses)
-        ],
-    )
+    rows = [
+        {"context, tokens": f"{c:,}", NATS: f"{losses[c]:.4f}", "bits per character": f"{bits[c]:.4f}"}
+        for c in sorted(losses)
+    ]
+    return Grid(caption, rows)
 
 
 def evaluations(t: Training) -> Blocks:
