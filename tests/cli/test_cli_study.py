@@ -720,22 +720,17 @@ def test_listings_are_aligned():
 # --- the commands themselves
 
 
-def test_help_status_and_list_do_not_load_torch(done):
+def test_what_only_reads_and_lists_does_not_load_torch(done):
     probe = (
         "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
     )
-    for args in (
-        ["--help"],
-        ["run", "--help"],
-        ["list"],
-        ["status", "done"],
-        ["status", "done", "--format", "json"],
-        ["note", "done"],
-    ):
-        ran = subprocess.run([sys.executable, "-c", probe, "study", *args], capture_output=True, text=True, check=True)
+    study = ("--help", "run --help", "list", "status done", "status done --format json", "note done")
+    for words in ("presets", *(f"study {words}" for words in study)):
+        command = [sys.executable, "-c", probe, *words.split()]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
         assert re.search(r"LOADED (0|None) \[\]$", ran.stdout), ran
 
 
