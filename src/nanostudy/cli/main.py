@@ -170,10 +170,11 @@ def _default_folder(source: str, given: dict[str, str], experiment: Experiment) 
 
 
 def _print_finished(run: Run) -> None:
-    final, best = run.metadata.get("final") or {}, run.metadata.get("best") or {}
-    if run.metadata["status"] == "diverged":
-        print(f"This run diverged: {run.metadata['diverged']}. Its best weights are kept in {run.folder}.")
+    metadata = run.metadata
+    if metadata["status"] == "diverged":
+        print(f"This run diverged: {metadata['diverged']}. Its best weights are kept in {run.folder}.")
         raise typer.Exit(1)
+    final, best = metadata["final"], metadata["best"]
     print(
         f"final    train {final['train_loss']:.4f}   val {final['val_loss']:.4f} nats per token (best val {best['val_loss']:.4f})"
     )
