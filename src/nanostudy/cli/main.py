@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
+BEGINNING = 800  # characters of a text in which a prompt is looked for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,7 +193,7 @@ def _prompt_option(run: Run) -> str:
         text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
     except NanostudyError:
         return ""
-    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[: LONGEST_NAME * 10], re.MULTILINE)
+    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[:BEGINNING], re.MULTILINE)
     return f" --prompt {shlex.quote(words[0].rstrip())}" if words and words[0].isprintable() else ""
 
 
