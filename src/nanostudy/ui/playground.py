@@ -53,11 +53,7 @@ class Request:
         if unknown := sorted(set(content) - set(known)):
             raise UsageError(f"A request has no {unknown[0]!r}: {', '.join(known)}.")
         experiments, prompt = content.get("experiments"), content.get("prompt", "")
-        if (
-            not isinstance(experiments, list)
-            or not all(type(number) is int for number in experiments)
-            or not experiments
-        ):
+        if not are_numbers(experiments) or not experiments:
             raise UsageError("experiments are numbers, one at least.")
         if len(set(experiments)) != len(experiments) or len(experiments) > MOST_MODELS:
             raise UsageError(f"experiments are at most {MOST_MODELS} different ones.")
@@ -71,6 +67,11 @@ class Request:
         if not all(value is None or type(value) in (int, float) for value in sampling.values()):
             raise UsageError("temperature, top_k and top_p are numbers, or null.")
         return Request(tuple(experiments), prompt, **numbers, sampling=SamplingParams(**sampling))
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether it is a list of whole numbers."""
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 @dataclass
