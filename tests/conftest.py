@@ -46,6 +46,14 @@ needs_shakespeare = pytest.mark.skipif(
 )
 
 
+class Silent:
+    """A study's listener that shows nothing."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+    def show(self, snapshot: object) -> None: ...
+
+
 def small(**settings) -> Experiment:
     """An experiment that trains in a blink; the corpus is the one that a test passes to `train`."""
     return Experiment(**{**SMALL, **settings})
@@ -83,14 +91,6 @@ def recordings(monkeypatch) -> Recordings:
     stand_in = Recordings()
     monkeypatch.setattr(graphs, "record", stand_in.record)
     return stand_in
-
-
-class Silent:
-    """A listener to a study that does not listen."""
-
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 def write_text(path: Path, characters: int = 1500) -> Path:

@@ -18,7 +18,7 @@ from nanostudy.analysis.results import read_results
 from nanostudy.analysis.table_columns import Stated
 from nanostudy.analysis.table_files import stem_of
 from nanostudy.atomic import sole_owner, whole_folder
-from nanostudy.data.corpus import Corpus
+from nanostudy.data.corpus import Corpus, Tokenizer
 from nanostudy.data.corpus import load_corpus as read_corpus
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
@@ -91,7 +91,7 @@ KAGGLE = Path("/kaggle/working")  # what Kaggle keeps of a saved version, as its
 
 
 @usage_errors
-def preset(name: str, **changes: Any) -> Experiment:
+def preset(name: str | Path, **changes: Any) -> Experiment:
     """The experiment of a preset, a settings file or a run folder, with these settings changed. Raises UsageError."""
     return _experiment(name, changes)[0]
 
@@ -111,7 +111,7 @@ def _experiment(
 
 
 @usage_errors
-def load_corpus(name: str | Path, tokenizer: str = "char") -> Corpus:
+def load_corpus(name: str | Path, tokenizer: str | Tokenizer = "char") -> Corpus:
     """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
     return read_corpus(str(name), tokenizer)
 
@@ -424,7 +424,7 @@ def convert(
     out: str | Path | None = None,
     which: str | None = None,
     meta: str | Path | None = None,
-    characters: str | None = None,
+    characters: str | Path | None = None,
     overwrite: bool = False,
     **settings: Any,
 ) -> Conversion:
@@ -447,7 +447,8 @@ def convert(
         raise UsageError(
             "out, which and overwrite belong to --to nanogpt and --to huggingface; here --to names the new run."
         )
-    return _arrive(source, Path(to), Path(meta) if meta else None, characters, settings)
+    text = None if characters is None else str(characters)
+    return _arrive(source, Path(to), Path(meta) if meta else None, text, settings)
 
 
 class _Evaluated(Exception):

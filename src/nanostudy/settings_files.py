@@ -17,7 +17,7 @@ from nanostudy.validation import canonical, check_names
 from nanostudy.yaml_input import LARGEST_FILE, parse_yaml
 
 PATHS = ("corpus", "init_from")  # settings that may name a file
-DEEPEST = 8  # parts of a path that a moved project may have above its files, and in it
+DEEPEST = 8  # folders upwards in which a moved file is looked for, and parts of its path that are tried
 IMPORTED = "imported.safetensors"  # in a run folder converted from nanoGPT: the weights that it goes on from
 
 

@@ -167,7 +167,7 @@ def settings_of(kind: Any) -> dict[str, Setting]:
 
 
 def check(instance: Any) -> None:
-    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
+    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. It must be quick: a study makes a million."""
     for name, rule in settings_of(instance.__class__).items():
         value = getattr(instance, name)
         if value is None and rule.optional:
@@ -223,13 +223,23 @@ def usage_errors(function: F) -> F:
                 f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more."
             ) from None
         for name, value in bound.items():
-            if "Path" in str(signature.parameters[name].annotation):
-                for each in value if isinstance(value, (list, tuple)) else (value,):
-                    if isinstance(each, (bool, int, float, bytes, set)):
-                        raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
+            if kind := _missed(signature.parameters[name], value):
+                raise UsageError(f"{function.__name__}: {name} must be {kind}, not {_brief(value)}.")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _missed(parameter: inspect.Parameter, value: Any) -> str:
+    """What the parameter takes, where this is something else; empty where it may be that. Annotations are texts here."""
+    kind, several = str(parameter.annotation), parameter.kind is inspect.Parameter.VAR_POSITIONAL
+    if kind in ("str", "str | None") and not isinstance(value, str) and (value is not None or kind == "str"):
+        return "text"
+    if kind.startswith("Sequence") and isinstance(value, str):
+        return "a list"
+    no_path = (bool, int, float, bytes, set, list, tuple, *(() if "Mapping" in kind else (dict,)))
+    each = value if isinstance(value, (list, tuple)) and (several or kind.startswith("Sequence")) else (value,)
+    return "a name or a path" if "Path" in kind and any(isinstance(one, no_path) for one in each) else ""
 
 
 def takes(

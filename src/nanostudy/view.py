@@ -37,12 +37,9 @@ from nanostudy.training.recorder import Recorder
 PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-NARROW, COLUMNS = (
-    80,
-    (8, 0, 10, 19, 10, 15),
-)  # in a terminal of so many characters columns have these least widths, and stand still
+NARROW, COLUMNS = 80, (8, 0, 10, 19, 10, 15)  # from so many characters on, columns have these least widths
 WIDE = 100  # characters of a terminal that has room for speeds
-BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
+BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128  # of a sparkline: heights, bars, losses that are kept
 MOST_ODD = 3  # notes on a study's unusual settings
 
 # a notebook's cell

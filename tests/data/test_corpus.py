@@ -6,16 +6,15 @@ import http.client
 import io
 import math
 import os
-import sys
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanostudy.cli import main as cli
 from nanostudy.data import texts
 from nanostudy.data.corpus import Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import Table, write_dataset
@@ -392,10 +391,8 @@ def test_auto_takes_shakespeare_where_it_can(shakespeare, monkeypatch):
 
 
 @pytest.mark.parametrize("preset", ["shakespeare-cpu", "nanogpt-cpu"])
-def test_a_preset_named_for_shakespeare_takes_no_other_text(bare, monkeypatch, capsys, preset):
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "train", preset, "max_iters=1", "--out", "run"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 1
-    assert "NANOSTUDY_CORPORA" in capsys.readouterr().err
+def test_a_preset_named_for_shakespeare_takes_no_other_text(bare, preset):
+    told = call("train", preset, "max_iters=1", "--out", "run")
+    assert told.code == 1
+    assert "NANOSTUDY_CORPORA" in told.err
     assert not (bare[0].parent / "run").exists()

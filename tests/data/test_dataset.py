@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from conftest import needs_shakespeare, small, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nanostudy
-from nanostudy.cli import main as cli
 from nanostudy.data.corpus import Tokenizer, load_corpus
 from nanostudy.data.nanogpt_dataset import Table, read_dataset, write_dataset
 from nanostudy.data.texts import SHAKESPEARE_SHA256
@@ -174,35 +174,25 @@ def test_a_folder_trains_like_its_text(tmp_path, monkeypatch):
 # --- the commands
 
 
-def main(monkeypatch, *args: str) -> int:
-    monkeypatch.setattr("sys.argv", ["nanostudy", *map(str, args)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_export_and_show(tmp_path, monkeypatch, capsys):
+def test_export_and_show(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "words.txt")
     Path("data").mkdir()
     Path("data/prepare.py").write_text("mine")
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data") == 0
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "new/data", "--tokenizer", "byte") == 0
+    assert call("corpus", "export", "words.txt", "--out", "data").code == 0
+    assert call("corpus", "export", "words.txt", "--out", "new/data", "--tokenizer", "byte").code == 0
     assert {path.name for path in Path("data").iterdir()} == {"prepare.py", "train.bin", "val.bin", "meta.pkl"}
     assert read_dataset(Path("new/data")).table == Table("byte")
-    capsys.readouterr()
-    assert main(monkeypatch, "corpus", "show", "data") == 0
-    assert "1,350 characters" in capsys.readouterr().out
+    assert "1,350 characters" in call("corpus", "show", "data").out
     Path("data/val.bin").write_bytes(b"\0\0")
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data") == 2
-    assert "--overwrite" in capsys.readouterr().err
+    told = call("corpus", "export", "words.txt", "--out", "data")
+    assert told.code == 2
+    assert "--overwrite" in told.err
     assert Path("data/val.bin").read_bytes() == b"\0\0"
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data", "--overwrite") == 0
+    assert call("corpus", "export", "words.txt", "--out", "data", "--overwrite").code == 0
     assert len(Path("data/val.bin").read_bytes()) == 300
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "words.txt") == 2
-    assert main(monkeypatch, "corpus", "export", "missing", "--out", "there") == 2
+    assert call("corpus", "export", "words.txt", "--out", "words.txt").code == 2
+    assert call("corpus", "export", "missing", "--out", "there").code == 2
     assert not Path("there").exists()
     assert not list(tmp_path.rglob(".*.tmp"))
 

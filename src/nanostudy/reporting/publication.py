@@ -94,7 +94,8 @@ def _curves(results: Results) -> str:
         places = spread(range(len(curve)), MOST_POINTS)[: MOST_POINTS - 2]
         kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
     whole = pd.concat(kept) if kept else results.evaluations
-    text: str = whole[["name", "step", "train_loss", "val_loss"]].round(4).to_csv(index=False, lineterminator="\n")
+    whole = whole[["name", "step", "train_loss", "val_loss"]].astype({"step": int}).round(4)
+    text: str = whole.to_csv(index=False, lineterminator="\n")
     return text
 
 
@@ -133,8 +134,11 @@ def _claims(analysis: Analysis) -> list[str]:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return []
-    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(verdicts)]
-    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), ""]
+    tested = verdicts[verdicts["verdict"] != "not tested"]
+    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(tested)]
+    untested = len(verdicts) - len(tested)
+    more = [f"These experiments do not test {counted(untested, 'other claim')}.", ""] if untested else []
+    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), "", *more]
 
 
 def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
