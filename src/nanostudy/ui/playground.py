@@ -22,7 +22,7 @@ from nanostudy.validation import settings_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nanostudy.data.corpus import Tokenizer
+    from nanostudy.data.tokenizer import Tokenizer
     from nanostudy.training.weights import Weights
 
 MOST_MODELS = 64  # of one request
@@ -158,13 +158,13 @@ class _Stack:
     def __init__(self, numbers: list[int], models: Sequence[Weights], request: Request) -> None:
         import torch
 
-        from nanostudy.model.sample import with_logits
+        from nanostudy.model.sample import generate
 
         self.numbers, self.tokenizer, self.config = numbers, models[0].tokenizer, models[0].config
         self.ids = self.tokenizer.encode(request.prompt or self.tokenizer.opening)
         self.params_MP = torch.cat([weights.params for weights in models])
         seeds, sampling = [request.seed] * len(models), request.sampling
-        self.steps = with_logits(self.params_MP, self.config, self.ids, seeds, 1, request.length, sampling)
+        self.steps = generate(self.params_MP, self.config, self.ids, seeds, 1, request.length, sampling)
         self.decoders = [_decoder(self.tokenizer) for _ in models]
 
     def prompt_surprises(self) -> list[list[float | None]]:
