@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import SamplingParams
@@ -69,7 +69,7 @@ class Request:
         return Request(tuple(experiments), prompt, **numbers, sampling=SamplingParams(**sampling))
 
 
-def are_numbers(value: Any) -> bool:
+def are_numbers(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of whole numbers."""
     return isinstance(value, list) and all(type(number) is int for number in value)
 
