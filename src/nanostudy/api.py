@@ -18,8 +18,9 @@ from nanostudy.analysis.results import read_results
 from nanostudy.analysis.table_columns import Stated
 from nanostudy.analysis.table_files import stem_of
 from nanostudy.atomic import sole_owner, whole_folder
-from nanostudy.data.corpus import Corpus, Tokenizer
+from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs
@@ -298,8 +299,8 @@ def retry_study(
     notes = rebuild(path, lost)[2] if lost else []
     with open_study(design(path)) as folder:
         folder.notes += notes
-        chosen = [entry for entry in folder.entries if entry.name in failed | lost]
-        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.inputs))
+        chosen = [entry for entry in folder.design.entries if entry.name in failed | lost]
+        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.design.inputs))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, pool, where, listener)
@@ -322,7 +323,9 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
 
 
 def _notify(how: str, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
-    message = f"{folder.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    message = (
+        f"{folder.design.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    )
     with contextlib.suppress(NanostudyError):  # its drive may be gone
         counts = folder.store.counts()
         message += f": {counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"

@@ -22,7 +22,6 @@ from rich.text import Text
 from nanostudy.data.corpus import LABELS, Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
-from nanostudy.study.definition import definitions
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.listing import SHORTEST_NAME, shortened
@@ -221,24 +220,24 @@ class StudyView(View):
     def __init__(self, folder: StudyFolder, chosen: Sequence[Entry], pool: Pool) -> None:
         super().__init__(PLAIN_INTERVAL)
         self.folder, self.chosen, self.pool = folder, chosen, pool
-        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
-        self.varying = varying(definitions(folder.path))
+        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.design.entries}
+        self.varying = varying(folder.design.studies)
         self.trails: dict[tuple[str, ...], Trail] = {}  # of what trains beside each other, at each moment
 
     def introduce(self) -> None:
-        folder, capacity = self.folder, self.pool.capacity
-        for corpus in folder.inputs.corpora.values():
+        design, capacity = self.folder.design, self.pool.capacity
+        for corpus in design.inputs.corpora.values():
             self.say_corpus(corpus)
-        self.say(f"study    {folder.study.name}: {counted(len(self.chosen), 'experiment')} of {len(folder.entries):,}")
-        self.say_notes([f"skipped as impossible: {text}" for text in folder.skipped])
+        self.say(f"study    {design.study.name}: {counted(len(self.chosen), 'experiment')} of {len(design.entries):,}")
+        self.say_notes([f"skipped as impossible: {text}" for text in design.skipped])
         threads = counted(self.pool.each.threads or 1, "thread")
         self.say(f"workers  {capacity.workers} on {capacity.device}, {threads} each, {capacity.precision}")
         experiments = [entry.experiment for entry in self.chosen]
         odd = list(dict.fromkeys(note for e in experiments for note in e.oddities))
         odd[MOST_ODD:] = [f"and {len(odd) - MOST_ODD} more like these"] if len(odd) > MOST_ODD else []
-        much = evaluation_note((e, folder.inputs.corpus(e)) for e in experiments)
+        much = evaluation_note((e, design.inputs.corpus(e)) for e in experiments)
         self.say_notes([*self.pool.notes, *odd, *filter(None, [much])])
-        self.say(f"folder   {folder.path}")
+        self.say(f"folder   {design.path}")
 
     def show(self, snapshot: Snapshot) -> None:
         width, most = self.room

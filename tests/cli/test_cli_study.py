@@ -801,7 +801,7 @@ def shown(done, monkeypatch):
         monkeypatch.setattr(view, "Console", console)
         with open_study(design(done)) as folder:
             capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
-            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, ("a note",)))
+            looking = StudyView(folder, folder.design.entries, Pool(Fake(), capacity, each, ("a note",)))
             with looking:
                 begun = len(text.getvalue())
                 for snapshot in snapshots:

@@ -10,7 +10,7 @@ from scipy import stats
 from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.frames import Results, experiments_frame
+from nanostudy.analysis.frames import Results
 from nanostudy.reporting.phrases import amount, interval, share_text, short, signed
 from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.answer import (
@@ -136,24 +136,6 @@ def test_without_noise_nothing_is_said_to_be_sure():
     single = Analysis(synthetic({"n_embd": [128, 256]}, {"n_embd": -0.2}))
     assert "how sure that is cannot be said" in which_model(single)
     assert "matters most" not in what_matters(single)
-
-
-@pytest.mark.parametrize(
-    ("results", "note"),
-    [
-        (Results("none", experiments_frame([])), "No experiment is here yet."),
-        (synthetic({"n_embd": [128]}), "One GPT was trained, to a validation loss of 2.0000"),
-        (synthetic(FACTORS, diverged=range(1, 9)), "8 experiments with"),
-        (synthetic(FACTORS, waiting=range(1, 9)), "8 experiments with"),
-    ],
-    ids=["empty", "one", "diverged", "waiting"],
-)
-def test_nothing_to_compare_has_no_answer(results, note):
-    made = document(Analysis(results))
-    diverged = (results.experiments["status"] == "diverged").any()
-    assert list(made.answer.values()) == (["All 8 trainings diverged."] if diverged else [])
-    assert made.lede.startswith(note)
-    assert not {"ranking", "effects", "gap", "fair"} & {section.id for section in made.sections}
 
 
 def test_an_answer_leaves_out_what_it_cannot_say():

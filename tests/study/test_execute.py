@@ -283,7 +283,7 @@ def test_a_study_says_when_it_takes_another_text(tmp_path, monkeypatch):
     monkeypatch.setattr("nanostudy.data.texts._shakespeare", unavailable)
     source = write_study(tmp_path, settings={"corpus": "auto"})
     with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
-        assert folder.study.settings["corpus"] == "playhouse"
+        assert folder.design.study.settings["corpus"] == "playhouse"
         assert folder.notes == ["Shakespeare is not available, so this trains on playhouse instead. no network"]
     with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
         assert not folder.notes, "the study has its text now"

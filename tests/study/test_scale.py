@@ -122,7 +122,7 @@ def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
     backend = Instant(counted)
     with open_study(design(tmp_path / str(count), study_of(text, count))) as folder:
         capacity = Capacity("cpu", "fp32", 1, None)
-        run = Execution(folder, folder.entries, backend, capacity, Resources(), Silent(), backend.enough)
+        run = Execution(folder, folder.design.entries, backend, capacity, Resources(), Silent(), backend.enough)
         collect_work = run.collect_work
 
         def in_twos() -> None:  # as a plan for many workers would have them, at the head of the queue

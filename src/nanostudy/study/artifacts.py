@@ -29,6 +29,7 @@ class Artifacts:
 
     def __init__(self, folder: StudyFolder, retry: Retry, say: Callable[[str, str], None]) -> None:
         self.folder, self.store, self.retry, self.say = folder, folder.store, retry, say
+        self.study = folder.design.study
         self.waiting: deque[tuple[str, ...]] = deque()
         self.with_weights = set(self.store.results(sampled=True))
 
@@ -50,7 +51,7 @@ class Artifacts:
         except NanostudyError as problem:
             self.failed(names, str(problem))
             return None
-        return WriteSamples(names, weights, self.folder.study.prompts, self.folder.study.sample_tokens)
+        return WriteSamples(names, weights, self.study.prompts, self.study.sample_tokens)
 
     def save(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         for name, written in samples.items():
@@ -62,7 +63,7 @@ class Artifacts:
 
     def delete_weights(self) -> None:
         """Those of models with samples that the study does not keep."""
-        keep = self.folder.study.keep
+        keep = self.study.keep
         deleted = {"all": (), "final": ("best",)}.get(keep, ("best", "last"))
         best = {row.name for row in self.store.best(kept_best(keep) or 0)}
         for name in self.with_weights - best:

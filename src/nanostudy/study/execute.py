@@ -18,7 +18,6 @@ from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
-from nanostudy.study.definition import definitions
 from nanostudy.study.folder import STACKS, StudyFolder, restore_tables
 from nanostudy.study.grid import Entry
 from nanostudy.study.names import label, varying
@@ -58,8 +57,9 @@ class Execution:
         self.folder, self.store, self.backend, self.capacity = folder, folder.store, backend, capacity
         self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
         self.tracked = tracked
-        self.entries = {entry.name: entry for entry in folder.entries}
-        self.varying = varying(definitions(folder.path))
+        self.inputs = folder.design.inputs
+        self.entries = {entry.name: entry for entry in folder.design.entries}
+        self.varying = varying(folder.design.studies)
         self.identities = self.store.identities()
         self.progress = StudyProgress(folder, [entry.name for entry in chosen])
         self.retry = Retry(folder.path, listener.say, stop)
@@ -117,7 +117,7 @@ class Execution:
             if not chosen.isdisjoint(undone):
                 self.to_train.append(stack)
         fresh = [self.entries[name] for name in chosen if self.progress.is_undone(name) and name not in in_stacks]
-        planned = plan(fresh, self.folder.inputs.corpora, self.capacity)
+        planned = plan(fresh, self.inputs.corpora, self.capacity)
         self.to_train.extend(self.store.add_stacks(([e.name for e in s.members], s.width) for s in planned))
         without_samples: dict[int | None, list[str]] = {}  # members of open stacks write when their stack has ended
         for name, last in self.store.results(sampled=False).items():
@@ -173,12 +173,12 @@ class Execution:
 
     def training_task(self, stack: StackRow) -> TrainStack:
         jobs = tuple(self.job(name) for name in stack.members)
-        corpus, place = self.folder.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
+        corpus, place = self.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
         self.retry(lambda: make_folder(place))
         return TrainStack(jobs, corpus, place, stack.width, self.save_every)
 
     def job(self, name: str) -> Job:
-        return self.folder.inputs.job(name, self.entries[name].experiment)
+        return self.inputs.job(name, self.entries[name].experiment)
 
     def stack_folder(self, stack: StackRow) -> Path:
         return self.folder.path / STACKS / str(stack.id)
@@ -263,7 +263,7 @@ class Execution:
 
     def open_recorder(self, name: str, assignment: Assignment) -> Recorder:
         job = self.job(name)
-        folder, corpus = self.folder.run(name), self.folder.inputs.corpus(job.experiment)
+        folder, corpus = self.folder.run(name), self.inputs.corpus(job.experiment)
         folder.mkdir(exist_ok=True)
         assert assignment.machine
         recorder = Recorder(folder, job.experiment, job.identity, corpus, assignment.machine)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +79,6 @@ def _names_in(path: Path) -> set[str]:
     return names
 
 
-@dataclass
-class StudyFolder:
-    """An open study, in the one process that writes it."""
-
-    path: Path
-    study: Study  # its last definition
-    entries: list[Entry]
-    skipped: list[str]
-    inputs: Inputs
-    store: Store
-    lease: Lease
-    notes: list[str] = field(default_factory=list)  # what was damaged and set aside, and what stands in for a text
-
-    def run(self, name: str) -> Path:
-        return self.path / name
-
-    def write_results(self) -> None:
-        write_atomically(self.path / RESULTS_FILE, as_csv(records(self.store.rows())))
-
-
 @dataclass(frozen=True)
 class Design:
     """A folder's study as it will be. Nothing is written yet."""
@@ -119,6 +99,26 @@ class Design:
     @property
     def requested(self) -> list[Entry]:
         return requested(self.entries, self.study)
+
+
+@dataclass
+class StudyFolder:
+    """An open study, in the one process that writes it."""
+
+    design: Design
+    store: Store
+    lease: Lease
+    notes: list[str]  # what was damaged and set aside, and what stands in for a text
+
+    @property
+    def path(self) -> Path:
+        return self.design.path
+
+    def run(self, name: str) -> Path:
+        return self.path / name
+
+    def write_results(self) -> None:
+        write_atomically(self.path / RESULTS_FILE, as_csv(records(self.store.rows())))
 
 
 def design(
@@ -177,7 +177,7 @@ def open_study(plan: Design) -> Iterator[StudyFolder]:
         for place in (path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")):
             remove_leftovers(place)
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, [*plan.notes])
+        folder = StudyFolder(plan, store, lease, [*plan.notes])
         identities = _identities(folder)
         if plan.studies != plan.written:
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
@@ -217,7 +217,8 @@ def settled(study: Study, before: Sequence[Study] = ()) -> tuple[Study, str | No
 
 def _identities(folder: StudyFolder) -> dict[str, str]:
     """Identities by name. Raises NanostudyError where the folder's experiments changed."""
-    identities = {entry.name: folder.inputs.identity(entry.experiment) for entry in folder.entries}
+    inputs = folder.design.inputs
+    identities = {entry.name: inputs.identity(entry.experiment) for entry in folder.design.entries}
     first: dict[str, str] = {}
     for name, identity in identities.items():
         if first.setdefault(identity, name) != name:
@@ -234,12 +235,12 @@ def _identities(folder: StudyFolder) -> dict[str, str]:
 
 
 def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
-    """Adds new experiments to the store, and results of run folders that it lacks."""
+    """Adds new experiments to the store; none is running any more."""
     existing = folder.store.identities()
-    new = [entry for entry in folder.entries if entry.name not in existing]
+    new, inputs = [e for e in folder.design.entries if e.name not in existing], folder.design.inputs
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
         batch = new[start : start + AT_ONCE]
-        shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in batch)
+        shapes = (shape_of(entry.experiment, inputs.corpus(entry.experiment)) for entry in batch)
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(batch, [identities[entry.name] for entry in batch], counts)
         folder.store.commit()
@@ -332,7 +333,7 @@ def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str
         known, events, notes = _old_store(path)
         new = temporary_beside(path / FILE)
         with Store.open(new) as store:
-            folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, notes)
+            folder = StudyFolder(plan, store, lease, notes)
             _register(folder, _identities(folder))
             for entry in plan.entries:
                 if entry.name not in again:

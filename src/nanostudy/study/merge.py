@@ -119,7 +119,7 @@ def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRu
 
 
 def _fits(row: Result, run: FinishedRun) -> bool:
-    """Whether the run folder may be that of a row: of one that waits, or of a result whose folder was lost and that says the same."""
+    """Whether the store has no result of it yet, or one with these losses, whose run folder was lost."""
     final = run.metadata.get("final") or {}
     losses = final.get("train_loss"), final.get("val_loss")
     return not row.status.has_result or (row.train_loss, row.val_loss) == losses

@@ -1,4 +1,4 @@
-"""Figures of what settings do: effects with their intervals, interactions, the half-normal plot, shares of variance."""
+"""Figures of what settings do: effects with their intervals, of one and of several sources, interactions, half-normal plot, variance."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import pandas as pd
 
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.frames import levels
+from nanostudy.analysis.sources import Sources
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
-from nanostudy.reporting.phrases import interval, term_text
+from nanostudy.reporting.phrases import change, interval, term_text
 from nanostudy.text import value_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
 MOST_LABELS = 5  # in the half-normal plot
+MOST_CHANGES = 16  # of several sources
+SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
 KINDS = ["differs from zero", "indistinguishable from zero (95%)"]
 
 
@@ -49,7 +52,7 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
     )
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["circle", "diamond"]), legend=None)
-    chart = marks.effects_with_intervals(base, rows, f"change of {measure.axis}", 85, shape)
+    chart = _effects(base, rows, f"change of {measure.axis}", 85, shape)
     left = len(table) - len(rows)
     caption = (
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
@@ -67,6 +70,13 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     )
 
 
+def _effects(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
+    """Columns effect, low and high about a line at zero; the intervals only where any is known."""
+    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)
+    return alt.layer(marks.zero_line("x"), *([rule] if rows["low"].notna().any() else []), point)
+
+
 def worded(table: pd.DataFrame) -> pd.DataFrame:
     """With a column `what` that says what changes."""
     several = table["term"].duplicated(keep=False)  # pairs with more than two levels
@@ -75,10 +85,51 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
 
 def _clear_effects(rows: pd.DataFrame) -> str:
     lines = [f"{row.what}: {row.text}" for row in each(rows[rows["clear"].astype(bool)].head(6))]
-    return (
-        f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
-        if lines
-        else "No interval excludes zero."
+    if not lines:
+        return "No interval excludes zero."
+    return f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
+
+
+# --- the same effects in several sources
+
+
+def change_of(row: Any) -> str:
+    return change(row.factor, row.reference, row.level)
+
+
+def sources_figure(sources: Sources) -> Figure:
+    """A point with its interval per source, side by side for each change of a setting."""
+    rows = sources.effects.assign(
+        what=[change_of(row) for row in each(sources.effects)],
+        text=[interval(row.effect, row.low, row.high) for row in each(sources.effects)],
+    )
+    sizes = rows["effect"].abs().groupby(rows["what"]).max()
+    largest = sizes.sort_values(ascending=False, kind="stable")
+    shown = list(largest.index[:MOST_CHANGES])
+    rows = rows[rows["what"].isin(shown)]
+    measure, names = MEASURES["val_loss"], sources.names
+    legend = alt.Legend(title="source")
+    base = marks.inline(records(rows[["what", "source", "effect", "low", "high", "text"]])).encode(
+        y=alt.Y("what:N", sort=shown, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("source:N", sort=names),
+        color=alt.Color("source:N", scale=alt.Scale(domain=names), legend=legend),
+        tooltip=[
+            alt.Tooltip("source:N", title="source"),
+            alt.Tooltip("what:N", title="change"),
+            alt.Tooltip("text:N", title=measure.axis),
+        ],
+    )
+    shapes = alt.Scale(domain=names, range=(SHAPES * len(names))[: len(names)])
+    shape = alt.Shape("source:N", scale=shapes, legend=legend)
+    chart = _effects(base, rows, f"change of {measure.axis}", 70, shape)
+    left = f" The {len(largest) - len(shown)} smallest are in the table only." if len(largest) > len(shown) else ""
+    return Figure(
+        "sources",
+        "The same effect in each source",
+        (Panel(chart, (10 + 14 * len(names)) * len(shown)),),
+        f"What the same change of a setting does to the {measure.title} in each source, by its own experiments alone. Bars are 95% "
+        f"intervals.{left}",
+        f"Dots with intervals: {len(shown)} changes of a setting in {len(names)} sources.",
     )
 
 
@@ -92,8 +143,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return None
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
-    room = 0.05 * marks.width(float(ends.min()), float(ends.max()))
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    domain = marks.domain(ends)
     return Figure(
         "interactions",
         "How settings act together",

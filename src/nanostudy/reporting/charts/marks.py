@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
-import pandas as pd
+import numpy as np
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
@@ -124,12 +124,12 @@ def width(low: float, high: float) -> float:
     return high - low if high - low > 1e-6 * largest else largest / 10 or 1.0
 
 
+def domain(values: np.ndarray) -> list[float]:
+    """Of an axis that holds these, with a little room."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.05 * width(low, high)
+    return [low - room, high + room]
+
+
 def zero_line(channel: str) -> alt.Chart:
     return inline([{"zero": 0}]).mark_rule(style="zero").encode(**{channel: "zero:Q"})
-
-
-def effects_with_intervals(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
-    """Columns effect, low and high about a line at zero; the intervals only where any is known."""
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)
-    return alt.layer(zero_line("x"), *([rule] if rows["low"].notna().any() else []), point)

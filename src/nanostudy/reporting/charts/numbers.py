@@ -32,8 +32,7 @@ def curves_figure(results: Results, shapes: Shapes, forest: Forest) -> Figure | 
     points = shapes.points[shapes.points["factor"].isin(names)]
     points = points.assign(i=points["name"].map(marks.places(results)))
     ends = np.concatenate([there[["low", "high"]].to_numpy(float).ravel(), points["loss"].to_numpy(float)])
-    room = 0.05 * (np.ptp(ends) or 1.0)
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    domain = marks.domain(ends)
     dashed = " Dashed: a random forest's mean prediction." if len(forest.dependence) else ""
     inside = [row for row in optima if row.where == "inside"]
     ruled = " Where a curve has a lowest point inside the range, a bar below marks its 95% interval." if inside else ""

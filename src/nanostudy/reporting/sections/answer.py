@@ -60,8 +60,9 @@ def answer(f: Findings) -> Blocks:
 
 def _figure(f: Findings) -> Figure | None:
     """What each setting does; the largest effects where there are many."""
-    if f.analysis.shapes.explanation:
-        return numbers_figure(f.results, f.analysis.shapes, f.analysis.forest)
+    shapes = f.analysis.shapes
+    if shapes.explanation:
+        return None if shapes.changes.empty else numbers_figure(f.results, shapes, f.analysis.forest)
     return effects_figure(f.analysis.effects, most=MOST_EFFECTS) or ranking_figure(f.results, f.analysis.ranking)
 
 

@@ -95,6 +95,7 @@ def method(f: Findings) -> Blocks:
 def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
+    read = [provenance, *(other.provenance for other in f.results.others)]
     sources, tables = {}, []
     if f.training:
         text = "`settings.yaml` lies in the run's folder. There, this trains it again, in a folder beside it:"
@@ -102,9 +103,9 @@ def reproduce(f: Findings) -> Blocks:
     else:
         if provenance.get("command"):
             sources["The same trainings, with the same settings and seeds:"] = str(provenance["command"])
-        if provenance.get("paths"):
-            paths = shlex.join(map(str, provenance["paths"]))
-            sources["This report again, from its results:"] = f"nanostudy report {paths}"
+        paths = [str(path) for one in read for path in one.get("paths", ())]
+        if paths:
+            sources["This report again, from its results:"] = f"nanostudy report {shlex.join(paths)}"
         versions = [
             {"nanostudy": one.get("nanostudy", ""), "numerics": one.get("numerics_version", "")}
             for one in provenance.get("versions", [])
@@ -114,7 +115,7 @@ def reproduce(f: Findings) -> Blocks:
             for machine in provenance.get("machines", [])
         ]
         tables = [Grid("Versions", versions), Grid("Machines", machines)]
-    checksums = [{"of": name, "checksum": sha256} for name, sha256 in provenance.get("checksums", {}).items()]
+    checksums = [{"of": name, "checksum": sha} for one in read for name, sha in one.get("checksums", {}).items()]
     blocks: Blocks = [block for text, source in sources.items() for block in (Prose(text), Source(source))]
     blocks += [Grid("Checksums, SHA-256", checksums), *tables]
     if provenance.get("definition", "").strip() not in str(provenance.get("command", "")):

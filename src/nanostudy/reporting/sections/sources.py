@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nanostudy.analysis.frames import known
 from nanostudy.analysis.sources import Sources
+from nanostudy.reporting.charts.factors import change_of, sources_figure
 from nanostudy.reporting.charts.figure import each, records
-from nanostudy.reporting.charts.sources import change_of, sources_figure
 from nanostudy.reporting.document import Blocks, Bullets, Grid
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import ends, interval, signed
