@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import SamplingParams
@@ -53,11 +53,7 @@ class Request:
         if unknown := sorted(set(content) - set(known)):
             raise UsageError(f"A request has no {unknown[0]!r}: {', '.join(known)}.")
         experiments, prompt = content.get("experiments"), content.get("prompt", "")
-        if (
-            not isinstance(experiments, list)
-            or not all(type(number) is int for number in experiments)
-            or not experiments
-        ):
+        if not are_numbers(experiments) or not experiments:
             raise UsageError("experiments are numbers, one at least.")
         if len(set(experiments)) != len(experiments) or len(experiments) > MOST_MODELS:
             raise UsageError(f"experiments are at most {MOST_MODELS} different ones.")
@@ -71,6 +67,11 @@ class Request:
         if not all(value is None or type(value) in (int, float) for value in sampling.values()):
             raise UsageError("temperature, top_k and top_p are numbers, or null.")
         return Request(tuple(experiments), prompt, **numbers, sampling=SamplingParams(**sampling))
+
+
+def are_numbers(value: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of whole numbers."""
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 @dataclass
