@@ -15,9 +15,8 @@ from pathlib import Path
 
 from nanostudy.errors import NanostudyError, UsageError
 
-LEFTOVER = re.compile(
-    r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<old>old\.)?tmp(-journal)?|\.tmp\w{6}|\..+\.tmp"
-)  # the second kind is the safetensors library's
+# the second kind is the safetensors library's
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<old>old\.)?tmp(-journal)?|\.tmp\w{6}|\..+\.tmp")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -37,9 +37,8 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 # The interpreter takes bf16 for integers in products, so fp16 stands for both half precisions.
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 SIZES = pytest.mark.parametrize(("M", "B", "T", "H", "D"), [(2, 2, 20, 3, 8), (1, 2, 70, 2, 16), (2, 1, 1, 1, 4)])
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # NumPy's, where the interpreter masks what it warns of
+# NumPy's, where the interpreter masks what it warns of
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,5 @@ class Finished(Event):
     last_weights: Tensor
     best_weights: Tensor
     moments: Tensor | None = None  # AdamW's exp_avg and exp_avg_sq, fp32 (2, P); on request
-    windows: Mapping[str, Windows] = field(
-        default_factory=dict
-    )  # of the evaluations at the end: other contexts, and "test"
+    # of the evaluations at the end: other contexts, and "test"
+    windows: Mapping[str, Windows] = field(default_factory=dict)

@@ -129,11 +129,7 @@ class Updates:
         return Draws(tuple(experiments), tuple(steps), rows)
 
     def update(
-        self,
-        state: State,
-        experiments: Sequence[Experiment],
-        now: Inputs,
-        stop: Callable[[], bool],
+        self, state: State, experiments: Sequence[Experiment], now: Inputs, stop: Callable[[], bool]
     ) -> Metrics | None:
         """One update, without a copy from the host."""
         return train_step(
