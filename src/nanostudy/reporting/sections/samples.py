@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from nanostudy.analysis.frames import known
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.reporting.charts.experiments import QUALITIES, quality_figure
@@ -36,7 +34,7 @@ def writing(f: Findings) -> Blocks:
     return [figure, Bullets(lines), Grid(caption, rows, folded=figure is not None)]
 
 
-def _measured(row: pd.Series) -> dict[str, str]:
+def _measured(row: Any) -> dict[str, str]:
     texts = {QUALITIES[share][0]: share_text(row, share) if known(row[share]) else "not known" for share in SHARES}
     longest = row["longest_copied"]
     return {**texts, "longest copied, characters": f"{longest:,.0f}" if known(longest) else "not known"}
