@@ -20,7 +20,7 @@ from nanostudy.model import graphs, kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
 from nanostudy.settings import Experiment, Resources
-from nanostudy.training import run_folder
+from nanostudy.training import evaluation, run_folder
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
 from nanostudy.training.updates import Updates
@@ -125,6 +125,14 @@ def without_report() -> Iterator[None]:
 @pytest.fixture
 def no_report() -> Iterator[None]:
     with without_report():
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_evaluations() -> Iterator[None]:
+    """Batches of about the size of a test's text: by default most of a batch would be padding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(evaluation.TOKENS, "cpu", 256)
         yield
 
 

@@ -18,8 +18,9 @@ from nanostudy.analysis.results import read_results
 from nanostudy.analysis.table_columns import Stated
 from nanostudy.analysis.table_files import stem_of
 from nanostudy.atomic import sole_owner, whole_folder
-from nanostudy.data.corpus import Corpus, Tokenizer
+from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs

@@ -142,7 +142,7 @@ class Run:
             raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
         prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
         steps = generate(self.weights.params, self.weights.config, prompt_ids, [seed], count, tokens, sampling)
-        return (ids_MS[0] for ids_MS in steps)
+        return (ids_MS[0] for ids_MS, _ in steps)
 
 
 @usage_errors

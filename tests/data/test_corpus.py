@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanostudy.data import texts
-from nanostudy.data.corpus import Tokenizer, load_corpus
-from nanostudy.data.nanogpt_dataset import Table, write_dataset
+from nanostudy.data.corpus import load_corpus
+from nanostudy.data.nanogpt_dataset import write_dataset
 from nanostudy.data.texts import SHAKESPEARE_FILE, SHAKESPEARE_SHA256, fetch_shakespeare, find_text, locate_shakespeare
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 
 ASTRAL = st.characters(min_codepoint=0x10000)
@@ -134,7 +135,7 @@ def test_another_split_is_another_text_and_nanogpts_own_is_none(tmp_path):
 def test_a_dataset_of_nanogpts_has_no_test_part(tmp_path):
     corpus = load_corpus(write(tmp_path / "a.txt", "To be, or not to be. " * 50))
     (tmp_path / "set").mkdir()
-    write_dataset(tmp_path / "set", corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    write_dataset(tmp_path / "set", corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     assert load_corpus(str(tmp_path / "set")).sha256 == corpus.sha256
     with pytest.raises(UsageError, match=r"split=0\.8/0\.1/0\.1: set is a dataset .* no test part"):
         load_corpus(str(tmp_path / "set"), split="0.8/0.1/0.1")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nanostudy
-from nanostudy.data.corpus import Tokenizer
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.interop import huggingface
 from nanostudy.model.gpt import forward, named_views
 from nanostudy.settings import Experiment, Resources

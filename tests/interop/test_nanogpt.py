@@ -15,7 +15,8 @@ from commands import call
 from conftest import write_text
 
 import nanostudy
-from nanostudy.data.nanogpt_dataset import Table, read_meta
+from nanostudy.data.nanogpt_dataset import read_meta
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop.nanogpt import read_checkpoint
 from nanostudy.model.gpt import forward, named_views
@@ -604,7 +605,7 @@ def test_a_meta_of_any_order_and_either_direction(here):
     path = here / "meta.pkl"
     for meta in ({"itos": {0: "b", 1: "\n", 2: "a"}}, {"itos": ["b", "\n", "a"]}, {"stoi": {"a": 2, "b": 0, "\n": 1}}):
         path.write_bytes(pickle.dumps(meta, protocol=2))
-        assert read_meta(path) == Table("char", "b\na")
+        assert read_meta(path) == Tokenizer("char", "b\na")
 
 
 # --- out

@@ -12,6 +12,7 @@ from synthetic import search, synthetic
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.forest import Forest
 from nanostudy.analysis.frames import CorpusFacts
+from nanostudy.analysis.sources import Sources
 from nanostudy.reporting.charts import factors as factor_charts
 from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import losses as loss_charts
@@ -156,6 +157,18 @@ def test_a_spread_keeps_the_first_and_the_last():
     assert chosen[:25] == ranked[:25]
     assert chosen[-1] == "999"
     assert spread(ranked[:5], 100) == ranked[:5]
+
+
+def test_of_many_changes_in_several_sources_the_largest_are_drawn():
+    changes = [("dropout", 0.0, level / 100, source, level / 100) for level in range(1, 21) for source in ("a", "b")]
+    table = pd.DataFrame(changes, columns=["factor", "reference", "level", "source", "effect"])
+    table = table.assign(low=table["effect"] - 0.01, high=table["effect"] + 0.01)
+    figure = factor_charts.sources_figure(Sources(table, pd.DataFrame(), pd.DataFrame()))
+    assert figure.alternative == "Dots with intervals: 16 changes of a setting in 2 sources."
+    assert "The 4 smallest are in the table only." in figure.caption
+    assert (
+        len({row["what"] for rows in figure.panels[0].spec["datasets"].values() for row in rows if "what" in row}) == 16
+    )
 
 
 def test_colours_begin_with_what_matters():

@@ -71,12 +71,12 @@ def corpus_export(
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
     from nanostudy.atomic import whole_folder
     from nanostudy.data.corpus import load_corpus
-    from nanostudy.data.nanogpt_dataset import Table, write_dataset
+    from nanostudy.data.nanogpt_dataset import write_dataset
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
     with whole_folder(out, overwrite) as folder:
-        written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+        written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     for path in written:
         print(out / path.name)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.measures import MEASURES
-from nanostudy.reporting.charts.figure import plain_value, records
+from nanostudy.reporting.charts.figure import TABLES, plain_value, records
 from nanostudy.settings import FIELDS
 from nanostudy.study.names import label
 
@@ -46,11 +46,11 @@ class Data:
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """That figures name."""
-        return {"experiments": self.experiments, "curves": self.curves, "batches": self.batches}
+        return {name: getattr(self, name) for name in TABLES}
 
 
 def data_of(results: Results, colourings: Sequence[str]) -> Data:
-    by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
+    by_loss = names_by_loss(results)
     settings = telling(results)
     rows = _experiments(results, settings)
     place = {row["name"]: row["i"] for row in rows}
@@ -59,6 +59,11 @@ def data_of(results: Results, colourings: Sequence[str]) -> Data:
     samples, unread = _samples(results, by_loss, place)
     batches = _batches(results.training, names, place)
     return Data(rows, curves, batches, samples, tuple(colourings), settings, (*notes, *thinned, *unread))
+
+
+def names_by_loss(results: Results) -> list[str]:
+    """Of the finished experiments, the lowest validation loss first."""
+    return [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
 
 
 def telling(results: Results) -> tuple[str, ...]:

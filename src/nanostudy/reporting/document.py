@@ -34,7 +34,7 @@ class Answer:
 class Facts:
     """Names and values."""
 
-    pairs: Sequence[tuple[str, str]]
+    pairs: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Section:
 class Document:
     title: str
     lede: str  # what was run and on what, in a sentence or two
-    facts: Sequence[tuple[str, str]]
+    facts: Mapping[str, str]
     notes: Sequence[str]  # that a reader must know first
     sections: Sequence[Section]
     data: Data

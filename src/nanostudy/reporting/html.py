@@ -176,8 +176,8 @@ def block_as_html(block: doc.Block, data: Data, section: str) -> str:
             return f"<pre tabindex=0><code>{html.escape(text)}</code></pre>"
 
 
-def _pairs(kind: str, pairs: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in pairs)
+def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
+    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in pairs.items())
     return f'<dl class="{kind}">{items}</dl>'
 
 

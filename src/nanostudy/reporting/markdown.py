@@ -22,7 +22,7 @@ def markdown(document: doc.Document, pictures: Collection[str]) -> str:
     """`pictures`: the ids of the figures that have one, a file beside the Markdown."""
     lines = [f"# {plain(document.title)}", ""]
     lines += [line for note in document.notes for line in (f"> {plain(note)}", "")]
-    lines += [plain(document.lede), "", *table(("", ""), document.facts)]
+    lines += [plain(document.lede), "", *table(("", ""), list(document.facts.items()))]
     for section in document.once:
         lines += ["", f"## {plain(section.title)}"]
         for block in section.blocks:
@@ -39,7 +39,7 @@ def _block(block: doc.Block, data: Data, pictures: Collection[str]) -> list[str]
         case doc.Answer(texts):
             return [f"{k}. **{plain(about)}.** {plain(text)}" for k, (about, text) in enumerate(texts.items(), start=1)]
         case doc.Facts(pairs):
-            return table(("what", "value"), pairs)
+            return table(("what", "value"), list(pairs.items()))
         case doc.Grid(caption, rows):
             return [f"{plain(caption)}:", "", *table(list(rows[0]), [list(row.values()) for row in rows])]
         case Figure():

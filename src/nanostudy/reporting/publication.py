@@ -22,7 +22,7 @@ from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.factors import change_of
 from nanostudy.reporting.charts.figure import DrawingFailed, each, scripts
-from nanostudy.reporting.data import spread
+from nanostudy.reporting.data import names_by_loss, spread
 from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.phrases import ends, interval, signed
@@ -94,15 +94,14 @@ def _curves(results: Results) -> str:
         places = spread(range(len(curve)), MOST_POINTS)[: MOST_POINTS - 2]
         kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
     whole = pd.concat(kept) if kept else results.evaluations
-    columns = [name for name in ("name", "step", "train_loss", "val_loss") if name in whole]
-    text: str = whole[columns].astype({"step": int}).round(4).to_csv(index=False, lineterminator="\n")
+    whole = whole[["name", "step", "train_loss", "val_loss"]].astype({"step": int}).round(4)
+    text: str = whole.to_csv(index=False, lineterminator="\n")
     return text
 
 
 def _samples(results: Results) -> dict[str, str]:
-    ranked = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
     texts = results.samples.groupby("name")
-    sampled = [name for name in ranked if name in texts.groups]
+    sampled = [name for name in names_by_loss(results) if name in texts.groups]
     files = {}
     for name in spread(sampled, MOST_SAMPLED):
         pieces = [f"{row.prompt}{row.text}" for row in each(texts.get_group(name))]

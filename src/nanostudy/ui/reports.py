@@ -52,7 +52,7 @@ def live(state: Mapping[str, Any]) -> dict[str, Any]:
     )  # the report's, without the text's entropy, which is not known here
     blocks: list[Block] = [Experiments(columns, [*state["factors"], "status"], example), *([figure] if figure else [])]
     data = Data(rows, curves, batches, [], tuple(colour), settings)
-    made = Document(state["title"], "", [], [], [Section("now", "Experiments", blocks)], data)
+    made = Document(state["title"], "", {}, [], [Section("now", "Experiments", blocks)], data)
     return {"lede": "", "sections": sections_html(made), "data": page_data(made), "live": True}
 
 

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.ui.blind import Tally
 from nanostudy.ui.live import EVERY, Place, Places, State, changes, chosen
-from nanostudy.ui.playground import AT_ONCE, MOST_TEXTS, Playground, Request
+from nanostudy.ui.playground import AT_ONCE, MOST_TEXTS, Playground, Request, are_numbers
 from nanostudy.ui.security import Guard, Keys
 
 T = TypeVar("T")
@@ -209,11 +209,7 @@ class Server:
         """Today's page with texts that were written here, by their numbers, as a file to keep."""
         place, content = await self.place(request), await self.content(request)
         numbers = content.get("texts") if isinstance(content, dict) else None
-        if (
-            not isinstance(numbers, list)
-            or not all(type(number) is int for number in numbers)
-            or len(numbers) > MOST_TEXTS
-        ):
+        if not are_numbers(numbers) or len(numbers) > MOST_TEXTS:
             raise UsageError("texts are numbers of texts that were written here.")
         texts = [self.playground.texts[number] for number in numbers if number in self.playground.texts]
         if len(texts) < len(numbers):

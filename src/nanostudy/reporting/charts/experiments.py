@@ -14,7 +14,7 @@ from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
-from nanostudy.reporting.data import spread, telling
+from nanostudy.reporting.data import names_by_loss, spread, telling
 from nanostudy.reporting.phrases import number
 from nanostudy.study.names import SHORT, label
 from nanostudy.text import counted, listed, value_text
@@ -162,7 +162,7 @@ def parallel_figure(results: Results) -> Figure | None:
     heights, labels, bands = _heights(table, axes)
     heights[names[-1]] = (loss - low) / marks.width(low, high)
     labels += [{"axis": names[-1], "at": at, "level": number(low + at * (high - low), 3)} for at in (0, 0.5, 1)]
-    drawn = spread([str(name) for name in table.sort_values("val_loss", kind="stable").index], MOST_LINES)
+    drawn = spread(names_by_loss(results), MOST_LINES)
     place = marks.places(results)
     rows = [
         {"i": place[name], "axis": axis, "at": round(at, 4), "loss": float(loss[name])}

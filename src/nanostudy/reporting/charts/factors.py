@@ -85,11 +85,9 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
 
 def _clear_effects(rows: pd.DataFrame) -> str:
     lines = [f"{row.what}: {row.text}" for row in each(rows[rows["clear"].astype(bool)].head(6))]
-    return (
-        f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
-        if lines
-        else "No interval excludes zero."
-    )
+    if not lines:
+        return "No interval excludes zero."
+    return f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
 
 
 # --- the same effects in several sources
@@ -101,14 +99,14 @@ def change_of(row: Any) -> str:
 
 def sources_figure(sources: Sources) -> Figure:
     """A point with its interval per source, side by side for each change of a setting."""
-    table = sources.effects
-    table = table.assign(what=[change_of(row) for row in each(table)])
-    sizes = table["effect"].abs().groupby(table["what"]).max()
+    rows = sources.effects.assign(
+        what=[change_of(row) for row in each(sources.effects)],
+        text=[interval(row.effect, row.low, row.high) for row in each(sources.effects)],
+    )
+    sizes = rows["effect"].abs().groupby(rows["what"]).max()
     largest = sizes.sort_values(ascending=False, kind="stable")
     shown = list(largest.index[:MOST_CHANGES])
-    rows: pd.DataFrame = table[table["what"].isin(shown)].assign(
-        text=[interval(r.effect, r.low, r.high) for r in each(table)]
-    )
+    rows = rows[rows["what"].isin(shown)]
     measure, names = MEASURES["val_loss"], sources.names
     legend = alt.Legend(title="source")
     base = marks.inline(records(rows[["what", "source", "effect", "low", "high", "text"]])).encode(

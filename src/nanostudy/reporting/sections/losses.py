@@ -45,7 +45,7 @@ def curves(f: Findings) -> Blocks:
         for row in each(table.head(MOST_ROWS))
     ]
     caption = "Those that overfit: their best weights came before the end"
-    notes = Bullets([*_overfitting(f), *_plateaus(f), *_stability(f)])
+    notes = Bullets([text for text in (_overfitting(f), _plateaus(f), _stability(f)) if text])
     return [figure, notes, Grid(caption, rows, folded=True)]
 
 
@@ -61,41 +61,41 @@ def _curve_of(t: Training) -> Figure | None:
     )
 
 
-def _overfitting(f: Findings) -> list[str]:
+def _overfitting(f: Findings) -> str:
     table = f.analysis.overfitting
     if table.empty:
-        return []
+        return ""
     judged = table[table["overfits"].notna()]
     if judged.empty:
-        return ["Overfitting: no training can be judged: none has ended with a curve."]
+        return "Overfitting: no training can be judged: none has ended with a curve."
     over, early = int(judged["overfits"].sum()), int((judged["best_step"] < judged["last_step"]).sum())
     left = len(table) - len(judged)
-    return [
+    return (
         f"Overfitting: {over or 'none'} of {len(judged):,} end more than 1% above their lowest validation loss while the "
         f"training loss falls; the best evaluation came before the last in {early or 'none'}."
         + (f" {counted(left, 'training')} without a curve or an end cannot be judged." if left else "")
-    ]
+    )
 
 
-def _plateaus(f: Findings) -> list[str]:
+def _plateaus(f: Findings) -> str:
     table = f.analysis.convergence
     steps = pd.to_numeric(table["plateau"], errors="coerce").dropna()
     if table.empty:
-        return []
+        return ""
     if steps.empty:
-        return [f"Convergence: no plateau in any of {counted(len(table), 'training')}; all losses were still falling."]
+        return f"Convergence: no plateau in any of {counted(len(table), 'training')}; all losses were still falling."
     median = f"{steps.median():,.0f}"
-    return [f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {median} in the median."]
+    return f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {median} in the median."
 
 
-def _stability(f: Findings) -> list[str]:
+def _stability(f: Findings) -> str:
     table = f.analysis.stability
     if table.empty:
-        return []
+        return ""
     diverged, spiked = int(table["diverged"].sum()), int((table["spikes"] > 0).sum())
     largest = pd.to_numeric(table["largest_norm"], errors="coerce").max()
     norm = f"; the largest norm was {digits(float(largest))}" if known(largest) else ""
-    return [f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."]
+    return f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."
 
 
 def gap(f: Findings) -> Blocks:

@@ -50,16 +50,16 @@ def _levels(column: pd.Series) -> str:
     return "/".join(map(value_text, values))
 
 
-def totals(results: Results) -> list[tuple[str, str]]:
+def totals(results: Results) -> dict[str, str]:
     """Of all experiments together, where it is known."""
     table, finished = results.experiments, results.finished
-    facts = [("experiments finished", f"{len(finished):,} of {len(table):,}")]
+    facts = {"experiments finished": f"{len(finished):,} of {len(table):,}"}
     if len(finished):
-        facts.append((f"lowest {MEASURES['val_loss'].axis}", amount(finished["val_loss"].min(), "val_loss")))
+        facts[f"lowest {MEASURES['val_loss'].axis}"] = amount(finished["val_loss"].min(), "val_loss")
     run = table[table["status"] != "waiting"]
     sizes = run["parameters"].dropna()
     if len(sizes):
-        facts.append(("parameters", "–".join(dict.fromkeys((short(sizes.min()), short(sizes.max()))))))
+        facts["parameters"] = "–".join(dict.fromkeys((short(sizes.min()), short(sizes.max()))))
     titles = {
         "tokens": "tokens trained on, in all",
         "flops": "arithmetic, in all",
@@ -67,7 +67,7 @@ def totals(results: Results) -> list[tuple[str, str]]:
     }
     for name, title in titles.items():
         if total := float(run[name].sum()):
-            facts.append((title, amount(total, name)))
+            facts[title] = amount(total, name)
     return facts
 
 

@@ -41,8 +41,8 @@ def notes(t: Training) -> list[str]:
     return lines
 
 
-def totals(row: Any) -> list[tuple[str, str]]:
-    return [(_title(name), amount(row[name], name)) for name in MASTHEAD if known(row[name])]
+def totals(row: Any) -> dict[str, str]:
+    return {_title(name): amount(row[name], name) for name in MASTHEAD if known(row[name])}
 
 
 def _title(name: str) -> str:
@@ -65,7 +65,7 @@ def metrics(f: Findings) -> Blocks:
     skipped = t.metadata.get("skipped_updates", 0)
     values |= {"updates skipped, their gradient not being finite": f"{skipped:,}"} if skipped else {}
     values |= _marks(t) | _of_the_text(f) | _speeds(t)
-    return [Facts(list(values.items())), Prose(_how_measured(t)), _contexts(t)]
+    return [Facts(values), Prose(_how_measured(t)), _contexts(t)]
 
 
 def _whole(value: float, name: str) -> str:
@@ -164,26 +164,26 @@ def evaluations(t: Training) -> Blocks:
 
 def model(t: Training) -> Blocks:
     e, count = t.experiment, t.metadata["parameters"]
-    facts = [
-        ("parameters, as nanoGPT counts", f"{count['without_positions']:,} (without position embeddings)"),
-        ("parameters, all", f"{count['total']:,}"),
-        ("layers / heads / width", f"{e.n_layer} / {e.n_head} / {e.n_embd}"),
-        ("context", f"{e.block_size:,} tokens"),
-        ("biases", value_text(e.bias)),
-        ("head shares the token embedding's weights", value_text(e.tie_embeddings)),
-        ("first weights", "fresh" if e.init_from is None else f"from {e.init_from}"),
-    ]
+    facts = {
+        "parameters, as nanoGPT counts": f"{count['without_positions']:,} (without position embeddings)",
+        "parameters, all": f"{count['total']:,}",
+        "layers / heads / width": f"{e.n_layer} / {e.n_head} / {e.n_embd}",
+        "context": f"{e.block_size:,} tokens",
+        "biases": value_text(e.bias),
+        "head shares the token embedding's weights": value_text(e.tie_embeddings),
+        "first weights": "fresh" if e.init_from is None else f"from {e.init_from}",
+    }
     return [Facts(facts)]
 
 
 def corpus(t: Training) -> Blocks:
     c = t.corpus
     requested = f" (requested: {c['requested']})" if c["requested"] != c["name"] else ""
-    facts = [("text", f"{c['name']}{requested}"), ("SHA-256", c["sha256"])]
-    for label, split in (("training split", c["train"]), ("validation split", c["val"])):
+    facts = {"text": f"{c['name']}{requested}", "SHA-256": c["sha256"]}
+    for label, split in {"training split": c["train"], "validation split": c["val"]}.items():
         entropy = "" if split[ENTROPY] is None else f", entropy {split[ENTROPY]:.4f} nats per character"
-        facts.append((label, f"{split['characters']:,} characters, {split['tokens']:,} tokens{entropy}"))
-    facts.append(("tokenizer", f"{c['tokenizer']['kind']}: {t.vocabulary:,} different tokens"))
+        facts[label] = f"{split['characters']:,} characters, {split['tokens']:,} tokens{entropy}"
+    facts["tokenizer"] = f"{c['tokenizer']['kind']}: {t.vocabulary:,} different tokens"
     return [Facts(facts)]
 
 
@@ -202,24 +202,26 @@ def settings(t: Training) -> Blocks:
 
 def environment(t: Training) -> Blocks:
     m, machine = t.metadata, t.metadata["machine"]
-    facts = [
-        ("nanostudy", f"{m['nanostudy']} (numerics version {m['numerics_version']})"),
-        *((title, str(machine[key])) for title, key in (("Python", "python"), ("PyTorch", "torch"), ("platform",) * 2)),
-        ("identity of the run", m["identity"]),
-    ]
+    facts = {
+        "nanostudy": f"{m['nanostudy']} (numerics version {m['numerics_version']})",
+        "Python": str(machine["python"]),
+        "PyTorch": str(machine["torch"]),
+        "platform": str(machine["platform"]),
+        "identity of the run": m["identity"],
+    }
     return [Facts(facts)]
 
 
 def hardware(t: Training) -> Blocks:
     m, machine = t.metadata, t.metadata["machine"]
-    facts = [
-        ("device", f"{machine['device']}: {machine['device_name']}"),
-        ("precision", machine["precision"]),
-        ("CPU threads", str(machine["threads"])),
-        ("kernels compiled", value_text(machine["compiled"])),
-    ]
+    facts = {
+        "device": f"{machine['device']}: {machine['device_name']}",
+        "precision": machine["precision"],
+        "CPU threads": str(machine["threads"]),
+        "kernels compiled": value_text(machine["compiled"]),
+    }
     if machine.get("ranks", 1) > 1:
-        facts.append(("ranks", f"{machine['ranks']}, each with these threads"))
+        facts["ranks"] = f"{machine['ranks']}, each with these threads"
     resumed = ", ".join(f"{session['after_update']:,}" for session in m.get("sittings", [])[1:])
     lines: Sequence[str] = [*m.get("notes", []), *([f"resumed at update {resumed}"] if resumed else [])]
     return [Facts(facts), Bullets(lines)]
