@@ -154,9 +154,9 @@ def _explanation(fit: Fit) -> str:
     if fit.of_cells:
         model = f"Effects are differences of the means of {counted(design.cell_count, 'cell')}, all with equal weight"
     else:
-        terms, nil = (
-            ("Main effects and two-way interactions", "three") if fit.order == 2 else ("Main effects alone", "two")
-        )
+        terms, nil = "Main effects alone", "two"
+        if fit.order == 2:
+            terms, nil = "Main effects and two-way interactions", "three"
         model = f"{terms} are fitted by least squares, which takes interactions of {nil} and more factors to be nil"
     if design.balanced and design.blocks is not None and design.block_words == "seeds":
         noise = (

@@ -35,7 +35,6 @@ SETTLED = 0.9  # share of the resamples that must have a floor, too
 class PowerLaw:
     """loss = coefficient * x ** -exponent + floor. Intervals are 95%, by bootstrap."""
 
-    against: Against
     exponent: float
     low: float
     high: float
@@ -50,7 +49,6 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Refusal:
-    against: Against
     reason: str
 
 
@@ -79,16 +77,17 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
     """
     points = _points(results, against)
     if isinstance(points, str):
-        return Refusal(against, points)
+        return Refusal(points)
     values = 1 + int((np.diff(np.log(points.x)) > SAME).sum())
     decades = math.log10(points.x[-1] / points.x[0])
     span = f"{against} from {digits(points.x[0])} to {digits(points.x[-1])}"
     if values < LEAST_VALUES:
-        return Refusal(against, f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
+        return Refusal(f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
     if decades < LEAST_DECADES:
-        return Refusal(against, f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
-    params = _lines(points, points.adjusted.mean(axis=0)[None, :])[0]
-    with_floor = _bent(points) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
+        return Refusal(f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
+    means = points.adjusted.mean(axis=0)
+    params = _lines(points, means[None, :])[0]
+    with_floor = _bent(points, means) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
     if with_floor is not None and _better(points, params, with_floor):
         params = with_floor
     statistic, df, noise_df = _lack_of_fit(points, params)
@@ -97,7 +96,7 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
         beside = "how the other settings disagree" if points.noise is None else "the noise between seeds"
         lack = f"F({df:.0f}, {noise_df:.0f}) = {digits(statistic)}, p {'< 0.0001' if p < 0.0001 else f'= {p:.2g}'}"
         why = f"The points do not lie on one power law over {span}: beside {beside}, the lack of fit is {lack}."
-        return Refusal(against, why)
+        return Refusal(why)
     return _bootstrapped(points, against, params, span)
 
 
@@ -183,9 +182,8 @@ def _lines(points: _Points, losses: Array) -> Array:
     return np.column_stack([starts, -slopes])
 
 
-def _bent(points: _Points, losses: Array | None = None, start: Array | None = None) -> Array | None:
-    """The fit with a floor; None where it does not settle on one between 0 and the lowest point."""
-    y = points.adjusted.mean(axis=0) if losses is None else losses
+def _bent(points: _Points, y: Array, start: Array | None = None) -> Array | None:
+    """The fit with a floor to logarithms of losses; None where it does not settle on one between 0 and the lowest point."""
     lowest = float(np.exp(y.min()))
     starts = [start] if start is not None else []
     for share in (0.3, 0.6, 0.9) if start is None else ():
@@ -247,10 +245,10 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     if len(params) == 2:
         drawn = list(_lines(points, again))
     else:
-        bent = (_bent(points, losses, params) for losses in again)
+        bent = (_bent(points, each, params) for each in again)
         drawn = [each for each in bent if each is not None]
     if len(drawn) < SETTLED * tries:
-        return Refusal(against, f"The points over {span} bend, but do not determine a floor.")
+        return Refusal(f"The points over {span} bend, but do not determine a floor.")
     expansion = float(student(df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def interval(values: Array, middle: Array | float) -> tuple[Array, Array]:
@@ -261,9 +259,9 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     low, high = (float(end) for end in interval(np.array([each[1] for each in drawn]), float(params[1])))
     law = f"x^-{params[1]:.3g} (95% interval of the exponent {low:.3g} to {high:.3g})"
     if high <= 0:
-        return Refusal(against, f"The loss does not fall with {against} over {span}: it rises.")
+        return Refusal(f"The loss does not fall with {against} over {span}: it rises.")
     if low <= 0:
-        return Refusal(against, f"The exponent is indistinguishable from 0 over {span} (95%): the fit gives {law}.")
+        return Refusal(f"The exponent is indistinguishable from 0 over {span} (95%): the fit gives {law}.")
     x = np.geomspace(points.x[0], points.x[-1], 50)
     middle = _predicted(params, x)
     below, above = interval(np.array([_predicted(each, x) for each in drawn]), middle)
@@ -273,7 +271,7 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     curve = pd.DataFrame({"x": x, "y": np.exp(middle), "low": np.exp(below), "high": np.exp(above)})
     cells = pd.DataFrame({"x": points.x, "y": np.exp(points.losses.mean(axis=0))})
     why, n = _explanation(points, against, span, df), points.losses.size
-    return PowerLaw(against, exponent, low, high, coefficient, floor, n, formula, curve, cells, why)
+    return PowerLaw(exponent, low, high, coefficient, floor, n, formula, curve, cells, why)
 
 
 def _explanation(points: _Points, against: Against, span: str, df: int) -> str:

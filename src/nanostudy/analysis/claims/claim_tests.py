@@ -36,13 +36,8 @@ VOCABULARY = 65  # of tiny Shakespeare, which all of these claims are about
 VAL_TOKENS = 111_540
 # The noise between seeds, where it was measured before; the published figures of these are estimates from random batches.
 KNOWN = {**dict.fromkeys(("train_loss", "val_loss", "best_val_loss", "gap"), LOSSES), "initial_loss": INITIAL_LOSSES}
-STATISTICAL = (
-    "measure",
-    "lower",
-    "curve",
-    "writes",
-    "loss_and_samples",
-)  # tests of means, which a diverged run has no part in
+# Tests of means, which a diverged run has no part in
+STATISTICAL = ("measure", "lower", "curve", "writes", "loss_and_samples")
 
 
 # --- figures of runs
