@@ -27,9 +27,9 @@ from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.analysis.forest import Forest
-from nanostudy.analysis.frames import AT_CONTEXT
+from nanostudy.analysis.frames import AT_CONTEXT, Results
 from nanostudy.analysis.power import Seeds
-from nanostudy.analysis.results import Results, read_study_folder
+from nanostudy.analysis.results import read_study_folder
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
 from nanostudy.analysis.shapes import Shapes
 from nanostudy.analysis.sources import Sources

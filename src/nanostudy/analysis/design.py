@@ -103,6 +103,10 @@ class Design:
         return len(self.y)
 
     @property
+    def names(self) -> list[str]:
+        return list(map(str, self.table.index))
+
+    @property
     def cell_count(self) -> int:
         return len(np.unique(self.cells))
 

@@ -93,7 +93,7 @@ def estimates(fit: Fit, weights: Array) -> Estimates:
     seen = (trace > wanted / 2) & (squares > 0)
     ratio = np.divide(wanted, trace, out=np.full(m, np.nan), where=seen)
     df = np.divide(trace**2, squares, out=np.full(m, np.nan), where=seen)
-    texts = fit.design.text.of_contrasts(list(map(str, fit.design.table.index)), combined)
+    texts = fit.design.text.of_contrasts(fit.design.names, combined)
     return Estimates(combined @ fit.design.y, np.sqrt((scores**2).sum(axis=1) * ratio), df, texts)
 
 

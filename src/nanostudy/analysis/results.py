@@ -20,11 +20,11 @@ from nanostudy.analysis.frames import (
     SAMPLES,
     TRAINING,
     CorpusFacts,
+    Results,
     experiments_frame,
     joined,
     rows_frame,
 )
-from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
 from nanostudy.analysis.table_files import SUFFIXES
 from nanostudy.analysis.tables import read_tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from nanostudy.analysis.intervals import CONFIDENCE, student
 from nanostudy.text import counted, digits, value_text
 
 Against = Literal["parameters", "tokens"]
+Key = tuple[str, ...]  # the values of settings, in words
 
 DECIDED_BY = {  # the settings that may change x; all others must be alike at every x
     "parameters": ("n_layer", "n_embd", "bias", "tie_embeddings"),
@@ -112,13 +113,14 @@ def _points(results: Results, against: Against) -> _Points | str:
     factors = results.factors
     sizes = [name for name in factors if name in DECIDED_BY[against]]
     others = tuple(name for name in factors if name not in sizes)
-    cells: dict[Hashable, dict[Hashable, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
-    x: dict[Hashable, list[float]] = defaultdict(list)
+    cells: dict[Key, dict[Key, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
+    x: dict[Key, list[float]] = defaultdict(list)
     keys = table[[*sizes, *others]].map(lambda value: value_text(value) if known(value) else "?")
     rows = zip(keys.itertuples(index=False, name=None), table[against], table["seed"], table["val_loss"], strict=True)
     for key, amount, seed, loss in rows:
-        cells[key[len(sizes) :]][key[: len(sizes)]].append((seed, math.log(loss)))
-        x[key[: len(sizes)]].append(math.log(amount))
+        size, combination = key[: len(sizes)], key[len(sizes) :]
+        cells[combination][size].append((seed, math.log(loss)))
+        x[size].append(math.log(amount))
     fullest = max(cells.values(), key=len)  # the first of them
     there = list(fullest)
     whole = {combination: by_size for combination, by_size in cells.items() if all(size in by_size for size in there)}
@@ -154,13 +156,12 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
     return within * float(np.mean([[1 / len(cell) for cell in row] for row in losses])) / len(losses), df
 
 
-def _bound(cells: Mapping[Hashable, Mapping[Hashable, Sequence[Any]]], others: Sequence[str]) -> list[str]:
+def _bound(cells: Mapping[Key, Mapping[Key, Sequence[Any]]], others: Sequence[str]) -> list[str]:
     """The other settings of which no value has four sizes; all of them, where there is none."""
     bound = []
     for index, name in enumerate(others):
-        sizes: dict[str, set[Hashable]] = defaultdict(set)
+        sizes: dict[str, set[Key]] = defaultdict(set)
         for combination, by_size in cells.items():
-            assert isinstance(combination, tuple)
             sizes[combination[index]] |= set(by_size)
         if max(map(len, sizes.values())) < LEAST_VALUES:
             bound.append(name)

@@ -111,9 +111,8 @@ def falls(alternatives: Sequence[Settings], parameters: Parameters, evidence: Ev
     shares = []
     for rows in evidence.curves(alternatives):
         if rows[-1]["step"] >= parameters["until"] and curve.improvement(rows) > 0:
-            start, end = (
-                min(row["val_loss"] for row in rows if row["step"] <= parameters[key]) for key in ("after", "until")
-            )
+            limits = (parameters[key] for key in ("after", "until"))
+            start, end = (min(row["val_loss"] for row in rows if row["step"] <= limit) for limit in limits)
             shares.append((start - end) / curve.improvement(rows))
     if not shares:
         return evidence.absent(alternatives)
