@@ -318,11 +318,9 @@ def _samples(
 
 def _incomparable(experiments: pd.DataFrame) -> list[str]:
     """What makes losses mean different things."""
-    texts = {sha for sha in experiments["corpus_sha256"] if isinstance(sha, str)}
-    kinds = {kind for kind in experiments["tokenizer"] if isinstance(kind, str)}
     notes = []
-    if len(texts) > 1:
-        notes.append(f"The experiments read {len(texts)} different texts: a loss on one says nothing about another.")
-    if len(kinds) > 1:
+    if (texts := experiments["corpus_sha256"].nunique()) > 1:
+        notes.append(f"The experiments read {texts} different texts: a loss on one says nothing about another.")
+    if experiments["tokenizer"].nunique() > 1:
         notes.append("The experiments have different tokenizers, so that a nat per token means different things.")
     return notes

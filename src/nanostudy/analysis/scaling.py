@@ -108,7 +108,7 @@ def _points(results: Results, against: Against) -> _Points | str:
     if not len(table):
         return "No experiment has finished." if not len(results.finished) else f"The {against} are unknown."
     for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers"), ("source", "sources")):
-        if len({value for value in table[column] if known(value)}) > 1:
+        if table[column].nunique() > 1:
             return f"The experiments have different {what}, whose losses do not compare."
     factors = results.factors
     sizes = [name for name in factors if name in DECIDED_BY[against]]
@@ -140,11 +140,11 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
     Where all have the same seeds, from how these disagree about the sizes: what a seed does to all sizes alike cancels, and what
     it does to a size in all combinations alike counts. Otherwise from the spread within cells.
     """
-    cells = [dict(cell) for row in runs for cell in row]
+    of_seeds = [[dict(cell) for cell in row] for row in runs]
+    cells = [cell for row in of_seeds for cell in row]
     seeds = {seed for cell in cells for seed in cell if known(seed)}
-    sizes = len(runs[0]) if runs else 0
-    if min(len(seeds), sizes) > 1 and all(set(cell) == seeds for cell in cells):
-        means = np.array([[[dict(cell)[seed] for seed in seeds] for cell in row] for row in runs]).mean(axis=0)
+    if min(len(seeds), len(runs[0])) > 1 and all(cell.keys() == seeds for cell in cells):
+        means = np.array([[[cell[seed] for seed in seeds] for cell in row] for row in of_seeds]).mean(axis=0)
         rest = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
         df = (len(means) - 1) * (len(seeds) - 1)
         return float((rest**2).sum()) / df / len(seeds), df
