@@ -43,11 +43,9 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     table = results.experiments
     foreign = (table["source"] != OURS).groupby(table["study"], sort=False).all()
     names = [str(name) for name in sorted(foreign.index, key=lambda name: bool(foreign[name]))]  # ours first
-    rows = [row for name in names if len(names) > 1 for row in _effects(_part(results, name), name, measure)]
-    frame = pd.DataFrame(rows, columns=list(EFFECTS))
-    frame[["reference", "level"]] = pd.DataFrame(
-        [row[1:3] for row in rows], columns=["reference", "level"], dtype=object
-    )
+    if len(names) < FEWEST:
+        return None
+    frame = pd.concat([_effects(_part(results, name), name, measure) for name in names], ignore_index=True)
     key = ["factor", "reference", "level"]
     frame["key"] = [tuple(map(value_text, row)) for row in frame[key].itertuples(index=False, name=None)]
     shared = frame.groupby("key")["source"].transform("nunique") >= FEWEST
@@ -62,15 +60,10 @@ def _part(results: Results, study: str) -> Results:
     return replace(results, experiments=results.experiments[results.experiments["study"] == study])
 
 
-def _effects(results: Results, name: str, measure: str) -> list[tuple[Any, ...]]:
-    if len(results.finished) < FEWEST or not results.factors:
-        return []
+def _effects(results: Results, name: str, measure: str) -> pd.DataFrame:
     found = effects(results, measure)
-    mains = found.table[found.table["order"] == 1]
-    return [
-        (row.term, row.reference, row.level, name, row.effect, row.low, row.high, row.se, row.df, found.n)
-        for row in mains.itertuples(index=False)
-    ]
+    mains = found.table[found.table["order"] == 1].rename(columns={"term": "factor"})
+    return mains.assign(source=name, n=found.n)[list(EFFECTS)]
 
 
 def _differences(frame: pd.DataFrame) -> pd.DataFrame:
