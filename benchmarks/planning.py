@@ -155,11 +155,11 @@ def recording(size: int) -> dict[str, object]:
         path, start = Path(home) / "study", time.perf_counter()
         asked = design(path, study_of(size, small=True))
         designed = time.perf_counter() - start
-        with open_study(path, asked):
+        with open_study(asked):
             opened = time.perf_counter() - start - designed
         backend = Instant(8, min(size, RECORDED))
         start = time.perf_counter()
-        with open_study(path, asked := design(path)) as folder:
+        with open_study(asked := design(path)) as folder:
             again = time.perf_counter() - start
             capacity = Capacity("cpu", "bf16", 8, None)
             execution = Execution(

@@ -17,10 +17,7 @@ PUBLISHED = {"n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 64, "block_
 LARGE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "batch_size": 64, "block_size": 256, "dropout": 0.2}
 CORNER = {"n_layer": [4, 6], "n_embd": [128, 256], "dropout": [0.1, 0.2]}
 SEEDS = range(1, 9)
-UPDATES, EVALUATIONS = (
-    1500,
-    8.5,
-)  # of the grid's experiments in the mean: half make 1,000 updates, half 2,000, evaluated every 200
+UPDATES, EVALUATIONS = 1500, 8.5  # the grid's means: half of it makes 1,000 updates, half 2,000, evaluated every 200
 
 
 @dataclass

@@ -20,7 +20,7 @@ from nanostudy.model import graphs, kernels
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.randomness import dropout_words, keep_mask
 from nanostudy.settings import Experiment, Resources
-from nanostudy.training import run_folder
+from nanostudy.training import evaluation, run_folder
 from nanostudy.training.machine import Machine, resolve
 from nanostudy.training.train import Job
 from nanostudy.training.updates import Updates
@@ -44,6 +44,14 @@ WORDS = ("the", "sea", "is", "a", "song", "and", "no", "one", "hears", "it\n")
 needs_shakespeare = pytest.mark.skipif(
     locate_shakespeare() is None, reason="tiny Shakespeare is neither in NANOSTUDY_CORPORA nor in the cache"
 )
+
+
+class Silent:
+    """A study's listener that shows nothing."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+    def show(self, snapshot: object) -> None: ...
 
 
 def small(**settings) -> Experiment:
@@ -120,6 +128,14 @@ def no_report() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def small_evaluations() -> Iterator[None]:
+    """Batches of about the size of a test's text: by default most of a batch would be padding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(evaluation.TOKENS, "cpu", 256)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Small tensors gain nothing from more; some tests ask for other numbers."""
@@ -164,6 +180,19 @@ def written(tmp_path_factory):
     from nanostudy.reporting.write import publish
 
     return publish(Analysis(hostile()), tmp_path_factory.mktemp("report") / "report")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless. Skipped by name where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
 
 
 @pytest.fixture

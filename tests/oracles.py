@@ -1,4 +1,6 @@
-"""A GPT of plain torch modules, as nanoGPT writes it, with dropout masks made by hand: what a stack is compared with."""
+"""A GPT of plain torch modules, as nanoGPT writes it, with dropout masks made by hand: what a stack is compared with. And what
+operations are tried on.
+"""
 
 import math
 
@@ -9,6 +11,19 @@ from torch import nn
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.gpt import named_views
+from nanostudy.model.ops import DropoutKeys
+from nanostudy.model.randomness import dropout_keys, dropout_words
+
+
+def normal(*size, seed=0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def drop_of(rates, batch: int, site: int = 1) -> DropoutKeys:
+    """Of so many sequences of each of the members with these rates."""
+    keys_MB, rate_M = dropout_keys([*range(len(rates))], [7] * len(rates), range(batch), batch), torch.tensor(rates)
+    words = [word_SMB[site].flatten() for word_SMB in dropout_words(keys_MB, rate_M, site + 1)]
+    return DropoutKeys(*words, (1 / (1 - rate_M)).repeat_interleave(batch))
 
 
 class Masks:

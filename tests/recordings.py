@@ -7,14 +7,16 @@ class Recordings:
     def __init__(self):
         self.made = self.replayed = 0
 
-    def record(self, function):
+    def record(self, function, *inputs):
         self.made += 1
-        results = None
+        held, results = [one.clone() for one in inputs], None
 
-        def replay():
+        def replay(*inputs):
             nonlocal results
             self.replayed += 1
-            fresh = function()
+            for own, new in zip(held, inputs, strict=True):
+                own.copy_(new)
+            fresh = function(*held)
             if results is None:
                 results = fresh
             else:

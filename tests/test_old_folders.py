@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Silent
 
 import nanostudy
 from nanostudy.analysis.results import read_results
@@ -22,12 +23,6 @@ from nanostudy.training.samples import read_samples
 
 OLD = Path(__file__).parent / "fixtures" / "format-1"
 CPU = Resources(device="cpu", threads=1)
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from nanostudy.analysis.table_files import stem_of
 from nanostudy.atomic import sole_owner, whole_folder
 from nanostudy.data.corpus import Corpus
 from nanostudy.data.corpus import load_corpus as read_corpus
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.device import memory_errors
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop import runs
@@ -31,9 +32,10 @@ from nanostudy.notice import notify
 from nanostudy.reporting.notebook import NotebookAnalysis
 from nanostudy.result import Status
 from nanostudy.run import Run as Run
-from nanostudy.run import complete, has_begun, resume_command
+from nanostudy.run import complete, has_begun
 from nanostudy.run import load as load
 from nanostudy.settings import (
+    BESIDE,
     PLAN_OPTIONS,
     RUN_OPTIONS,
     SETTINGS,
@@ -44,13 +46,14 @@ from nanostudy.settings import (
     Where,
     names_of,
 )
-from nanostudy.settings_files import experiment_and_resources, read_settings
+from nanostudy.settings_files import experiment_and_resources, read_settings, resume_command
 from nanostudy.signals import stop_requests
 from nanostudy.study.definition import (
     Study,
     definitions,
     folder_of,
     has_study,
+    keep_of,
     read_study,
     study_of,
     with_assignments,
@@ -89,29 +92,29 @@ KAGGLE = Path("/kaggle/working")  # what Kaggle keeps of a saved version, as its
 
 
 @usage_errors
-def preset(name: str, **changes: Any) -> Experiment:
+def preset(name: str | Path, **changes: Any) -> Experiment:
     """The experiment of a preset, a settings file or a run folder, with these settings changed. Raises UsageError."""
     return _experiment(name, changes)[0]
 
 
 def _experiment(
     source: Experiment | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]
-) -> tuple[Experiment, Resources]:
-    """With the resources that a settings file may name."""
+) -> tuple[Experiment, dict[str, Any]]:
+    """With what a settings file may name beside it: resources and a tracker."""
     if isinstance(source, Experiment):
         settings = source.as_dict()
     else:
         settings = dict(source) if isinstance(source, Mapping) else read_settings(str(source))
-    given = {**settings, **changes}
-    return experiment_and_resources(
-        {canonical(name) if isinstance(name, str) else name: v for name, v in given.items()}
-    )
+    given = {
+        canonical(name) if isinstance(name, str) else name: value for name, value in {**settings, **changes}.items()
+    }
+    return experiment_and_resources(given)[0], {name: given[name] for name in BESIDE if name in given}
 
 
 @usage_errors
-def load_corpus(name: str, tokenizer: str = "char") -> Corpus:
+def load_corpus(name: str | Path, tokenizer: str | Tokenizer = "char") -> Corpus:
     """A text with its tokenizer and its two splits, by the name or path that `corpus=` takes. Raises UsageError, NanostudyError."""
-    return read_corpus(name, tokenizer)
+    return read_corpus(str(name), tokenizer)
 
 
 @usage_errors
@@ -143,11 +146,11 @@ def train(
     Called by each of the ranks that torchrun started, it trains on all of them together and returns the same run. The first
     rank reads the folder, writes it and listens. One rank reports what goes wrong, and the others raise ReportedElsewhere.
     """
-    experiment, named = _experiment(experiment, settings or {})
-    resources = resources or named
+    experiment, beside = _experiment(experiment, settings or {})
+    named = {name: value for name, value in beside.items() if resources is None or name in TRACKING}
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     with joined() as ranks, contextlib.ExitStack() as stack:
-        where = Where.of(TRAIN_OPTIONS, resources, options)
+        where = Where.of(TRAIN_OPTIONS, resources, {**named, **options})
         ranks.share(experiment.sequences_per_update)
         ranks.of_first(lambda: check_installed(where.track))
         machine = resolve(where.resources, ranks)
@@ -166,8 +169,7 @@ def train(
             ranks.agree({"compiled": machine.compiled})
             stopped = stack.enter_context(stop_requests())
             stack.enter_context(memory_errors())
-            hear, view = stack.enter_context(_listening(recorder, listen, where, ranks.first))
-            tick, doing = (view.tick, view.doing) if view else (_nothing, _nothing)
+            hear, tick, doing = stack.enter_context(_listening(recorder, listen, where, ranks.first))
             path = folder / run_folder.CHECKPOINT
             options = {"save_every": where.save_every, "stop": lambda: tick() or stopped(), "moments": True}
             for event in train_stack([job], corpus, machine, path, **options, ranks=ranks):
@@ -193,10 +195,12 @@ def _decisive(experiment: Experiment, corpus: Corpus, machine: Machine) -> dict[
 @contextlib.contextmanager
 def _listening(
     recorder: Recorder, listen: Callable[[Event], None] | None, where: Where, first: bool
-) -> Iterator[tuple[Callable[[Event], None], TrainingView | None]]:
-    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view."""
+) -> Iterator[tuple[Callable[..., None], ...]]:
+    """What calls, at the first rank, the run folder's recorder, then the view or `listen`, then the tracker; and the view's tick
+    and doing.
+    """
     if not first:
-        yield _nothing, None
+        yield _nothing, _nothing, _nothing
         return
     with TrainingView(recorder) if listen is None else contextlib.nullcontext(listen) as view:
         say = getattr(view, "say", None) or (lambda text: print(text, file=sys.stderr))
@@ -208,7 +212,7 @@ def _listening(
                 if tracked:
                     tracked.hear(event, recorder)
 
-            yield hear, view if isinstance(view, TrainingView) else None
+            yield hear, getattr(view, "tick", _nothing), getattr(view, "doing", _nothing)
 
 
 # --- studies
@@ -222,17 +226,16 @@ def _drafted(
     only: str | None,
 ) -> tuple[Design, list[Entry]]:
     """The study's design, and the experiments chosen from it; nothing is written. Raises UsageError."""
-    source = study_of(source) if isinstance(source, Mapping) else source
-    path = Path(out) if out is not None else folder_of(source.name if isinstance(source, Study) else str(source))
-    if isinstance(source, Study):
-        draft = design(path, with_assignments(source, settings or {}))
-        return draft, select(draft.requested, parts, only)
-    existing = definitions(Path(source)) if has_study(Path(source)) else []
-    if existing and not settings and path == Path(source):
-        draft = design(path)
-        return draft, select(draft.entries, parts, only)
-    study = with_assignments(existing[-1], settings or {}) if existing else read_study(str(source), settings or {})
-    draft = design(path, study)
+    study = study_of(source) if isinstance(source, Mapping) else source
+    name = study.name if isinstance(study, Study) else str(study)
+    path = Path(out) if out is not None else folder_of(name)
+    if not isinstance(study, Study):
+        existing = definitions(Path(name))
+        if existing and not settings and path == Path(name):
+            draft = design(path)
+            return draft, select(draft.entries, parts, only)
+        study = existing[-1] if existing else read_study(name)
+    draft = design(path, with_assignments(study, settings or {}))
     return draft, select(draft.requested, parts, only)
 
 
@@ -259,7 +262,7 @@ def run_study(
     check_installed(where.track)
     draft, chosen = _drafted(source, out, settings, parts, only)
     pool = make_pool(where, len(chosen), shapes_of(chosen, draft.inputs))
-    with contextlib.closing(pool.backend), open_study(draft.path, draft) as folder:
+    with contextlib.closing(pool.backend), open_study(draft) as folder:
         return _execute(folder, chosen, pool, where, listener)
 
 
@@ -283,7 +286,7 @@ def retry_study(
         names = [store.row(name).name for name in names]  # raises at an unknown one
         rows = [row for row in store.rows() if not names or row.name in names]
     failed = {row.name for row in rows if row.status is Status.FAILED}
-    keep = definitions(path)[-1].keep if has_study(path) else "none"
+    keep = keep_of(path)
     lost = {
         row.name
         for row in rows
@@ -294,10 +297,10 @@ def retry_study(
         which = " under these names" if names else ""
         raise UsageError(f"No experiment of {path} has failed{which}, and no result has lost its run folder.")
     notes = rebuild(path, lost)[2] if lost else []
-    with open_study(path) as folder:
+    with open_study(design(path)) as folder:
         folder.notes += notes
-        chosen = [entry for entry in folder.entries if entry.name in failed | lost]
-        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.inputs))
+        chosen = [entry for entry in folder.design.entries if entry.name in failed | lost]
+        pool = make_pool(where, len(chosen), shapes_of(chosen, folder.design.inputs))
         with contextlib.closing(pool.backend):
             folder.store.requeue(failed)
             return _execute(folder, chosen, pool, where, listener)
@@ -314,13 +317,15 @@ def _execute(folder: StudyFolder, chosen: Sequence[Entry], pool: Pool, where: Wh
         tracked = stack.enter_context(tracking(where, listener.say))
         stack.callback(_write_results, folder)
         Execution(
-            folder, chosen, pool.backend, pool.capacity, pool.requested, listener, stop, where.save_every, tracked
+            folder, chosen, pool.backend, pool.capacity, where.resources, listener, stop, where.save_every, tracked
         ).run()
     return Rows(folder.store.rows(names=[entry.name for entry in chosen]))
 
 
 def _notify(how: str, folder: StudyFolder, kind: type[BaseException] | None, problem: Any, _: Any) -> None:
-    message = f"{folder.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    message = (
+        f"{folder.design.study.name} {'has ended' if kind is None else f'was stopped ({problem or kind.__name__})'}"
+    )
     with contextlib.suppress(NanostudyError):  # its drive may be gone
         counts = folder.store.counts()
         message += f": {counts[Status.FINISHED]:,} of {sum(counts.values()):,} experiments finished"
@@ -401,8 +406,8 @@ def import_study(*tables: str | Path, out: str | Path | None = None, **columns: 
     """
     from nanostudy.reporting.table_import import import_results
 
-    folder = Path(out) if out is not None else Path("imports") / stem_of(Path(tables[0]))
-    return import_results(analyze(*tables, **columns).results, folder)
+    results = analyze(*tables, **columns).results
+    return import_results(results, Path(out) if out is not None else Path("imports") / stem_of(Path(tables[0])))
 
 
 def _folder(path: Path) -> Path | None:
@@ -422,7 +427,7 @@ def convert(
     out: str | Path | None = None,
     which: str | None = None,
     meta: str | Path | None = None,
-    characters: str | None = None,
+    characters: str | Path | None = None,
     overwrite: bool = False,
     **settings: Any,
 ) -> Conversion:
@@ -445,7 +450,8 @@ def convert(
         raise UsageError(
             "out, which and overwrite belong to --to nanogpt and --to huggingface; here --to names the new run."
         )
-    return _arrive(source, Path(to), Path(meta) if meta else None, characters, settings)
+    text = None if characters is None else str(characters)
+    return _arrive(source, Path(to), Path(meta) if meta else None, text, settings)
 
 
 class _Evaluated(Exception):
@@ -484,12 +490,15 @@ def _arrive(
 # --- notebooks
 
 
+@usage_errors
 def workspace(earlier: str | Path | None = None) -> Path:
     """The folder whose files outlast this session: `nanostudy` on the mounted Google Drive on Colab, in the output on Kaggle, and here elsewhere.
 
     Colab asks for the Drive the first time. `earlier` is a folder that an earlier session left, such as a Kaggle output that was
-    added as an input: what is not in the workspace yet is copied from it.
+    added as an input: what is not in the workspace yet is copied from it. Raises UsageError.
     """
+    if earlier is not None and not os.path.isdir(earlier):
+        raise UsageError(f"There is no folder {earlier}: name one that an earlier session left, or none.")
     if "google.colab" in sys.modules:
         from google.colab import drive
 
@@ -501,7 +510,7 @@ def workspace(earlier: str | Path | None = None) -> Path:
     else:
         place = Path("nanostudy-work")
     place.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(Path(earlier).iterdir()) if earlier else []:
+    for entry in [] if earlier is None else sorted(Path(earlier).iterdir()):
         if entry.is_dir() and not (place / entry.name).exists():
             with whole_folder(place / entry.name) as folder:
                 shutil.copytree(entry, folder, dirs_exist_ok=True)

@@ -49,11 +49,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object], before: Path
         raise NanostudyError(explain_writing(path, problem)) from problem
     if sys.platform != "win32":  # the rename must survive a power cut as well
         with contextlib.suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _flush(path.parent)
 
 
 def temporary_beside(path: Path, end: str = "tmp") -> Path:
@@ -84,7 +80,8 @@ def whole_folder(target: Path, overwrite: bool = False, replace: bool = False) -
             path.relative_to(temporary) for path in temporary.rglob("*") if path.is_symlink() or not path.is_dir()
         )
         for path in new:
-            _flush(temporary / path)
+            if not (temporary / path).is_symlink():
+                _flush(temporary / path)
         existing = not replace and target.is_dir() and any(target.iterdir())
         replaced = [str(path) for path in new if existing and os.path.lexists(target / path)]
         if replaced and not overwrite:
@@ -136,8 +133,8 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True
 
 
@@ -166,9 +163,12 @@ def check_free(target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    if path.is_file() and not path.is_symlink():
-        with open(path, "r+b" if sys.platform == "win32" else "rb") as file:
-            os.fsync(file.fileno())
+    """Of a file, or of a folder outside Windows."""
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _move(source: Path, target: Path) -> None:

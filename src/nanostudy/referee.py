@@ -25,8 +25,7 @@ from nanostudy.interop.nanogpt_config import read_config
 from nanostudy.result import Result
 from nanostudy.settings import FIELDS, RUN_OPTIONS, SETTINGS, Experiment, Resources, from_settings
 from nanostudy.settings_files import parse_assignments, read_settings
-from nanostudy.study.candidates import candidates_study
-from nanostudy.study.definition import Study, definitions, existing_folder
+from nanostudy.study.definition import Study, candidates_study, definitions, existing_folder
 from nanostudy.study.pool import workers_alike
 from nanostudy.study.progress import Listener
 from nanostudy.study.store import FILE, Store

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from nanostudy.interop import runs
 from nanostudy.measures import MEASURES
 from nanostudy.model.sample import generate
 from nanostudy.settings import Experiment, Resources, SamplingParams
-from nanostudy.settings_files import preset_names
+from nanostudy.settings_files import resume_command
 from nanostudy.study.definition import definitions, folder_of, has_study
 from nanostudy.study.names import label, varying
 from nanostudy.study.store import FILE, Store
@@ -143,7 +142,7 @@ class Run:
             raise UsageError(f"seed={seed} must be from 0 to 2**63 - 1.")
         prompt_ids = self.weights.tokenizer.encode(prompt or self.weights.tokenizer.opening)
         steps = generate(self.weights.params, self.weights.config, prompt_ids, [seed], count, tokens, sampling)
-        return (ids_MS[0] for ids_MS in steps)
+        return (ids_MS[0] for ids_MS, _ in steps)
 
 
 @usage_errors
@@ -193,12 +192,6 @@ def has_begun(folder: Path) -> bool:
     """Whether there is a checkpoint to go on from, or nothing left to do."""
     status = (run_folder.read_metadata(folder) or {}).get("status", "new")
     return checkpoint.exists(folder / run_folder.CHECKPOINT) or status in ("finished", "diverged")
-
-
-def resume_command(folder: Path) -> str:
-    named = str(folder)
-    named = os.path.join(".", named) if named in preset_names() else named
-    return f"nanostudy train {shlex.quote(named)}"
 
 
 def complete(folder: Path, machine: Machine, doing: Callable[[str], None] = lambda phase: None) -> Run:

@@ -275,9 +275,8 @@ BESIDE = (*RESOURCE_NAMES, *TRACKING)  # in a settings file, and no part of the 
 IN_FILES = (*FIELDS, *BESIDE)
 TRAIN_OPTIONS = (*BESIDE, "save_every")
 PLAN_OPTIONS = (*RESOURCE_NAMES, "executor", "workers", "address", "checkpoints")
-RUN_OPTIONS = tuple(
-    name for name in settings_of(Where) if name != "track_name"
-)  # each experiment has a name of its own
+# each experiment of a study has a name of its own
+RUN_OPTIONS = tuple(name for name in settings_of(Where) if name != "track_name")
 
 
 # --- sampling

@@ -17,7 +17,7 @@ from nanostudy.validation import canonical, check_names
 from nanostudy.yaml_input import LARGEST_FILE, parse_yaml
 
 PATHS = ("corpus", "init_from")  # settings that may name a file
-DEEPEST = 8  # parts of a path that a moved project may have above its files, and in it
+DEEPEST = 8  # folders upwards in which a moved file is looked for, and parts of its path that are tried
 IMPORTED = "imported.safetensors"  # in a run folder converted from nanoGPT: the weights that it goes on from
 
 
@@ -61,6 +61,13 @@ def read_settings(source: str) -> dict[str, Any]:
         settings["init_from"] = str(path.parent / IMPORTED)
     begun = (path.parent / "run.json").is_file()
     return {name: located(value, path.parent, begun) if name in PATHS else value for name, value in settings.items()}
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with a run folder, whatever it is called: a preset's name comes first in read_settings."""
+    named = str(folder)
+    named = os.path.join(".", named) if named in preset_names() else named
+    return f"nanostudy train {shlex.quote(named)}"
 
 
 def _as_corpus(source: str) -> str:

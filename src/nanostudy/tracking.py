@@ -175,7 +175,7 @@ class Tracking:
         self.track, self.where, self.say = where.track, where, say
         self.subjects: dict[str, Subject] = {}  # in training
         self.losses: dict[str, dict[str, float]] = {}  # of their last evaluations
-        self.queue: queue.SimpleQueue[tuple[Subject | None, str, Any, Any]] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[tuple[Subject, str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self.handled = 0
         self.problem: tuple[Subject, str] | None = None  # in whose training tracking ended early, and why
         self.noted = False
@@ -201,18 +201,16 @@ class Tracking:
             losses = self.losses.get(name, {}) if result.status is Status.FINISHED else {}
             scored = {f"val_loss_at_{context}": loss for context, loss in result.context_losses.items()}
             figures = {**result.measures, **losses, **scored}
-            self._send(name, "end", str(result.status), _named("final", figures))
-            self.subjects.pop(name, None)
+            self._end(name, str(result.status), _named("final", figures))
         elif isinstance(event, Stopped):
-            self._send(name, "end", "stopped", {})
-            self.subjects.pop(name, None)
+            self._end(name, "stopped", {})
         self._note()
 
     def close(self) -> None:
         """Waits until the tracker has handled everything, as long as it makes progress."""
         for name in list(self.subjects):
-            self._send(name, "end", "stopped", {})
-        self.queue.put((None, "", None, None))
+            self._end(name, "stopped", {})
+        self.queue.put(None)
         handled, since = self.handled, time.monotonic()
         while self.thread.is_alive() and time.monotonic() - since < PATIENCE:
             self.thread.join(0.1)
@@ -222,9 +220,14 @@ class Tracking:
         if self.thread.is_alive():
             self.say(f"tracking with {self.track} was left behind: it made no progress for {PATIENCE:.0f} seconds")
 
-    def _send(self, name: str, kind: str, first: Any = None, second: Any = None) -> None:
+    def _send(self, name: str, what: str, *values: Any) -> None:
+        """`what`: begin, or a method of Tracker with its values."""
         if name in self.subjects and self.problem is None:
-            self.queue.put((self.subjects[name], kind, first, second))
+            self.queue.put((self.subjects[name], what, values))
+
+    def _end(self, name: str, status: str, figures: Mapping[str, float]) -> None:
+        self._send(name, "end", status, figures)
+        self.subjects.pop(name, None)
 
     def _note(self) -> None:
         """Reports the problem once, to the user and in run.json; not from the tracker's thread, which does not own the run folder."""
@@ -243,17 +246,14 @@ class Tracking:
     def _follow(self) -> None:
         """The trackers' thread: runs until all trainings ended, or the first failure."""
         trackers: dict[str, Tracker] = {}
-        while True:
-            subject, kind, first, second = self.queue.get()
-            if subject is None:
-                return
+        for subject, what, values in iter(self.queue.get, None):
             try:
-                if kind == "begin":
+                if what == "begin":
                     trackers[subject.name] = TRACKERS[self.track](subject)
-                elif kind == "log":
-                    trackers[subject.name].log(first, second)
                 else:
-                    trackers.pop(subject.name).end(first, second)
+                    getattr(trackers[subject.name], what)(*values)
+                if what == "end":
+                    del trackers[subject.name]
             except BaseException as problem:  # SystemExit, too: it is the tracker's, not ours
                 lines = str(problem).strip().splitlines()
                 self.problem = (subject, f"{type(problem).__name__}{f': {lines[0]}' if lines else ''}")

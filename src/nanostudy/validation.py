@@ -57,48 +57,29 @@ EXPLAINED = {"epochs": EPOCHS, "epoch": EPOCHS, "n_epochs": EPOCHS, "num_epochs"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def setting(
-    default: Any,
-    kind: Kind,
-    meaning: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    pattern: str | None = None,
-    form: Callable[[Any], str] | None = None,
-) -> Any:
-    """A dataclass field that knows its kind, its meaning with its unit, and what it may be.
-
-    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
-    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
-    """
-    rules = {
-        "kind": kind,
-        "meaning": meaning,
-        "low": low,
-        "high": high,
-        "above": above,
-        "pattern": pattern,
-        "form": form,
-    }
-    return dataclasses.field(default=default, metadata=rules)
+def setting(default: Any, kind: Kind, meaning: str, **rules: Any) -> Any:
+    """A dataclass field that knows its kind, its meaning with its unit, and what it may be (`rules`, those of Setting)."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "meaning": meaning, **rules})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, as it was declared."""
+    """One setting, as it was declared.
+
+    `low` and `high` are included, `above` is not. A text must match the pattern, and its meaning begins with what that allows;
+    or `form` makes the text of what a person gives, such as a list, and raises ValueError where it cannot.
+    """
 
     name: str
     hint: Any  # its annotation
     default: Any
     kind: Kind
     meaning: str
-    low: float | None
-    high: float | None
-    above: float | None
-    pattern: str | None
-    form: Callable[[Any], str] | None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    pattern: str | None = None
+    form: Callable[[Any], str] | None = None
 
     @functools.cached_property
     def base(self) -> type:
@@ -142,11 +123,11 @@ class Setting:
 
     def bounds(self) -> str:
         """Its range in words; empty where it has none."""
-        least = f"at least {self.low:g}" if self.above is None and self.low is not None else ""
-        least = f"above {self.above:g}" if self.above is not None else least
-        if self.high is None or not least:
-            return least
-        return f"from {self.low:g} to {self.high:.12g}" if self.above is None else f"{least} and at most {self.high:g}"
+        if self.above is not None:
+            return f"above {self.above:g}{'' if self.high is None else f' and at most {self.high:g}'}"
+        if self.low is None:
+            return ""
+        return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:.12g}"
 
     def _typed(self, value: Any) -> Any:
         """Raises TypeError, ValueError or OverflowError where it is not of the type."""
@@ -186,7 +167,7 @@ def settings_of(kind: Any) -> dict[str, Setting]:
 
 
 def check(instance: Any) -> None:
-    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. Quick: a study makes a million."""
+    """Checks every setting of a dataclass and puts it into its type. Raises UsageError. It must be quick: a study makes a million."""
     for name, rule in settings_of(instance.__class__).items():
         value = getattr(instance, name)
         if value is None and rule.optional:
@@ -220,10 +201,10 @@ def check_names(names: Iterable[str], allowed: Iterable[str], own: Iterable[str]
         if name not in allowed:
             if str(name) in EXPLAINED:
                 raise UsageError(f"There is no setting {name}: {EXPLAINED[name]}")
-            if isinstance(name, str) and name in own:
+            if name in own:
                 raise UsageError(f"{name} is a setting of the experiment: give it as settings={{{name!r}: ...}}.")
-            if isinstance(name, str) and canonical(name) in allowed:
-                raise UsageError(f"There is no setting {_brief(name)}: it is called {canonical(name)}.")
+            if (own_name := canonical(str(name))) in allowed:
+                raise UsageError(f"There is no setting {_brief(name)}: it is called {own_name}.")
             near = difflib.get_close_matches(str(name)[:LONGEST_VALUE], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else f" Known settings: {', '.join(allowed)}."
             raise UsageError(f"There is no setting {_brief(name)}.{hint}")
@@ -242,13 +223,23 @@ def usage_errors(function: F) -> F:
                 f"{function.__name__}: {problem}. help(nanostudy.{function.__name__}) says more."
             ) from None
         for name, value in bound.items():
-            if "Path" in str(signature.parameters[name].annotation):
-                for each in value if isinstance(value, (list, tuple)) else (value,):
-                    if isinstance(each, (bool, int, float, bytes, set)):
-                        raise UsageError(f"{function.__name__}: {name} must be a name or a path, not {_brief(each)}.")
+            if kind := _missed(signature.parameters[name], value):
+                raise UsageError(f"{function.__name__}: {name} must be {kind}, not {_brief(value)}.")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _missed(parameter: inspect.Parameter, value: Any) -> str:
+    """What the parameter takes, where this is something else; empty where it may be that. Annotations are texts here."""
+    kind, several = str(parameter.annotation), parameter.kind is inspect.Parameter.VAR_POSITIONAL
+    if kind in ("str", "str | None") and not isinstance(value, str) and (value is not None or kind == "str"):
+        return "text"
+    if kind.startswith("Sequence") and isinstance(value, str):
+        return "a list"
+    no_path = (bool, int, float, bytes, set, list, tuple, *(() if "Mapping" in kind else (dict,)))
+    each = value if isinstance(value, (list, tuple)) and (several or kind.startswith("Sequence")) else (value,)
+    return "a name or a path" if "Path" in kind and any(isinstance(one, no_path) for one in each) else ""
 
 
 def takes(

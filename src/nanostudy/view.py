@@ -22,7 +22,6 @@ from rich.text import Text
 from nanostudy.data.corpus import LABELS, Corpus
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Status
-from nanostudy.study.definition import definitions
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.grid import Entry
 from nanostudy.study.listing import SHORTEST_NAME, shortened
@@ -37,12 +36,9 @@ from nanostudy.training.recorder import Recorder
 PRINTING = contextlib.suppress(OSError)  # a full disk, a closed pipe or a closed terminal ends no training
 PLAIN_INTERVAL = 30.0  # seconds between plain lines of a study's progress
 BAR = 16  # characters
-NARROW, WIDE = (
-    80,
-    100,
-)  # characters of a terminal: columns keep these least widths, so that they stand still; there is room for speeds
-COLUMNS = (8, 0, 10, 19, 10, 15)
-BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128
+NARROW, COLUMNS = 80, (8, 0, 10, 19, 10, 15)  # from so many characters on, columns have these least widths
+WIDE = 100  # characters of a terminal that has room for speeds
+BARS, SPARKS, MOST_POINTS = "▁▂▃▄▅▆▇█", 8, 128  # of a sparkline: heights, bars, losses that are kept
 MOST_ODD = 3  # notes on a study's unusual settings
 
 # a notebook's cell
@@ -224,24 +220,24 @@ class StudyView(View):
     def __init__(self, folder: StudyFolder, chosen: Sequence[Entry], pool: Pool) -> None:
         super().__init__(PLAIN_INTERVAL)
         self.folder, self.chosen, self.pool = folder, chosen, pool
-        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
-        self.varying = varying(definitions(folder.path))
+        self.iters = {entry.name: entry.experiment.max_iters for entry in folder.design.entries}
+        self.varying = varying(folder.design.studies)
         self.trails: dict[tuple[str, ...], Trail] = {}  # of what trains beside each other, at each moment
 
     def introduce(self) -> None:
-        folder, capacity = self.folder, self.pool.capacity
-        for corpus in folder.inputs.corpora.values():
+        design, capacity = self.folder.design, self.pool.capacity
+        for corpus in design.inputs.corpora.values():
             self.say_corpus(corpus)
-        self.say(f"study    {folder.study.name}: {counted(len(self.chosen), 'experiment')} of {len(folder.entries):,}")
-        self.say_notes([f"skipped as impossible: {text}" for text in folder.skipped])
+        self.say(f"study    {design.study.name}: {counted(len(self.chosen), 'experiment')} of {len(design.entries):,}")
+        self.say_notes([f"skipped as impossible: {text}" for text in design.skipped])
         threads = counted(self.pool.each.threads or 1, "thread")
         self.say(f"workers  {capacity.workers} on {capacity.device}, {threads} each, {capacity.precision}")
         experiments = [entry.experiment for entry in self.chosen]
         odd = list(dict.fromkeys(note for e in experiments for note in e.oddities))
         odd[MOST_ODD:] = [f"and {len(odd) - MOST_ODD} more like these"] if len(odd) > MOST_ODD else []
-        much = evaluation_note((e, folder.inputs.corpus(e)) for e in experiments)
+        much = evaluation_note((e, design.inputs.corpus(e)) for e in experiments)
         self.say_notes([*self.pool.notes, *odd, *filter(None, [much])])
-        self.say(f"folder   {folder.path}")
+        self.say(f"folder   {design.path}")
 
     def show(self, snapshot: Snapshot) -> None:
         width, most = self.room
@@ -264,18 +260,15 @@ class StudyView(View):
 
     def lines(self, workers: Mapping[int, Assignment], width: int, most: int) -> list[str]:
         """One line per worker, in columns, no wider than the terminal: names are cut."""
-        listed = sorted(workers.items())[: most if len(workers) <= most else most - 1]
-        cells = [(f"worker {worker}", each.label, *self.figures(each, width >= WIDE)) for worker, each in listed]
-        columns = zip(COLUMNS if width >= NARROW else [0] * len(COLUMNS), zip(*cells, strict=True), strict=False)
-        widths = [max(at_least, *map(len, column)) for at_least, column in columns]  # no cells: no columns
-        widths[1:2] = [min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))] if cells else []
-        lines = []
-        for worker, text, *figures in cells:
-            right = [figure.ljust(w) for figure, w in zip(figures, widths[2:], strict=True)]
-            lines.append(
-                "  ".join([worker.ljust(widths[0]), shortened(text, widths[1]).ljust(widths[1]), *right]).rstrip()
-            )
-        return [*lines, f"and {len(workers) - len(listed)} more workers"] if len(listed) < len(workers) else lines
+        shown = sorted(workers.items())[: most if len(workers) <= most else most - 1]
+        rows = [(f"worker {worker}", each.label, *self.figures(each, width >= WIDE)) for worker, each in shown]
+        columns = zip(COLUMNS if width >= NARROW else [0] * len(COLUMNS), zip(*rows, strict=True), strict=False)
+        widths = [max(at_least, *map(len, column)) for at_least, column in columns]  # no rows: no columns
+        if rows:
+            widths[1] = min(widths[1], width - sum(widths) + widths[1] - 2 * len(widths))
+        cut = [[shortened(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
+        lines = ["  ".join(cells).rstrip() for cells in cut]
+        return [*lines, f"and {len(workers) - len(shown)} more workers"] if len(shown) < len(workers) else lines
 
     def figures(self, assignment: Assignment, with_speed: bool) -> tuple[str, ...]:
         """How far the member is that is farthest behind, or another phase; loss; time left; tokens per second."""

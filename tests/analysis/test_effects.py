@@ -504,22 +504,6 @@ def test_repeats_of_a_seed_are_no_replicates():
     assert any("with another's settings and seed" in text for text in found.missing)
 
 
-def test_other_sources_are_blocks():
-    ours = synthetic({LAYERS: [2, 4], DROPOUT: [0.0, 0.2]}, {LAYERS: 0.1}, seeds=(1, 2), noise=0.001)
-    theirs = synthetic(
-        {LAYERS: [2, 4], DROPOUT: [0.0, 0.2]},
-        lambda s: 3.0 + 0.05 * (s[LAYERS] == 4),
-        seeds=(1, 2),
-        noise=0.001,
-        draw=1,
-    )
-    theirs.experiments["source"] = "table"
-    theirs.experiments["identity"] = None
-    found = effects(joined([ours, theirs]))
-    assert row(found, LAYERS)["effect"] == pytest.approx(0.075, abs=0.002)
-    assert found.shares["seeds of each source"] > 0.9
-
-
 @pytest.mark.parametrize(
     ("on_the_gpu", "sentence"),
     [

@@ -21,7 +21,7 @@ from nanostudy.measures import MEASURES
 from nanostudy.model.config import GPTConfig, count_parameters, flops_per_token
 from nanostudy.settings import FIELDS, Resources
 from nanostudy.study.definition import Study, definitions, read_study
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.store import Store
 from nanostudy.training.samples import Sample, read_samples, write_samples
 
@@ -205,7 +205,7 @@ def test_unfinished_run(text, tmp_path):
 
 def test_study_that_has_not_begun(text, tmp_path):
     study = Study("waiting", {**SMALL, "corpus": str(text)}, {"dropout": (0.0, 0.2)}, {"all": {}}, (1,))
-    with open_study(tmp_path / "waiting", study):
+    with open_study(design(tmp_path / "waiting", study)):
         pass
     found = read_results([tmp_path / "waiting"])
     assert list(found.experiments["status"]) == ["waiting", "waiting"]

@@ -10,7 +10,6 @@ import pytest
 from synthetic import synthetic
 
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.frames import joined
 from nanostudy.analysis.results import read_results
 from nanostudy.analysis.sources import sources
 from nanostudy.reporting.sections import document
@@ -26,9 +25,13 @@ def source(name, effects=TRUTH, factors=FACTORS, draw=0, noise=0.01, seeds=(1, 2
     return replace(results, title=name, experiments=table)
 
 
+def beside(one, *others):
+    return replace(one, others=others)
+
+
 def test_each_source_has_its_own_effects_and_shared_truth_is_no_disagreement():
     one, other = source("ours", draw=1), source("theirs", draw=2)
-    found = sources(joined([one, other]))
+    found = sources(beside(one, other))
     assert list(found.effects["source"]) == ["ours", "ours", "theirs", "theirs"]
     for row in found.effects.itertuples():
         alone = Analysis(one if row.source == "ours" else other).effects.table.set_index("term").loc[row.factor]
@@ -39,7 +42,7 @@ def test_each_source_has_its_own_effects_and_shared_truth_is_no_disagreement():
 
 def test_a_planted_disagreement_is_found_and_only_that():
     other = source("theirs", {"n_embd": -0.1, "dropout": 0.05}, draw=2)
-    found = sources(joined([source("ours", draw=1), other]))
+    found = sources(beside(source("ours", draw=1), other))
     row = found.differences.set_index("factor").loc["n_embd"]
     assert row["disagree"]
     assert row["low"] < 0.1 < row["high"]
@@ -52,7 +55,7 @@ def test_intervals_of_differences_hold_at_their_rate(pairs, most):
     wrong = 0
     for draw in range(pairs):
         pair = [source(name, draw=2 * draw + i, seeds=(1, 2, 3)) for i, name in enumerate(("ours", "theirs"))]
-        wrong += bool(sources(joined(pair)).differences["disagree"].any())
+        wrong += bool(sources(beside(*pair)).differences["disagree"].any())
     assert wrong <= most
 
 
@@ -60,7 +63,7 @@ def test_only_the_same_change_is_compared_and_other_settings_are_told():
     shifted = source(
         "theirs", {"n_embd": -0.1, "dropout": 0.05}, {"n_embd": [128, 256], "dropout": [0.0, 0.2]}, draw=2, n_layer=6
     )
-    found = sources(joined([source("ours", draw=1, n_layer=2), shifted]))
+    found = sources(beside(source("ours", draw=1, n_layer=2), shifted))
     assert set(found.effects["factor"]) == {"dropout"}
     unlike = found.settings.set_index("setting")
     assert list(unlike.loc["n_layer"]) == ["2", "6"]
@@ -69,15 +72,15 @@ def test_only_the_same_change_is_compared_and_other_settings_are_told():
 
 def test_one_source_and_sources_without_an_effect_in_common_are_not_compared():
     assert sources(source("ours")) is None
-    assert sources(joined([source("ours"), source("theirs", {}, {"batch_size": [4, 8]})])) is None
+    assert sources(beside(source("ours"), source("theirs", {}, {"batch_size": [4, 8]}))) is None
 
 
 def test_a_source_without_noise_is_shown_and_not_judged():
     silent = source("theirs", draw=2, noise=0.0, seeds=(1,))
-    found = sources(joined([source("ours", draw=1), silent]))
+    found = sources(beside(source("ours", draw=1), silent))
     assert found.differences["low"].isna().all()
     assert not found.differences["disagree"].any()
-    page = document(Analysis(joined([source("ours", draw=1), silent])))
+    page = document(Analysis(beside(source("ours", draw=1), silent)))
     (section,) = [section for section in page.sections if section.id == "sources"]
     assert "theirs shows no noise" in str(section.blocks)
 
@@ -91,6 +94,9 @@ def test_two_tables_with_other_headings_are_read_as_two_sources(tmp_path):
         table.insert(0, "run", [f"x{i // 3}" for i in range(len(cells))])
         table.to_csv(tmp_path / path, index=False)
     analysis = Analysis(read_results([tmp_path / "a.csv", tmp_path / "b.csv"]))
+    alone = Analysis(read_results([tmp_path / "a.csv"]))
+    pd.testing.assert_frame_equal(analysis.effects.table, alone.effects.table)  # the answer is of one source
+    assert analysis.results.notes[0] == "b stands beside a, of which the answer is alone."
     differences = analysis.sources.differences.set_index("factor")
     assert differences.loc["n_embd", "disagree"]
     assert differences.loc["n_embd", "difference"] == pytest.approx(-0.15, abs=0.03)

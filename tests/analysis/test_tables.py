@@ -226,8 +226,8 @@ def test_tables_that_contradict_each_other_are_two_sources(write):
     other = write("Experiment,Val Loss", f"{NAME},2.3760", f"{OTHER},2.4", name="b.csv")
     results = read_results([one, other])
     assert "a and b.csv contradict each other on 1 experiment, such as" in notes(results)
-    assert dict(results.experiments["source"]) == {NAME: "a", f"{NAME} (b)": "b", OTHER: "b"}
-    assert list(results.experiments["val_loss"]) == [2.3759, 2.376, 2.4]
+    assert dict(results.experiments["val_loss"]) == {NAME: 2.3759}
+    assert [dict(other.experiments["val_loss"]) for other in results.others] == [{NAME: 2.376, OTHER: 2.4}]
 
 
 def test_a_result_and_its_absence_do_not_contradict(write):
@@ -235,7 +235,8 @@ def test_a_result_and_its_absence_do_not_contradict(write):
     other = write("Experiment,Val Loss", f"{NAME},2.5", name="b.csv")
     assert only(read_results([one, other]))["val_loss"] == 2.5
     diverged = write("Experiment,Val Loss", f"{NAME},nan", name="c.csv")
-    assert list(read_results([diverged, other]).experiments["status"]) == ["diverged", "finished"]
+    two = read_results([diverged, other])
+    assert [only(one)["status"] for one in (two, *two.others)] == ["diverged", "finished"]
 
 
 def test_ids_that_two_tables_share_are_given_anew(write):
@@ -312,7 +313,7 @@ def test_tables_beside_a_run_are_read_together(write):
     one = write("Experiment,Val Loss", f"{NAME},2.3759", name="a.csv")
     other = write("Experiment,Val Loss", f"{NAME},2.4000", name="B.CSV")
     results = read_results([one, other])
-    assert list(results.experiments["val_loss"]) == [2.3759, 2.4]
+    assert [only(one)["val_loss"] for one in (results, *results.others)] == [2.3759, 2.4]
 
 
 # --- other people's tables
@@ -582,7 +583,7 @@ def test_hostile_text_does_no_harm(write, tmp_path):
     assert "<img src=x" not in page.replace(json.dumps("<img src=x"), "")
     assert "[a](javascript" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert not re.search(r"^=|,=", (tmp_path / "report" / "results.csv").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "7 finished" in " ".join(written.notes) or written.answer
+    assert "7 finished" in " ".join(written.document.notes) or written.document.answer
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,23 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from conftest import cache_in, write_text
 from rich.console import Console
-from test_cli import Outcome, contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
+from test_cli import contents, nanostudy, outcome, posix_only, said, start, unchanged, wait_for
 
 from nanostudy import api, view
-from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
 from nanostudy.study import database, forecast
 from nanostudy.study.definition import study_names
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, as_lines, fitted
 from nanostudy.study.notes import NOTES, Note, read_notes
 from nanostudy.study.plan import Capacity
@@ -58,19 +59,6 @@ NAMES = [f"b8_L1_H2_E{e}_BS4_MI6_D{d}_s1" for e in (16, 32) for d in (10, 20)]
 A_FORM = pytest.mark.parametrize("form", ["csv", "json"])
 
 
-def command(capsys, *args: str) -> Outcome:
-    """`nanostudy study ...` in this process."""
-    capsys.readouterr()
-    code = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["nanostudy", "study", *map(str, args)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-    return Outcome(code, *capsys.readouterr())
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch, undrawn) -> Path:
     """A folder with a text and a study file; no corpus is at hand but this."""
@@ -84,23 +72,9 @@ def here(tmp_path, monkeypatch, undrawn) -> Path:
 
 
 @pytest.fixture
-def study(here, capsys):
-    return lambda *args: command(capsys, *args)
-
-
-@pytest.fixture
-def call_of(here, capsys):
-    """`nanostudy WORD`."""
-
-    def call_of(word: str) -> Outcome:
-        capsys.readouterr()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["nanostudy", word])
-            with pytest.raises(SystemExit, match="0"):
-                cli.main()
-        return Outcome(0, *capsys.readouterr())
-
-    return call_of
+def study(here):
+    """`nanostudy study ...` in this process."""
+    return partial(call, "study")
 
 
 @contextlib.contextmanager
@@ -118,9 +92,7 @@ def finished(tmp_path_factory) -> Path:
         patch.chdir(folder)
         write_text(folder / "small.txt", 600)
         (folder / "mine.yaml").write_text(STUDY, encoding="utf-8")
-        patch.setattr(sys, "argv", ["nanostudy", "study", "run", "mine.yaml", "--out", "done", "--no-report", *INLINE])
-        with pytest.raises(SystemExit, match="0"):
-            cli.main()
+        assert call("study", "run", "mine.yaml", "--out", "done", "--no-report", *INLINE).code == 0
     return folder / "done"
 
 
@@ -301,7 +273,7 @@ def test_plan_for_other_machines(study, here, what):
 
 
 def test_plan_for_other_machines_as_json_and_csv(study, here):
-    (told,) = [study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "json")]
+    told = study("plan", "mine.yaml", "--plan-for", "2xA100", "--format", "json")
     said(told, 0)
     found = json.loads(told.out)
     assert (found["device"], found["workers"], found["precision"]) == ("A100", 2, "bf16")
@@ -353,7 +325,7 @@ def test_calibration_scales_a_micro_batch_to_the_update(here):
     """An update of forty micro-batches takes minutes on a small machine, and as long as forty of one."""
     backend = Fake((0, Measured(0.5, 1e-4)), (0, Done()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(), Resources(threads=1), ()))
+        patch.setattr(forecast, "make_pool", lambda *_: Pool(backend, capacity, Resources(threads=1), ()))
         backend.close = lambda: None
         capacity = Capacity("cpu", "fp32", 1, None)
         settings = {"gradient_accumulation_steps": "40"}
@@ -497,10 +469,7 @@ def test_a_note_of_what_is_not_there_and_a_damaged_file_are_told(study, done):
     (done / NOTES).write_text(f"{NAMES[0]}: {{star: often}}\n", encoding="utf-8")
     said(study("note", done, "1", "x"), 2, "notes.yaml.*must be a text")
     told = study("status", done)  # results are still listed
-    said(
-        told,
-        0,
-    )
+    said(told, 0)
     assert "4 of 4 experiments finished" in told.out
     assert "must be a text" in told.out
 
@@ -508,7 +477,7 @@ def test_a_note_of_what_is_not_there_and_a_damaged_file_are_told(study, done):
 # --- 80 columns
 
 
-def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
+def test_every_listing_fits_80_columns(study, done, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     said(study("note", done, "2", "a note that goes on and on " * 8, "--star"), 0)
     for words in (
@@ -522,7 +491,8 @@ def test_every_listing_fits_80_columns(study, call_of, done, monkeypatch):
         said(told, 0)
         assert max(map(len, told.out.splitlines())) <= 80, told.out
     for word in ("presets", "settings"):
-        told = call_of(word)
+        told = call(word)
+        assert told.code == 0
         assert max(map(len, told.out.splitlines())) <= 80, told.out
 
 
@@ -586,7 +556,7 @@ def test_a_table_that_is_too_wide_loses_columns_and_never_a_digit(done, monkeypa
         (["retry", "nothing"], "no study in nothing, and none in studies/nothing"),
         (["rebuild", "nothing"], "no study in nothing"),
         (["export", "nothing"], "no study in nothing"),
-        (["export", "nothing", "--layout", "round"], "'round' is not known: published"),
+        (["export", "nothing", "--layout", "round"], "'published', 'findings'"),
         (["merge", "nothing", "--into", "all"], "no study in nothing"),
     ],
 )
@@ -833,9 +803,9 @@ def shown(done, monkeypatch):
             return Console(file=text, force_terminal=width is not None, color_system=None, **size, **options)
 
         monkeypatch.setattr(view, "Console", console)
-        with open_study(done) as folder:
+        with open_study(design(done)) as folder:
             capacity, each = Capacity("cpu", "fp32", 2, None), Resources(threads=1)
-            looking = StudyView(folder, folder.entries, Pool(Fake(), capacity, each, each, ("a note",)))
+            looking = StudyView(folder, folder.design.entries, Pool(Fake(), capacity, each, ("a note",)))
             with looking:
                 begun = len(text.getvalue())
                 for snapshot in snapshots:

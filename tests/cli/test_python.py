@@ -4,22 +4,15 @@ import inspect
 from pathlib import Path
 
 import pytest
-from conftest import write_text
+from conftest import Silent, write_text
 
 import nanostudy
 from nanostudy.errors import UsageError
 from nanostudy.result import Status
 from nanostudy.study.listing import Rows
-from nanostudy.study.progress import Snapshot
 
 TINY = {"n_layer": 1, "n_head": 2, "block_size": 8, "batch_size": 4, "max_iters": 6, "warmup_iters": 2, "n_embd": 16}
 HERE = nanostudy.Resources(device="cpu", precision="fp32", threads=1)
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: Snapshot) -> None: ...
 
 
 @pytest.fixture
@@ -61,6 +54,11 @@ def test_the_interface_is_what_dir_shows():
     [
         (lambda: nanostudy.train(), "train: missing a required argument: 'experiment'"),
         (lambda: nanostudy.train(5), "experiment must be a name or a path, not 5"),
+        (lambda: nanostudy.train("quickstart", {"n_layer": 2}), "out must be a name or a path"),
+        (lambda: nanostudy.report("a", out=["b"]), "out must be a name or a path"),
+        (lambda: nanostudy.merge_study(["a", 5], into="b"), "sources must be a name or a path"),
+        (lambda: nanostudy.merge_study("a", into="b"), "sources must be a list, not 'a'"),
+        (lambda: nanostudy.run_study("quickstart", only={"dropout": 0.1}), "only must be text"),
         (lambda: nanostudy.train("quickstart", n_layer=2), r"settings=\{'n_layer': \.\.\.\}"),
         (lambda: nanostudy.train("quickstart", settings={"n_lyer": 2}), "Did you mean n_layer"),
         (lambda: nanostudy.train("quickstart", "out", 3), "too many positional arguments"),
@@ -70,6 +68,9 @@ def test_the_interface_is_what_dir_shows():
         (lambda: nanostudy.report(5), "paths must be a name or a path"),
         (lambda: nanostudy.judge("quickstart"), "missing a required argument: 'b'"),
         (lambda: nanostudy.load(3), "run must be a name or a path"),
+        (lambda: nanostudy.load_corpus(5), "name must be a name or a path"),
+        (lambda: nanostudy.import_study(), "Name at least one"),
+        (lambda: nanostudy.workspace("nowhere"), "no folder nowhere"),
     ],
 )
 def test_a_wrong_call_is_a_usage_error(here, call, message):

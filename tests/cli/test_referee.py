@@ -1,18 +1,17 @@
 """`study seeds`, `study confirm` and `judge` on real trainings of small models, as people meet them."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import cache_in, write_text
-from test_cli import Outcome, contents
+from commands import call
+from conftest import Silent, cache_in, write_text
+from test_cli import contents
 
 import nanostudy
 from nanostudy.analysis.judgement import Verdict
 from nanostudy.analysis.results import read_results
-from nanostudy.cli import main as cli
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.referee import LOOKS, read_recipe
 from nanostudy.study.definition import definitions
@@ -28,23 +27,6 @@ RECIPE = "corpus=small.txt n_layer=1 n_head=2 n_embd=16 block_size=8 batch_size=
 HERE = {"executor": "inline", "device": "cpu", "precision": "fp32", "threads": 1}
 INLINE = [word for name, value in HERE.items() for word in (f"--{name}", str(value))]
 CONFIRMATION = "studies/mine/confirmation"
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
-
-
-def command(capsys, *words: str) -> Outcome:
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["nanostudy", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return Outcome(end.code or 0, *capsys.readouterr())
-    return Outcome(0, *capsys.readouterr())
 
 
 def judge(a, b, **options):
@@ -79,38 +61,38 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
 # --- seeds
 
 
-def test_seeds_for_a_person_and_for_a_program(here, capsys):
-    found = command(capsys, "study", "seeds", "mine", "--difference", "0.02")
+def test_seeds_for_a_person_and_for_a_program(here):
+    found = call("study", "seeds", "mine", "--difference", "0.02")
     assert found.code == 0
     assert "80% to tell 0.02 nats per token" in found.out
-    record = json.loads(command(capsys, "study", "seeds", "mine", "--difference", "0.02", "--json").out)
+    record = json.loads(call("study", "seeds", "mine", "--difference", "0.02", "--json").out)
     assert record["decision"] in found.out
     assert record["difference"] == 0.02
     assert len(record["settings"]) == 2
     assert nanostudy.plan_seeds("mine", 0.02).best == record["best"]
-    assert command(capsys, "study", "seeds", "mine", "--difference", "0").code == 2
+    assert call("study", "seeds", "mine", "--difference", "0").code == 2
 
 
 # --- confirmation
 
 
-def test_the_best_is_confirmed_on_fresh_seeds_and_the_report_leads_with_it(here, capsys, undrawn):
+def test_the_best_is_confirmed_on_fresh_seeds_and_the_report_leads_with_it(here, undrawn):
     before = contents(here / "studies/mine")
-    plan = command(capsys, "study", "confirm", "mine", "--seeds", "3", "--dry-run", "--device", "cpu", "--threads", "1")
+    plan = call("study", "confirm", "mine", "--seeds", "3", "--dry-run", "--device", "cpu", "--threads", "1")
     assert (plan.code, "seeds 6 to 8" in plan.out, "experiments in" in plan.out) == (0, True, True)
     assert contents(here / "studies/mine") == before
-    done = command(capsys, "study", "confirm", "mine", "--seeds", "3", *INLINE)
+    done = call("study", "confirm", "mine", "--seeds", "3", *INLINE)
     assert done.code == 0
     assert "On 3 fresh seeds learning_rate 0.0" in " ".join(done.out.split())
     with Store.read(Path(CONFIRMATION, FILE)) as store:
         rows = store.rows()
     assert {row.experiment.seed for row in rows} == {6, 7, 8}
     assert {row.experiment.learning_rate for row in rows} == {0.02, 0.019}
-    report = command(capsys, "report", "mine")
+    report = call("report", "mine")
     assert report.out.startswith("1  What fresh seeds confirm\n   On 3 fresh seeds")
-    again = command(capsys, "study", "confirm", "mine", "--seeds", "3", *INLINE)  # nothing is trained twice
+    again = call("study", "confirm", "mine", "--seeds", "3", *INLINE)  # nothing is trained twice
     assert again.out.splitlines()[-6:] == done.out.splitlines()[-6:]
-    more = command(capsys, "study", "confirm", "mine", "--seeds", "4", *INLINE)
+    more = call("study", "confirm", "mine", "--seeds", "4", *INLINE)
     assert "On 4 fresh seeds" in more.out
     assert len(read_results([CONFIRMATION]).experiments) == 8
     assert len(definitions(Path(CONFIRMATION))) == 2
@@ -131,16 +113,16 @@ def test_seeds_that_the_study_took_since_are_not_fresh(here):
 # --- judge
 
 
-def test_a_change_is_kept_discarded_or_undecided_and_each_has_its_exit_code(here, capsys):
-    kept = command(capsys, "judge", f"{RECIPE} learning_rate=0.001", "learning_rate=0.02", "--seeds", "4", *INLINE)
+def test_a_change_is_kept_discarded_or_undecided_and_each_has_its_exit_code(here):
+    kept = call("judge", f"{RECIPE} learning_rate=0.001", "learning_rate=0.02", "--seeds", "4", *INLINE)
     assert kept.code == 0
     assert "\nKEEP      B is better than A: its loss is " in kept.out
     assert "cost      8 trainings, " in kept.out
-    turned = command(capsys, "judge", f"{RECIPE} learning_rate=0.02", "learning_rate=0.001", "--seeds", "4", *INLINE)
+    turned = call("judge", f"{RECIPE} learning_rate=0.02", "learning_rate=0.001", "--seeds", "4", *INLINE)
     assert turned.code == 3
     assert "\nDISCARD   B is worse than A: its loss is " in turned.out
     words = ["judge", f"{RECIPE} learning_rate=0.02", "learning_rate=0.019", "--seeds", "2", "--margin", "0", "--json"]
-    open_ = command(capsys, *words, *INLINE)
+    open_ = call(*words, *INLINE)
     record = json.loads(open_.out)
     assert (open_.code, record["verdict"]) == (4, "UNDECIDED")
     assert record["more_seeds"] > 0

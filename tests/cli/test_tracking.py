@@ -14,11 +14,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import call
 from conftest import SMALL, write_text
 
 import nanostudy
 from nanostudy import tracking
-from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.reporting import write
 from nanostudy.settings import TRACKING, Resources, Where
@@ -31,6 +31,11 @@ BATCH = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 class Ended(Exception):
     pass
+
+
+def end_at_15(event: Event) -> None:
+    if isinstance(event, Logged) and event.step == 15:
+        raise Ended
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +62,11 @@ def events_of(folder: Path) -> Any:
     found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     found.Reload()
     return found
+
+
+def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found = events_of(folder)
+    return {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
 def assert_told(folder: Path, told: dict[str, list[tuple[int, float]]], tolerance: float = 1e-6) -> None:
@@ -90,41 +100,21 @@ def assert_told(folder: Path, told: dict[str, list[tuple[int, float]]], toleranc
 
 def test_tensorboard_files_hold_the_tables_of_the_run(experiment, tmp_path) -> None:
     train(experiment, tmp_path / "run", "tensorboard")
+    assert_told(tmp_path / "run", scalars_of(tmp_path / "run"))
     found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
     settings = found.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| learning_rate | 0.001 |" in settings
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(found.summary_metadata)
 
 
-def test_a_resumed_run_goes_on_in_tensorboard(experiment, tmp_path) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_run_goes_on_in_tensorboard_or_begins_again(experiment, tmp_path, saved) -> None:
+    """Again where it was killed before its first checkpoint."""
     with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "tensorboard", stop, save_every=0.0)
+        train(experiment, tmp_path / "run", "tensorboard", end_at_15, save_every=0.0 if saved else 60.0)
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists() == saved
     train(experiment, tmp_path / "run", "tensorboard")
-    found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
-
-
-def test_a_run_that_begins_again_begins_again_in_tensorboard(experiment, tmp_path) -> None:
-    """It was killed before its first checkpoint."""
-
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
-    with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "tensorboard", stop)
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
-    train(experiment, tmp_path / "run", "tensorboard")
-    found = events_of(tmp_path / "run")
-    told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    assert_told(tmp_path / "run", told)
+    assert_told(tmp_path / "run", scalars_of(tmp_path / "run"))
 
 
 def test_a_study_tracks_each_of_its_experiments(experiment, tmp_path) -> None:
@@ -136,9 +126,7 @@ def test_a_study_tracks_each_of_its_experiments(experiment, tmp_path) -> None:
     )
     assert len(rows) == 2
     for row in rows:
-        found = events_of(tmp_path / "s" / row.name)
-        told = {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
-        assert_told(tmp_path / "s" / row.name, told)
+        assert_told(tmp_path / "s" / row.name, scalars_of(tmp_path / "s" / row.name))
 
 
 def test_tracking_changes_no_result(experiment, tmp_path) -> None:
@@ -267,12 +255,8 @@ def mlflow(monkeypatch) -> dict[str, Any]:
 
 
 def test_mlflow_gets_the_tables_once_though_the_run_was_resumed(experiment, tmp_path, mlflow) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, Logged) and event.step == 15:
-            raise Ended
-
     with pytest.raises(Ended):
-        train(experiment, tmp_path / "run", "mlflow", stop, save_every=1e9)
+        train(experiment, tmp_path / "run", "mlflow", end_at_15, save_every=1e9)
     assert FakeClient.store["runs"][0].status == "KILLED"
     train(experiment, tmp_path / "run", "mlflow")
     store = FakeClient.store
@@ -408,25 +392,23 @@ def test_a_tracker_that_hangs_delays_no_training(experiment, tmp_path, monkeypat
 # --- the ways in
 
 
-def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch, capsys) -> None:
+def test_a_settings_file_names_its_tracker_for_python_too(experiment, tmp_path) -> None:
+    settings = {**SMALL, "corpus": experiment.corpus, "sample_tokens": 5, "max_iters": 1, "track": "tensorboard"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(settings))
+    nanostudy.train(tmp_path / "mine.yaml", tmp_path / "run", resources=ONE, listen=lambda event: None)
+    assert events_of(tmp_path / "run").Tags()["scalars"]
+    nanostudy.train(tmp_path / "mine.yaml", tmp_path / "b", resources=ONE, listen=lambda event: None, track=None)
+    assert not (tmp_path / "b" / "tensorboard").exists()
+
+
+def test_the_command_takes_it_as_a_setting(experiment, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [f"{name}={value}" for name, value in {**SMALL, "corpus": experiment.corpus, "sample_tokens": 5}.items()]
-    monkeypatch.setattr(
-        sys, "argv", ["nanostudy", "train", "quickstart", *settings, "--track=tensorboard", "--out", "run"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
+    assert call("train", "quickstart", *settings, "--track=tensorboard", "--out", "run").code == 0
     assert events_of(tmp_path / "run").Tags()["scalars"]
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "train", "quickstart", "track=paper"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "track='paper' is not known" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "settings"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "track  " in capsys.readouterr().out
+    told = call("train", "quickstart", "track=paper")
+    assert told.code == 2
+    assert "track='paper' is not known" in told.err
 
 
 def test_nanogpts_wandb_log_is_the_same(tmp_path) -> None:

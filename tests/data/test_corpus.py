@@ -6,20 +6,20 @@ import http.client
 import io
 import math
 import os
-import sys
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanostudy.cli import main as cli
 from nanostudy.data import texts
-from nanostudy.data.corpus import Tokenizer, load_corpus
-from nanostudy.data.nanogpt_dataset import Table, write_dataset
+from nanostudy.data.corpus import load_corpus
+from nanostudy.data.nanogpt_dataset import write_dataset
 from nanostudy.data.texts import SHAKESPEARE_FILE, SHAKESPEARE_SHA256, fetch_shakespeare, find_text, locate_shakespeare
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 
 ASTRAL = st.characters(min_codepoint=0x10000)
@@ -135,7 +135,7 @@ def test_another_split_is_another_text_and_nanogpts_own_is_none(tmp_path):
 def test_a_dataset_of_nanogpts_has_no_test_part(tmp_path):
     corpus = load_corpus(write(tmp_path / "a.txt", "To be, or not to be. " * 50))
     (tmp_path / "set").mkdir()
-    write_dataset(tmp_path / "set", corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    write_dataset(tmp_path / "set", corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     assert load_corpus(str(tmp_path / "set")).sha256 == corpus.sha256
     with pytest.raises(UsageError, match=r"split=0\.8/0\.1/0\.1: set is a dataset .* no test part"):
         load_corpus(str(tmp_path / "set"), split="0.8/0.1/0.1")
@@ -392,10 +392,8 @@ def test_auto_takes_shakespeare_where_it_can(shakespeare, monkeypatch):
 
 
 @pytest.mark.parametrize("preset", ["shakespeare-cpu", "nanogpt-cpu"])
-def test_a_preset_named_for_shakespeare_takes_no_other_text(bare, monkeypatch, capsys, preset):
-    monkeypatch.setattr(sys, "argv", ["nanostudy", "train", preset, "max_iters=1", "--out", "run"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 1
-    assert "NANOSTUDY_CORPORA" in capsys.readouterr().err
+def test_a_preset_named_for_shakespeare_takes_no_other_text(bare, preset):
+    told = call("train", preset, "max_iters=1", "--out", "run")
+    assert told.code == 1
+    assert "NANOSTUDY_CORPORA" in told.err
     assert not (bare[0].parent / "run").exists()

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from conftest import needs_shakespeare, small, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nanostudy
-from nanostudy.cli import main as cli
-from nanostudy.data.corpus import Tokenizer, load_corpus
-from nanostudy.data.nanogpt_dataset import Table, read_dataset, write_dataset
+from nanostudy.data.corpus import load_corpus
+from nanostudy.data.nanogpt_dataset import read_dataset, write_dataset
 from nanostudy.data.texts import SHAKESPEARE_SHA256
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Experiment, Resources
 from nanostudy.settings_files import read_settings
@@ -43,7 +44,7 @@ def meta_of(characters: str) -> dict:
 def exported(text: Path, tokenizer: str, folder: Path) -> Path:
     corpus = load_corpus(str(text), tokenizer)
     folder.mkdir()
-    write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    write_dataset(folder, corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     return folder
 
 
@@ -75,7 +76,7 @@ def test_a_text_that_was_exported_is_the_same_experiment(tmp_path, tokenizer):
 @needs_shakespeare
 def test_shakespeare_from_nanogpt_is_shakespeare(tmp_path):
     corpus = load_corpus("shakespeare")
-    write_dataset(tmp_path, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+    write_dataset(tmp_path, corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     found = load_corpus(str(tmp_path))
     assert found.sha256 == SHAKESPEARE_SHA256
     assert (len(found.train.tokens), len(found.val.tokens)) == (1003854, 111540)  # as prepare.py says
@@ -150,9 +151,9 @@ def test_the_tokenizer_is_the_folders(tmp_path):
 
 
 def test_too_many_characters_for_two_bytes(tmp_path):
-    table = Table("char", "".join(map(chr, range(0x20000, 0x20000 + 2**16 + 1))))
+    tokenizer = Tokenizer("char", "".join(map(chr, range(0x20000, 0x20000 + 2**16 + 1))))
     with pytest.raises(UsageError, match=r"65,537.*two bytes"):
-        write_dataset(tmp_path, np.zeros(3), np.zeros(3), table)
+        write_dataset(tmp_path, np.zeros(3), np.zeros(3), tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,35 +175,25 @@ def test_a_folder_trains_like_its_text(tmp_path, monkeypatch):
 # --- the commands
 
 
-def main(monkeypatch, *args: str) -> int:
-    monkeypatch.setattr("sys.argv", ["nanostudy", *map(str, args)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_export_and_show(tmp_path, monkeypatch, capsys):
+def test_export_and_show(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "words.txt")
     Path("data").mkdir()
     Path("data/prepare.py").write_text("mine")
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data") == 0
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "new/data", "--tokenizer", "byte") == 0
+    assert call("corpus", "export", "words.txt", "--out", "data").code == 0
+    assert call("corpus", "export", "words.txt", "--out", "new/data", "--tokenizer", "byte").code == 0
     assert {path.name for path in Path("data").iterdir()} == {"prepare.py", "train.bin", "val.bin", "meta.pkl"}
-    assert read_dataset(Path("new/data")).table == Table("byte")
-    capsys.readouterr()
-    assert main(monkeypatch, "corpus", "show", "data") == 0
-    assert "1,350 characters" in capsys.readouterr().out
+    assert read_dataset(Path("new/data")).tokenizer == Tokenizer("byte")
+    assert "1,350 characters" in call("corpus", "show", "data").out
     Path("data/val.bin").write_bytes(b"\0\0")
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data") == 2
-    assert "--overwrite" in capsys.readouterr().err
+    told = call("corpus", "export", "words.txt", "--out", "data")
+    assert told.code == 2
+    assert "--overwrite" in told.err
     assert Path("data/val.bin").read_bytes() == b"\0\0"
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "data", "--overwrite") == 0
+    assert call("corpus", "export", "words.txt", "--out", "data", "--overwrite").code == 0
     assert len(Path("data/val.bin").read_bytes()) == 300
-    assert main(monkeypatch, "corpus", "export", "words.txt", "--out", "words.txt") == 2
-    assert main(monkeypatch, "corpus", "export", "missing", "--out", "there") == 2
+    assert call("corpus", "export", "words.txt", "--out", "words.txt").code == 2
+    assert call("corpus", "export", "missing", "--out", "there").code == 2
     assert not Path("there").exists()
     assert not list(tmp_path.rglob(".*.tmp"))
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from commands import call
 from conftest import without_report
 from markdown import PAGES, ROOT, Block, anchors, blocks, links, prose
 from module_tree import PAGE, SOURCE, first_line, modules, spine_lines, with_tree
@@ -69,9 +70,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (home / "config").mkdir()
         (home / "config" / "train_shakespeare_char.py").write_text(NANOGPT_CONFIG, encoding="utf-8")
         patch.chdir(home)
-        call("train", "quickstart")
-        call("study", "run", "quickstart")
-        call("convert", "runs/quickstart", "--to", "nanogpt", "--out", "out-shakespeare-char")
+        succeed("train", "quickstart")
+        succeed("study", "run", "quickstart")
+        succeed("convert", "runs/quickstart", "--to", "nanogpt", "--out", "out-shakespeare-char")
         for name in ("anna.csv", "ben.csv", "theirs.csv"):
             shutil.copy("studies/quickstart/results.csv", name)
         yield home
@@ -117,19 +118,11 @@ def everywhere(patch: pytest.MonkeyPatch, function: Callable[..., object], other
             patch.setattr(module, function.__name__, other)
 
 
-def call(*arguments: str) -> str:
-    """What a command prints; it must succeed."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["nanostudy", *arguments])
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    assert code in (EXIT_CODES.values() if arguments[0] == "judge" else (0,)), (
-        f"nanostudy {' '.join(arguments)}: {err.getvalue() or out.getvalue()}"
-    )
-    return out.getvalue()
+def succeed(*words: str) -> str:
+    """What a command prints."""
+    told = call(*words)
+    assert told.code in (EXIT_CODES.values() if words[0] == "judge" else (0,)), f"nanostudy {' '.join(words)}: {told}"
+    return told.out
 
 
 # --- blocks are run
@@ -172,7 +165,7 @@ def run(words: list[str], block: Block) -> None:
     elif block.reason or any(option in " ".join(words) for option in ELSEWHERE):
         parse(rest)
     else:
-        assert call(*rest), f"{block}: {' '.join(words)} prints nothing"
+        assert succeed(*rest), f"{block}: {' '.join(words)} prints nothing"
 
 
 def parse(words: list[str]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from conftest import without_report, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nanostudy
-from nanostudy.cli import main as cli
-from nanostudy.data.corpus import Tokenizer
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.interop import huggingface
 from nanostudy.model.gpt import forward, named_views
 from nanostudy.settings import Experiment, Resources
@@ -174,21 +174,15 @@ def test_the_card_reports_data_settings_and_losses_and_its_code_runs(plain, monk
 
 
 @pytest.mark.usefixtures("plain")
-def test_the_commands(monkeypatch, capsys):
-    def main(*args: str) -> int:
-        monkeypatch.setattr("sys.argv", ["nanostudy", *args])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    assert main("convert", "run", "--to", "huggingface", "--out", "hf", "--which", "last") == 0
-    assert "last weights" in capsys.readouterr().out
+def test_the_commands():
+    told = call("convert", "run", "--to", "huggingface", "--out", "hf", "--which", "last")
+    assert told.code == 0
+    assert "last weights" in told.out
     load(Path("hf"))
-    assert main("convert", "run", "--to", "huggingface", "--out", "hf") == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert main("convert", str(Path("run") / "best.safetensors"), "--to", "huggingface", "--out", "two") == 0
+    told = call("convert", "run", "--to", "huggingface", "--out", "hf")
+    assert told.code == 2
+    assert "--overwrite" in told.err
+    assert call("convert", Path("run") / "best.safetensors", "--to", "huggingface", "--out", "two").code == 0
     load(Path("two"))
 
 

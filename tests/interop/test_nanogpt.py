@@ -3,7 +3,6 @@
 import math
 import os
 import pickle
-import sys
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -12,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from conftest import write_text
 
 import nanostudy
-from nanostudy.cli import main as cli
-from nanostudy.data.nanogpt_dataset import Table, read_meta
+from nanostudy.data.nanogpt_dataset import read_meta
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.interop.nanogpt import read_checkpoint
 from nanostudy.model.gpt import forward, named_views
@@ -195,16 +195,6 @@ def refusal(action, *words: str) -> str:
     return message
 
 
-def main(*args: str) -> int:
-    """cli.main in this process; its exit code."""
-    try:
-        sys.argv = ["nanostudy", *map(str, args)]
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 # --- in
 
 
@@ -259,7 +249,7 @@ def resume(folder: Path | str) -> nanostudy.Run:
     return nanostudy.train(settings_of(folder), folder, resources=CPU, listen=lambda event: None)
 
 
-def test_the_one_who_came_goes_wherever_the_folder_goes(here):
+def test_a_converted_run_goes_on_wherever_its_folder_is_moved(here):
     nanostudy.convert(put(here, nanogpt_checkpoint(False)), here / "run", **ON_CPU)
     (here / "elsewhere").mkdir()
     (here / "run").rename(here / "elsewhere" / "mine")
@@ -273,13 +263,13 @@ def test_settings_of_the_checkpoint_and_of_the_command(here):
     experiment = settings_of("run")
     assert (experiment.max_iters, experiment.learning_rate, experiment.beta2) == (12, 0.5, 0.95)
     assert (experiment.bias, experiment.n_embd, experiment.grad_clip, experiment.seed) == (True, 8, 0.5, 1337)
-    assert main("convert", "out/ckpt.pt", "--to", "other", "max_iters=3") == 2
-    assert main("convert", "out/ckpt.pt", "--to", "other", "n_embd=16") == 2
-    assert main("convert", "out/ckpt.pt", "--to", "other", "n_emdb=16") == 2
+    assert call("convert", "out/ckpt.pt", "--to", "other", "max_iters=3").code == 2
+    assert call("convert", "out/ckpt.pt", "--to", "other", "n_embd=16").code == 2
+    assert call("convert", "out/ckpt.pt", "--to", "other", "n_emdb=16").code == 2
     assert not Path("other").exists()
 
 
-def test_what_comes_is_evaluated_wherever_it_stands(here):
+def test_a_converted_checkpoint_is_evaluated_at_any_update(here):
     done = nanostudy.convert(put(here, nanogpt_checkpoint(False)), "run", eval_interval=5, max_iters=11, **ON_CPU)
     assert any("update 7: train 1.5476, val 1.6081" in note for note in done.notes)
     assert "7 of 11 updates" in done.notes[-1]
@@ -287,22 +277,23 @@ def test_what_comes_is_evaluated_wherever_it_stands(here):
     assert [row["step"] for row in read_rows(Path("run/evaluations.csv"))] == [7, 10, 11]
 
 
-def test_a_finished_checkpoint_becomes_a_finished_run(tmp_path, monkeypatch, capsys):
+def test_a_finished_checkpoint_becomes_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # this one writes its report
     content = nanogpt_checkpoint(False)
     content["config"]["max_iters"] = 7
     put(tmp_path, content)
-    assert main("convert", "out/ckpt.pt", "--to", "run", "device=cpu", "precision=fp32", "threads=1") == 0
-    assert "update 7: train 1.5476, val 1.6081" in capsys.readouterr().out
+    told = call("convert", "out/ckpt.pt", "--to", "run", "device=cpu", "precision=fp32", "threads=1")
+    assert told.code == 0
+    assert "update 7: train 1.5476, val 1.6081" in told.out
     metadata = read_metadata(Path("run"))
     assert (metadata["status"], metadata["updates"]) == ("finished", 7)
     assert "nanoGPT" in Path("run/report.md").read_text(encoding="utf-8")
     assert len(nanostudy.load("run").sample(tokens=20)) == 1
     assert not Path("run/checkpoint.safetensors").exists()
-    assert main("train", "run") == 0  # a result is only loaded
+    assert call("train", "run").code == 0  # a result is only loaded
 
 
-def test_a_run_that_came_is_not_the_one_that_was_trained_here(here):
+def test_a_converted_run_is_another_experiment_than_one_trained_here(here):
     """Whoever trains with the same settings, or starts afresh from the same weights, makes another experiment."""
     put(here, nanogpt_checkpoint(False))
     nanostudy.convert("out/ckpt.pt", "run", **ON_CPU)
@@ -363,7 +354,7 @@ def test_an_optimizer_in_another_layout_is_left_out_and_reported(here):
     refusal(lambda: nanostudy.convert("out/ckpt.pt", "other", max_iters=9), "max_iters", "optimizer", "init_from")
 
 
-def test_the_checkpoint_that_a_run_goes_on_from_is_gone(here):
+def test_a_converted_run_without_its_checkpoint_does_not_begin_again(here):
     put(here, nanogpt_checkpoint(False))
     nanostudy.convert("out/ckpt.pt", "run", **ON_CPU)
     for path in Path("run").glob("checkpoint*"):
@@ -452,12 +443,12 @@ def test_what_is_odd_beside_the_weights_does_not_keep_them_out(here, change):
     assert len(nanostudy.load("run").sample(tokens=3)[0]) == 3
 
 
-def test_what_a_user_of_nanogpt_tries_first(here, capsys):
+def test_what_a_user_of_nanogpt_tries_first(here):
     put(here, nanogpt_checkpoint(False))
-    assert main("sample", "out/ckpt.pt") == 2
-    assert "nanostudy convert" in capsys.readouterr().err
-    assert main("train", "out") == 2
-    assert "nanostudy convert out/ckpt.pt" in capsys.readouterr().err
+    for words in (("sample", "out/ckpt.pt"), ("train", "out")):
+        told = call(*words)
+        assert told.code == 2
+        assert "nanostudy convert out/ckpt.pt" in told.err
 
 
 # --- hostile files
@@ -474,14 +465,14 @@ class Trap:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_checkpoint_that_carries_code_is_refused_and_named(here, legacy, capsys):
+def test_a_checkpoint_that_carries_code_is_refused_and_named(here, legacy):
     sprung = here / "sprung"
     path = here / "ckpt.pt"
     torch.save({**nanogpt_checkpoint(False), "config": Trap(sprung)}, path, _use_new_zipfile_serialization=not legacy)
-    assert main("convert", path, "--to", "run") == 1
-    message = capsys.readouterr().err
-    assert "ckpt.pt carries code" in message
-    assert f"{os.system.__module__}.system" in message
+    told = call("convert", path, "--to", "run")
+    assert told.code == 1
+    assert "ckpt.pt carries code" in told.err
+    assert f"{os.system.__module__}.system" in told.err
     assert not sprung.exists()
     assert not Path("run").exists()
     torch.load(path, weights_only=False)
@@ -614,7 +605,7 @@ def test_a_meta_of_any_order_and_either_direction(here):
     path = here / "meta.pkl"
     for meta in ({"itos": {0: "b", 1: "\n", 2: "a"}}, {"itos": ["b", "\n", "a"]}, {"stoi": {"a": 2, "b": 0, "\n": 1}}):
         path.write_bytes(pickle.dumps(meta, protocol=2))
-        assert read_meta(path) == Table("char", "b\na")
+        assert read_meta(path) == Tokenizer("char", "b\na")
 
 
 # --- out
@@ -633,7 +624,7 @@ def assert_same(loaded: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_came_leaves_as_it_was(here, bias):
+def test_a_converted_checkpoint_converts_back_unchanged(here, bias):
     """Weights, AdamW's state and its groups, in nanoGPT's order: nanoGPT resumes as if nothing had happened."""
     content = nanogpt_checkpoint(bias)
     nanostudy.convert(put(here, content), "run", **ON_CPU)
@@ -724,24 +715,25 @@ def test_a_run_that_was_interrupted_leaves_from_where_it_stands(here):
 
 def test_nothing_is_overwritten_without_being_reported(here):
     run = trained(here)
-    assert main("convert", run, "--to", "nanogpt", "--out", "out") == 0
+    assert call("convert", run, "--to", "nanogpt", "--out", "out").code == 0
     Path("out/mine.txt").write_text("mine")
     before = Path("out/ckpt.pt").read_bytes()
     Path("out/ckpt.pt").write_bytes(b"changed")
-    assert main("convert", run, "--to", "nanogpt", "--out", "out") == 2
+    assert call("convert", run, "--to", "nanogpt", "--out", "out").code == 2
     assert Path("out/ckpt.pt").read_bytes() == b"changed"
-    assert main("convert", run, "--to", "nanogpt", "--out", "out", "--overwrite") == 0
+    assert call("convert", run, "--to", "nanogpt", "--out", "out", "--overwrite").code == 0
     assert len(Path("out/ckpt.pt").read_bytes()) == len(before)
     assert Path("out/mine.txt").read_text() == "mine"
-    assert main("convert", "out/ckpt.pt", "--to", run) == 2
-    assert main("convert", "out/ckpt.pt", "--to", "out") == 2
+    assert call("convert", "out/ckpt.pt", "--to", run).code == 2
+    assert call("convert", "out/ckpt.pt", "--to", "out").code == 2
     assert not list(here.glob(".*.tmp"))
 
 
-def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here, capsys):
+def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here):
     run = trained(here, tokenizer="byte")
-    assert main("convert", run, "--to", "nanogpt", "--out", "out") == 0
-    assert "Latin-1" in capsys.readouterr().out
+    told = call("convert", run, "--to", "nanogpt", "--out", "out")
+    assert told.code == 0
+    assert "Latin-1" in told.out
     meta = pickle.loads(Path("out/meta.pkl").read_bytes())
     assert (meta["vocab_size"], meta["stoi"]["A"], meta["itos"][0xE9]) == (256, 65, "é")
     nanostudy.convert("out/ckpt.pt", "again", corpus=str(here / "small.txt"), **ON_CPU)
@@ -761,18 +753,19 @@ def test_bytes_leave_as_latin_1_and_come_back_as_bytes(here, capsys):
         (("mine", "--to", "nanogpt", "--which", "first"), "best or last"),
         (("mine", "--to", "nanogpt", "--out", "small.txt"), "small.txt"),
         (("out/ckpt.pt", "--to", "new", "--which", "best"), "which"),
+        (("out/ckpt.pt", "--to", "new", "meta=out/meta.pkl"), "write --meta"),
         (("out/ckpt.pt", "--to", "new", "--meta", "missing.pkl"), "missing.pkl"),
         (("out/ckpt.pt", "--to", "new", "--meta", "out/meta.pkl", "--characters", "small.txt"), "Give one"),
         (("small.txt", "--to", "new"), "small.txt"),
     ],
 )
-def test_mistakes_are_reported(here, capsys, args, words):
+def test_mistakes_are_reported(here, args, words):
     trained(here)
     nanostudy.convert("mine", "nanogpt", out="out")
-    assert main("convert", *args) in (1, 2)
-    captured = capsys.readouterr()
-    assert words in captured.err
-    assert "Traceback" not in captured.err
+    told = call("convert", *args)
+    assert told.code in (1, 2)
+    assert words in told.err
+    assert "Traceback" not in told.err
     assert not Path("new").exists()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 from conftest import write_text
 
-from nanostudy.cli import main as cli
 from nanostudy.errors import UsageError
 from nanostudy.interop.assignments import MOST_FILES, Assignments
 from nanostudy.interop.literals import Code
@@ -79,15 +79,6 @@ def assignments(path: Path, known: dict) -> dict:
 
 def settings_of(text: str, **overrides: str) -> dict:
     return read_config(put(text), {"corpus": "playhouse", **overrides}).settings
-
-
-def main(*args: str, monkeypatch) -> int:
-    monkeypatch.setattr("sys.argv", ["nanostudy", *map(str, args)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_defaults_are_those_of_train_py():
@@ -413,40 +404,37 @@ def test_shakespeare_char_is_shakespeare_until_it_is_prepared(here):
 # --- the command
 
 
-def test_a_configuration_trains(here, monkeypatch, capsys):
+def test_a_configuration_trains(here):
     write_text(Path("words.txt"))
-    assert main("corpus", "export", "words.txt", "--out", "data/tiny", monkeypatch=monkeypatch) == 0
+    assert call("corpus", "export", "words.txt", "--out", "data/tiny").code == 0
     put(SMALL)
-    command = (
-        "train",
-        "small.py",
-        "--max_iters=6",
-        "eval_interval=3",
-        "--compile=True",
-        "threads=1",
-        "sample_tokens=5",
-    )
-    assert main(*command, monkeypatch=monkeypatch) == 0
-    message = capsys.readouterr().out
-    assert "small.py, read and not executed" in message
+    settings = "--max_iters=6 eval_interval=3 --compile=True threads=1 sample_tokens=5"
+    command = ("train", "small.py", *settings.split())
+    told = call(*command)
+    assert told.code == 0
+    assert "small.py, read and not executed" in told.out
     for name in ("eval_iters = 20", "wandb_log = False", "wandb_run_name = 'small' + "):
-        assert f"unused   {name}" in message
+        assert f"unused   {name}" in told.out
     metadata = read_metadata(Path("out-small"))
     assert (metadata["status"], metadata["settings"]["max_iters"]) == ("finished", 6)
     assert (metadata["settings"]["seed"], metadata["machine"]["precision"]) == (1337, "fp32")
-    assert main("train", "out-small", monkeypatch=monkeypatch) == 0
-    assert main(*command, "--out", "mine", monkeypatch=monkeypatch) == 0
+    assert call("train", "out-small").code == 0
+    assert call(*command, "--out", "mine").code == 0
     assert read_metadata(Path("mine"))["identity"] == metadata["identity"]
-    assert main("train", "small.py", "--max_iters=7", monkeypatch=monkeypatch) == 1  # out-small holds another run
-    assert "another run" in capsys.readouterr().err
+    told = call("train", "small.py", "--max_iters=7")
+    assert told.code == 1
+    assert "out-small holds another run" in told.err
 
 
-def test_dashes_are_allowed_for_presets_too(here, monkeypatch, capsys):
+def test_dashes_are_allowed_for_presets_too(here):
     write_text(Path("words.txt"))
     shape = ("--n_layer=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--sample_tokens=3", "--threads=1")
-    assert main("train", "quickstart", "--corpus=words.txt", *shape, "--max_iters=1", monkeypatch=monkeypatch) == 0
-    assert main("train", "quickstart", "--max_itres=1", monkeypatch=monkeypatch) == 2
-    assert "max_iters" in capsys.readouterr().err
-    assert main("train", "quickstart", "--what", monkeypatch=monkeypatch) == 2
-    assert main("train", "missing.py", monkeypatch=monkeypatch) == 2
-    assert "missing.py" in capsys.readouterr().err
+    assert call("train", "quickstart", "--corpus=words.txt", *shape, "--max_iters=1").code == 0
+    for words, message in (
+        (("quickstart", "--max_itres=1"), "max_iters"),
+        (("quickstart", "--what"), "--what"),
+        (("missing.py",), "missing.py"),
+    ):
+        told = call("train", *words)
+        assert told.code == 2
+        assert message in told.err

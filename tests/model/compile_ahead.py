@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -24,7 +25,7 @@ from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import State, window_losses
 from nanostudy.model.gpt import working_copies
 from nanostudy.model.kernels import gpu, triton_kernels
-from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
+from nanostudy.model.ops import DropoutKeys
 from nanostudy.model.optim import StepSettings
 from nanostudy.settings import Experiment
 from nanostudy.training import trial
@@ -130,11 +131,8 @@ class Launches(TorchDispatchMode):
 def machine_of(device):
     """(a machine in bf16 that remembers launches, what it remembers)"""
     recorder = Recorder()
-    own = gpu._Triton(recorder)
-    ops = REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
-    return SimpleNamespace(
-        device=torch.device(device), dtype=torch.bfloat16, compiled=False, ops=ops
-    ), recorder.launches
+    facts = {"device": torch.device(device), "dtype": torch.bfloat16, "compiled": False, "ops": gpu._Triton(recorder)}
+    return SimpleNamespace(**facts), recorder.launches
 
 
 def launches_of_an_update(experiments, evaluates=False):
@@ -156,9 +154,8 @@ def launches_of_an_update(experiments, evaluates=False):
 def launches_of_a_trial(experiment):
     """What trial.py launches for it."""
     machine, made = machine_of("cpu")
-    e = experiment
-    shape = trial.Shape(e.n_head, e.n_embd, e.bias, e.tie_embeddings, e.dropout > 0, 65, torch.uint8)
-    trial._try.__wrapped__(machine, shape)
+    smallest = replace(experiment, n_layer=1, block_size=trial.POSITIONS, batch_size=1)
+    trial._try.__wrapped__(machine, trial.Shape(smallest, 65, torch.uint8))
     return made
 
 

@@ -343,10 +343,10 @@ def test_a_recorded_decode_writes_the_tokens_of_one_that_is_not(place, monkeypat
     monkeypatch.setattr(sample, "replays", lambda device: True)
     arguments = (params, config, np.array([1, 2, 3]), [1, 2], 2, config.block_size + 20)
     written = []
-    for record in (graphs.record, lambda function: function):
+    for record in (graphs.record, lambda function, *inputs: function):
         monkeypatch.setattr(graphs, "record", record)
-        steps = list(sample.generate(*arguments, SamplingParams(temperature=0.8, top_k=20, exact=exact)))
-        written.append(torch.stack(steps, 2).cpu())
+        steps = sample.generate(*arguments, SamplingParams(temperature=0.8, top_k=20, exact=exact))
+        written.append(torch.stack([ids_MS for ids_MS, _ in steps], 2).cpu())
     assert torch.equal(*written)
 
 

@@ -11,21 +11,23 @@ import platform
 import subprocess
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import jobs_of, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import normal
 from processes import Child
 
 from nanostudy.device import compiler
 from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
 from nanostudy.model.kernels import cpu
-from nanostudy.model.layers import Attention, CrossEntropy, Linear, ResidualNorm
+from nanostudy.model.layers import Attention, Linear, ResidualNorm
 from nanostudy.model.ops import REFERENCE, DropoutKeys
-from nanostudy.model.randomness import dropout_keys, dropout_words, keep_mask
+from nanostudy.model.randomness import keep_mask
 from nanostudy.settings import Resources
 from nanostudy.training.events import Evaluated, Logged
 from nanostudy.training.machine import resolve
@@ -45,15 +47,8 @@ WIDTHS = [1, 3, 4, 15, 16, 17, 30, 64, 67]
 SQUARES = [(1, 1, 1), (1, 5, 9), (7, 7, 7), (3, 15, 16), (16, 16, 16), (5, 17, 17), (17, 33, 40), (8, 64, 67)]
 
 
-def normal(*size, seed=0, dtype=FP32):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def drop_of(rates=RATES, batch=B, site=1) -> DropoutKeys:
-    """Sequences of members with these rates."""
-    keys_MB, rate_M = dropout_keys([*range(len(rates))], [7] * len(rates), range(batch), batch), torch.tensor(rates)
-    words = [word_SMB[site].flatten() for word_SMB in dropout_words(keys_MB, rate_M, site + 1)]
-    return DropoutKeys(*words, (1 / (1 - rate_M)).repeat_interleave(batch))
+def drop_of(rates=RATES) -> DropoutKeys:
+    return oracles.drop_of(rates, B)
 
 
 def kept(drop: DropoutKeys, *size):
@@ -600,24 +595,25 @@ def test_attention_sublayer(ops, T, heads, dropped):
     drop, D = drop_of() if dropped else None, 5
 
     def plain(qkv):
-        q, k, v = (t.view(M * B, T, heads, D).transpose(1, 2) for t in qkv.view(M * B, T, 3 * heads * D).chunk(3, 2))
-        scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-        weights = scores.softmax(-1)
-        if drop:
-            weights = weights * kept(drop, heads, T, T) * drop.scale[:, None, None, None]
-        return (weights @ v).transpose(1, 2).reshape(M, B, T, heads * D)
+        return attention(qkv.flatten(0, 1), drop, heads).unflatten(0, (M, B))
 
     assert_gradients(lambda x: Attention.apply(x, drop, heads, ops), plain, [normal(M, B, T, 3 * heads * D)])
 
 
 @pytest.mark.parametrize("V", [65, 3])
-def test_cross_entropy_sublayer(ops, V):
-    targets = torch.randint(V, (M, B, 7), generator=torch.Generator().manual_seed(1))
-
-    def plain(logits):
-        return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(M, B, 7)
-
-    assert_gradients(lambda logits: CrossEntropy.apply(logits, targets, ops), plain, [normal(M, B, 7, V)])
+def test_cross_entropy_and_its_gradient(ops, V):
+    logits, d_losses = normal(Z, 7, V), normal(Z, 7, seed=1)
+    targets, wide = (
+        torch.randint(V, (Z, 7), generator=torch.Generator().manual_seed(1)),
+        logits.double().requires_grad_(),
+    )
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(Z, 7)
+    (d_logits,) = torch.autograd.grad(losses, wide, d_losses.double())
+    for got, want in (
+        (ops.cross_entropy(logits, targets), losses),
+        (ops.cross_entropy_backward(d_losses, logits, targets), d_logits),
+    ):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
 
 
 # --- numbers of activations
@@ -792,7 +788,7 @@ def test_a_build_is_kept(anew, tmp_path, monkeypatch):
 @needs_compiler
 def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatch, tmp_path):
     """Found also in a folder with a space in its name; none is brought along, which would compete for the cores."""
-    runtime = cpu._openmp()
+    runtime = cpu.openmp_runtime()
     if runtime is None:
         pytest.skip("PyTorch brought no libgomp")
     assert Path(runtime).is_file()
@@ -803,7 +799,7 @@ def test_threads_are_those_of_the_runtime_that_is_there_already(anew, monkeypatc
     paths = "/usr/lib/libc.so.6", "/home/Anna Maria/my env/torch.libs/libgomp-a34b.so.1.0.0", "/usr/lib/libm.so.6"
     maps = "".join(line.format(path) for path in paths)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: maps)
-    assert cpu._openmp() == paths[1]
+    assert cpu.openmp_runtime() == paths[1]
 
 
 BUILD = """

@@ -11,7 +11,7 @@ from oracles import Masks, Plain, lively, plain_of
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.engine import Batch, gradients
-from nanostudy.model.gpt import Dropout, forward, initial_parameters, named_views
+from nanostudy.model.gpt import dropouts, forward, initial_parameters, named_views
 from nanostudy.model.ops import Ops
 from nanostudy.model.randomness import dropout_keys
 
@@ -31,7 +31,7 @@ def tokens_of(config: GPTConfig, *size, seed=1) -> torch.Tensor:
 def assert_equals_plain_models(config: GPTConfig, ops: Ops, keys_and_rates=None):
     """Loss, logits and every parameter's gradient, with dropout from (keys (M, B), rates (M,)). Bound: 1e-5 of each tensor's largest element; seen: 9e-7."""
     params_MP, inputs, targets = lively(config, M), tokens_of(config, M, B, T), tokens_of(config, M, B, T, seed=2)
-    dropout = None if keys_and_rates is None else Dropout(*keys_and_rates, config)
+    dropout = None if keys_and_rates is None else dropouts(*keys_and_rates, config)
     logits = forward(named_views(params_MP, config), inputs, config, dropout, ops=ops)
     loss_M, grads_MP = gradients(params_MP, [Batch(inputs, targets, dropout)], B, config, torch.float32, None, ops)
     grads = named_views(grads_MP, config)
@@ -74,7 +74,7 @@ def test_a_rate_of_zero_changes_no_bit(ops):
     params_MP, inputs = lively(config, M), tokens_of(config, M, B, T)
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
     views = named_views(params_MP, config)
-    with_neighbour = forward(views, inputs, config, Dropout(keys, torch.tensor([0.0, 0.5, 0.0]), config), ops=ops)
+    with_neighbour = forward(views, inputs, config, dropouts(keys, torch.tensor([0.0, 0.5, 0.0]), config), ops=ops)
     without = forward(views, inputs, config, ops=ops)
     assert torch.equal(with_neighbour[[0, 2]], without[[0, 2]])
     assert not torch.equal(with_neighbour[1], without[1])
@@ -85,7 +85,7 @@ def test_causality_by_gradients(ops, rate):
     """Logits at t read position s (its embedding enters nowhere else) if and only if s <= t, and no other member."""
     config = config_of()
     keys = dropout_keys([5, 6, 7], [0, 0, 0], range(B), B)
-    dropout = None if rate is None else Dropout(keys, torch.full((M,), rate), config)
+    dropout = None if rate is None else dropouts(keys, torch.full((M,), rate), config)
     views = {name: view.detach().requires_grad_() for name, view in named_views(lively(config, M), config).items()}
     logits = forward(views, tokens_of(config, M, B, T), config, dropout, ops=ops)
     weighted = logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))

@@ -7,16 +7,16 @@ import torch
 from conftest import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import normal
 
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.model.engine import Batch, gradients
-from nanostudy.model.gpt import Dropout
+from nanostudy.model.gpt import dropouts
 from nanostudy.model.ops import REFERENCE
 from nanostudy.model.optim import StepSettings, adamw, learning_rate
 from nanostudy.model.randomness import dropout_keys
 from nanostudy.settings import Experiment
 
-CPU = torch.device("cpu")
 P, DECAYED = 60, 40
 MEMBERS = [
     small(learning_rate=1e-2, weight_decay=0.1, max_iters=250, warmup_iters=20),
@@ -26,10 +26,6 @@ MEMBERS = [
     small(learning_rate=1e-2, weight_decay=0.1, beta1=0.0, beta2=0.0, grad_clip=1e6, max_iters=300),
     small(learning_rate=0.0, weight_decay=0.1, max_iters=300),
 ]
-
-
-def normal(*size, seed=0):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def gradient(step):
@@ -62,7 +58,7 @@ def test_adamw_and_clipping_equal_torch(ops):
                 group["lr"] = learning_rate(e, step)
             optimizer.step()
         expected_norm = grads_MP.norm(dim=1)
-        rates = StepSettings.at(MEMBERS, [step] * len(MEMBERS), CPU)
+        rates = StepSettings(*StepSettings.rows(MEMBERS, [step] * len(MEMBERS)))
         adamw(params_MP, grads_MP, first, second, updates, moved, expected_norm, rates, DECAYED, ops.adamw_kernel)
         expected = torch.stack([torch.cat([one.detach(), two.detach()]) for one, two in theirs])
         torch.testing.assert_close(params_MP, expected, rtol=0, atol=1e-6 if ops is REFERENCE else 4e-6)
@@ -81,7 +77,7 @@ def test_a_member_that_does_not_move_keeps_every_bit(ops, begun):
         (normal(*size, seed=3), normal(*size, seed=4).square()) if begun else (torch.zeros(size), torch.zeros(size))
     )
     updates = torch.full((len(MEMBERS),), 7 if begun else 0)
-    rates = StepSettings.at(MEMBERS, [7] * len(MEMBERS), CPU)
+    rates = StepSettings(*StepSettings.rows(MEMBERS, [7] * len(MEMBERS)))
     before = [t.clone() for t in (params, first, second, updates)]
     every = [t.clone() for t in before]
     adamw(
@@ -108,7 +104,7 @@ def test_a_member_that_does_not_move_keeps_every_bit(ops, begun):
 def test_a_gradient_that_is_not_finite_changes_no_bit_and_stays_alone(ops, poison):
     """Neither the member's own weights and moments, nor the others': these move as beside a healthy one."""
     size, moved = (len(MEMBERS), P), torch.tensor([True, False, True, True, True, True])
-    rates = StepSettings.at(MEMBERS, [3] * len(MEMBERS), CPU)
+    rates = StepSettings(*StepSettings.rows(MEMBERS, [3] * len(MEMBERS)))
 
     def after(grads):
         state = [normal(*size, seed=1), normal(*size, seed=3), normal(*size, seed=4).square()]
@@ -200,7 +196,7 @@ def test_micro_batches_sum_up_to_one_batch(ops, parts, rate):
     keys, rate_M = dropout_keys([1, 2], [3, 4], range(8), 8), torch.tensor([rate, 0.0])
 
     def micro_batch(at):
-        return Batch(inputs[:, at], targets[:, at], Dropout(keys[:, at], rate_M, config) if rate else None)
+        return Batch(inputs[:, at], targets[:, at], dropouts(keys[:, at], rate_M, config) if rate else None)
 
     size = 8 // parts
     loss_M, grads_MP = gradients(params_MP, [micro_batch(slice(0, 8))], 8, config, torch.float32, None, ops)

@@ -10,7 +10,7 @@ from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model import sample
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.gpt import Cache, forward, named_views
-from nanostudy.model.sample import _uniforms, generate, pick, with_logits
+from nanostudy.model.sample import _uniforms, generate, pick
 from nanostudy.settings import SamplingParams
 
 BLOCK = 8
@@ -23,7 +23,7 @@ LONG_PROMPT = np.arange(19) * 7 % 11
 
 def sampled(picking, *, params=PARAMS, prompt=PROMPT, seeds=SEEDS, count=4, tokens=30) -> torch.Tensor:
     """(M, S, tokens)"""
-    return torch.stack(list(generate(params, SHAPE, prompt, seeds, count, tokens, picking)), dim=2)
+    return torch.stack([ids_MS for ids_MS, _ in generate(params, SHAPE, prompt, seeds, count, tokens, picking)], dim=2)
 
 
 def by_hand(logits, uniform, picking) -> int:
@@ -103,16 +103,16 @@ def test_a_recorded_decode_writes_the_same_tokens(recordings, monkeypatch, picki
     monkeypatch.setattr(sample, "replays", lambda device: True)
     replayed = sampled(picking, prompt=prompt)
     assert recordings.made == (0 if picking.exact and len(prompt) > BLOCK else 1)
-    monkeypatch.setattr(sample.graphs, "record", lambda function: function)
+    monkeypatch.setattr(sample.graphs, "record", lambda function, *inputs: function)
     assert torch.equal(sampled(picking, prompt=prompt), replayed)
     assert torch.equal(replayed, grown)  # no token was near enough to the edge of another
 
 
 def test_logits_of_a_recorded_decode_equal_those_without(recordings, monkeypatch):
     arguments = (PARAMS, SHAPE, PROMPT, SEEDS, 2, 6, FREE)
-    grown = [logits.clone() for _, logits in with_logits(*arguments)]
+    grown = [logits.clone() for _, logits in generate(*arguments)]
     monkeypatch.setattr(sample, "replays", lambda device: True)
-    for (_, mine), theirs in zip(with_logits(*arguments), grown, strict=True):
+    for (_, mine), theirs in zip(generate(*arguments), grown, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
     assert recordings.replayed == 4
 
@@ -155,7 +155,7 @@ def test_a_block_of_one_token():
     for exact in (False, True):
         picking = SamplingParams(temperature=1.0, top_k=None, exact=exact)
         tokens = list(generate(lively(config, 1), config, PROMPT, [1], 2, 5, picking))
-        assert [token.shape for token in tokens] == [(1, 2)] * 5
+        assert [token.shape for token, _ in tokens] == [(1, 2)] * 5
 
 
 # --- picking
@@ -272,6 +272,6 @@ def test_what_cannot_be_picked_is_refused(wrong):
 
 def test_tokens_come_with_the_logits_that_they_were_drawn_from():
     likeliest = SamplingParams(temperature=0)
-    steps = list(with_logits(PARAMS, SHAPE, PROMPT, SEEDS, 2, 12, likeliest))
+    steps = list(generate(PARAMS, SHAPE, PROMPT, SEEDS, 2, 12, likeliest))
     assert all(torch.equal(logits_MSV.argmax(-1), ids_MS) for ids_MS, logits_MSV in steps)
     assert torch.equal(torch.stack([ids_MS for ids_MS, _ in steps], 2), sampled(likeliest, count=2, tokens=12))

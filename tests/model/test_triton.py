@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from oracles import drop_of, normal
 
 from nanostudy.errors import KernelsUnavailable
 from nanostudy.model import kernels
@@ -24,19 +25,18 @@ from nanostudy.model.engine import (
     train_step,
     window_losses,
 )
-from nanostudy.model.gpt import Dropout, initial_parameters, named_views, working_copies
+from nanostudy.model.gpt import dropouts, initial_parameters, named_views, working_copies
 from nanostudy.model.kernels import gpu
 from nanostudy.model.layers import Attention
-from nanostudy.model.ops import REFERENCE, DropoutKeys
+from nanostudy.model.ops import REFERENCE
 from nanostudy.model.optim import StepSettings
-from nanostudy.model.randomness import dropout_keys, dropout_words
+from nanostudy.model.randomness import dropout_keys
 from nanostudy.settings import Experiment
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 # The interpreter takes bf16 for integers in products, so fp16 stands for both half precisions.
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 SIZES = pytest.mark.parametrize(("M", "B", "T", "H", "D"), [(2, 2, 20, 3, 8), (1, 2, 70, 2, 16), (2, 1, 1, 1, 4)])
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
 )  # NumPy's, where the interpreter masks what it warns of
@@ -46,17 +46,6 @@ pytestmark = pytest.mark.filterwarnings(
 def ops():
     """Interpreted (conftest.py)."""
     return gpu.operations()
-
-
-def drop_of(rates, B, site=1):
-    rate_M = torch.tensor(rates)
-    keys_MB = dropout_keys(range(len(rates)), [7] * len(rates), range(B), B)
-    words = [word[site].flatten() for word in dropout_words(keys_MB, rate_M, site + 1)]
-    return DropoutKeys(*words, (1 / (1 - rate_M)).repeat_interleave(B))
-
-
-def normal(*size, dtype=torch.float32, seed=0):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def close(mine, theirs):
@@ -188,7 +177,7 @@ def ended(ops, grads, losses, scaled, members=slice(None), updates=0):
     state = State(**{name: tensor.to(grads.device) for name, tensor in state.rows(range(3)[members]).tensors().items()})
     state.updates += updates
     state.good_steps += LOSS_SCALE_GROWTH_INTERVAL - 1
-    settings = StepSettings.at(experiments, [200] * len(experiments), grads.device)
+    settings = StepSettings(*StepSettings.rows(experiments, [200] * len(experiments)).to(grads.device))
     norms = (ops.update or partial(end_of_update, ops))(state, losses, grads, settings, size - 1000, scaled)
     return Ended(state, norms)
 
@@ -232,9 +221,9 @@ def test_updates_and_an_evaluation_equal_the_reference(ops, bias, tie_embeddings
             batches = []
             for places in (range(2), range(2, 4))[:accumulation]:
                 keys, ids = dropout_keys([1, 2], [step] * 2, places, 4), tokens[:, places.start : places.stop]
-                dropout = Dropout(keys, torch.tensor([0.0, 0.3]), config, one)
+                dropout = dropouts(keys, torch.tensor([0.0, 0.3]), config, one)
                 batches.append(Batch(ids[..., :-1], ids[..., 1:], dropout))
-            settings = StepSettings.at(experiments, [step] * 2, CPU)
+            settings = StepSettings(*StepSettings.rows(experiments, [step] * 2))
             metrics = train_step(state, batches, 2 * accumulation, settings, config, torch.float32, one)
         weights = working_copies(state.params, config, torch.float32)
         losses = window_losses(weights, tokens[0, :, :-1], tokens[0, :, 1:], config, [2, 2], one)

@@ -1,18 +1,22 @@
 """Figures: what they draw, their words, and that every one is a valid specification that draws."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import synthetic
+from synthetic import search, synthetic
 
 from nanostudy.analysis.analysis import Analysis
+from nanostudy.analysis.forest import Forest
 from nanostudy.analysis.frames import CorpusFacts
+from nanostudy.analysis.sources import Sources
 from nanostudy.reporting.charts import factors as factor_charts
 from nanostudy.reporting.charts import figure as figure_module
 from nanostudy.reporting.charts import losses as loss_charts
+from nanostudy.reporting.charts import numbers as number_charts
 from nanostudy.reporting.charts.experiments import ranking_figure
 from nanostudy.reporting.charts.figure import BLUE, GREY, draw, look
 from nanostudy.reporting.charts.marks import colourings
@@ -95,11 +99,11 @@ def test_the_entropy_floor_is_drawn_where_it_is_known():
     facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 1.2345)
     known = replace(analysis.results, corpora={facts.sha256: facts})
     data = data_of(known, ["n_embd"])
-    figure = loss_charts.curves_figure(known, data.curves, data.batches, "n_embd")
+    figure = loss_charts.curves_figure([facts], data.curves, data.batches, "n_embd")
     assert "1.2345" in figure.caption
     assert "entropy of playhouse" in json.dumps(figure.for_page())
     assert figure.parameters["floor"] is False
-    without = loss_charts.curves_figure(analysis.results, data.curves, data.batches, "n_embd")
+    without = loss_charts.curves_figure([], data.curves, data.batches, "n_embd")
     assert "entropy" not in json.dumps(without.for_page())
 
 
@@ -153,6 +157,18 @@ def test_a_spread_keeps_the_first_and_the_last():
     assert chosen[:25] == ranked[:25]
     assert chosen[-1] == "999"
     assert spread(ranked[:5], 100) == ranked[:5]
+
+
+def test_of_many_changes_in_several_sources_the_largest_are_drawn():
+    changes = [("dropout", 0.0, level / 100, source, level / 100) for level in range(1, 21) for source in ("a", "b")]
+    table = pd.DataFrame(changes, columns=["factor", "reference", "level", "source", "effect"])
+    table = table.assign(low=table["effect"] - 0.01, high=table["effect"] + 0.01)
+    figure = factor_charts.sources_figure(Sources(table, pd.DataFrame(), pd.DataFrame()))
+    assert figure.alternative == "Dots with intervals: 16 changes of a setting in 2 sources."
+    assert "The 4 smallest are in the table only." in figure.caption
+    assert (
+        len({row["what"] for rows in figure.panels[0].spec["datasets"].values() for row in rows if "what" in row}) == 16
+    )
 
 
 def test_colours_begin_with_what_matters():
@@ -223,6 +239,19 @@ def test_equal_means_make_no_axis_of_the_width_of_rounding(rounding):
         spec = figure.for_print(made.data.tables)
         for low, high in domains(spec):
             assert high - low > 1e-6 * max(abs(low), abs(high)), (figure.id, low, high)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 4.5e-16])
+def test_neither_does_a_search_of_equal_losses(rounding):
+    flat = search(20, lambda s: 4.17, noise=0.0)
+    table = flat.experiments.assign(val_loss=4.17 + rounding * np.arange(20))
+    results = replace(flat, experiments=table)
+    none = Forest(pd.DataFrame(), pd.DataFrame(), math.nan, 20)
+    figure = number_charts.curves_figure(results, Analysis(results).shapes, none)
+    found = list(domains(figure.for_print({})))
+    assert found
+    for low, high in found:
+        assert high - low > 1e-6 * high
 
 
 class Unprintable(figure_module.Figure):

@@ -18,7 +18,7 @@ def valley(settings):
 
 
 def sentences(results):
-    return {one.about: one.text for one in document(Analysis(results)).answer}
+    return document(Analysis(results)).answer
 
 
 @pytest.mark.parametrize("points", [40, 20])
@@ -103,9 +103,9 @@ def test_the_page_has_curves_changes_and_shares():
     assert len(figure.panels) == 4
     assert "learning_rate is lowest near 0.001" in figure.alternative
     assert "All have seed 1337" in explanation.text
-    assert next(row[0] for row in changes.rows) == "learning_rate"
+    assert changes.rows[0]["setting"] == "learning_rate"
     assert "(n = 40)" in about.text
-    assert shares.rows[0][0] == "learning_rate"
+    assert shares.rows[0]["setting"] == "learning_rate"
     assert section.title == figure.title == "How the loss runs along each setting"
     assert page.data.colourings[0] in ("n_embd", "name", "status")  # forty rates are no colours
 

@@ -142,15 +142,20 @@ def test_the_markdown_says_the_same(written):
     ("results", "said"),
     [
         (Results("none", experiments_frame([])), "No experiment is here yet."),
-        (synthetic({"n_embd": [128]}, curves=True), "One GPT was trained, to a validation loss of"),
+        (synthetic({"n_embd": [128]}, curves=True), "One GPT was trained, to a validation loss of 2.0000"),
         (synthetic(FACTORS, diverged=range(1, 9), curves=True), "none has finished"),
         (synthetic(FACTORS, waiting=range(1, 9)), "none has finished"),
     ],
     ids=["empty", "one", "diverged", "waiting"],
 )
 def test_little_or_nothing_still_makes_a_page(tmp_path, results, said, undrawn):
-    text = publish(Analysis(results), tmp_path / "report").page.read_text(encoding="utf-8")
+    written = publish(Analysis(results), tmp_path / "report")
+    text, made = written.page.read_text(encoding="utf-8"), written.document
     assert said in text
+    assert made.lede.startswith("8 experiments with" if "none" in said else said)
+    diverged = (results.experiments["status"] == "diverged").any()
+    assert list(made.answer.values()) == (["All 8 trainings diverged."] if diverged else [])
+    assert not {"ranking", "effects", "gap", "fair"} & {section.id for section in made.sections}
     assert "nan " not in text.lower()
     assert ">None<" not in text
 

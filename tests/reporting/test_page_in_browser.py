@@ -1,28 +1,17 @@
 """The page in a browser: Chromium, headless, offline. Skipped by name where there is none."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from hostile import hostile
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
 @pytest.fixture
 def page_file(written) -> Path:
     return written.page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -369,9 +358,9 @@ def test_curves_take_the_colour_of_any_setting(opened):
 
     legend = opened.locator('[data-figure="pareto"] .panel').first.locator("svg .role-legend-label")
     opened.locator("select.colour").first.select_option("n_embd")
-    playwright.expect(legend).to_have_text(["128", "256"])
+    expect(legend).to_have_text(["128", "256"])
     opened.locator("select.colour").first.select_option("dropout")
-    playwright.expect(legend).to_have_text(["0.1", "0.2"])
+    expect(legend).to_have_text(["0.1", "0.2"])
     others = opened.locator("select.colour").evaluate_all("(all) => all.map((one) => one.value)")
     assert set(others) == {"dropout"}
 
@@ -386,7 +375,7 @@ def test_dark_and_light_follow_the_reader(opened):
 
     light = colours()
     opened.locator("#theme").click()
-    playwright.expect(opened.locator("[data-figure=effects]")).to_have_attribute("data-drawn", "dark")
+    expect(opened.locator("[data-figure=effects]")).to_have_attribute("data-drawn", "dark")
     dark = colours()
     assert light[0] != dark[0]
     assert light[1] != dark[1]

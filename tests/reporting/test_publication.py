@@ -22,7 +22,7 @@ def _no_pictures(monkeypatch):
     def undrawn(*_):
         raise write.DrawingFailed("not drawn in this test")
 
-    monkeypatch.setattr(publication, "draw", undrawn)
+    monkeypatch.setattr(publication, "scripts", undrawn)
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_findings_are_small_whole_and_without_weights(study, tmp_path):
     again = read_results(parts)
     for name, loss in results.finished["val_loss"].items():
         assert again.experiments.loc[name, "val_loss"] == pytest.approx(loss, abs=5e-5)
+    assert (to / "curves.csv").read_text(encoding="utf-8").splitlines()[1].split(",")[1] == "0"  # an update
     text = (to / "README.md").read_text(encoding="utf-8")
+    assert "not tested" not in text
     assert "nanostudy study export grid --layout findings" in text
     assert str(tmp_path) not in text.split("## Made by")[1]
     assert f"{len(results.finished)} experiment" in lines[0]

@@ -173,19 +173,22 @@ def test_an_evaluation_that_is_not_finite_is_left_out_and_said(words):
     assert "Left out, their loss not being finite: 2." in report
 
 
+# what run.json has of a training that has ended
+AT_THE_END = (
+    "updates",
+    "skipped_updates",
+    "tokens",
+    "seconds",
+    "initial",
+    "final",
+    "best",
+    "context_losses",
+    "diverged",
+)
+
+
 def test_one_evaluation_of_an_unfinished_run(folder):
-    known = (
-        "updates",
-        "skipped_updates",
-        "tokens",
-        "seconds",
-        "initial",
-        "final",
-        "best",
-        "context_losses",
-        "diverged",
-    )
-    change(folder, drop=known, status="unfinished")
+    change(folder, drop=AT_THE_END, status="unfinished")
     table(folder, "evaluations.csv", EVALUATION_COLUMNS, evaluations(4.0))
     table(folder, "training.csv", TRAINING_COLUMNS, [])
     report = report_of(folder)
@@ -197,18 +200,7 @@ def test_one_evaluation_of_an_unfinished_run(folder):
 
 
 def test_nothing_but_metadata(words):
-    known = (
-        "updates",
-        "skipped_updates",
-        "tokens",
-        "seconds",
-        "initial",
-        "final",
-        "best",
-        "context_losses",
-        "diverged",
-    )
-    change(words, drop=known, status="unfinished")
+    change(words, drop=AT_THE_END, status="unfinished")
     (words / "evaluations.csv").unlink()
     (words / "training.csv").unlink()
     assert "It was never evaluated." in report_of(words)

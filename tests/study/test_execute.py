@@ -30,12 +30,12 @@ from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.result import Result, Status
 from nanostudy.settings import Resources
-from nanostudy.study import database, plan, retry, workers
+from nanostudy.study import database, lease, plan, retry, workers
 from nanostudy.study.definition import read_study
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, best_lines
 from nanostudy.study.store import FILE, Store
-from nanostudy.study.tasks import Broken, TrainStack, WriteSamples
+from nanostudy.study.tasks import Broken, Done, TrainStack, WriteSamples
 from nanostudy.study.workers import Inline
 from nanostudy.training import evaluation, recorder
 from nanostudy.training import stack as checkpoint
@@ -282,10 +282,10 @@ def test_a_study_says_when_it_takes_another_text(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nanostudy.data.texts._shakespeare", unavailable)
     source = write_study(tmp_path, settings={"corpus": "auto"})
-    with open_study(tmp_path / "out", read_study(str(source))) as folder:
-        assert folder.study.settings["corpus"] == "playhouse"
+    with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
+        assert folder.design.study.settings["corpus"] == "playhouse"
         assert folder.notes == ["Shakespeare is not available, so this trains on playhouse instead. no network"]
-    with open_study(tmp_path / "out", read_study(str(source))) as folder:
+    with open_study(design(tmp_path / "out", read_study(str(source)))) as folder:
         assert not folder.notes, "the study has its text now"
 
 
@@ -377,7 +377,7 @@ def test_one_that_always_breaks_its_stack_is_found_and_fails_alone(
     assert f"{short(tmp_path / 'out', culprit)} failed: {reason}" in listener
     assert_near(tmp_path / "out", reference, list(status))
     with Store.read(tmp_path / "out" / FILE) as store:
-        assert [event["experiment"] for event in store.events(kind="failed")] == [culprit]
+        assert [event["experiment"] for event in store.events() if event["kind"] == "failed"] == [culprit]
     before = contents(tmp_path / "out")
 
     run(source)  # the same command does not try it again
@@ -438,6 +438,18 @@ def test_one_beside_a_member_that_is_done_is_not_blamed_before_it_was_alone(
     steps = [(r.name, r.step) for r in listener.reports if isinstance(r, Started)]
     assert steps == [(long, 6), (short, 6), (long, 6)]
     assert_near(tmp_path / "out", tmp_path / "whole", [short, long])
+
+
+@pytest.mark.parametrize("cause", ["lost", "died"])
+def test_a_worker_that_breaks_after_the_last_member_costs_nothing(run, source, reference, tmp_path, cause):
+    def fault(task, reports):
+        for report in reports:
+            broken = isinstance(task, TrainStack) and isinstance(report, Done)
+            yield Broken(cause, "the reason of this test.") if broken else report
+
+    listener = run(source, fault=fault)
+    assert sum(isinstance(report, Broken) for report in listener.reports) == 2
+    assert_same_study(tmp_path / "out", reference)
 
 
 def test_models_that_cannot_write_together_write_alone(run, source, reference, tmp_path):
@@ -665,7 +677,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(run, source, reference, tmp_
     listener = run(source)
     assert r"damaged.*Resuming from the checkpoint before it" in listener
     with Store.read(tmp_path / "out" / FILE) as store:
-        assert any("checkpoint before it" in event["detail"] for event in store.events(kind="note"))
+        assert any("checkpoint before it" in event["detail"] for event in store.events() if event["kind"] == "note")
     assert next(r.step for r in listener.reports if isinstance(r, Started)) in (14, 15)
     assert_same_study(tmp_path / "out", reference)
 
@@ -884,6 +896,23 @@ def test_nothing_depends_on_the_clock(run, source, reference, tmp_path, monkeypa
 
 
 @posix_only
+def test_a_study_that_another_machine_took_over_writes_no_more_here(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.01)
+
+    def fault(task, reports):
+        for report in reports:
+            yield report
+            if isinstance(report, Logged) and report.step == 9:
+                for _ in range(20):  # more often than it is renewed
+                    (tmp_path / "out" / lease.FILE).write_text('{"host": "another", "token": "b"}')
+                    time.sleep(0.02)
+
+    with pytest.raises(NanostudyError, match="another took"):
+        run(source, fault=fault, save_every=0.0)
+    with Store.read(tmp_path / "out" / FILE) as store:
+        assert "running" in store.statuses().values(), "who goes on there has said so"
+
+
 def test_workers_that_cannot_start_are_one_clear_error(source, tmp_path, monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     begun = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_text
+from conftest import Silent, write_text
 
 from nanostudy import atomic
 from nanostudy.api import run_study
@@ -47,12 +47,6 @@ TRAIN_PY = {
     **dict.fromkeys(("eval_only", "always_save_checkpoint", "wandb_log", "bias", "decay_lr", "compile"), bool),
     "dtype": str,
 }
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 @pytest.fixture(scope="module")

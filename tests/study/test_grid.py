@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanostudy.errors import UsageError
+from nanostudy.settings_files import experiment_and_resources, read_settings
 from nanostudy.study.definition import (
     Study,
     kept_best,
@@ -101,8 +102,18 @@ def test_both_readings_hold_what_was_published_and_differ_where_they_should():
     assert (described.grid, described.parts) == (done.grid, done.parts)
 
 
+def test_the_training_report_has_the_settings_of_its_presets():
+    entries = entries_of(read_study("shakespeare-report"))
+    assert [(entry.part, entry.experiment.seed) for entry in entries] == [
+        (p, s) for p in ("cpu", "gpu") for s in (1, 2, 3)
+    ]
+    for entry in entries:
+        preset, _ = experiment_and_resources(read_settings(f"shakespeare-{entry.part}"))
+        assert entry.experiment == replace(preset, seed=entry.experiment.seed)
+
+
 def test_the_studies_are_those_promised_and_explain_themselves():
-    assert study_names() == ["quickstart", "shakespeare-grid", "shakespeare-grid-as-published"]
+    assert study_names() == ["quickstart", "shakespeare-grid", "shakespeare-grid-as-published", "shakespeare-report"]
     for name in study_names():
         assert study_text(name).startswith("# ")
         assert read_study(name).description

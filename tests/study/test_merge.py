@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import record_again, write_text
+from conftest import Silent, record_again, write_text
 
 from nanostudy import atomic
 from nanostudy.api import run_study
@@ -16,8 +16,9 @@ from nanostudy.atomic import sole_owner
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources
 from nanostudy.study import merge as module
-from nanostudy.study.folder import open_study
+from nanostudy.study.folder import design, open_study
 from nanostudy.study.merge import merge
+from nanostudy.study.notes import Note
 from nanostudy.study.store import FILE, Store
 from nanostudy.training import run_folder
 
@@ -34,12 +35,6 @@ seeds: one per experiment
 sample_tokens: 5
 """
 BOUND = 1e-3  # on losses, where stacks differ
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 def run(source: Path, out: Path, **options) -> Path:
@@ -419,6 +414,13 @@ def test_diverged_elsewhere(parts, tmp_path):
     assert (row.status, row.reason) == ("diverged", "the loss is nan")
 
 
+def test_a_note_within_another_is_kept():
+    both = Note("not good").joined(Note("good", star=True))
+    assert both == Note("not good; good", star=True)
+    assert both.joined(Note("good")) == both.joined(both) == both
+    assert Note().joined(Note("good")) == Note("good")
+
+
 # --- what is no result
 
 
@@ -532,7 +534,7 @@ def test_a_killed_merge_is_completed(parts, tmp_path, monkeypatch, killed_in):
         with pytest.raises(Killed):
             merge([parts["a"], parts["b"]], into)
     if killed_in == "adopt":
-        with open_study(into) as folder:  # any later command finds what was copied
+        with open_study(design(into)) as folder:  # any later command finds what was copied
             assert folder.store.counts()["finished"] == 1
     else:
         assert [path for path in into.iterdir() if path.is_dir() and path.name.endswith(".tmp")]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import cpu, write_text
+from conftest import Silent, cpu, write_text
 
 from nanostudy.api import plan_study
 from nanostudy.errors import Interrupted
@@ -115,20 +115,14 @@ class Instant:
         yield Done()
 
 
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot) -> None: ...
-
-
 def operations(tmp_path, monkeypatch, count: int) -> tuple[int, int, int]:
     """Calls of Python functions and steps of SQLite while experiments of so many finish, in stacks of two; calls of a snapshot."""
     text = str(write_text(tmp_path / "text.txt"))
     counted = Counted(monkeypatch)
     backend = Instant(counted)
-    with open_study(tmp_path / str(count), study_of(text, count)) as folder:
+    with open_study(design(tmp_path / str(count), study_of(text, count))) as folder:
         capacity = Capacity("cpu", "fp32", 1, None)
-        run = Execution(folder, folder.entries, backend, capacity, Resources(), Silent(), backend.enough)
+        run = Execution(folder, folder.design.entries, backend, capacity, Resources(), Silent(), backend.enough)
         collect_work = run.collect_work
 
         def in_twos() -> None:  # as a plan for many workers would have them, at the head of the queue
@@ -177,7 +171,7 @@ def test_thousands_of_experiments_are_planned_in_little_memory(tmp_path):
 def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeypatch):
     """Most experiments that wait have no folder: one listing shows that, not a look for each."""
     study = study_of(str(write_text(tmp_path / "text.txt")), 1000)
-    with open_study(tmp_path / "out", study):
+    with open_study(design(tmp_path / "out", study)):
         pass
     looks = 0
     is_file = type(tmp_path).is_file
@@ -189,7 +183,7 @@ def test_a_folder_of_many_experiments_is_opened_with_few_looks(tmp_path, monkeyp
 
     monkeypatch.setattr(type(tmp_path), "is_file", counting)
     design(tmp_path / "out")
-    with open_study(tmp_path / "out"):
+    with open_study(design(tmp_path / "out")):
         pass
     assert looks < 50
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nanostudy.errors import NanostudyError
 from nanostudy.settings import Resources
 from nanostudy.study import pool, workers
 from nanostudy.study.lease import FILE, hold
-from nanostudy.study.tasks import Broken, Measure
+from nanostudy.study.tasks import Broken, Measure, Noted
 from nanostudy.study.workers import Workers
 from nanostudy.training.events import Logged
 from nanostudy.training.machine import resolve
@@ -118,6 +119,30 @@ def test_only_time_spent_listening_counts_as_silence(corpus, monkeypatch):
         assert "no sign of life" in reports[1][1].reason
         assert backend.idle() == [0]
     finally:
+        backend.close()
+
+
+def test_a_hung_worker_is_noticed_while_another_reports_all_the_time(corpus, monkeypatch):
+    monkeypatch.setattr(workers, "HUNG", 0.5)
+    backend = Workers([WITHOUT] * 2, resolve(WITHOUT), {})
+    monkeypatch.setattr(backend, "_send", lambda worker, message: None)
+    for worker in (0, 1):
+        backend.start(worker, Measure(tuple(jobs_of(small())), corpus, 0.1))
+    ended, process = threading.Event(), backend.processes[1]
+
+    def chatter() -> None:
+        while not ended.wait(0.02):
+            backend.arrived.put((1, process, Noted("still here")))
+
+    threading.Thread(target=chatter).start()
+    try:
+        reports = [backend.next(0.5) for _ in range(60)]
+        [(worker, broken)] = [report for report in reports if not isinstance(report[1], Noted)]
+        assert (worker, broken.cause) == (0, "died")
+        assert "no sign of life" in broken.reason
+        assert backend.idle() == [0]
+    finally:
+        ended.set()
         backend.close()
 
 

@@ -41,6 +41,7 @@ from nanostudy.training.machine import resolve
 from nanostudy.training.train import train
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+pytestmark = pytest.mark.usefixtures("small_evaluations")
 
 # Of losses and gradient norms, relative; of weights, absolute, where the largest is 1. Seen: 2e-7.
 BOUND = 2e-6
@@ -116,14 +117,6 @@ def test_only_training_is_for_several_processes(monkeypatch, capsys, command, ra
 
 
 # --- the same numbers, as threads
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_evaluations():
-    """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(evaluation.TOKENS, "cpu", 256)
-        yield
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,7 @@ COMPANY = (  # they differ in every number
     small(seed=6, dropout=0.0, learning_rate=0.1, max_iters=27, eval_interval=1, warmup_iters=0),  # best in the middle
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_evaluations():
-    """Batches of about the size of these tests' texts: by default most of a batch would be padding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(evaluation.TOKENS, "cpu", 256)
-        yield
+pytestmark = pytest.mark.usefixtures("small_evaluations")
 
 
 @pytest.fixture
@@ -576,7 +570,7 @@ def test_whoever_ends_with_a_loss_that_is_not_finite_has_diverged(run, updates):
 def fp16_step(state, members, config, step=0):
     draw = torch.Generator().manual_seed(step)
     inputs, targets = (torch.randint(13, (members, 4, 8), generator=draw) for _ in range(2))
-    rates = StepSettings.at([small(decay_lr=False)] * members, [step] * members, torch.device("cpu"))
+    rates = StepSettings(*StepSettings.rows([small(decay_lr=False)] * members, [step] * members))
     return train_step(state, [Batch(inputs, targets, None)], 4, rates, config, torch.float16)
 
 

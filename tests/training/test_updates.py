@@ -55,7 +55,7 @@ def test_a_row_is_what_its_update_would_draw_alone(updates, accumulation):
             alone = offsets(e.seed, step + u, range(per_update), per_update, len(TOKENS) - 8)
             assert inputs.starts[m].tolist() == alone.tolist()
             assert torch.equal(inputs.keys[m], dropout_keys([e.seed], [step + u], range(per_update), per_update)[0])
-        expected = StepSettings.at(experiments, [step + u for step in steps], torch.device("cpu"))
+        expected = StepSettings(*StepSettings.rows(experiments, [step + u for step in steps]))
         assert torch.equal(StepSettings(*inputs.settings).learning_rate, expected.learning_rate)
         assert inputs.rates.tolist() == pytest.approx([0.1, 0.1])
 
@@ -181,11 +181,17 @@ def test_other_numbers_of_heads_are_recorded_anew(recording, recordings):
     assert recordings.made == 2
 
 
-def test_a_request_to_stop_ends_before_a_replay(recording, monkeypatch):
-    state = fresh(MEMBERS)
-    recording.step(state, MEMBERS, [0] * 3)
+def test_a_request_to_stop_ends_before_a_replay_or_a_recording(recording, recordings, monkeypatch):
+    """What was never computed has compiled no kernels, so it cannot be recorded."""
+    state, stops = fresh(MEMBERS), True
     before = state.params.clone()
-    monkeypatch.setattr(recording, "stop", lambda: True)
+    monkeypatch.setattr(recording, "stop", lambda: stops)
+    assert recording.step(state, MEMBERS, [0] * 3) is None
+    assert recordings.made == 0
+    assert torch.equal(state.params, before)
+    stops = False
+    recording.step(state, MEMBERS, [0] * 3)
+    before, stops = state.params.clone(), True
     assert recording.step(state, MEMBERS, [1] * 3) is None
     assert torch.equal(state.params, before)
 

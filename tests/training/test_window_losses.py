@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Silent
 
 import nanostudy
 from nanostudy import api
@@ -29,12 +30,6 @@ SETTINGS = {
     "max_iters": 4,
     "eval_interval": 2,
 }
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot: object) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,13 @@ from urllib.parse import urlsplit
 
 import uvicorn
 import yaml
-from conftest import SMALL, write_text
+from conftest import SMALL, Silent, write_text
 
 from nanostudy import api
 from nanostudy.settings import Resources
 from nanostudy.ui.serve import make
 
 RESOURCES = Resources(device="cpu", precision="fp32", threads=1)
-
-
-class Silent:
-    def say(self, text: str, style: str = "") -> None: ...
-
-    def show(self, snapshot) -> None: ...
 
 
 def write_study(folder: Path, **settings) -> Path:

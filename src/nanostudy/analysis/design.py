@@ -92,9 +92,8 @@ class Design:
     y: Array  # (experiments,): the measure
     factors: tuple[Factor, ...]
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
-    clusters: Array  # (experiments,): the number of the seed of a source; an unknown seed is one of its own
+    clusters: Array  # (experiments,): the number of the seed; an unknown seed is one of its own
     blocks: Array | None  # (experiments,): the number of the block; None: nothing is shared, or blocks are confounded
-    block_words: str  # what the blocks are, in words
     missing: tuple[str, ...]  # sentences: what is left out or confounded
     text: TextErrors  # what a finite text contributes to the measure
 
@@ -112,7 +111,6 @@ class Design:
 
     @property
     def seed_count(self) -> int:
-        """Of the seeds of all sources."""
         return len(np.unique(self.clusters))
 
     @property
@@ -162,9 +160,9 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
     factors = _factors(table, varied, missing)
     whole = [pd.factorize(table[name])[0] for name in varied]  # what is no factor, too: a cell is one configuration
     cells = _numbered([*(factor.codes for factor in factors), *whole], len(table))
-    blocks, block_words = _blocks(table, factors, cells, missing)
+    blocks = _blocks(table, factors, cells, missing)
     y, text = table[measure].to_numpy(dtype=float), text_errors(results, measure)
-    design = Design(measure, table, repeats, y, factors, cells, _clusters(table), blocks, block_words, (), text)
+    design = Design(measure, table, repeats, y, factors, cells, _clusters(table), blocks, (), text)
     return replace(design, missing=(*missing, *_incomplete(design), *_devices(table, factors)))
 
 
@@ -177,7 +175,7 @@ def _incomplete(design: Design) -> list[str]:
     counts = np.bincount(design.cells)
     if counts.min() < counts.max():
         return [f"Some combinations have more experiments than others: {counts.min()} to {counts.max()} each."]
-    return [] if design.balanced else [f"The combinations were not all run with the same {design.block_words}."]
+    return [] if design.balanced else ["The combinations were not all run with the same seeds."]
 
 
 def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -214,7 +212,7 @@ def _without_repeats(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.Dat
     """The first of the experiments with equal settings and seed, whose results are equal up to rounding; each other with its first."""
     first: dict[tuple[Any, ...], str] = {}
     repeats: dict[str, str] = {}
-    keys = table[[*varied, "seed", "source"]].itertuples(index=False, name=None)
+    keys = table[[*varied, "seed"]].itertuples(index=False, name=None)
     for name, seed, key in zip(map(str, table.index), table["seed"], keys, strict=True):
         if known(seed) and first.setdefault(key, name) != name:
             repeats[name] = first[key]
@@ -369,42 +367,29 @@ def _evenly(codes: Array, factor: Factor) -> bool:
 
 
 def _clusters(table: pd.DataFrame) -> Array:
-    """Experiments of one seed and source draw alike, so that they are no independent evidence."""
-    own = [seed if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
-    return pd.factorize(pd.Series(zip(table["source"], map(str, own), strict=True), dtype=object))[0]
+    """Experiments of one seed draw alike, so that they are no independent evidence."""
+    own = [str(seed) if known(seed) else f"unknown {row}" for row, seed in enumerate(table["seed"])]
+    return pd.factorize(pd.Series(own, dtype=object))[0]
 
 
-def _blocks(
-    table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]
-) -> tuple[Array | None, str]:
-    """(blocks, what they are). Adds sentences to `missing`.
+def _blocks(table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missing: list[str]) -> Array | None:
+    """The seeds, where the factors' effects can still be estimated within them. Adds sentences to `missing`.
 
-    Experiments of one seed share random numbers, those of one source a machine and a program: what affects all of them alike is no
-    effect of a setting. Blocks take it out, where the factors' effects can still be estimated within them.
+    Experiments of one seed share random numbers: what affects all of them alike is no effect of a setting, and blocks take it out.
     """
-    sources = pd.factorize(table["source"])[0]
-    seeds = pd.factorize(table["seed"])[0] if all(known(seed) for seed in table["seed"]) else None
-    if seeds is not None and not _shares(seeds, cells):
-        seeds = None
-    candidates = []
-    if len(set(sources)) > 1:
-        candidates += [(_numbered([sources, seeds], len(table)), "seeds of each source")] if seeds is not None else []
-        candidates.append((sources, "sources"))
-    elif seeds is not None:
-        candidates.append((seeds, "seeds"))
-    for blocks, words in candidates:
-        if _separable(blocks, factors):
-            return blocks, words
-    if len(set(sources)) > 1:
-        missing.append("The sources of the numbers differ in settings, too: a difference may be the source's.")
-    if seeds is None or not factors:
-        return None, ""
+    if not all(known(seed) for seed in table["seed"]):
+        return None
+    seeds = pd.factorize(table["seed"])[0]
+    if not _shares(seeds, cells):
+        return None
+    if _separable(seeds, factors):
+        return seeds
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
     missing.append(
         f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
         "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
     )
-    return None, ""
+    return None
 
 
 def _shares(seeds: Array, cells: Array) -> bool:

@@ -98,7 +98,7 @@ class Fit:
         Eta squared of type II (Langsrud, 2003).
 
         A term's sum of squares is what it explains beside all terms that do not contain it. On a balanced design this is its
-        part of the total, and all parts and the rest add up to 1. The blocks' share has the design's `block_words` as its name.
+        part of the total, and all parts and the rest add up to 1. The blocks' share has the name `seeds`.
         """
         if not self.design.n:
             return {}
@@ -123,7 +123,7 @@ class Fit:
             shares[term.name] = (explained(columns_of([*beside, term])) - explained(columns_of(beside))) / total
         if self.design.blocks is not None:
             terms = [0, *columns_of(small)[self.offset :]]
-            shares[self.design.block_words] = (explained(columns_of(small)) - explained(terms)) / total
+            shares["seeds"] = (explained(columns_of(small)) - explained(terms)) / total
         return {name: max(0.0, share) for name, share in shares.items()}
 
 

@@ -81,6 +81,7 @@ class Results:
     corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    others: tuple[Results, ...] = ()  # of other programs and people: compared with these, and no part of them
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -176,7 +177,8 @@ def joined(pieces: Sequence[Results]) -> Results:
         for key in dict.fromkeys(key for piece in pieces for key in piece.provenance)
     }
     title = " + ".join(dict.fromkeys(piece.title for piece in pieces))
-    return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes))
+    others = tuple(other for piece in pieces for other in piece.others)
+    return Results(title, **whole, corpora=corpora, provenance=_flat(provenance), notes=tuple(notes), others=others)
 
 
 def _superfluous(pieces: Sequence[Results]) -> list[list[str]]:

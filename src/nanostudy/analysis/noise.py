@@ -158,7 +158,7 @@ def _explanation(fit: Fit) -> str:
         if fit.order == 2:
             terms, nil = "Main effects and two-way interactions", "three"
         model = f"{terms} are fitted by least squares, which takes interactions of {nil} and more factors to be nil"
-    if design.balanced and design.blocks is not None and design.block_words == "seeds":
+    if design.balanced and design.blocks is not None:
         noise = (
             f"Each is computed within each of the {seeds} seeds, and its interval is Student's over these {seeds} values "
             f"({n}, {counted(seeds - 1, 'degree')} of freedom)"

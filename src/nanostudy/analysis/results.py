@@ -47,7 +47,9 @@ KERNELS = ("compiled", "tiles")
 
 
 def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -> Results:
-    """Study folders, run folders and tables as one; `stated` says which of the tables' columns is what.
+    """Study folders and run folders as one, and with them the tables that they wrote; `stated` says which of other tables' columns
+    is what. Other tables stand beside them, or beside the first source where there are only such: their authors had other
+    programs, evaluations and settings, so that their losses do not add up.
 
     Raises UsageError at what is none of these, NanostudyError at damage.
     """
@@ -64,8 +66,15 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         else:
             there = "holds neither a study nor a run" if path.is_dir() else "is not there"
             raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
-    whole = joined(pieces)
-    return replace(whole, notes=(*_incomparable(whole.experiments), *whole.notes))
+    ours = [piece for piece in pieces if (piece.experiments["source"] == OURS).all()] or pieces[:1]
+    others = tuple(piece for piece in pieces if all(piece is not one for one in ours))
+    whole = joined(ours)
+    titles = listed([one.title for one in others], 3)
+    beside = [
+        f"{titles} {'stands' if len(others) == 1 else 'stand'} beside {whole.title}, of which the answer is alone."
+    ]
+    notes = (*_incomparable(whole.experiments), *whole.notes, *(note for one in others for note in one.notes))
+    return replace(whole, notes=(*beside[: len(others)], *notes), others=others)
 
 
 def _there(path: Path) -> Path:

@@ -107,7 +107,7 @@ def _points(results: Results, against: Against) -> _Points | str:
     table = table[np.isfinite(table[against]) & (table[against] > 0) & (table["val_loss"] > 0)]
     if not len(table):
         return "No experiment has finished." if not len(results.finished) else f"The {against} are unknown."
-    for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers"), ("source", "sources")):
+    for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers")):
         if table[column].nunique() > 1:
             return f"The experiments have different {what}, whose losses do not compare."
     factors = results.factors

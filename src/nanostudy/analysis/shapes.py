@@ -271,7 +271,7 @@ def _explanation(fit: Fit, p: float, seed: str) -> str:
     text = f"Each number is fitted as {line}{_on(logs, len(numbers))}, beside the other settings by least squares (n = {design.n}). "
     if design.blocks is not None and design.seed_count < design.n:
         text += (
-            f"The noise is how the {design.seed_count} {design.block_words} disagree about the curves (CR2), whatever one "
+            f"The noise is how the {design.seed_count} seeds disagree about the curves (CR2), whatever one "
             "does to all configurations alike."
         )
     else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from nanostudy.analysis.effects import effects
-from nanostudy.analysis.frames import OURS, Results, levels
+from nanostudy.analysis.frames import Results, factors_of, levels
 from nanostudy.analysis.intervals import CONFIDENCE, satterthwaite, student
 from nanostudy.text import value_text
 
@@ -40,20 +40,25 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     Welch's t (1947) with Satterthwaite's degrees of freedom, at 95% for all effects and pairs together (Šidák, 1967). Sources
     share neither seeds nor machines, so their estimates are independent.
     """
-    table = results.experiments
-    foreign = (table["source"] != OURS).groupby(table["study"], sort=False).all()
-    names = [str(name) for name in sorted(foreign.index, key=lambda name: bool(foreign[name]))]  # ours first
-    if len(names) < FEWEST:
+    parts = {str(name): _part(results, name) for name in results.experiments["study"].unique()}
+    for other in results.others:
+        parts[next(name for name in _names(other.title) if name not in parts)] = other
+    if len(parts) < FEWEST:
         return None
-    frame = pd.concat([_effects(_part(results, name), name, measure) for name in names], ignore_index=True)
+    frame = pd.concat([_effects(part, name, measure) for name, part in parts.items()], ignore_index=True)
     key = ["factor", "reference", "level"]
     frame["key"] = [tuple(map(value_text, row)) for row in frame[key].itertuples(index=False, name=None)]
     shared = frame.groupby("key")["source"].transform("nunique") >= FEWEST
     frame = frame[shared].reset_index(drop=True)
     if frame.empty:
         return None
-    there = [name for name in names if name in set(frame["source"])]
-    return Sources(frame[list(EFFECTS)], _differences(frame), _unlike(results, there))
+    there = {name: part.experiments for name, part in parts.items() if name in set(frame["source"])}
+    return Sources(frame[list(EFFECTS)], _differences(frame), _unlike(there))
+
+
+def _names(title: str) -> Iterator[str]:
+    yield title
+    yield from (f"{title} {number}" for number in itertools.count(2))
 
 
 def _part(results: Results, study: str) -> Results:
@@ -92,12 +97,14 @@ def _margin(errors: Sequence[float], dfs: Sequence[float], confidence: float) ->
     return float(student(satterthwaite(variances, dfs), confidence)) * math.sqrt(total)
 
 
-def _unlike(results: Results, names: Sequence[str]) -> pd.DataFrame:
+def _unlike(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The settings whose values are not those of all sources: what a disagreement may come from, beside the programs."""
-    tables = [_part(results, name).experiments for name in names]
     rows = []
-    for setting in results.factors:
-        values = [", ".join(value_text(value) for value in levels(table[setting])) or "not known" for table in tables]
+    for setting in factors_of(pd.concat(tables.values())):
+        values = [
+            ", ".join(map(value_text, levels(table[setting]) if setting in table else [])) or "not known"
+            for table in tables.values()
+        ]
         if len(set(values)) > 1:
             rows.append((setting, *values))
-    return pd.DataFrame(rows, columns=["setting", *names])
+    return pd.DataFrame(rows, columns=["setting", *tables])

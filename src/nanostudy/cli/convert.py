@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+import nanostudy
 from nanostudy.cli.options import Corpus, Overwrite, Tokenizer
+from nanostudy.errors import UsageError
 
 
 def convert(
@@ -33,12 +35,13 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Take a run to nanoGPT or Hugging Face, or make a run of nanoGPT's ckpt.pt."""
-    from nanostudy import api
     from nanostudy.settings_files import parse_assignments
 
     settings: dict[str, Any] = {**parse_assignments(assignments or [])}
     files: dict[str, Any] = {"out": out, "which": which, "meta": meta, "characters": characters, "overwrite": overwrite}
-    done = api.convert(source, to, **files, **settings)
+    for name in settings.keys() & files.keys():
+        raise UsageError(f"{name} is no setting but an option: write --{name}.")
+    done = nanostudy.convert(source, to, **files, **settings)
     print(f"folder   {done.folder}")
     for note in done.notes:
         print(note)
@@ -68,12 +71,12 @@ def corpus_export(
     """Write a corpus as nanoGPT's dataset folder: train.bin, val.bin and meta.pkl."""
     from nanostudy.atomic import whole_folder
     from nanostudy.data.corpus import load_corpus
-    from nanostudy.data.nanogpt_dataset import Table, write_dataset
+    from nanostudy.data.nanogpt_dataset import write_dataset
 
     corpus = load_corpus(name, tokenizer)
     if corpus.note:
         print(f"NOTE: {corpus.note}")
     with whole_folder(out, overwrite) as folder:
-        written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, Table(**corpus.tokenizer.as_dict()))
+        written = write_dataset(folder, corpus.train.tokens, corpus.val.tokens, corpus.tokenizer)
     for path in written:
         print(out / path.name)

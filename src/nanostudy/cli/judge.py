@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nanostudy.cli.options import options
-from nanostudy.settings import RUN_OPTIONS
+from nanostudy.cli.options import RUN, options, stopped_at_once
 
 EXIT_CODES = {"KEEP": 0, "DISCARD": 3, "UNDECIDED": 4}  # 1 and 2 are failures and wrong usage
 
 
-@options(name for name in RUN_OPTIONS if name != "save_every")
+@options(RUN)
 def judge(
     a: Annotated[
         str, typer.Argument(help="A recipe: a preset, a settings file, a run folder, or 'quickstart dropout=0.1'.")
@@ -39,15 +38,11 @@ def judge(
     Exit codes: KEEP 0, DISCARD 3, UNDECIDED 4. Run it again with more seeds to go on.
     """
     from nanostudy import referee
-    from nanostudy.errors import Interrupted
     from nanostudy.study.listing import as_json
 
     second = b[0] if len(b) == 1 else shlex.join(b)
-    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-        try:
-            verdict = referee.judge(a, second, seeds=seeds, margin=margin, most=most, out=out, **given)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
+    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext(), stopped_at_once():
+        verdict = referee.judge(a, second, seeds=seeds, margin=margin, most=most, out=out, **given)
     if json:
         print(as_json(referee.as_record(verdict)))
     else:

@@ -19,19 +19,31 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+import nanostudy
 from nanostudy.cli.convert import convert, corpus_export
 from nanostudy.cli.judge import judge
-from nanostudy.cli.options import Corpus, Factors, Loss, Name, Tokenizer, columns, presets_like, report_width
+from nanostudy.cli.options import (
+    Corpus,
+    Factors,
+    Loss,
+    Name,
+    Tokenizer,
+    columns,
+    presets_like,
+    print_paragraph,
+    stopped_at_once,
+)
 from nanostudy.cli.sample import sample
 from nanostudy.cli.study import app as study_app
 from nanostudy.cli.ui import ui
-from nanostudy.settings import BESIDE, IN_FILES, SETTINGS, TRACKING
-from nanostudy.text import beside, printable
+from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
+from nanostudy.settings import BESIDE, CORPORA, IN_FILES, SETTINGS
+from nanostudy.text import beside, printable, value_text
 from nanostudy.version import VERSION
 
 if TYPE_CHECKING:
     from nanostudy.run import Run
-    from nanostudy.settings import Experiment, Resources
+    from nanostudy.settings import Experiment
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
@@ -62,7 +74,6 @@ def check_ranks(
     # WORLD_SIZE alone is set by others too, in each of several machines
     if context.invoked_subcommand == "train" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    from nanostudy.errors import ReportedElsewhere, UsageError
     from nanostudy.model.ranks import started
 
     ranks = started()
@@ -90,18 +101,14 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/ and a name.")] = None,
 ) -> None:
     """Train one GPT; run the same command again to go on after an interruption."""
-    from nanostudy import api
-    from nanostudy.errors import Interrupted
     from nanostudy.model.ranks import joined
     from nanostudy.training.run_folder import read_metadata
 
     with joined() as ranks:
-        experiment, resources, tracking, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
+        settings, out = ranks.of_first(lambda: _requested(source, assignments or [], out))
         before = read_metadata(out) if ranks.first else None
-        try:
-            run = api.train(experiment, out, resources=resources, **tracking)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped at once, without saving; the last checkpoint is whole.") from None
+        with stopped_at_once():
+            run = nanostudy.train(settings, out)
     if not ranks.first:
         return
     if before and before["status"] == run.metadata["status"]:
@@ -109,10 +116,8 @@ def train(
     _print_finished(run)
 
 
-def _requested(
-    source: str, assignments: list[str], out: Path | None
-) -> tuple[Experiment, Resources, dict[str, Any], Path]:
-    """What to train, on what, the tracker's settings, and the run folder; prints what of nanoGPT's settings is not used."""
+def _requested(source: str, assignments: list[str], out: Path | None) -> tuple[dict[str, Any], Path]:
+    """The settings and the run folder; prints what of nanoGPT's settings is not used."""
     from nanostudy.interop.nanogpt_config import read_config
     from nanostudy.settings_files import experiment_and_resources, parse_assignments, read_settings
 
@@ -127,17 +132,14 @@ def _requested(
         settings, out = config.settings, out or config.out
     else:
         settings = {**read_settings(source), **given}
-    experiment, resources = experiment_and_resources(settings)
-    tracking = {name: settings[name] for name in TRACKING if name in settings}
-    return experiment, resources, tracking, out or _default_folder(source, given, experiment)
+    experiment, _ = experiment_and_resources(settings)
+    return settings, out or _default_folder(source, given, experiment)
 
 
 def _default_folder(source: str, given: dict[str, str], experiment: Experiment) -> Path:
     """The run folder that was named, or one under runs/ named after the request. Raises UsageError where a run's text is missing or
     another one is given.
     """
-    from nanostudy.errors import UsageError
-    from nanostudy.settings import CORPORA
     from nanostudy.training.inputs import Inputs
     from nanostudy.training.run_folder import read_metadata
 
@@ -184,7 +186,6 @@ def _print_finished(run: Run) -> None:
 def _prompt_option(run: Run) -> str:
     """With the first words of the run's text, whose characters the model knows; empty where the text is no longer there."""
     from nanostudy.data.texts import find_text
-    from nanostudy.errors import NanostudyError
 
     try:
         text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
@@ -210,13 +211,12 @@ def report(
     from nanostudy import api
 
     written = api.published(*paths, out=out, **columns(loss, name, factors))
-    for note in written.notes:
-        print(f"{textwrap.fill(note, report_width())}\n")
-    if not written.answer:
-        print(f"{textwrap.fill(written.summary, report_width())}\n")
-    for number, sentence in enumerate(written.answer, start=1):
-        print(f"{number}  {sentence.about}")
-        print(textwrap.fill(sentence.text, report_width(), initial_indent="   ", subsequent_indent="   ") + "\n")
+    said = written.document
+    for note in [*said.notes, *([] if said.answer else [said.lede])]:
+        print_paragraph(note)
+    for number, (about, text) in enumerate(said.answer.items(), start=1):
+        print(f"{number}  {about}")
+        print_paragraph(text, "   ")
     print(f"page     {written.page}")
     for path in written.beside:
         print(f"{'beside' if path == written.beside[0] else '':9}{path}")
@@ -244,8 +244,6 @@ def presets() -> None:
 @app.command()
 def settings() -> None:
     """List every setting with its default and meaning."""
-    from nanostudy.text import value_text
-
     rows = [(name, value_text(SETTINGS[name].default), SETTINGS[name].meaning) for name in IN_FILES]
     print("\n".join(beside(rows)))
 
@@ -287,7 +285,6 @@ corpus_app.command("export")(corpus_export)
 def corpus_fetch(name: Annotated[str, typer.Argument(help="shakespeare")]) -> None:
     """Put a corpus on this machine."""
     from nanostudy.data.texts import fetch_shakespeare, find_text
-    from nanostudy.errors import UsageError
 
     if name != "shakespeare":
         raise UsageError(f"{name!r} needs no fetching; shakespeare does.")
@@ -368,7 +365,6 @@ def _wrapped(message: str) -> str:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in 1, a stop on request in 130."""
-    from nanostudy.errors import Interrupted, NanostudyError, ReportedElsewhere, UsageError
 
     try:
         with _lenient_output():

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from nanostudy.settings import SETTINGS
+from nanostudy.errors import Interrupted
+from nanostudy.settings import RUN_OPTIONS, SETTINGS
 from nanostudy.text import printable
 from nanostudy.validation import Setting, takes
 
 F = TypeVar("F", bound=Callable[..., Any])
+RUN = [name for name in RUN_OPTIONS if name != "save_every"]  # of commands that run a study
 
 
 class Form(StrEnum):
@@ -27,9 +30,21 @@ class Form(StrEnum):
     json = "json"
 
 
+class Layout(StrEnum):
+    """How a study is exported."""
+
+    published = "published"
+    findings = "findings"
+
+
 def report_width() -> int:
     """Of running text: no wider than reads well."""
     return min(100, shutil.get_terminal_size().columns)
+
+
+def print_paragraph(text: str, indent: str = "") -> None:
+    """Wrapped, and an empty line after it."""
+    print(textwrap.fill(text, report_width(), initial_indent=indent, subsequent_indent=indent) + "\n")
 
 
 def show(line: str) -> None:
@@ -39,6 +54,15 @@ def show(line: str) -> None:
         wrap = textwrap.TextWrapper(report_width(), break_long_words=False, break_on_hyphens=False)
         text = text if len(text) <= report_width() else wrap.fill(text)
     print(text)
+
+
+@contextlib.contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Around a training: the second Ctrl-C, which waits for no checkpoint, ends it in a message, too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once, without saving; every checkpoint before is whole.") from None
 
 
 def presets_like(incomplete: str) -> list[str]:
@@ -67,10 +91,16 @@ Source = Annotated[
     ),
 ]
 Axes = Annotated[list[str] | None, typer.Argument(help="setting=a,b,c ... adds or replaces an axis.")]
-Folder = Annotated[
-    str,
-    typer.Argument(help="A study's folder, or the name of a study in its default folder.", autocompletion=studies_like),
-]
+FOLDER = "A study's folder, or the name of a study in its default folder."
+
+
+def _existing(name: str) -> Path:
+    from nanostudy.study.definition import existing_folder
+
+    return existing_folder(str(name))
+
+
+Folder = Annotated[Path, typer.Argument(help=FOLDER, autocompletion=studies_like, callback=_existing)]
 Out = Annotated[Path | None, typer.Option(help="The study's folder. Default: studies/ and its name.")]
 Part = Annotated[list[str] | None, typer.Option(help="Only this part; may be given again.")]
 Only = Annotated[
@@ -78,6 +108,8 @@ Only = Annotated[
     typer.Option(help="Only experiments like this: 'n_embd=256,dropout=0.1'. The same setting twice: either."),
 ]
 Format = Annotated[Form, typer.Option(help="For a person, or for a program.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="For a program.")]
+Difference = Annotated[float, typer.Option(help="Of validation losses, in nats per token.")]
 Corpus = Annotated[str, typer.Argument(help="A corpus, or a path.")]
 Tokenizer = Annotated[str, typer.Option(help=SETTINGS["tokenizer"].meaning)]
 Loss = Annotated[str, typer.Option(help="In a table: the column of the validation loss, of which less is better.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from nanostudy.text import beside
+from nanostudy.text import beside, counted, duration, ranges
 
 if TYPE_CHECKING:
     from nanostudy.study.forecast import Plan
@@ -59,8 +59,6 @@ def prediction_record(plan: Plan, prediction: Prediction) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     from nanostudy.study.listing import as_lines
-    from nanostudy.study.names import label
-    from nanostudy.text import counted, duration, ranges
 
     rows = [
         {
@@ -70,7 +68,7 @@ def print_plan(plan: Plan) -> None:
             "memory": f"{row['memory_bytes'] / 2**20:,.0f} MiB",
             "time": "" if stack.seconds is None else f"~{duration(stack.seconds)}",
             "ids": _shortened(ranges([entry.id for entry in stack.members])),
-            "the first": label(stack.members[0].experiment.as_dict(), plan.varying),
+            "the first": plan.label(stack),
         }
         for row, stack in zip(stack_records(plan)[:MOST_STACKS], plan.stacks, strict=False)
     ]
@@ -94,9 +92,7 @@ def print_plan(plan: Plan) -> None:
     tight = [s for s in plan.stacks if capacity.memory is not None and s.memory > capacity.memory]
     for stack in tight[:MOST_STACKS]:
         advice = "" if plan.elsewhere else ": fewer --workers leave it more"
-        print(
-            f"         {label(stack.members[0].experiment.as_dict(), plan.varying)} may need more memory than that{advice}"
-        )
+        print(f"         {plan.label(stack)} may need more memory than that{advice}")
     if waiting:
         flops, tokens = sum(stack.flops for stack in plan.stacks), sum(stack.tokens for stack in plan.stacks)
         print(f"work     {flops:.2e} floating-point operations, {tokens:,} tokens of training")
@@ -108,8 +104,6 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_prediction(plan: Plan, prediction: Prediction) -> None:
-    from nanostudy.text import counted, duration
-
     least, mean, most = prediction.shares()
     print(f"busy     {mean:.1%} of the time in the mean of the workers ({least:.1%} to {most:.1%})")
     waits = duration((1 - least) * prediction.seconds)

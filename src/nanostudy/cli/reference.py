@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer.main
 
 from nanostudy.cli.main import app
-from nanostudy.settings import FIELDS, SETTINGS, SamplingParams, names_of
+from nanostudy.settings import FIELDS, SamplingParams, Where, names_of
 from nanostudy.text import plain, value_text
 from nanostudy.validation import TYPES, Kind, Setting, settings_of
 
@@ -21,6 +21,21 @@ KINDS: dict[Kind, str] = {
     "number": "Numbers that may differ within a stack",
     "record": "What is written down; no part of an experiment's identity",
 }
+
+EXPERIMENTS = """
+## Experiments
+
+In a settings file `setting: value`, on the command line `setting=value`,
+in a study file under `settings:` or `grid:`, in Python `Experiment(setting=value)`."""
+WHERE_AND_HOW = """
+## Where and how
+
+Options of `nanostudy study run` (`save_every` in Python alone), keywords in Python; the first four and `track`
+may stand in a settings file, too. They change no experiment's identity."""
+SAMPLING = """
+## Sampling
+
+Options of `nanostudy sample`, keywords of `Run.sample` in Python."""
 
 
 def command_line() -> str:
@@ -37,22 +52,11 @@ def command_line() -> str:
 
 def settings() -> str:
     """Every setting with its type, default, range and meaning, as Markdown."""
-    lines = ["# Settings", "", AGAIN]
-    lines += ["", "## Experiments", "", "In a settings file `setting: value`, on the command line `setting=value`,"]
-    lines += ["in a study file under `settings:` or `grid:`, in Python `Experiment(setting=value)`."]
+    lines = ["# Settings", "", AGAIN, EXPERIMENTS]
     for kind, title in KINDS.items():
-        lines += ["", f"### {title}", *_settings([FIELDS[name] for name in names_of(kind)])]
-    sampling = settings_of(SamplingParams)
-    where = [setting for name, setting in SETTINGS.items() if name not in FIELDS and name not in sampling]
-    lines += [
-        "",
-        "## Where and how",
-        "",
-        "Options of `nanostudy study run` (`save_every` in Python alone), keywords in Python; the first four and `track`",
-    ]
-    lines += ["may stand in a settings file, too. They change no experiment's identity.", *_settings(where)]
-    lines += ["", "## Sampling", "", "Options of `nanostudy sample`, keywords of `Run.sample` in Python."]
-    return "\n".join([*lines, *_settings(list(sampling.values()))]) + "\n"
+        lines += ["", f"### {title}", *_settings(FIELDS[name] for name in names_of(kind))]
+    lines += [WHERE_AND_HOW, *_settings(settings_of(Where).values())]
+    return "\n".join([*lines, SAMPLING, *_settings(settings_of(SamplingParams).values())]) + "\n"
 
 
 def _commands(words: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -76,7 +80,7 @@ def _default(param: Any) -> str:
     return "" if param.required or value is None or value is False or callable(value) else value_text(value)
 
 
-def _settings(settings: Sequence[Setting]) -> list[str]:
+def _settings(settings: Iterable[Setting]) -> list[str]:
     rows = [(s.name, TYPES[s.base], value_text(s.default), s.bounds(), s.meaning) for s in settings]
     return _table(("setting", "type", "default", "range", "meaning"), rows)
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import nanostudy
 from nanostudy.cli.options import options
+from nanostudy.errors import UsageError
 from nanostudy.settings import SamplingParams
 from nanostudy.text import printable
 from nanostudy.validation import settings_of
@@ -43,10 +45,8 @@ def sample(
     **sampling: Any,
 ) -> None:
     """Write text with a trained model, with the best of a study, or with several side by side."""
-    from nanostudy import api
-
     prompt, device = _prompt(prompt), sampling.pop("device")
-    loaded = [api.load(run, which, device) for run in runs]
+    loaded = [nanostudy.load(run, which, device) for run in runs]
     sampling["top_k"] = sampling["top_k"] or None
     for run, given in zip(loaded, runs, strict=True):
         if run.folder != Path(given):
@@ -78,23 +78,19 @@ def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
     width = (shutil.get_terminal_size().columns + GAP) // len(texts) - GAP
     if width < NARROWEST:
         return "\n\n".join(f"--- {title}\n{text}" for title, text in zip(titles, texts, strict=True))
+    heads = [textwrap.wrap(title, width) for title in titles]
+    tallest = max(map(len, heads))
+    bodies = [[textwrap.wrap(line, width) or [""] for line in printable(text).splitlines()] for text in texts]
     columns = [
-        [
-            *textwrap.wrap(title, width),
-            "-" * width,
-            *itertools.chain(*(textwrap.wrap(line, width) or [""] for line in printable(text).splitlines())),
-        ]
-        for title, text in zip(titles, texts, strict=True)
+        [*[""] * (tallest - len(head)), *head, "-" * width, *itertools.chain(*body)]
+        for head, body in zip(heads, bodies, strict=True)
     ]
-    heads = max(column.index("-" * width) for column in columns)
-    columns = [[""] * (heads - column.index("-" * width)) + column for column in columns]
     rows = itertools.zip_longest(*columns, fillvalue="")
     return "\n".join((" " * GAP).join(cell.ljust(width) for cell in row).rstrip() for row in rows)
 
 
 def _prompt(text: str | None) -> str | None:
     """The text, or that of the file which FILE:PATH names, as nanoGPT's sample.py reads it."""
-    from nanostudy.errors import UsageError
     from nanostudy.reading import read_text
 
     if not text or not text.startswith(FILE):

@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import nanostudy
 from nanostudy.cli.options import (
+    FOLDER,
+    RUN,
     Axes,
+    Difference,
     Factors,
     Folder,
     Form,
     Format,
+    Json,
+    Layout,
     Loss,
     Name,
     Only,
@@ -28,18 +34,20 @@ from nanostudy.cli.options import (
     Source,
     columns,
     options,
+    print_paragraph,
     report_width,
     show,
+    stopped_at_once,
+    studies_like,
 )
 from nanostudy.cli.plan import prediction_record, print_plan, stack_records
-from nanostudy.settings import PLAN_OPTIONS, RUN_OPTIONS
-from nanostudy.text import beside, printable
+from nanostudy.errors import NanostudyError, UsageError
+from nanostudy.settings import PLAN_OPTIONS
+from nanostudy.text import beside, duration, printable
 
 if TYPE_CHECKING:
     from nanostudy.result import Result
 
-
-RUN = [name for name in RUN_OPTIONS if name != "save_every"]
 
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the page at the end.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
@@ -62,8 +70,6 @@ def run_command(
     **given: Any,
 ) -> None:
     """Run a study; run the same command again to go on after an interruption."""
-    from nanostudy.api import run_study
-    from nanostudy.errors import UsageError
     from nanostudy.settings_files import parse_assignments
     from nanostudy.study.definition import folder_of
 
@@ -72,12 +78,8 @@ def run_command(
         raise UsageError(f"--dry-run: `nanostudy study plan {words}` says what this would do and runs nothing.")
     path, settings = out or folder_of(source), parse_assignments(axes or [])
     with _shown(path) if ui else contextlib.nullcontext():
-        _run(
-            lambda: run_study(source, path, settings=settings, parts=part or [], only=only, **given),
-            path,
-            report,
-            open_page,
-        )
+        chosen: dict[str, Any] = {"settings": settings, "parts": part or [], "only": only}
+        _run(lambda: nanostudy.run_study(source, path, **chosen, **given), path, report, open_page)
 
 
 @app.command("retry")
@@ -93,11 +95,8 @@ def retry_command(
     **given: Any,
 ) -> None:
     """Run experiments again that failed, or whose run folders are lost or damaged."""
-    from nanostudy.api import retry_study
-    from nanostudy.study.definition import existing_folder
 
-    path = existing_folder(folder)
-    _run(lambda: retry_study(path, names or [], **given), path, report, open_page)
+    _run(lambda: nanostudy.retry_study(folder, names or [], **given), folder, report, open_page)
 
 
 @contextlib.contextmanager
@@ -117,11 +116,9 @@ def _shown(path: Path) -> Iterator[None]:
 
 def _write_page(path: Path) -> Path | None:
     """None where it cannot be written, which is no reason for a study to fail."""
-    from nanostudy.api import report
-    from nanostudy.errors import NanostudyError
 
     try:
-        return report(path)
+        return nanostudy.report(path)
     except NanostudyError as problem:
         print(f"\nThe page could not be written: {problem}", file=sys.stderr)
         return None
@@ -129,16 +126,12 @@ def _write_page(path: Path) -> Path | None:
 
 def _run(run: Callable[[], list[Result]], path: Path, report: bool, open_page: bool) -> None:
     """Runs it and prints the results; exit code 1 where something failed, or all that was trained diverged."""
-    from nanostudy.errors import Interrupted
     from nanostudy.study.folder import RESULTS_FILE
     from nanostudy.study.listing import Listing, best_lines, failure_lines, lost_lines
-    from nanostudy.text import duration
 
     since = time.monotonic()
-    try:
+    with stopped_at_once():
         rows = run()
-    except KeyboardInterrupt:
-        raise Interrupted("stopped at once, without saving; the last checkpoints are whole.") from None
     finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
     listing = Listing.of(path)
     print(f"\n{len(finished)} of {len(rows)} experiments finished; this took {duration(time.monotonic() - since)}")
@@ -173,12 +166,11 @@ def plan_command(
     **given: Any,
 ) -> None:
     """What a study would do here: stacks, memory, arithmetic, estimated time. Runs only a short calibration."""
-    from nanostudy.api import plan_study
     from nanostudy.settings_files import parse_assignments
     from nanostudy.study.listing import as_json
 
     settings = parse_assignments(axes or [])
-    plan = plan_study(source, out, settings=settings, parts=part or [], only=only, plan_for=plan_for, **given)
+    plan = nanostudy.plan_study(source, out, settings=settings, parts=part or [], only=only, plan_for=plan_for, **given)
     if format is Form.table:
         print_plan(plan)
     elif format is Form.json and plan.prediction:
@@ -195,16 +187,15 @@ def _print_records(table: Sequence[dict[str, Any]], format: Form) -> None:
 
 @app.command("seeds")
 def seeds_command(
-    study: Folder,
-    difference: Annotated[float, typer.Option(help="Of validation losses, in nats per token.")] = 0.01,
-    json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+    study: Annotated[str, typer.Argument(help=FOLDER, autocompletion=studies_like)],
+    difference: Difference = 0.01,
+    json: Json = False,
 ) -> None:
     """How many seeds tell two settings apart, from the variances that a study shows, and how long those take."""
-    from nanostudy.referee import plan_seeds
     from nanostudy.reporting.next_steps import seeds_lines, seeds_record
     from nanostudy.study.listing import as_json
 
-    seeds = plan_seeds(study, difference)
+    seeds = nanostudy.plan_seeds(study, difference)
     if json:
         print(as_json(seeds_record(seeds)))
         return
@@ -220,26 +211,25 @@ def confirm_command(
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Fresh seeds. Default: as many as tell the difference, from 5 to 32.")
     ] = None,
-    difference: Annotated[float, typer.Option(help="Of validation losses, in nats per token.")] = 0.01,
+    difference: Difference = 0.01,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only the plan: experiments, stacks, estimated time.")
     ] = False,
     **given: Any,
 ) -> None:
     """Run the settings tied for a study's best again on fresh seeds, for a loss that no choice has biased."""
-    from nanostudy.api import plan_study
-    from nanostudy.referee import confirm_study, confirmation
+    from nanostudy.referee import confirmation
     from nanostudy.reporting.next_steps import confirmation_sentence
-    from nanostudy.study.definition import existing_folder
 
     plan, folder = confirmation(study, most, seeds, difference)
     print(f"{plan.description}: seeds {plan.seeds[0]} to {plan.seeds[-1]}\n" if plan.seeds else "")
     if dry_run:
-        print_plan(plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
+        print_plan(nanostudy.plan_study(plan, folder, **{name: given[name] for name in PLAN_OPTIONS}))
         return
-    result = confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
+    with stopped_at_once():
+        result = nanostudy.confirm_study(study, most=most, seeds=seeds, difference=difference, **given)
     print(f"\n{textwrap.fill(confirmation_sentence(result), report_width())}\n\nresults  {folder}")
-    print(f"report   nanostudy report {shlex.quote(str(existing_folder(study)))}")
+    print(f"report   nanostudy report {shlex.quote(str(study))}")
 
 
 @app.command("status")
@@ -249,17 +239,15 @@ def status_command(
     all: Annotated[bool, typer.Option("--all", help="Every experiment, not only the best.")] = False,
 ) -> None:
     """How far a study is, also while it runs: done, running, failed, time left, best so far."""
-    from nanostudy.study.definition import existing_folder
     from nanostudy.study.listing import records, status_lines
     from nanostudy.study.notes import read_notes
     from nanostudy.study.store import FILE, Store
 
-    path = existing_folder(folder)
-    with Store.read(path / FILE) as store:
+    with Store.read(folder / FILE) as store:
         if format is Form.table:
-            print("\n".join(status_lines(store, path, all)))
+            print("\n".join(status_lines(store, folder, all)))
         else:
-            notes = read_notes(path)
+            notes = read_notes(folder)
             marks = {name: {"star": note.star, "note": note.text} for name, note in notes.items()}
             none = {"star": False, "note": ""} if notes else {}
             _print_records([{**row, **marks.get(row["name"], none)} for row in records(store.rows())], format)
@@ -277,24 +265,19 @@ def note_command(
     ] = None,
 ) -> None:
     """Keep a note or a star beside an experiment: listings and pages show it, and merges keep it."""
-    from nanostudy.study.definition import existing_folder
     from nanostudy.study.listing import Listing
     from nanostudy.study.notes import annotate
     from nanostudy.study.store import FILE, Store
 
-    path = existing_folder(folder)
-    with Store.read(path / FILE) as store:
+    with Store.read(folder / FILE) as store:
         if experiment is not None:
             rows = [store.row(experiment)]
             if text is not None or star is not None:
-                annotate(path, rows[0].name, text, star)
-        listing = Listing.of(path)
+                annotate(folder, rows[0].name, text, star)
+        listing = Listing.of(folder)
         rows = rows if experiment is not None else store.rows(names=list(listing.notes))
-    print(
-        "\n".join(listing.lines(rows))
-        if rows
-        else f"No experiment of {path} has a note. Add one: nanostudy study note {shlex.quote(folder)} NUMBER TEXT --star"
-    )
+    command = f"nanostudy study note {shlex.quote(str(folder))} NUMBER TEXT --star"
+    print("\n".join(listing.lines(rows)) if rows else f"No experiment of {folder} has a note. Add one: {command}")
 
 
 @app.command("list")
@@ -315,9 +298,7 @@ def merge_command(
     into: Annotated[Path, typer.Option(help="The folder that gets all results.")],
 ) -> None:
     """Put the results of several people's or machines' folders together."""
-    from nanostudy.study.merge import merge
-
-    for line in merge(sources, into):
+    for line in nanostudy.merge_study(sources, into):
         show(line)
 
 
@@ -332,11 +313,10 @@ def import_command(
     factors: Factors = "",
 ) -> None:
     """Take over somebody's table of results: in nanostudy's columns, and as a study that trains its experiments here."""
-    from nanostudy.api import import_study
 
-    imported = import_study(*tables, out=out, **columns(loss, name, factors))
+    imported = nanostudy.import_study(*tables, out=out, **columns(loss, name, factors))
     for note in imported.notes:
-        print(f"{textwrap.fill(printable(note), report_width())}\n")
+        print_paragraph(printable(note))
     print(f"table    {imported.table}")
     print(f"study    {imported.study or 'none'}{f' ({imported.why})' if imported.why else ''}")
     print(f"report   nanostudy report {shlex.quote(str(imported.table))}")
@@ -349,9 +329,9 @@ def export_command(
         Path | None, typer.Option(help="Where to. Default: the study's folder, under the layout's name.")
     ] = None,
     layout: Annotated[
-        str,
+        Layout,
         typer.Option(help="published: the hand-run study's tables and folders. findings: a small folder to publish."),
-    ] = "published",
+    ] = Layout.published,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
@@ -360,38 +340,30 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a study's results in the layout of the published study, or its findings as a small folder without weights."""
-    from nanostudy.errors import UsageError
-    from nanostudy.study.definition import existing_folder
 
-    if layout not in ("published", "findings"):
-        raise UsageError(f"--layout {layout!r} is not known: published or findings.")
-    path = existing_folder(folder)
-    to = to or path / layout
-    if layout == "published":
+    to = to or folder / layout
+    if layout is Layout.published:
         from nanostudy.study.export import export_published
 
-        lines = export_published(path, to)
+        lines = export_published(folder, to)
     else:
         from nanostudy.reporting.publication import publish_findings
 
-        lines = publish_findings(path, to, beside or [])
+        lines = publish_findings(folder, to, beside or [])
     for line in lines:
         show(line)
 
 
 @app.command("check")
-def check_command(
-    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="For a program.", show_default=False)] = False
-) -> None:
+def check_command(folder: Folder, json: Json = False) -> None:
     """Check a study's folder: store, run folders and weights against each other. Exit code 1 where something is damaged."""
     from nanostudy.study.check import check
-    from nanostudy.study.definition import existing_folder
-    from nanostudy.study.listing import as_json as to_json
+    from nanostudy.study.listing import as_json
 
-    checked = check(existing_folder(folder))
-    if as_json:
-        print(to_json(checked.as_record()))
-    for line in () if as_json else checked.as_lines():
+    checked = check(folder)
+    if json:
+        print(as_json(checked.as_record()))
+    for line in () if json else checked.as_lines():
         show(line)
     if checked.findings:
         raise typer.Exit(1)
@@ -400,10 +372,9 @@ def check_command(
 @app.command("rebuild")
 def rebuild_command(folder: Folder) -> None:
     """Make a lost or damaged store again from the run folders and from what can be read of it."""
-    from nanostudy.study.definition import existing_folder
     from nanostudy.study.folder import rebuild
 
-    experiments, results, notes = rebuild(existing_folder(folder))
+    experiments, results, notes = rebuild(folder)
     for note in notes:
         show(note)
     print(f"{experiments:,} experiments, {results:,} results")

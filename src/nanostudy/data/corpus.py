@@ -4,62 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from nanostudy.data.texts import Text, cuts_of, find_text, split_checksum
+from nanostudy.data.texts import cuts_of, find_text, split_checksum
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import UsageError
-from nanostudy.settings import check_value
 
 LABELS = {"train": "training", "val": "validation", "test": "test"}  # of splits
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """Text to token ids and back. `characters` are in order of their ids; empty for bytes."""
-
-    kind: str
-    characters: str = ""
-
-    @staticmethod
-    def of(kind: str, text: str) -> Tokenizer:
-        check_value("tokenizer", kind)
-        return Tokenizer(kind, "".join(sorted(set(text))) if kind == "char" else "")
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.characters) if self.kind == "char" else 256
-
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids, int64. Raises UsageError at a character that the tokenizer does not know."""
-        if self.kind == "byte":
-            return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8).astype(np.int64)
-        alphabet = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        order = np.argsort(alphabet)  # a nanoGPT dataset may have any order
-        ids = order[np.searchsorted(alphabet, points, sorter=order).clip(max=len(alphabet) - 1)]
-        wrong = np.flatnonzero(alphabet[ids] != points)
-        if len(wrong):
-            raise UsageError(
-                f"The model does not know the character {text[wrong[0]]!r} (at position {wrong[0]}). "
-                f"It knows: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in self.characters)}"
-            )
-        return ids.astype(np.int64)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        if self.kind == "byte":
-            return bytes(int(i) for i in ids).decode(errors="replace")
-        return "".join(self.characters[i] for i in ids)
-
-    @property
-    def opening(self) -> str:
-        """The default prompt: a new line, or the first character where the tokenizer has no new line."""
-        return "\n" if self.kind == "byte" or "\n" in self.characters else self.characters[0]
-
-    def as_dict(self) -> dict[str, str]:
-        return {"kind": self.kind, "characters": self.characters}
 
 
 @dataclass(frozen=True)
@@ -129,10 +82,11 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char", split: str 
     if not text.content:
         raise UsageError(f"The text {text.name} is empty.")
     if isinstance(tokenizer, str):
-        check_value("tokenizer", tokenizer)
-        if text.table and text.table.kind != tokenizer:
-            raise UsageError(f"The tokens of {requested} are made with tokenizer={text.table.kind}, not {tokenizer}.")
-        tokenizer = Tokenizer(*text.table) if text.table else Tokenizer.of(tokenizer, text.content)
+        if text.tokenizer and text.tokenizer.kind != tokenizer:
+            raise UsageError(
+                f"The tokens of {requested} are made with tokenizer={text.tokenizer.kind}, not {tokenizer}."
+            )
+        tokenizer = text.tokenizer or Tokenizer.of(tokenizer, text.content)
     else:
         try:
             tokenizer.encode(text.content)
@@ -146,15 +100,11 @@ def load_corpus(requested: str, tokenizer: str | Tokenizer = "char", split: str 
             f"The text {text.name} is too short: of its {len(text.content)} characters the splits get {parts}."
         )
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    splits = [
-        Split(tokenizer.encode(text.content[start:stop]).astype(dtype), stop - start, _entropy(text, start, stop))
-        for start, stop in itertools.pairwise(cuts)
-    ]
+    splits = []
+    for start, stop in itertools.pairwise(cuts):
+        entropy = None if text.nats is None else float(text.nats[start:stop].mean())
+        splits.append(Split(tokenizer.encode(text.content[start:stop]).astype(dtype), stop - start, entropy))
     return Corpus(requested, text.name, split_checksum(text, cuts), text.note, tokenizer, *splits)
-
-
-def _entropy(text: Text, start: int, stop: int) -> float | None:
-    return None if text.nats is None else float(text.nats[start:stop].mean())
 
 
 def window_starts(corpus: Corpus, split: str, context: int, tokens: int | None = None) -> np.ndarray:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nanostudy.atomic import write_atomically
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_file
-from nanostudy.settings import check_value
 
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
 ID = np.dtype("<u2")
@@ -24,19 +24,12 @@ LARGEST_NUMBER = 2**31
 LARGEST_SPLIT = 2**31
 
 
-class Table(NamedTuple):
-    """The meaning of token ids: characters in order of their ids; empty for bytes."""
-
-    kind: str
-    characters: str = ""
-
-
 class Dataset(NamedTuple):
     """A folder's two texts. Bytes that are not UTF-8 become surrogates."""
 
     train: str
     val: str
-    table: Table
+    tokenizer: Tokenizer
 
 
 class _Plain(pickle.Unpickler):
@@ -46,15 +39,15 @@ class _Plain(pickle.Unpickler):
         raise UsageError(f"names {module}.{name}, and only plain numbers and texts are read")
 
 
-def read_meta(path: Path) -> Table:
-    """The table of a meta.pkl, read without running code. Raises UsageError, NanostudyError."""
+def read_meta(path: Path) -> Tokenizer:
+    """That of a meta.pkl, read without running code. Raises UsageError, NanostudyError."""
     content = _bytes(path, LARGEST_META)
     try:
         _check_cost(content)
         meta = _Plain(io.BytesIO(content)).load()
         if not isinstance(meta, dict):
             raise UsageError("holds no dictionary")
-        return _table(meta)
+        return _tokenizer(meta)
     except UsageError as problem:
         raise UsageError(f"{path} {problem}. It must be as nanoGPT's prepare.py for characters writes it.") from None
     except Exception:  # a damaged pickle may raise anything
@@ -79,7 +72,7 @@ def _bytes(path: Path, most: int) -> bytes:
         raise NanostudyError(f"{path} could not be read: {problem.strerror}.") from None
 
 
-def _table(meta: dict[Any, Any]) -> Table:
+def _tokenizer(meta: dict[Any, Any]) -> Tokenizer:
     itos, stoi = meta.get("itos"), meta.get("stoi")
     if isinstance(itos, list | tuple):
         itos = dict(enumerate(itos))
@@ -96,20 +89,18 @@ def _table(meta: dict[Any, Any]) -> Table:
         raise UsageError("has an itos and a stoi that do not belong together")
     if meta.get("vocab_size", len(tokens)) != len(tokens):
         raise UsageError(f"has vocab_size {reprlib.repr(meta['vocab_size'])} and {len(tokens)} tokens")
-    if meta.get("tokenizer") == "byte":
-        return Table("byte")
-    return Table("char", "".join(tokens))
+    return Tokenizer("byte") if meta.get("tokenizer") == "byte" else Tokenizer("char", "".join(tokens))
 
 
-def write_meta(path: Path, table: Table) -> None:
+def write_meta(path: Path, tokenizer: Tokenizer) -> None:
     """Writes meta.pkl as nanoGPT's prepare.py does. Bytes become the characters with the same numbers (Latin-1)."""
-    characters = table.characters if table.kind == "char" else bytes(range(256)).decode("latin-1")
+    characters = tokenizer.characters if tokenizer.kind == "char" else bytes(range(256)).decode("latin-1")
     meta = {
         "vocab_size": len(characters),
         "itos": dict(enumerate(characters)),
         "stoi": {character: i for i, character in enumerate(characters)},
     }
-    write_atomically(path, pickle.dumps({**meta, "tokenizer": table.kind}, protocol=4))
+    write_atomically(path, pickle.dumps({**meta, "tokenizer": tokenizer.kind}, protocol=4))
 
 
 def is_dataset(folder: Path) -> bool:
@@ -126,30 +117,25 @@ def read_dataset(folder: Path) -> Dataset:
             f"{folder} has no {META}, so the meaning of its ids is unknown (most likely they are GPT-2's tokens). nanostudy's "
             "tokens are characters or bytes: train on the text itself, with corpus=path/to/text.txt and tokenizer=byte."
         )
-    table = read_meta(folder / META)
-    return Dataset(_text(folder / TRAIN, table), _text(folder / VAL, table), table)
+    tokenizer = read_meta(folder / META)
+    return Dataset(_text(folder / TRAIN, tokenizer), _text(folder / VAL, tokenizer), tokenizer)
 
 
-def _text(path: Path, table: Table) -> str:
-    raw = _bytes(path, LARGEST_SPLIT)
-    size = len(table.characters) or 256
+def _text(path: Path, tokenizer: Tokenizer) -> str:
+    raw, size = _bytes(path, LARGEST_SPLIT), tokenizer.vocab_size
     if len(raw) % ID.itemsize:
         raise UsageError(f"{path} is cut short: its tokens are two bytes each, and it has {len(raw):,} bytes.")
     ids = np.frombuffer(raw, ID)
     if len(ids) and ids.max() >= size:
         raise UsageError(f"{path} holds the token {ids.max()}, and {META} beside it has {size} tokens.")
-    if table.kind == "byte":
-        return ids.astype(np.uint8).tobytes().decode(errors="surrogateescape")
-    alphabet = np.frombuffer(table.characters.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return alphabet[ids].tobytes().decode("utf-32-le", "surrogatepass")
+    return tokenizer.decode(ids, errors="surrogateescape")
 
 
-def write_dataset(folder: Path, train: np.ndarray, val: np.ndarray, table: Table) -> list[Path]:
+def write_dataset(folder: Path, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> list[Path]:
     """Writes the files atomically into an existing folder and returns their paths. Raises UsageError, NanostudyError."""
-    check_value("tokenizer", table.kind)
-    if len(table.characters) > 2**16:
-        raise UsageError(f"{len(table.characters):,} different characters do not fit into tokens of two bytes.")
+    if tokenizer.vocab_size > 2**16:
+        raise UsageError(f"{tokenizer.vocab_size:,} different characters do not fit into tokens of two bytes.")
     write_atomically(folder / TRAIN, train.astype(ID).tobytes())
     write_atomically(folder / VAL, val.astype(ID).tobytes())
-    write_meta(folder / META, table)
+    write_meta(folder / META, tokenizer)
     return [folder / name for name in (TRAIN, VAL, META)]

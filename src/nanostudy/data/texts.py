@@ -8,14 +8,15 @@ import http.client
 import os
 import shlex
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nanostudy.atomic import cache_folder, write_atomically
-from nanostudy.data.nanogpt_dataset import Table, is_dataset, read_dataset
+from nanostudy.data.nanogpt_dataset import is_dataset, read_dataset
 from nanostudy.data.playhouse import write_plays
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_file
 
@@ -40,11 +41,11 @@ CHOICES = (
 class Text:
     name: str
     content: str
-    sha256: str  # of the content's bytes; for a dataset with its own split or table, of those as well
+    sha256: str  # of the content's bytes; for a dataset with its own split or tokenizer, of those as well
     nats: np.ndarray | None = None  # float64, the true surprisal of each character
     note: str | None = None
     cut: int | None = None  # the number of training characters, if the text has its own split
-    table: Table | None = None  # the meaning of its tokens, if it comes as tokens
+    tokenizer: Tokenizer | None = None  # if it comes as tokens
 
 
 def find_text(requested: str, tokenizer: str = "char") -> Text:
@@ -62,8 +63,7 @@ def find_text(requested: str, tokenizer: str = "char") -> Text:
             return _shakespeare()
         except NanostudyError as problem:
             note = f"Shakespeare is not available, so this trains on playhouse instead. {problem}"
-            text = _playhouse()
-            return Text(text.name, text.content, text.sha256, text.nats, note)
+            return replace(_playhouse(), note=note)
     path = Path(requested)
     return _dataset(path) if os.path.isdir(path) else _read(path, tokenizer)
 
@@ -140,20 +140,15 @@ def _playhouse() -> Text:
 
 
 def _dataset(folder: Path) -> Text:
-    """A dataset with a text's default split and table has that text's checksum: training on either is the same experiment."""
+    """A dataset with a text's default split and tokenizer has that text's checksum: training on either is the same experiment."""
     if not is_dataset(folder):
         raise UsageError(f"The folder {str(folder)!r} is no corpus: it has no train.bin. {CHOICES}")
-    train, val, table = read_dataset(folder)
+    train, val, tokenizer = read_dataset(folder)
     content, cut = train + val, len(train)
     digest = hashlib.sha256(content.encode(errors="surrogateescape"))
-    default = table.characters == ("".join(sorted(set(content))) if table.kind == "char" else "")
-    if not default or cut != int(len(content) * TRAIN_SHARE):
-        digest.update(f" {cut} {table.kind} ".encode() + table.characters.encode(errors="surrogatepass"))
-    return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, table=table)
-
-
-def _looked(path: Path) -> str:
-    return "" if path.is_absolute() else f", neither beside a file that names it nor in {Path.cwd()}"
+    if tokenizer != Tokenizer.of(tokenizer.kind, content) or cut != int(len(content) * TRAIN_SHARE):
+        digest.update(f" {cut} {tokenizer.kind} ".encode() + tokenizer.characters.encode(errors="surrogatepass"))
+    return Text(folder.resolve().name, content, digest.hexdigest(), cut=cut, tokenizer=tokenizer)
 
 
 def _read(path: Path, tokenizer: str = "char") -> Text:
@@ -168,8 +163,9 @@ def _read(path: Path, tokenizer: str = "char") -> Text:
             "on its bytes with tokenizer=byte."
         ) from None
     except OSError as problem:
+        looked = "" if path.is_absolute() else f", neither beside a file that names it nor in {Path.cwd()}"
         raise UsageError(
-            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}){_looked(path)}. {CHOICES}"
+            f"There is no corpus and no file {str(path)!r} to read ({problem.strerror}){looked}. {CHOICES}"
         ) from None
     changes, ends = ["its byte order mark is left out"] if raw.startswith(codecs.BOM_UTF8) else [], content.count("\r")
     if ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import warnings
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from nanostudy.reading import read_text
 
 LARGEST_FILE = 2**20  # bytes
 MOST_FILES = 100
+Names = ChainMap[str, Value | Code]  # those that a file sets, over those that it knows from elsewhere
 SETTERS = ("exec", "eval", "globals", "locals", "vars")  # calls that can set a name without naming it
 
 
@@ -22,7 +24,7 @@ class Assignments:
     """Reads files of assignments. `folders` are those from which Python would find other files, in order."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = folders
+        self.folders = list(dict.fromkeys(folders))
         self.files: list[Path] = []  # that were read
 
     def read(self, path: Path, known: Mapping[str, Value]) -> dict[str, Value | Code]:
@@ -31,34 +33,25 @@ class Assignments:
         `from config.base import *` and `exec(open('config/base.py').read())` read that file in the same way. Imports, functions
         and classes give names alone, and print gives none. Raises UsageError at any other code.
         """
-        names: dict[str, Value | Code] = {}
-        self._read(path, names, known, ())
-        return names
+        own: dict[str, Value | Code] = {}
+        self._read(path, ChainMap(own, {**known}), ())
+        return own
 
-    def _read(
-        self, path: Path, names: dict[str, Value | Code], known: Mapping[str, Value], readers: tuple[Path, ...]
-    ) -> None:
+    def _read(self, path: Path, names: Names, readers: tuple[Path, ...]) -> None:
         self.files.append(path)
         if path.resolve() in readers:
             raise UsageError(f"{path} takes in itself, by way of {', '.join(map(str, self.files))}.")
         if len(self.files) > MOST_FILES:
             raise UsageError(f"{self.files[0]} takes in more than {MOST_FILES} files, {path} the last of them.")
         for statement in _statements(path):
-            self._do(path, statement, names, known, (*readers, path.resolve()))
+            self._do(path, statement, names, (*readers, path.resolve()))
 
-    def _do(
-        self,
-        path: Path,
-        statement: ast.stmt,
-        names: dict[str, Value | Code],
-        known: Mapping[str, Value],
-        readers: tuple[Path, ...],
-    ) -> None:
+    def _do(self, path: Path, statement: ast.stmt, names: Names, readers: tuple[Path, ...]) -> None:
         match statement:
             case ast.Expr(
                 ast.Call(ast.Name("exec"), [ast.Call(ast.Attribute(ast.Call(opened, [file, *_]), "read"), [])])
             ) if source(opened) == "open":
-                self._read(self._opened(path, statement, file, {**known, **names}), names, known, readers)
+                self._read(self._opened(path, statement, file, names), names, readers)
                 return
         if any(_sets_names(node) for node in ast.walk(statement)):
             _refuse(path, statement)
@@ -73,29 +66,29 @@ class Assignments:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 names[statement.name] = _definition(statement)
             case ast.Assign(targets, value) if all(isinstance(target, ast.Name) for target in targets):
-                names |= dict.fromkeys(map(ast.unparse, targets), literal_or_code(value, {**known, **names}))
+                names |= dict.fromkeys(map(ast.unparse, targets), literal_or_code(value, names))
             case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
-                names[name] = literal_or_code(value, {**known, **names})
+                names[name] = literal_or_code(value, names)
             case ast.AugAssign(target=ast.Name(name), op=operation, value=value):
                 sum_ = ast.copy_location(ast.BinOp(ast.Name(name, ast.Load()), operation, value), statement)
-                names[name] = literal_or_code(sum_, {**known, **names})
+                names[name] = literal_or_code(sum_, names)
             case _:
                 _refuse(path, statement)
 
     def _imported(self, path: Path, statement: ast.ImportFrom, readers: tuple[Path, ...]) -> dict[str, Value | Code]:
         """What a module gives; it does not see the names of the file that imports it."""
-        module = self._module(statement)
+        file = Path(*(statement.module or "").split("."))
+        module = None if statement.level else self._found(f"{file}.py")
         everything = statement.names[0].name == "*"
         if module is None and not everything:
             return {alias.asname or alias.name: _definition(statement) for alias in statement.names}
         if module is None:
-            places = ", ".join(str(folder) for folder in dict.fromkeys(self.folders))
             raise UsageError(
-                f"{path}, line {statement.lineno}: `{source(statement)}` may set anything, and its file is in none of: {places}. "
+                f"{path}, line {statement.lineno}: `{source(statement)}` may set anything, and its file is in none of: {self._places()}. "
                 "Write the values themselves, or start where the file is found."
             )
-        inner: dict[str, Value | Code] = {}
-        self._read(module, inner, {}, readers)
+        inner: Names = ChainMap({})
+        self._read(module, inner, readers)
         if everything and "__all__" not in inner:
             return {name: value for name, value in inner.items() if not name.startswith("_")}
         missing = [alias.name for alias in statement.names if alias.name not in inner]
@@ -103,20 +96,19 @@ class Assignments:
             _refuse(path, statement, f" ({module} does not say what {missing[0]} is)")
         return {alias.asname or alias.name: inner[alias.name] for alias in statement.names}
 
-    def _module(self, statement: ast.ImportFrom) -> Path | None:
-        parts = (statement.module or "").split(".")
-        files = [folder.joinpath(*parts).with_suffix(".py") for folder in self.folders] if not statement.level else []
-        return next((file for file in files if os.path.isfile(file)), None)
+    def _found(self, name: str) -> Path | None:
+        return next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
 
-    def _opened(self, path: Path, statement: ast.stmt, file: ast.expr, names: Mapping[str, Value | Code]) -> Path:
+    def _places(self) -> str:
+        return ", ".join(map(str, self.folders))
+
+    def _opened(self, path: Path, statement: ast.stmt, file: ast.expr, names: Names) -> Path:
         name = literal_or_code(file, names)
         if not isinstance(name, str):
             _refuse(path, statement)
-        existing = next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
+        existing = self._found(name)
         if existing is None:
-            _refuse(
-                path, statement, f" (there is no file {name} in {', '.join(map(str, dict.fromkeys(self.folders)))})"
-            )
+            _refuse(path, statement, f" (there is no file {name} in {self._places()})")
         return existing
 
 

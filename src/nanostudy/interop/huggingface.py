@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanostudy.atomic import whole_folder, write_atomically
-from nanostudy.data.corpus import Tokenizer
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
 from nanostudy.model.gpt import named_views
 from nanostudy.settings import SamplingParams

@@ -25,7 +25,8 @@ OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 CALLS: dict[str, Callable[..., Any]] = {call.__name__: call for call in (str, int, float, bool, round, abs, min, max)}
 CONVERSIONS: dict[int, Callable[[object], str]] = {ord("s"): str, ord("r"): repr, ord("a"): ascii}
-FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?#?\d{0,3}[_,]?(\.\d{1,3})?[a-zA-Z%]?")  # widths of three digits are small
+# at most three digits, so that a width makes no long text
+FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?#?\d{0,3}[_,]?(\.\d{1,3})?[a-zA-Z%]?")
 
 
 @dataclass(frozen=True)

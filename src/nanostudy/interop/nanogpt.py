@@ -36,7 +36,7 @@ EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # a buffer of older versions, not a parameter
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 OWN_ARGS = (*SIZES, "bias", "dropout")
-# What forks call that which nanoGPT's model does. Other values of their model_args, unless they are off, make another model.
+# Names that forks give to what nanoGPT's model does, too. Any other of their model_args makes another model, unless it is off.
 AS_IN_NANOGPT: dict[str, str | bool] = {
     **{"activation": "gelu", "act": "gelu", "norm": "layernorm", "norm_type": "layernorm", "norm_placement": "pre"},
     **{"pos_emb": "learned", "position_embedding": "learned", "flash": True, "tie_weights": True},

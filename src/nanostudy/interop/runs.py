@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanostudy.atomic import check_free, whole_folder, write_atomically
-from nanostudy.data.corpus import Corpus, Tokenizer, load_corpus
-from nanostudy.data.nanogpt_dataset import META, Table, read_meta, write_meta
-from nanostudy.data.texts import NAMES, find_text
+from nanostudy.data.corpus import Corpus, load_corpus
+from nanostudy.data.nanogpt_dataset import META, read_meta, write_meta
+from nanostudy.data.texts import find_text
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.interop.huggingface import write_huggingface
 from nanostudy.interop.nanogpt import Checkpoint, Moments, read_checkpoint, write_checkpoint
@@ -29,11 +29,11 @@ from nanostudy.interop.nanogpt_config import (
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import State
 from nanostudy.settings import FIELDS, RESOURCE_NAMES, Experiment, Resources, from_settings
-from nanostudy.settings_files import IMPORTED
+from nanostudy.settings_files import IMPORTED, experiment_and_resources, resume_command
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.machine import Machine
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata, settings_yaml
+from nanostudy.training.run_folder import CHECKPOINT, OPTIMIZER, read_metadata
 from nanostudy.training.stack import Slot, Stack
 from nanostudy.training.tensors import load_tensors
 from nanostudy.training.weights import Weights, load_weights, save_weights
@@ -93,9 +93,7 @@ def _unfinished(run: Path, which: str, metadata: dict[str, Any]) -> Trained:
     if which not in ("best", "last"):
         raise UsageError(f"There are no {which!r} weights: best or last.")
     if not checkpoint.exists(path):
-        raise NanostudyError(
-            f"The training of {run} has saved nothing yet. Go on with `nanostudy train {shlex.quote(str(run))}`."
-        )
+        raise NanostudyError(f"The training of {run} has saved nothing yet. Go on with: {resume_command(run)}")
     _, identities = checkpoint.members(path)
     stack, _, _ = checkpoint.load(path, identities)
     slot, state = stack.slots[0], stack.state
@@ -144,7 +142,7 @@ def write_nanogpt(trained: Trained, out: Path, overwrite: bool = False) -> None:
     e, name = trained.weights.experiment, out.resolve().name
     with whole_folder(out, overwrite) as folder:
         write_ckpt(trained, folder / CKPT, name)
-        write_meta(folder / META, Table(**trained.weights.tokenizer.as_dict()))
+        write_meta(folder / META, trained.weights.tokenizer)
         title = f"Goes on where nanostudy stopped, in nanoGPT's folder: python train.py {RESUME}, with their paths, and --out_dir=."
         settings = {**train_settings(e, name), "init_from": "resume"}
         write_atomically(folder / RESUME, config_text(title, differences(replace(e, init_from=None)), settings))
@@ -165,7 +163,7 @@ class Imported:
 
     source: Path
     checkpoint: Checkpoint
-    table: Table
+    tokenizer: Tokenizer
     experiment: Experiment
     resources: Resources
     corpus: Corpus | None  # None where the text is missing: the model can be sampled from, and no more
@@ -179,46 +177,45 @@ def read_nanogpt(
     check_free(target)
     ckpt = read_checkpoint(source)
     dataset = ckpt.config.get("dataset")
-    table = _table(meta, characters, (source.parent, *dataset_folders(dataset, source)))
+    tokenizer = _tokenizer(meta, characters, (source.parent, *dataset_folders(dataset, source)))
     requested = settings.get("corpus") or find_corpus(dataset, source)
     try:
-        corpus = load_corpus(str(requested), Tokenizer(*table) if table else "char") if requested else None
+        corpus = load_corpus(str(requested), tokenizer or "char") if requested else None
     except NanostudyError:
-        if "corpus" in settings or not table:
+        if "corpus" in settings or not tokenizer:
             raise
         corpus = None
     if corpus:
-        table = Table(**corpus.tokenizer.as_dict())
+        tokenizer = corpus.tokenizer
     hint = ""
     if ckpt.shape.vocab_size >= GPT2_TOKENS:
         hint = " These are GPT-2's tokens, most likely: nanostudy's tokens are characters or bytes, and it cannot read them."
-    if table is None:
+    if tokenizer is None:
         raise UsageError(
             f"What the {ckpt.shape.vocab_size} tokens of {source} stand for is not known: there is no {META} beside it or in "
             f"data/{dataset}. Name one with --meta, or a text with exactly its characters with --characters.{hint}"
         )
-    size = len(table.characters) or 256
-    if size != ckpt.shape.vocab_size:
+    if tokenizer.vocab_size != ckpt.shape.vocab_size:
         raise UsageError(
-            f"{source} knows {ckpt.shape.vocab_size} tokens, and what was found or given to read them has {size}. Name the "
+            f"{source} knows {ckpt.shape.vocab_size} tokens, and what was found or given to read them has {tokenizer.vocab_size}. Name the "
             f"{META} that it was trained with, with --meta.{hint}"
         )
-    experiment, resources, notes = _experiment(ckpt, target, table, corpus, settings)
-    return Imported(source, ckpt, table, experiment, resources, corpus, notes)
+    experiment, resources, notes = _experiment(ckpt, target, tokenizer, corpus, settings)
+    return Imported(source, ckpt, tokenizer, experiment, resources, corpus, notes)
 
 
-def _table(meta: Path | None, characters: str | None, folders: Sequence[Path]) -> Table | None:
+def _tokenizer(meta: Path | None, characters: str | None, folders: Sequence[Path]) -> Tokenizer | None:
     if meta and characters:
         raise UsageError("--meta and --characters both say what the tokens stand for. Give one.")
     if characters:
         text = find_text(characters)
-        return text.table or Table(**Tokenizer.of("char", text.content).as_dict())
+        return text.tokenizer or Tokenizer.of("char", text.content)
     meta = meta or next((folder / META for folder in folders if (folder / META).is_file()), None)
     return read_meta(meta) if meta else None
 
 
 def _experiment(
-    ckpt: Checkpoint, target: Path, table: Table, corpus: Corpus | None, settings: Mapping[str, Any]
+    ckpt: Checkpoint, target: Path, tokenizer: Tokenizer, corpus: Corpus | None, settings: Mapping[str, Any]
 ) -> tuple[Experiment, Resources, tuple[str, ...]]:
     """The checkpoint's settings under those that a person gave; and notes."""
     check_names(settings, (*FIELDS, *RESOURCE_NAMES))
@@ -226,16 +223,9 @@ def _experiment(
     planned = config.get("max_iters")
     config["max_iters"] = max(planned if isinstance(planned, int) else 0, ckpt.iter_num)
     shape = {name: value for name, value in asdict(ckpt.shape).items() if name in FIELDS}
-    fixed = {**shape, "tokenizer": table.kind, "init_from": str(target / IMPORTED)}
-    resources = Resources(**{name: value for name, value in settings.items() if name in RESOURCE_NAMES})
-    e = from_settings(
-        {
-            **translate({**SHARED, **config}).settings,
-            **fixed,
-            "corpus": corpus.requested if corpus else "auto",
-            **{name: value for name, value in settings.items() if name in FIELDS},
-        }
-    )
+    fixed = {**shape, "tokenizer": tokenizer.kind, "init_from": str(target / IMPORTED)}
+    text = {"corpus": corpus.requested if corpus else "auto"}
+    e, resources = experiment_and_resources({**translate({**SHARED, **config}).settings, **fixed, **text, **settings})
     for name, value in fixed.items():
         if getattr(e, name) != value:
             raise UsageError(
@@ -258,7 +248,7 @@ def _experiment(
 def write_run(imported: Imported, target: Path, machine: Machine) -> None:
     """A run folder with the weights and, if the text is there, all that going on needs. Nothing is evaluated yet."""
     ckpt, e, corpus = imported.checkpoint, imported.experiment, imported.corpus
-    weights = Weights(ckpt.params_1P, e, ckpt.shape, Tokenizer(*imported.table), ckpt.iter_num)
+    weights = Weights(ckpt.params_1P, e, ckpt.shape, imported.tokenizer, ckpt.iter_num)
     with whole_folder(target) as folder:
         about: dict[str, Any] = {"step": ckpt.iter_num}
         if corpus:
@@ -266,11 +256,8 @@ def write_run(imported: Imported, target: Path, machine: Machine) -> None:
             begun = replace(weights, goes_on=f"nanoGPT {ckpt.sha256}")
             identity = e.identity(corpus.sha256, corpus.tokenizer.kind, begun.sha256)
             recorder = Recorder(folder, e, identity, corpus, machine)
-            recorder.claim(asdict(imported.resources), notes=[*machine.notes, _origin(imported), *imported.notes])
-            settings = {**e.as_dict(), **asdict(imported.resources), "init_from": IMPORTED}
-            if e.corpus not in NAMES and Path(e.corpus).exists():
-                settings["corpus"] = str(Path(e.corpus).resolve())
-            write_atomically(folder / "settings.yaml", settings_yaml(settings))
+            settings = {**asdict(imported.resources), "init_from": IMPORTED}
+            recorder.claim(settings, notes=[*machine.notes, _origin(imported), *imported.notes])
             save_weights(folder / IMPORTED, begun, {**about, "goes_on": begun.goes_on})
             about |= {"identity": identity, "corpus": {"name": corpus.name, "sha256": corpus.sha256}}
             checkpoint.save(_stack(ckpt, e.name), folder / CHECKPOINT, {e.name: identity}, machine.as_dict())

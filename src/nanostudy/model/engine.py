@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanostudy.model.config import GPTConfig, count_parameters, parameter_table
-from nanostudy.model.gpt import Dropout, forward, named_views, working_copies
-from nanostudy.model.layers import CrossEntropy
-from nanostudy.model.ops import REFERENCE, Ops
+from nanostudy.model.gpt import forward, named_views, working_copies
+from nanostudy.model.ops import REFERENCE, DropoutKeys, Ops
 from nanostudy.model.optim import StepSettings, adamw
 from nanostudy.model.ranks import ALONE, Ranks
 
@@ -67,12 +67,11 @@ class Batch:
 
     inputs: Tensor
     targets: Tensor
-    dropout: Dropout | None
+    dropout: Sequence[DropoutKeys] | None
     heads: Sequence[int] | None = None
 
 
-@dataclass
-class Metrics:
+class Metrics(NamedTuple):
     """Metrics of one update, on the device, fp32 (M,) each."""
 
     loss: Tensor
@@ -247,6 +246,9 @@ def window_losses(
 
     Target -1 stands for no target. `weights` are working copies; `heads` as in `forward`.
     """
-    size = (len(weights["token_embedding"]), -1, -1)
-    logits_MBTV = forward(weights, inputs_BT.expand(size), config, heads=heads, ops=ops)
-    return CrossEntropy.apply(logits_MBTV, targets_BT.expand(size), ops).sum(2)
+    inputs_MBT, targets_MBT = (
+        ids_BT.expand(len(weights["token_embedding"]), -1, -1) for ids_BT in (inputs_BT, targets_BT)
+    )
+    logits_MBTV = forward(weights, inputs_MBT, config, heads=heads, ops=ops)
+    losses_ZT = ops.cross_entropy(logits_MBTV.flatten(0, 1), targets_MBT.flatten(0, 1))
+    return losses_ZT.view(targets_MBT.shape).sum(2)

@@ -8,7 +8,7 @@ tensors are views of that row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -56,17 +56,10 @@ def working_copies(params_MP: Tensor, config: GPTConfig, dtype: torch.dtype) -> 
     return {name: view.to(dtype) for name, view in named_views(params_MP, config).items()}
 
 
-class Dropout:
-    """All dropouts of one forward pass, from one key per member and sequence, int64 (M, B), and rates, fp32 (M,)."""
-
-    def __init__(self, keys_MB: Tensor, rate_M: Tensor, config: GPTConfig, ops: Ops = REFERENCE) -> None:
-        *self.words, self.scale_Z = ops.dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)
-
-    def __iter__(self) -> Iterator[DropoutKeys]:
-        """In the order of the forward pass."""
-        return (
-            DropoutKeys(low, high, threshold, self.scale_Z) for low, high, threshold in zip(*self.words, strict=True)
-        )
+def dropouts(keys_MB: Tensor, rate_M: Tensor, config: GPTConfig, ops: Ops = REFERENCE) -> list[DropoutKeys]:
+    """Those of one forward pass in its order, from one key per member and sequence, int64 (M, B), and rates, fp32 (M,)."""
+    *words, scale_Z = ops.dropout_words(keys_MB, rate_M, 1 + 3 * config.n_layer)
+    return [DropoutKeys(low, high, threshold, scale_Z) for low, high, threshold in zip(*words, strict=True)]
 
 
 @dataclass
@@ -103,7 +96,7 @@ def forward(
     p: Mapping[str, Tensor],
     tokens_MBT: Tensor,
     config: GPTConfig,
-    dropout: Dropout | None = None,
+    dropout: Sequence[DropoutKeys] | None = None,
     cache: Cache | None = None,
     heads: Sequence[int] | None = None,
     ops: Ops = REFERENCE,
@@ -119,6 +112,17 @@ def forward(
     start = cache.length if cache else 0
     if start + T > config.block_size or (start and T > 1):
         raise ValueError(f"cannot read {T} tokens after {start} with block_size {config.block_size}")
+    drops = iter(dropout or repeat(None))
+
+    def linear(x_MBTI: Tensor, name: str) -> Tensor:
+        weight, bias = name if name in p else f"{name}.weight", f"{name}.bias"
+        to = (into[weight], into.get(bias)) if into else None
+        return Linear.apply(x_MBTI.flatten(1, 2), p[weight], p.get(bias), ops, to).unflatten(1, (B, T))
+
+    def residual_norm(x_MBTE: Tensor | None, y_MBTE: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        gain, bias = f"{name}.gain", f"{name}.bias"
+        to = (into[gain], into.get(bias)) if into else None
+        return ResidualNorm.apply(x_MBTE, y_MBTE, p[gain], p.get(bias), next(drops), ops, to)
 
     positions_MTE = p["position_embedding"]
     if cache and cache.at is not None:
@@ -127,46 +131,23 @@ def forward(
         positions_MTE = positions_MTE[:, start : start + T]
     both = (into["token_embedding"], into["position_embedding"]) if into else None
     y_MBTE = Embed.apply(p["token_embedding"], positions_MTE, tokens_MBT, ops, both, config.tie_embeddings)
-
-    drops = iter(dropout or repeat(None))
     x_MBTE: Tensor | None = None
     for layer in range(config.n_layer):
         here = f"layer{layer}"
-        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm1", x_MBTE, y_MBTE, next(drops), ops, into)
-        qkv_MBTF, drop = _linear(p, f"{here}.qkv", h_MBTE, ops, into), next(drops)
+        x_MBTE, h_MBTE = residual_norm(x_MBTE, y_MBTE, f"{here}.norm1")
+        qkv_MBTF, drop = linear(h_MBTE, f"{here}.qkv"), next(drops)
         if cache:
             h_MBTE = _attend_cached(qkv_MBTF, cache, layer, config, ops)
         else:
             h_MBTE = attention(qkv_MBTF, drop, heads or [config.n_head] * M, ops)
-        y_MBTE = _linear(p, f"{here}.attention_out", h_MBTE, ops, into)
-        x_MBTE, h_MBTE = _residual_norm(p, f"{here}.norm2", x_MBTE, y_MBTE, next(drops), ops, into)
-        h_MBTF = Gelu.apply(_linear(p, f"{here}.mlp_in", h_MBTE, ops, into), ops)
-        y_MBTE = _linear(p, f"{here}.mlp_out", h_MBTF, ops, into)
+        y_MBTE = linear(h_MBTE, f"{here}.attention_out")
+        x_MBTE, h_MBTE = residual_norm(x_MBTE, y_MBTE, f"{here}.norm2")
+        h_MBTF = Gelu.apply(linear(h_MBTE, f"{here}.mlp_in"), ops)
+        y_MBTE = linear(h_MBTF, f"{here}.mlp_out")
     if cache and cache.at is None:
         cache.length += T
-    _, h_MBTE = _residual_norm(p, "norm", x_MBTE, y_MBTE, next(drops), ops, into)
-    head = "token_embedding" if config.tie_embeddings else "head"
-    to = (into[head], None) if into else None
-    return Linear.apply(h_MBTE.flatten(1, 2), p[head], None, ops, to).unflatten(1, (B, T))
-
-
-def _linear(p: Mapping[str, Tensor], name: str, x_MBTI: Tensor, ops: Ops, into: Mapping[str, Tensor] | None) -> Tensor:
-    to = (into[f"{name}.weight"], into.get(f"{name}.bias")) if into else None
-    y_MNO = Linear.apply(x_MBTI.flatten(1, 2), p[f"{name}.weight"], p.get(f"{name}.bias"), ops, to)
-    return y_MNO.unflatten(1, x_MBTI.shape[1:3])
-
-
-def _residual_norm(
-    p: Mapping[str, Tensor],
-    name: str,
-    x_MBTE: Tensor | None,
-    y_MBTE: Tensor,
-    drop: DropoutKeys | None,
-    ops: Ops,
-    into: Mapping[str, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    to = (into[f"{name}.gain"], into.get(f"{name}.bias")) if into else None
-    return ResidualNorm.apply(x_MBTE, y_MBTE, p[f"{name}.gain"], p.get(f"{name}.bias"), drop, ops, to)
+    _, h_MBTE = residual_norm(x_MBTE, y_MBTE, "norm")
+    return linear(h_MBTE, "token_embedding" if config.tie_embeddings else "head")
 
 
 def _attend_cached(qkv_MBTF: Tensor, cache: Cache, layer: int, config: GPTConfig, ops: Ops) -> Tensor:

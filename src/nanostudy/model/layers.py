@@ -229,20 +229,3 @@ class Gelu(Function):
     def backward(ctx: Any, d_y_MBTF: Tensor) -> tuple[Tensor | None, ...]:
         d_x_ZTF = ctx.ops.gelu_backward(d_y_MBTF.flatten(0, 1), *ctx.saved_tensors)
         return d_x_ZTF.view(d_y_MBTF.shape), None
-
-
-class CrossEntropy(Function):
-    """In nats per token, fp32 (M, B, T); 0 where the target is -1. The backward pass takes no target -1."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_MBTV: Tensor, targets_MBT: Tensor, ops: Ops) -> Tensor:
-        logits_ZTV, targets_ZT = logits_MBTV.flatten(0, 1), targets_MBT.flatten(0, 1)
-        ctx.save_for_backward(logits_ZTV, targets_ZT)
-        ctx.ops = ops
-        return ops.cross_entropy(logits_ZTV, targets_ZT).view(targets_MBT.shape)
-
-    @staticmethod
-    def backward(ctx: Any, d_losses_MBT: Tensor) -> tuple[Tensor | None, ...]:
-        logits_ZTV, targets_ZT = ctx.saved_tensors
-        d_logits_ZTV = ctx.ops.cross_entropy_backward(d_losses_MBT.flatten(0, 1), logits_ZTV, targets_ZT)
-        return d_logits_ZTV.view(*d_losses_MBT.shape, -1), None, None

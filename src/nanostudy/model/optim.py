@@ -45,13 +45,9 @@ class StepSettings:
     grad_clip: Tensor  # infinite for no clipping
 
     @staticmethod
-    def at(experiments: Sequence[Experiment], steps: Sequence[int], device: torch.device) -> StepSettings:
-        """For update number `steps[m]` of member m, counted from 0."""
-        return StepSettings(*StepSettings.rows(experiments, steps).to(device))
-
-    @staticmethod
     def rows(experiments: Sequence[Experiment], steps: Sequence[int]) -> Tensor:
-        """The fields in order, fp32 (7, M, 1), computed in double precision on the host."""
+        """The fields in order, fp32 (7, M, 1), for update number `steps[m]` of member m, counted from 0. Computed in double
+        precision on the host."""
         rows = []
         for e, step in zip(experiments, steps, strict=True):
             lr = learning_rate(e, step)
@@ -92,7 +88,7 @@ def adamw(
     norm_M: Tensor,
     settings: StepSettings,
     decayed: int,
-    kernel: Callable[..., None] = adamw_kernel,
+    kernel: Callable[..., None],
 ) -> None:
     """One AdamW update, in place, of every member in `active_M` (Loshchilov & Hutter, 2019, algorithm 2), after clipping.
 

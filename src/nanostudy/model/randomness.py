@@ -82,7 +82,6 @@ def keep_mask(
         bytes_ZN = _mixed(word_N, key[0], key[1]).view(torch.uint8)[..., : size[-1]]
         return bytes_ZN >= key[2].to(torch.uint8)
     number_N = _numbers(size, strides, start, low_Z.device)
-    # this form vectorises when compiled
     byte_ZN = (_mixed(number_N >> 2, key[0], key[1]) >> ((number_N & 3) * 8)) & 0xFF
     return byte_ZN >= key[2]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from nanostudy.model.randomness import Purpose, generator
 from nanostudy.settings import SamplingParams
 
 
+@torch.inference_mode()
 def generate(
     params_MP: Tensor,
     config: GPTConfig,
@@ -24,83 +25,48 @@ def generate(
     count: int,
     tokens: int,
     params: SamplingParams,
-) -> Iterator[Tensor]:
-    """Yields the next token ids, int64 (M, S), `tokens` times: S samples of every member after the same prompt.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields, `tokens` times, the next token ids, int64 (M, S): S samples of every member after the same prompt; and the logits
+    that they were drawn from, fp32 (M, S, V), which the next step may overwrite.
 
     Sample s of a member depends only on the member's weights, its seed and s: not on the number of samples, nor on other
     members. Computed in the parameters' dtype. Raises NanostudyError where the logits are not finite.
     """
-    return (ids_MS for ids_MS, _ in with_logits(params_MP, config, prompt_T, seeds, count, tokens, params))
-
-
-@torch.inference_mode()
-def with_logits(
-    params_MP: Tensor,
-    config: GPTConfig,
-    prompt_T: np.ndarray,
-    seeds: Sequence[int],
-    count: int,
-    tokens: int,
-    params: SamplingParams,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `generate`, each step with the logits (M, S, V), fp32, that its tokens were drawn from; read them before the next step."""
     M, device = len(params_MP), params_MP.device
     weights = named_views(params_MP, config)
     uniform_TMS = torch.from_numpy(_uniforms(seeds, count, tokens)).to(device)
     history_MST = torch.from_numpy(prompt_T).to(device).expand(M, count, -1)
     cache, unread_MST = Cache.empty(config, M, count, params_MP), history_MST[..., -config.block_size :]
-    decode = _Decode(weights, config, cache, uniform_TMS[0], params) if replays(device) and tokens else None
+
+    def draw(unread_MST: Tensor, uniform_MS: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        place = cache if at is None else Cache(cache.keys, cache.values, at=at)
+        logits_MSV = forward(weights, unread_MST, config, cache=place)[:, :, -1].float()
+        return pick(logits_MSV, uniform_MS, params), logits_MSV
+
+    replay: Callable[..., tuple[Tensor, Tensor]] | None = None
     for t in range(tokens):
         if cache.length + unread_MST.shape[2] > config.block_size:
             # The window slides, every token changes its position, and nothing in the cache remains valid.
             keep = config.block_size if params.exact else max(1, config.block_size // 2)
             cache.length, unread_MST = 0, history_MST[..., -keep:]
-        if decode and cache.length:
-            ids_MS, logits_MSV = decode.next(unread_MST, uniform_TMS[t])
+        if replays(device) and cache.length:
+            given = unread_MST, uniform_TMS[t], torch.full((1,), cache.length, device=device)
+            ids_MS, logits_MSV = (replay or draw)(*given)
+            ids_MS = ids_MS.clone()
+            replay = replay or graphs.record(draw, *given)
+            cache.length += 1
         else:
-            logits_MSV = forward(weights, unread_MST, config, cache=cache)[:, :, -1].float()
-            ids_MS = pick(logits_MSV, uniform_TMS[t], params)
+            ids_MS, logits_MSV = draw(unread_MST, uniform_TMS[t])
         if t == 0 and not logits_MSV.isfinite().all():
             raise NanostudyError("This model gives no probabilities: its weights are not finite, or too large.")
         unread_MST = ids_MS[..., None]
         history_MST = torch.cat([history_MST, unread_MST], 2)[..., -config.block_size :]
-        yield unread_MST[..., 0], logits_MSV
+        yield ids_MS, logits_MSV
 
 
 def replays(device: torch.device) -> bool:
     """Whether decoding is recorded: on a GPU, where each of its many small operations would be a launch."""
     return device.type == "cuda"
-
-
-class _Decode:
-    """The next token after one that was picked, on fixed memory: run once, then recorded and replayed."""
-
-    def __init__(
-        self, weights: Mapping[str, Tensor], config: GPTConfig, cache: Cache, uniform_MS: Tensor, params: SamplingParams
-    ) -> None:
-        self.weights, self.config, self.params, self.read = weights, config, params, cache
-        self.token_MS1 = torch.zeros_like(uniform_MS, dtype=torch.int64)[..., None]
-        self.uniform_MS, at = torch.zeros_like(uniform_MS), torch.zeros_like(self.token_MS1[0, 0])
-        self.cache = Cache(cache.keys, cache.values, at=at)
-        self.replay: Callable[[], tuple[Tensor, ...]] | None = None
-
-    def next(self, token_MS1: Tensor, uniform_MS: Tensor) -> tuple[Tensor, Tensor]:
-        """(ids (M, S), logits (M, S, V)); the next call overwrites the logits."""
-        assert self.cache.at is not None
-        for own, new in ((self.token_MS1, token_MS1), (self.uniform_MS, uniform_MS)):
-            own.copy_(new)
-        self.cache.at.fill_(self.read.length)
-        self.read.length += 1
-        if self.replay is None:
-            results: tuple[Tensor, ...] = self.run()  # what a recording needs to have run before
-            self.replay = graphs.record(self.run)
-        else:
-            results = self.replay()
-        return results[0].clone(), results[1]
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        logits_MSV = forward(self.weights, self.token_MS1, self.config, cache=self.cache)[:, :, -1].float()
-        return pick(logits_MSV, self.uniform_MS, self.params), logits_MSV
 
 
 def pick(logits_MSV: Tensor, uniform_MS: Tensor, params: SamplingParams) -> Tensor:

@@ -6,17 +6,20 @@ Of many experiments a part is kept, so that a page opens at once, and `left_out`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from nanostudy.analysis.frames import Results
+from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, levels
 from nanostudy.measures import MEASURES
-from nanostudy.reporting.charts.figure import plain_value, records
+from nanostudy.reporting.charts.figure import TABLES, plain_value, records
+from nanostudy.settings import FIELDS
 from nanostudy.study.names import label
+
+T = TypeVar("T")
 
 MOST_CURVES = 256  # experiments whose curves are drawn
 MOST_POINTS = 24_000  # of all curves together
@@ -36,13 +39,18 @@ class Data:
     left_out: tuple[str, ...] = ()  # sentences
 
     @property
+    def ranked(self) -> list[dict[str, Any]]:
+        """The experiments, the lowest loss first."""
+        return sorted(self.experiments, key=lambda row: (row["place"] is None, row["place"] or 0.0, row["i"]))
+
+    @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """That figures name."""
-        return {"experiments": self.experiments, "curves": self.curves, "batches": self.batches}
+        return {name: getattr(self, name) for name in TABLES}
 
 
 def data_of(results: Results, colourings: Sequence[str]) -> Data:
-    by_loss = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
+    by_loss = names_by_loss(results)
     settings = telling(results)
     rows = _experiments(results, settings)
     place = {row["name"]: row["i"] for row in rows}
@@ -53,9 +61,21 @@ def data_of(results: Results, colourings: Sequence[str]) -> Data:
     return Data(rows, curves, batches, samples, tuple(colourings), settings, (*notes, *thinned, *unread))
 
 
+def names_by_loss(results: Results) -> list[str]:
+    """Of the finished experiments, the lowest validation loss first."""
+    return [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
+
+
 def telling(results: Results) -> tuple[str, ...]:
     """The settings that tell experiments apart, and the seed where it does."""
     return (*results.factors, *(["seed"] if results.experiments["seed"].nunique(dropna=True) > 1 else []))
+
+
+def shared(results: Results) -> dict[str, Any]:
+    """The settings with one known value in all experiments."""
+    table = results.experiments
+    values = {name: levels(table[name]) for name in FIELDS if name in table and name not in (*WITHOUT_EFFECT, "seed")}
+    return {name: known[0] for name, known in values.items() if len(known) == 1}
 
 
 def short_names(results: Results, settings: Sequence[str]) -> list[str]:
@@ -87,18 +107,17 @@ def _drawn(results: Results, by_loss: list[str], place: dict[str, int]) -> tuple
     names = [*ranked, *sorted(there - set(ranked), key=lambda name: place[name])]
     if len(names) <= MOST_CURVES:
         return names, []
-    note = (
-        f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: the best quarter of these, and the others spread "
-        "evenly over the ranking."
-    )
-    return spread(names, MOST_CURVES), [note]
+    which = "the best quarter of these, and the others spread evenly over the ranking"
+    return spread(names, MOST_CURVES), [f"Curves are drawn for {MOST_CURVES} of {len(names):,} experiments: {which}."]
 
 
 def _curves(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     """Losses with the decimals that tooltips show."""
     table = table[np.isfinite(table["val_loss"].astype(float)) & table["name"].isin(names)]
     each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
-    kept = np.concatenate([_thin(rows, losses, each) for rows, losses in _groups(table)] or [np.array([], dtype=int)])
+    val_losses = table["val_loss"].to_numpy(float)
+    groups = table.groupby("name", sort=False).indices.values()
+    kept = [place for rows in groups for place in _thin(np.asarray(rows), val_losses[rows], each)]
     points = table.iloc[kept]
     losses = points[["step", "train_loss", "val_loss"]].astype(float)
     losses["gap"] = losses["val_loss"] - losses["train_loss"]
@@ -116,19 +135,12 @@ def _batches(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> li
     return records(means[["step", "loss"]].assign(i=means["name"].map(place)).round({"step": 0, "loss": 4}))
 
 
-def spread(ranked: Sequence[str], most: int) -> list[str]:
+def spread(ranked: Sequence[T], most: int) -> list[T]:
     """At most so many of them: a quarter are the first, the others lie evenly over the rest."""
     if len(ranked) <= most:
         return list(ranked)
     best, rest = list(ranked[: most // 4]), ranked[most // 4 :]
     return [*best, *(rest[i] for i in np.linspace(0, len(rest) - 1, most - len(best)).round().astype(int))]
-
-
-def _groups(table: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(places of its rows, validation losses) of each experiment."""
-    losses = table["val_loss"].to_numpy(float)
-    for rows in table.groupby("name", sort=False).indices.values():
-        yield np.asarray(rows), losses[rows]
 
 
 def _thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:
@@ -144,17 +156,15 @@ def _samples(results: Results, by_loss: list[str], place: dict[str, int]) -> tup
     there = {str(name): group for name, group in table.groupby("name", sort=False)}
     others = [name for name in there if name not in set(by_loss)]
     names = [name for name in [*by_loss, *others] if name in there]
-    notes = []
-    if len(names) > MOST_SAMPLED:
-        notes.append(
-            f"Samples of the best {MOST_SAMPLED} of {len(names):,} experiments are on this page; the others are in their folders."
-        )
-        names = names[:MOST_SAMPLED]
-    rows = []
-    for name in names:
-        for prompt, text in zip(there[name]["prompt"], there[name]["text"], strict=True):
-            whole = str(text)
-            too_long = len(names) > 1 and len(whole) > LONGEST_SAMPLE
-            cut = f"{whole[:LONGEST_SAMPLE]} …" if too_long else whole
-            rows.append({"i": place[name], "prompt": str(prompt or ""), "text": cut})
-    return rows, notes
+    note = f"Samples of the best {MOST_SAMPLED} of {len(names):,} experiments are on this page; the others are in their folders."
+    longest = LONGEST_SAMPLE if len(names) > 1 else None
+    rows = [
+        {
+            "i": place[name],
+            "prompt": str(prompt or ""),
+            "text": text[:longest] + " …" * (len(text) > len(text[:longest])),
+        }
+        for name in names[:MOST_SAMPLED]
+        for prompt, text in zip(there[name]["prompt"], map(str, there[name]["text"]), strict=True)
+    ]
+    return rows, [note] if len(names) > MOST_SAMPLED else []

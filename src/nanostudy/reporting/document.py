@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,32 +24,25 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    about: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
-    """Numbered sentences, each with what it is about."""
+    """Numbered texts by what each is about."""
 
-    sentences: Sequence[Sentence]
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Facts:
     """Names and values."""
 
-    pairs: Sequence[tuple[str, str]]
+    pairs: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A small table. `folded`: shut, until a reader opens it."""
+    """A small table: each row by its headings. `folded`: shut, until a reader opens it."""
 
     caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Mapping[str, Any]]
     folded: bool = False
 
     def __bool__(self) -> bool:
@@ -123,7 +116,7 @@ class Section:
 class Document:
     title: str
     lede: str  # what was run and on what, in a sentence or two
-    facts: Sequence[tuple[str, str]]
+    facts: Mapping[str, str]
     notes: Sequence[str]  # that a reader must know first
     sections: Sequence[Section]
     data: Data
@@ -148,6 +141,6 @@ class Document:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
     @property
-    def answer(self) -> Sequence[Sentence]:
+    def answer(self) -> Mapping[str, str]:
         """Empty where nothing is compared."""
-        return next((block.sentences for block in self.blocks if isinstance(block, Answer)), ())
+        return next((block.texts for block in self.blocks if isinstance(block, Answer)), {})

@@ -13,7 +13,7 @@ from nanostudy.analysis.curves import Row
 from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import run_problems
 from nanostudy.reporting.charts.marks import colourings
-from nanostudy.reporting.data import Data, data_of
+from nanostudy.reporting.data import Data, data_of, names_by_loss
 from nanostudy.settings import Experiment, from_settings
 from nanostudy.text import counted, digits, duration
 from nanostudy.training.run_folder import read_metadata, read_rows
@@ -102,10 +102,8 @@ class Findings:
     @property
     def pair(self) -> tuple[str, str] | None:
         """The two experiments, the better first, where there are no others."""
-        finished = self.results.finished.sort_values("val_loss", kind="stable")
-        if len(finished) != 2 or len(self.results.experiments) != 2:
-            return None
-        return str(finished.index[0]), str(finished.index[1])
+        names = names_by_loss(self.results)
+        return (names[0], names[1]) if len(names) == len(self.results.experiments) == 2 else None
 
 
 def findings_of(analysis: Analysis) -> Findings:

@@ -16,24 +16,9 @@ from importlib import resources
 from typing import Any
 
 from nanostudy.measures import MEASURES
-from nanostudy.reporting.charts.figure import Figure, look
+from nanostudy.reporting import document as doc
+from nanostudy.reporting.charts.figure import SCHEMES, Figure, look
 from nanostudy.reporting.data import Data
-from nanostudy.reporting.document import (
-    Answer,
-    Block,
-    Bullets,
-    Claim,
-    Claims,
-    Document,
-    Experiments,
-    Facts,
-    Grid,
-    Prose,
-    Quote,
-    Samples,
-    Section,
-    Source,
-)
 from nanostudy.version import VERSION
 
 MODULES = (
@@ -53,7 +38,7 @@ CODE = re.compile(r"`([^`]+)`|(?<![\w&;])([A-Za-z]\w*_[\w.=/-]*\w)")  # commands
 NUMBER = re.compile(r"[−+~<≤≥ ]*\d[\d,.]*( ?[%kMGTP]| to .*)?")
 
 
-def page(document: Document, bundle: str, undrawn: str = "") -> str:
+def page(document: doc.Document, bundle: str, undrawn: str = "") -> str:
     """The whole file. `bundle`: the scripts that draw; empty where they could not be made, and then `undrawn` says why."""
     template = resources.files("nanostudy.reporting") / "template"
     css = (template / "page.css").read_text(encoding="utf-8")
@@ -95,20 +80,25 @@ def _json(value: Any) -> str:
     return text
 
 
-def page_data(document: Document) -> dict[str, Any]:
+def page_data(document: doc.Document) -> dict[str, Any]:
     """The data once; figures by their ids."""
     data = document.data
     return {
         "tables": {name: _columns(rows) for name, rows in {**data.tables, "samples": data.samples}.items()},
         "figures": {figure.id: {"panels": figure.for_page(), "tables": figure.tables} for figure in document.figures},
-        "looks": {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")},
+        "looks": looks(),
         "colourings": list(data.colourings),
         "settings": list(data.settings),
-        "first": [i for block in document.blocks if isinstance(block, Samples) for i in block.first],
-        "filters": [name for block in document.blocks if isinstance(block, Experiments) for name in block.filters],
+        "first": [i for block in document.blocks if isinstance(block, doc.Samples) for i in block.first],
+        "filters": [name for block in document.blocks if isinstance(block, doc.Experiments) for name in block.filters],
         "decimals": {"step": None, "loss": 4} | {name: measure.decimals for name, measure in MEASURES.items()},
         "lowest": [name for name, measure in MEASURES.items() if measure.lower_is_better],
     }
+
+
+def looks() -> dict[str, Any]:
+    """Of figures, in light and dark."""
+    return {scheme: look(scheme, PAGE_FONT) for scheme in SCHEMES}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,69 +120,72 @@ def _text(text: Any) -> str:
     return CODE.sub(as_code, html.escape(str(text)))
 
 
-def _masthead(document: Document, undrawn: str) -> str:
-    undrawn_note = [f"Figures could not be drawn here: {undrawn}."] if undrawn else []
-    notes = "".join(f'<p class="note">{_text(note)}</p>' for note in [*document.notes[:MOST_NOTES], *undrawn_note])
+def _masthead(document: doc.Document, undrawn: str) -> str:
+    why = [f"Figures could not be drawn here: {undrawn}."] if undrawn else []
     lede = f'<p class="lede">{_text(document.lede)}</p>'
-    return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes}"
+    return f"<h1>{html.escape(document.title)}</h1>\n{lede}\n{notes_html(document.notes)}{notes_html(why)}"
 
 
-def sections_html(document: Document) -> str:
+def notes_html(notes: Sequence[str]) -> str:
+    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes[:MOST_NOTES])
+
+
+def sections_html(document: doc.Document) -> str:
     """The facts follow the answer, which a reader wants first."""
-    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in document.facts)
     texts = [_section(section, document.data) for section in document.once]
     first = 1 if document.once and document.once[0].id == "answer" else 0
-    return "\n".join([*texts[:first], f'<dl class="facts">{facts}</dl>', *texts[first:]])
+    return "\n".join([*texts[:first], _pairs("facts", document.facts), *texts[first:]])
 
 
-def _section(section: Section, data: Data) -> str:
-    blocks = "\n".join(block_as_html(block, data, section.title) for block in section.blocks)
+def _section(section: doc.Section, data: Data) -> str:
+    content = "\n".join(block_as_html(block, data, section.title) for block in section.blocks)
     heading = f'<h2 id="{section.id}-title">{html.escape(section.title)}</h2>'
-    return f'<section id="{section.id}" aria-labelledby="{section.id}-title">{heading}\n{blocks}</section>'
+    return f'<section id="{section.id}" aria-labelledby="{section.id}-title">{heading}\n{content}</section>'
 
 
-def block_as_html(block: Block, data: Data, section: str) -> str:
+def block_as_html(block: doc.Block, data: Data, section: str) -> str:
     """`section`: its title, which a figure of the same title does not repeat."""
     match block:
-        case Prose(text):
+        case doc.Prose(text):
             return f"<p>{_text(text)}</p>"
-        case Bullets(items):
+        case doc.Bullets(items):
             return f"<ul>{''.join(f'<li>{_text(item)}</li>' for item in items)}</ul>"
-        case Answer(sentences):
-            items = "".join(f"<li><h3>{html.escape(one.about)}</h3><p>{_text(one.text)}</p></li>" for one in sentences)
+        case doc.Answer(texts):
+            items = "".join(f"<li><h3>{html.escape(k)}</h3><p>{_text(text)}</p></li>" for k, text in texts.items())
             return f'<ol class="answer">{items}</ol>'
-        case Facts(pairs):
-            items = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in pairs)
-            return f'<dl class="pairs">{items}</dl>'
-        case Grid():
+        case doc.Facts(pairs):
+            return _pairs("pairs", pairs)
+        case doc.Grid():
             return _grid(block)
         case Figure():
             return _figure(block, data, section)
-        case Experiments():
+        case doc.Experiments():
             return _experiments(block, data)
-        case Samples():
+        case doc.Samples():
             return _samples(block, data)
-        case Quote(about, source, text):
+        case doc.Quote(about, source, text):
             return (
                 f'<article class="sample quote"><h3>{html.escape(about)}</h3><p>{html.escape(source)}</p>'
                 f"<pre>{html.escape(text)}</pre></article>"
             )
-        case Claims(caption, claims, folded):
+        case doc.Claims(caption, claims, folded):
             items = "".join(_claim(claim) for claim in claims)
             shut = "" if folded else " open"
             return f'<details{shut}><summary>{_text(caption)}</summary><ul class="claims">{items}</ul></details>'
-        case Source(text):
+        case doc.Source(text):
             return f"<pre tabindex=0><code>{html.escape(text)}</code></pre>"
 
 
-def _grid(grid: Grid) -> str:
-    columns = list(zip(*grid.rows, strict=True)) or [()] * len(grid.header)
-    aligned = [' class="n"' if _numeric(column) else "" for column in columns]
-    head = "".join(f'<th scope="col"{a}>{_text(name)}</th>' for name, a in zip(grid.header, aligned, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{a}>{_cell(value)}</td>' for value, a in zip(row, aligned, strict=True))}</tr>"
-        for row in grid.rows
-    )
+def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
+    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in pairs.items())
+    return f'<dl class="{kind}">{items}</dl>'
+
+
+def _grid(grid: doc.Grid) -> str:
+    aligned = {name: ' class="n"' * _numeric([row[name] for row in grid.rows]) for name in grid.rows[0]}
+    head = "".join(f'<th scope="col"{a}>{_text(name)}</th>' for name, a in aligned.items())
+    rows = ("".join(f"<td{a}>{_cell(row[name])}</td>" for name, a in aligned.items()) for row in grid.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(grid.caption)}"><table><caption>'
         f"{_text(grid.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -201,14 +194,14 @@ def _grid(grid: Grid) -> str:
 
 
 def _numeric(column: Sequence[Any]) -> bool:
-    return bool(column) and all(NUMBER.fullmatch(str(value)) or value in ("", "not known") for value in column)
+    return all(NUMBER.fullmatch(str(value)) or value in ("", "not known") for value in column)
 
 
 def _cell(value: Any) -> str:
     return _text(f"{value:,}" if isinstance(value, int) else value)
 
 
-def _claim(claim: Claim) -> str:
+def _claim(claim: doc.Claim) -> str:
     published = f"Published: {claim.published}." if claim.published else ""
     ours = f"Ours: {claim.ours}." if claim.ours else ""
     lines = (claim.statement, " ".join(text for text in (published, ours) if text), claim.why)
@@ -240,7 +233,7 @@ def _figure(figure: Figure, data: Data, section: str) -> str:
     )
 
 
-def _experiments(block: Experiments, data: Data) -> str:
+def _experiments(block: doc.Experiments, data: Data) -> str:
     head = "".join(
         f'<th scope="col" data-column="{key}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for key, name in block.columns
@@ -263,7 +256,7 @@ def _experiments(block: Experiments, data: Data) -> str:
     )
 
 
-def _samples(block: Samples, data: Data) -> str:
+def _samples(block: doc.Samples, data: Data) -> str:
     if len(data.experiments) == 1:
         texts = "".join(f"<pre>{html.escape(sample['text'].strip(chr(10)))}</pre>" for sample in data.samples)
         return f'<article class="sample">{texts}</article>'

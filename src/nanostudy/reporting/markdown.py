@@ -8,22 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nanostudy.measures import MEASURES
+from nanostudy.reporting import document as doc
 from nanostudy.reporting.charts.figure import Figure
 from nanostudy.reporting.data import Data
-from nanostudy.reporting.document import (
-    Answer,
-    Block,
-    Bullets,
-    Claims,
-    Document,
-    Experiments,
-    Facts,
-    Grid,
-    Prose,
-    Quote,
-    Samples,
-    Source,
-)
 from nanostudy.text import plain, table, value_text
 
 Columns = Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
@@ -31,11 +18,11 @@ Columns = Sequence[tuple[str, str]]  # of the data's experiments, each with its 
 MOST_ROWS = 25  # of the table of experiments; results.csv has all
 
 
-def markdown(document: Document, pictures: Collection[str]) -> str:
+def markdown(document: doc.Document, pictures: Collection[str]) -> str:
     """`pictures`: the ids of the figures that have one, a file beside the Markdown."""
     lines = [f"# {plain(document.title)}", ""]
     lines += [line for note in document.notes for line in (f"> {plain(note)}", "")]
-    lines += [plain(document.lede), "", *table(("", ""), document.facts)]
+    lines += [plain(document.lede), "", *table(("", ""), list(document.facts.items()))]
     for section in document.once:
         lines += ["", f"## {plain(section.title)}"]
         for block in section.blocks:
@@ -43,38 +30,37 @@ def markdown(document: Document, pictures: Collection[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _block(block: Block, data: Data, pictures: Collection[str]) -> list[str]:
+def _block(block: doc.Block, data: Data, pictures: Collection[str]) -> list[str]:
     match block:
-        case Prose(text):
+        case doc.Prose(text):
             return [plain(text)]
-        case Bullets(items):
+        case doc.Bullets(items):
             return [f"- {plain(item)}" for item in items]
-        case Answer(sentences):
-            return [f"{k}. **{plain(one.about)}.** {plain(one.text)}" for k, one in enumerate(sentences, start=1)]
-        case Facts(pairs):
-            return table(("what", "value"), pairs)
-        case Grid(caption, header, rows):
-            return [f"{plain(caption)}:", "", *table(header, rows)]
+        case doc.Answer(texts):
+            return [f"{k}. **{plain(about)}.** {plain(text)}" for k, (about, text) in enumerate(texts.items(), start=1)]
+        case doc.Facts(pairs):
+            return table(("what", "value"), list(pairs.items()))
+        case doc.Grid(caption, rows):
+            return [f"{plain(caption)}:", "", *table(list(rows[0]), [list(row.values()) for row in rows])]
         case Figure():
             alternative = plain(block.alternative)
             picture = f"![{alternative}]({block.id}.png)" if block.id in pictures else alternative
             return [f"**{plain(block.title)}.** {plain(block.caption)}", "", picture]
-        case Experiments(columns):
+        case doc.Experiments(columns):
             return _experiments(columns, data)
-        case Samples(first):
+        case doc.Samples(first):
             return _samples(first, data)
-        case Quote(about, source, text):
+        case doc.Quote(about, source, text):
             return [f"**{plain(about)}** ({plain(source)}):", "", *_fenced(text)]
-        case Claims(caption, claims):
-            header = ("verdict", "claim", "published", "ours", "why")
-            rows = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in claims]
-            return [plain(caption), "", *table(header, rows)]
-        case Source(text):
+        case doc.Claims(caption, claims):
+            lines = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in claims]
+            return [plain(caption), "", *table(("verdict", "claim", "published", "ours", "why"), lines)]
+        case doc.Source(text):
             return _fenced(text)
 
 
 def _experiments(columns: Columns, data: Data) -> list[str]:
-    rows = sorted(data.experiments, key=lambda row: (row["place"] is None, row["place"] or 0.0, row["i"]))[:MOST_ROWS]
+    rows = data.ranked[:MOST_ROWS]
     lines = table(*brief_table(columns, rows))
     left = len(data.experiments) - len(rows)
     return [*lines, "", f"These are {len(rows)} of {len(data.experiments):,}; results.csv has all."] if left else lines

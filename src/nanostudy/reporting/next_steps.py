@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.power import MOST_SEEDS, Seeds
 from nanostudy.analysis.winner import Confirmed, Estimate
 from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.phrases import missing, number
+from nanostudy.reporting.phrases import are, number
 from nanostudy.study.listing import fitted
 from nanostudy.study.names import SHORT
 from nanostudy.text import counted, duration
@@ -34,7 +34,7 @@ def decision(seeds: Seeds) -> str:
     second = tied.iloc[0]
     common = min(seeds.n, int(second["n"]))
     pair = f"{in_words(seeds.best)} and {in_words(second['settings'])}"
-    if missing(second["paired"]):
+    if not known(second["paired"]):
         return f"{pair} share fewer than two seeds, so nothing shows how much their difference varies. Run both with the same seeds."
     apart = f"{seeds.difference:g} nats per token apart"
     more, least, most = (max(0, int(second[name]) - common) for name in ("paired", "paired_low", "paired_high"))
@@ -42,7 +42,7 @@ def decision(seeds: Seeds) -> str:
         return f"{pair} have seeds enough to be told apart, were they {apart} ({seeds.power:.0%} power, paired)."
     ends = f"{least:,} to {most:,}" if second["paired_high"] < MOST_SEEDS else f"{least:,} or more"
     time = second["seconds"] * more / workers_alike(seeds.device, seeds.threads)
-    price = "" if math.isnan(time) else f", about {duration(time)}"
+    price = f", about {duration(time)}" if known(time) else ""
     return (
         f"To decide between {pair}: {counted(more, 'more seed')}{price}, for {seeds.power:.0%} power where they are {apart} "
         f"(paired; {ends}, since {counted(common, 'seed')} leave the noise uncertain)."
@@ -70,10 +70,10 @@ def seeds_lines(seeds: Seeds) -> list[str]:
             "mean": number(row.mean),
             "seeds": str(row.n),
             "sd of one": number(row.sd),
-            "sd of difference": "" if missing(row.paired_sd) else number(row.paired_sd),
+            "sd of difference": number(row.paired_sd) if known(row.paired_sd) else "",
             "paired": _needed(row.paired, row.paired_low, row.paired_high),
             "unpaired": _needed(row.unpaired, row.unpaired_low, row.unpaired_high),
-            "a seed of both": "" if missing(row.seconds) else duration(row.seconds),
+            "a seed of both": duration(row.seconds) if known(row.seconds) else "",
         }
         for row in each(seeds.table.head(MOST_ROWS))
     ]
@@ -92,7 +92,7 @@ def seeds_lines(seeds: Seeds) -> list[str]:
 
 
 def _needed(value: float, low: float, high: float) -> str:
-    if missing(value):
+    if not known(value):
         return "not known"
     most = f"{high:,.0f}" if high < MOST_SEEDS else f"over {MOST_SEEDS:,}"
     return f"{value:,.0f} ({low:,.0f} to {most})"
@@ -106,7 +106,7 @@ def seeds_record(seeds: Seeds) -> dict[str, Any]:
         "power": seeds.power,
         "best": seeds.best,
         "seeds": seeds.n,
-        "sd": None if math.isnan(seeds.sd) else seeds.sd,
+        "sd": seeds.sd if known(seeds.sd) else None,
         "settings": table.to_dict("records"),
         "decision": decision(seeds),
     }
@@ -114,12 +114,9 @@ def seeds_record(seeds: Seeds) -> dict[str, Any]:
 
 def confirmation_sentence(result: Confirmed) -> str:
     """What fresh seeds say."""
-    of = (
-        f"of {result.candidates} settings tied for the best in the study"
-        if result.candidates > 1
-        else "the study's best"
-    )
-    role = f"has the lowest loss {of}" if result.candidates > 1 else f"is {of}"
+    role = "is the study's best"
+    if result.candidates > 1:
+        role = f"has the lowest loss of {result.candidates} settings tied for the best in the study"
     if not result.was_best:
         role += ", where another led"
     losses = f"validation loss {_estimate(result.loss)}"
@@ -128,15 +125,14 @@ def confirmation_sentence(result: Confirmed) -> str:
     runs = counted(result.runs, "run")
     text = f"On {counted(result.n, 'fresh seed')} {result.settings} {role}: {losses}; {result.diverged or 'none'} of its {runs} diverged"
     if result.tied:
-        be = "is" if result.tied == 1 else "are"
-        text += f"; {counted(result.tied, 'other')} {be} still indistinguishable from it (95%)"
+        text += f"; {counted(result.tied, 'other')} {are(result.tied)} still indistinguishable from it (95%)"
     return f"{text}."
 
 
 def _estimate(loss: Estimate) -> str:
     text = f"{number(loss.mean)} nats per token"
-    if not math.isnan(loss.low):
+    if known(loss.low):
         text += f" (95% interval over seeds {number(loss.low)} to {number(loss.high)}, whichever had won)"
-    if not math.isnan(loss.unbiased) and number(loss.unbiased) != number(loss.mean):
+    if known(loss.unbiased) and number(loss.unbiased) != number(loss.mean):
         text += f", {number(loss.unbiased)} on seeds that did not choose it"
     return text

@@ -6,18 +6,18 @@ import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.results import read_run_folder
 from nanostudy.errors import NanostudyError, UsageError
-
-if TYPE_CHECKING:
-    from nanostudy.reporting.charts.figure import Figure
-    from nanostudy.reporting.data import Data
-    from nanostudy.reporting.document import Document, Experiments, Samples, Section
+from nanostudy.reporting.charts.figure import Figure, vega_lite_version
+from nanostudy.reporting.data import Data
+from nanostudy.reporting.document import Document, Experiments, Prose, Samples, Section
+from nanostudy.reporting.html import block_as_html
+from nanostudy.reporting.markdown import brief_table
 
 MOST_ROWS = 10  # of the table of all experiments
 MOST_SAMPLES = 4
@@ -30,8 +30,6 @@ class NotebookAnalysis(Analysis):
     """
 
     def _repr_html_(self) -> str:
-        from nanostudy.reporting.html import block_as_html
-
         document = self.document
         notes = "".join(f"<p><em>{html.escape(note)}</em></p>" for note in document.notes)
         first = document.sections[0] if document.sections else None
@@ -47,7 +45,6 @@ class NotebookAnalysis(Analysis):
 
     def section(self, name: str) -> NotebookSection:
         """A section of the report: "ranking", "effects", "curves", ... Raises UsageError where there is none of this name."""
-        from nanostudy.reporting.document import Prose, Section
         from nanostudy.reporting.sections import SECTIONS
 
         if name not in SECTIONS:
@@ -78,8 +75,6 @@ class NotebookSection:
 
     @property
     def charts(self) -> list[Any]:
-        from nanostudy.reporting.charts.figure import Figure
-
         return [as_chart(block, self.data) for block in self.section.blocks if isinstance(block, Figure)]
 
     def __repr__(self) -> str:
@@ -89,10 +84,6 @@ class NotebookSection:
     def _ipython_display_(self) -> None:
         """HTML, and charts between."""
         from IPython.display import HTML, display
-
-        from nanostudy.reporting.charts.figure import Figure
-        from nanostudy.reporting.document import Experiments, Samples
-        from nanostudy.reporting.html import block_as_html
 
         show: Any = display
         words = f"<h3>{html.escape(self.section.title)}</h3>"
@@ -116,8 +107,6 @@ class NotebookSection:
 def as_chart(figure: Figure, data: Data) -> Any:
     """The figure as print has it, with all its data."""
     import altair
-
-    from nanostudy.reporting.charts.figure import vega_lite_version
 
     class OfflineChart(altair.ConcatChart):
         """Altair's own display loads scripts from the network; this picture lies in the notebook."""
@@ -143,8 +132,5 @@ def _samples(block: Samples, data: Data) -> str:
 
 def _experiments(block: Experiments, data: Data) -> str:
     """The best of them."""
-    from nanostudy.reporting.markdown import brief_table
-
-    rows = sorted(data.experiments, key=lambda row: (row["val_loss"] is None, row["val_loss"]))[:MOST_ROWS]
-    header, cells = brief_table(block.columns, rows)
+    header, cells = brief_table(block.columns, data.ranked[:MOST_ROWS])
     return str(pd.DataFrame(cells, columns=header).to_html(index=False))

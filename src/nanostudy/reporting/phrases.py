@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
-
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.analysis.text_error import Estimate
 from nanostudy.measures import MEASURES, NATS
@@ -15,10 +13,6 @@ from nanostudy.text import digits, duration, value_text
 
 ENOUGH = 20  # of which a share is given in percent
 MAGNITUDES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def number(value: float, decimals: int = 4) -> str:
@@ -32,7 +26,7 @@ def signed(value: float, decimals: int = 3) -> str:
 
 def interval(value: float, low: float, high: float, decimals: int = 3) -> str:
     """−0.210 (−0.231 to −0.190)."""
-    if missing(low) or missing(high):
+    if not (known(low) and known(high)):
         return f"{signed(value, decimals)} (no interval)"
     return f"{signed(value, decimals)} ({signed(low, decimals)} to {signed(high, decimals)})"
 
@@ -54,7 +48,7 @@ def interval_text(estimate: Estimate, text: Callable[[float, int], str] = number
 
 
 def ends(low: float, high: float, text: Callable[[float, int], str] = number) -> str:
-    return "not known" if missing(low) or missing(high) else f"{text(low, 4)} to {text(high, 4)}"
+    return f"{text(low, 4)} to {text(high, 4)}" if known(low) and known(high) else "not known"
 
 
 def short(value: float) -> str:
@@ -68,7 +62,7 @@ def short(value: float) -> str:
 def amount(value: Any, name: str) -> str:
     """A measured value with its decimals or three digits; a loss without its unit: 2.3130, 3.18 M, 460 TFLOP, 12 min 34 s."""
     measure = MEASURES[name]
-    if missing(value):
+    if not known(value):
         return "not known"
     if measure.unit == "seconds":
         return duration(float(value))
@@ -77,8 +71,23 @@ def amount(value: Any, name: str) -> str:
     return f"{short(float(value))}{'FLOP' if name == 'flops' else ''}"
 
 
+def rounded(value: Any) -> str:
+    """A setting's value, as what a search drew or a curve gives, in three digits."""
+    return value_text(float(f"{value:.3g}") if isinstance(value, float) else value)
+
+
+def change(setting: str, reference: Any, level: Any) -> str:
+    """n_embd 128 → 256."""
+    return f"{setting} {value_text(reference)} → {value_text(level)}"
+
+
+def are(count: int, one: str = "is", several: str = "are") -> str:
+    """The verb of so many."""
+    return one if count == 1 else several
+
+
 def term_text(row: Any, several: bool = False) -> str:
     """n_embd 128 → 256, or a pair of settings; where a pair has `several` effects, with the levels that it is of."""
-    if row.order == 1 and not missing(row.reference):
-        return f"{row.factor_a} {value_text(row.reference)} → {value_text(row.level)}"
-    return f"{row.term}, {row.level}" if several and not missing(row.level) else str(row.term)
+    if row.order == 1 and known(row.reference):
+        return change(row.factor_a, row.reference, row.level)
+    return f"{row.term}, {row.level}" if several and known(row.level) else str(row.term)

@@ -20,9 +20,9 @@ from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_results
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
-from nanostudy.reporting.charts.figure import DrawingFailed, draw, each
-from nanostudy.reporting.charts.sources import change
-from nanostudy.reporting.data import spread
+from nanostudy.reporting.charts.factors import change_of
+from nanostudy.reporting.charts.figure import DrawingFailed, each, scripts
+from nanostudy.reporting.data import names_by_loss, spread
 from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.phrases import ends, interval, signed
@@ -50,7 +50,7 @@ def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[
     report = document(analysis)
     bundle = undrawn = ""
     try:
-        bundle = draw(report.figures, report.data.tables).bundle
+        bundle = scripts()
     except DrawingFailed as problem:
         undrawn = str(problem)
     parts = {str(part): [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
@@ -91,18 +91,17 @@ def _replaceable(to: Path) -> bool:
 def _curves(results: Results) -> str:
     kept = []
     for _, curve in results.evaluations.groupby("name", sort=False):
-        places = spread([str(i) for i in range(len(curve))], MOST_POINTS)
-        kept.append(curve.iloc[sorted({0, len(curve) - 1, *map(int, places[: MOST_POINTS - 2])})])
+        places = spread(range(len(curve)), MOST_POINTS)[: MOST_POINTS - 2]
+        kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
     whole = pd.concat(kept) if kept else results.evaluations
-    columns = [name for name in ("name", "step", "train_loss", "val_loss") if name in whole]
-    text: str = whole[columns].round(4).to_csv(index=False, lineterminator="\n")
+    whole = whole[["name", "step", "train_loss", "val_loss"]].astype({"step": int}).round(4)
+    text: str = whole.to_csv(index=False, lineterminator="\n")
     return text
 
 
 def _samples(results: Results) -> dict[str, str]:
-    ranked = [str(name) for name in results.finished.sort_values("val_loss", kind="stable").index]
     texts = results.samples.groupby("name")
-    sampled = [name for name in ranked if name in texts.groups]
+    sampled = [name for name in names_by_loss(results) if name in texts.groups]
     files = {}
     for name in spread(sampled, MOST_SAMPLED):
         pieces = [f"{row.prompt}{row.text}" for row in each(texts.get_group(name))]
@@ -119,8 +118,8 @@ def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: 
     made = [str(analysis.results.provenance.get("command", "")), shlex.join(words)]
     lines = [f"# {report.title}", "", report.lede, ""]
     lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
-    for number, sentence in enumerate(report.answer, start=1):
-        lines += [f"{number}. **{sentence.about}.** {plain(sentence.text)}"]
+    for number, (about, text) in enumerate(report.answer.items(), start=1):
+        lines += [f"{number}. **{about}.** {plain(text)}"]
     lines += ["", *_claims(analysis), *_sources(path, beside)]
     lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
     return "\n".join(lines)
@@ -135,8 +134,11 @@ def _claims(analysis: Analysis) -> list[str]:
     verdicts = analysis.verdicts
     if verdicts.empty:
         return []
-    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(verdicts)]
-    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), ""]
+    tested = verdicts[verdicts["verdict"] != "not tested"]
+    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(tested)]
+    untested = len(verdicts) - len(tested)
+    more = [f"These experiments do not test {counted(untested, 'other claim')}.", ""] if untested else []
+    return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), "", *more]
 
 
 def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
@@ -145,10 +147,10 @@ def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
         return []
     by_change: dict[str, dict[str, str]] = {}
     for row in each(found.effects):
-        by_change.setdefault(change(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
+        by_change.setdefault(change_of(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
     rows = [(what, *(texts.get(name, "") for name in found.names)) for what, texts in by_change.items()]
     differences = [
-        (change(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
+        (change_of(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
         for row in each(found.differences)
         if row.disagree
     ]

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nanostudy.analysis.frames import WITHOUT_EFFECT, Results, known, levels
+from nanostudy.analysis.frames import Results, known, levels
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import UsageError
+from nanostudy.reporting.data import shared
+from nanostudy.reporting.phrases import are
 from nanostudy.reporting.write import results_csv
 from nanostudy.settings import FIELDS
 from nanostudy.study.definition import Study, study_yaml
@@ -18,6 +19,12 @@ from nanostudy.text import counted, listed
 
 TABLE, STUDY = "results.csv", "study.yaml"
 SEEDS = (1, 2, 3)  # where the table names none
+DECISIVE = (
+    "corpus",
+    "learning_rate",
+    "gradient_accumulation_steps",
+    "warmup_iters",
+)  # of which tables often say nothing
 
 
 @dataclass(frozen=True)
@@ -45,31 +52,22 @@ def _definition(results: Results, name: str) -> tuple[str, str]:
     table = results.experiments
     foreign = [factor for factor in results.factors if factor not in FIELDS]
     if foreign:
-        return "", f"{listed(foreign)} {'is' if len(foreign) == 1 else 'are'} no setting here"
+        return "", f"{listed(foreign)} {are(len(foreign))} no setting here"
     if not results.factors:
         return "", "the table names no settings that differ"
     unknown = [factor for factor in results.factors if not all(map(known, table[factor]))]
     if unknown:
-        return "", f"{listed(unknown)} {'is' if len(unknown) == 1 else 'are'} not known of every experiment"
+        return "", f"{listed(unknown)} {are(len(unknown))} not known of every experiment"
     grid = {factor: tuple(levels(table[factor])) for factor in results.factors}
-    cells = len(table[list(grid)].astype(str).drop_duplicates())
-    if cells < math.prod(map(len, grid.values())):
-        combinations = counted(math.prod(map(len, grid.values())), "combination")
-        return "", f"its {counted(cells, 'setting')} are not all {combinations} of their values"
-    fixed = {name: levels(table[name])[0] for name in FIELDS if _fixed(table, name)}
+    cells, combinations = len(table[list(grid)].astype(str).drop_duplicates()), math.prod(map(len, grid.values()))
+    if cells < combinations:
+        return "", f"its {counted(cells, 'setting')} are not all {counted(combinations, 'combination')} of their values"
+    fixed = shared(results)
     seeds = sorted({int(seed) for seed in table["seed"] if known(seed)})
-    shared = len(seeds) > 1 and len(table) == cells * len(seeds)
+    complete = len(seeds) > 1 and len(table) == cells * len(seeds)
     try:
-        study = Study(name, fixed, grid, {"all": {}}, tuple(seeds) if shared else SEEDS)
+        study = Study(name, fixed, grid, {"all": {}}, tuple(seeds) if complete else SEEDS)
     except UsageError as problem:
         return "", str(problem)
-    rest = [
-        name
-        for name in ("corpus", "learning_rate", "gradient_accumulation_steps", "warmup_iters")
-        if name not in {**fixed, **grid}
-    ]
+    rest = [name for name in DECISIVE if name not in fixed and name not in grid]
     return study_yaml(study), f"what the table does not say has this project's defaults: {listed(rest)}" if rest else ""
-
-
-def _fixed(table: Any, name: str) -> bool:
-    return name != "seed" and name not in WITHOUT_EFFECT and name in table and len(levels(table[name])) == 1

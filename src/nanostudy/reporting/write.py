@@ -13,7 +13,7 @@ from nanostudy.analysis.results import read_run_folder
 from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.figure import DrawingFailed, draw
-from nanostudy.reporting.document import Document, Sentence
+from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.markdown import markdown
 from nanostudy.reporting.sections import document
@@ -28,9 +28,7 @@ OURS = '<meta name="generator" content="nanostudy'  # in a page that may be writ
 class Published:
     page: Path
     folder: Path  # of the figures
-    summary: str
-    answer: Sequence[Sentence]  # empty where nothing is compared
-    notes: Sequence[str]
+    document: Document
     beside: Sequence[Path]  # what else was written, figures left out
     figures: int
     undrawn: str  # why figures could not be drawn; empty where they were
@@ -48,10 +46,11 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
             pictures, bundle, undrawn = _drawn(report)
             write_atomically(place / PAGE, page(report, bundle, undrawn))
             write_atomically(place / TABLE, results_csv(analysis.results))
+            others = markdown_folder or place
             for name, (png, svg) in pictures.items():
-                write_atomically((markdown_folder or place) / f"{name}.png", png)
-                write_atomically((markdown_folder or place) / f"{name}.svg", svg)
-            write_atomically((markdown_folder or place) / MARKDOWN, markdown(report, pictures))
+                write_atomically(others / f"{name}.png", png)
+                write_atomically(others / f"{name}.svg", svg)
+            write_atomically(others / MARKDOWN, markdown(report, pictures))
     except NanostudyError as problem:
         if not isinstance(problem.__cause__, OSError):
             raise
@@ -59,9 +58,7 @@ def publish(analysis: Analysis, folder: Path, markdown_folder: Path | None = Non
     return Published(
         page=folder / PAGE,
         folder=beside,
-        summary=report.lede,
-        answer=report.answer,
-        notes=report.notes,
+        document=report,
         beside=[beside / MARKDOWN, folder / TABLE],
         figures=len(pictures),
         undrawn=undrawn,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nanostudy.errors import NanostudyError
+from nanostudy.result import Result
 from nanostudy.study.definition import kept_best
 from nanostudy.study.folder import StudyFolder
 from nanostudy.study.retry import Retry
 from nanostudy.study.tasks import WriteSamples
+from nanostudy.training.inputs import corpus_key
 from nanostudy.training.samples import Sample, write_samples
 from nanostudy.training.weights import load_weights
 
@@ -27,16 +29,20 @@ class Artifacts:
 
     def __init__(self, folder: StudyFolder, retry: Retry, say: Callable[[str, str], None]) -> None:
         self.folder, self.store, self.retry, self.say = folder, folder.store, retry, say
+        self.study = folder.design.study
         self.waiting: deque[tuple[str, ...]] = deque()
         self.with_weights = set(self.store.results(sampled=True))
 
-    def queue(self, names: Iterable[str]) -> None:
-        """Queues the models, all of one shape, that have no samples yet."""
-        rows = self.retry(lambda: self.store.rows(names=list(names)))
-        left = [row.name for row in rows if not row.sampled]
-        if left:
+    def queue(self, names: Sequence[str]) -> None:
+        """Queues the models that have a result and no samples yet."""
+        alike: dict[object, list[Result]] = {}
+        for row in self.retry(lambda: self.store.rows(names=names)):
+            if row.status.has_result and not row.sampled:
+                alike.setdefault((corpus_key(row.experiment), row.experiment.shape), []).append(row)
+        for rows in alike.values():
             at_once = models_at_once(rows[0].parameters)
-            self.waiting.extend(tuple(left[i : i + at_once]) for i in range(0, len(left), at_once))
+            same = [row.name for row in rows]
+            self.waiting.extend(tuple(same[i : i + at_once]) for i in range(0, len(same), at_once))
 
     def task(self, names: tuple[str, ...]) -> WriteSamples | None:
         """None where the weights cannot be read, and so there will be no samples."""
@@ -45,7 +51,7 @@ class Artifacts:
         except NanostudyError as problem:
             self.failed(names, str(problem))
             return None
-        return WriteSamples(names, weights, self.folder.study.prompts, self.folder.study.sample_tokens)
+        return WriteSamples(names, weights, self.study.prompts, self.study.sample_tokens)
 
     def save(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         for name, written in samples.items():
@@ -57,7 +63,7 @@ class Artifacts:
 
     def delete_weights(self) -> None:
         """Those of models with samples that the study does not keep."""
-        keep = self.folder.study.keep
+        keep = self.study.keep
         deleted = {"all": (), "final": ("best",)}.get(keep, ("best", "last"))
         best = {row.name for row in self.store.best(kept_best(keep) or 0)}
         for name in self.with_weights - best:

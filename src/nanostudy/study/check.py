@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from nanostudy.atomic import LEFTOVER
 from nanostudy.errors import NanostudyError
 from nanostudy.measures import stored
 from nanostudy.result import Result
-from nanostudy.study.folder import DEFINITION, RESULTS_FILE, STACKS, definitions, entries_of, run_faults
-from nanostudy.study.listing import again_command, as_csv, records
+from nanostudy.study.definition import DEFINITION, command, definitions
+from nanostudy.study.folder import RESULTS_FILE, STACKS, entries_of, run_faults
+from nanostudy.study.listing import as_csv, records
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted
 from nanostudy.training import run_folder
@@ -52,7 +52,7 @@ class Checked:
 
 def check(path: Path) -> Checked:
     """Reads everything that the study's results depend on. A study that runs meanwhile may look unfinished, not damaged."""
-    rebuild, findings = f"nanostudy study rebuild {shlex.quote(str(path))}", []
+    rebuild, findings = command("rebuild", path), []
     try:
         studies = definitions(path)
         if not studies:
@@ -92,8 +92,8 @@ def check(path: Path) -> Checked:
 def _check_run(
     path: Path, keep: str, name: str, row: Result | None, curve: list[dict[str, Any]] | None
 ) -> Iterator[Finding]:
-    run, again = path / name, again_command(path, name)
-    go_on = f"nanostudy study run {shlex.quote(str(path))}"
+    run, again = path / name, command("retry", path, name)
+    go_on, rebuild = command("run", path), command("rebuild", path)
     done = row is not None and row.status.has_result
     try:
         metadata = run_folder.read_metadata(run)
@@ -121,13 +121,9 @@ def _check_run(
     ]:
         key = differing[0]
         values = f"{row.measures.get(key)} there and {result.measures.get(key)} in its run folder"
-        yield Finding(
-            name, f"{FILE} says otherwise: {key} is {values}", f"nanostudy study rebuild {shlex.quote(str(path))}"
-        )
+        yield Finding(name, f"{FILE} says otherwise: {key} is {values}", rebuild)
     elif curve is not None and len(curve) != len(run_folder.read_rows(run / "evaluations.csv")):
-        yield Finding(
-            name, f"its curve in {FILE} has other points", f"nanostudy study rebuild {shlex.quote(str(path))}"
-        )
+        yield Finding(name, f"its curve in {FILE} has other points", rebuild)
 
 
 def _same_table(path: Path, rows: list[Result]) -> bool:
@@ -139,7 +135,7 @@ def _same_table(path: Path, rows: list[Result]) -> bool:
 
 def _leftovers(path: Path) -> Iterator[Finding]:
     """Of killed processes, and checkpoints that cannot be read."""
-    run = f"nanostudy study run {shlex.quote(str(path))}"
+    run = command("run", path)
     for place in sorted(path.glob(f"{STACKS}/*/")):
         file = place / run_folder.CHECKPOINT
         if checkpoint.exists(file):
@@ -148,12 +144,7 @@ def _leftovers(path: Path) -> Iterator[Finding]:
             except NanostudyError as problem:
                 yield Finding(f"{STACKS}/{place.name}", str(problem), f"{run} (trains those from the beginning)")
     places = [path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")]
-    names = [
-        str((place / name).relative_to(path))
-        for place in places
-        for name in os.listdir(place)
-        if LEFTOVER.fullmatch(name)
-    ]
-    if names:
-        what = f"{counted(len(names), 'temporary file')} of a process that was killed, or is writing now, such as {names[0]}"
-        yield Finding("leftovers", what, f"{run} (removes them)")
+    left = [place / name for place in places for name in os.listdir(place) if LEFTOVER.fullmatch(name)]
+    if left:
+        files = f"{counted(len(left), 'temporary file')} of a process that was killed, or is writing now"
+        yield Finding("leftovers", f"{files}, such as {left[0].relative_to(path)}", f"{run} (removes them)")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -21,6 +20,7 @@ from urllib.parse import quote
 
 from nanostudy.atomic import temporary_beside
 from nanostudy.errors import NanostudyError
+from nanostudy.study.definition import command
 from nanostudy.text import listed
 
 PATIENCE = 4.0  # seconds for which a write waits for another program's lock, and a read is tried again
@@ -99,6 +99,10 @@ class Database:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
+    def discard(self) -> None:
+        """Forgets what was written since the last commit."""
+        self._pending, self._tried = [], 0
+
     def close(self) -> None:
         try:
             self.commit()
@@ -144,7 +148,7 @@ class Database:
         if strange := self.strangers(db):
             raise NanostudyError(
                 f"{self.path} holds {listed(strange, 3)}, which no study's store has. It was not opened; "
-                f"`nanostudy study rebuild {shlex.quote(str(self.path.parent))}` makes one from the run folders."
+                f"`{command('rebuild', self.path.parent)}` makes one from the run folders."
             )
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise NanostudyError(damaged(self.path))
@@ -207,9 +211,7 @@ def explain(path: Path, problem: Exception) -> str:
 
 
 def damaged(path: Path, what: str = "is damaged, or is no study's database") -> str:
-    return (
-        f"{path} {what}. `nanostudy study rebuild {shlex.quote(str(path.parent))}` makes it again from the run folders."
-    )
+    return f"{path} {what}. `{command('rebuild', path.parent)}` makes it again from the run folders."
 
 
 def _code(problem: Exception) -> str:

@@ -8,6 +8,7 @@ import filecmp
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import yaml
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.reading import read_text
-from nanostudy.settings import CORPORA, FIELDS, check_value, names_of
+from nanostudy.settings import CORPORA, FIELDS, Experiment, check_value, names_of
 from nanostudy.settings_files import PATHS, located
 from nanostudy.text import counted, value_text
 from nanostudy.validation import NO_CHARACTER, canonical, check, check_names, setting
@@ -76,6 +77,9 @@ class Study:
             if name in self.settings:
                 raise UsageError(f"{name} is both fixed (settings) and an axis (grid): keep one of the two.")
         _check_size(self)
+
+
+KEYS = [field.name for field in dataclasses.fields(Study)]
 
 
 def kept_best(keep: str) -> int | None:
@@ -175,6 +179,17 @@ def has_study(path: Path) -> bool:
         raise NanostudyError(f"{path} cannot be read: {problem.strerror}.") from problem
 
 
+def keep_of(path: Path) -> str:
+    """Which weights the study in this folder keeps: all, final, best N or none; none where there is no study."""
+    studies = definitions(path)
+    return studies[-1].keep if studies else "none"
+
+
+def command(verb: str, path: Path, *names: str) -> str:
+    """What does something with a study's folder, as a person types it: nanostudy study retry studies/mine NAME."""
+    return f"nanostudy study {verb} {shlex.join([str(path), *names])}"
+
+
 def study_names() -> list[str]:
     """The studies that come with nanostudy."""
     folder = resources.files("nanostudy.study") / "studies"
@@ -265,7 +280,7 @@ def parse_studies(text: str, source: str) -> list[Study]:
 def study_yaml(study: Study) -> str:
     """One document, without what is empty; parse_studies reads it as the same study."""
     document: dict[str, Any] = {"name": study.name, "description": study.description}
-    document |= {field.name: getattr(study, field.name) for field in dataclasses.fields(Study)}
+    document |= {key: getattr(study, key) for key in KEYS}
     parts = {part: {n: v[0] if len(v) == 1 else list(v) for n, v in axes.items()} for part, axes in study.parts.items()}
     document["grid"] = {name: list(values) for name, values in study.grid.items()}
     document["parts"] = {} if study.parts == {"all": {}} else parts
@@ -286,13 +301,12 @@ def _yaml(key: str, value: Any) -> str:
 
 
 def _study(document: Mapping[str, Any], source: str) -> Study:
-    keys = [field.name for field in dataclasses.fields(Study)]
     try:
         for key in document:
-            if key in FIELDS and key not in keys:
+            if key in FIELDS and key not in KEYS:
                 instead = GIVEN_ELSEWHERE.get(key, "put it under `settings:` (one value) or `grid:` (several)")
                 raise UsageError(f"{key} is no key of a study: {instead}.")
-        check_names(document, keys)
+        check_names(document, KEYS)
         for key in ("settings", "grid", "parts"):
             if key in document and (not isinstance(document[key], Mapping) or not document[key]):
                 raise UsageError(
@@ -310,10 +324,10 @@ def _text(value: Any) -> str:
 
 def _seeds(seeds: Any) -> Any:
     """None for the text `one per experiment`. Study checks other values."""
-    if seeds is None or (isinstance(seeds, str) and not re.fullmatch(r"\s*\d+\s*", seeds)):
-        if seeds is None or " ".join(seeds.split()) != ONE_PER_EXPERIMENT:
-            raise UsageError(f"seeds={seeds!r} must be whole numbers, [1, 2, 3], or the text `{ONE_PER_EXPERIMENT}`.")
+    if isinstance(seeds, str) and " ".join(seeds.split()) == ONE_PER_EXPERIMENT:
         return None
+    if seeds is None or (isinstance(seeds, str) and not seeds.strip().isdecimal()):
+        raise UsageError(f"seeds={seeds!r} must be whole numbers, [1, 2, 3], or the text `{ONE_PER_EXPERIMENT}`.")
     return seeds
 
 
@@ -322,11 +336,22 @@ def study_of(document: Mapping[str, Any]) -> Study:
     return _study({"name": "study", **document}, "the study")
 
 
+def candidates_study(name: str, recipes: Mapping[str, Experiment], seeds: Sequence[int], description: str) -> Study:
+    """Named recipes, each with the same seeds: a part for each, which holds what they do not have in common. No samples, no weights.
+
+    Settings that change no result are those of the first recipe.
+    """
+    values = {n: [getattr(e, n) for e in recipes.values()] for n in FIELDS if n not in GIVEN_ELSEWHERE}
+    differing = [n for n, own in values.items() if n not in names_of("record") and own.count(own[0]) < len(own)]
+    fixed = {n: own[0] for n, own in values.items() if n not in differing and own[0] != FIELDS[n].default}
+    parts = {part: {n: (getattr(recipe, n),) for n in differing} for part, recipe in recipes.items()}
+    return Study(name, fixed, {}, parts, tuple(seeds), sample_tokens=0, keep="none", description=description)
+
+
 def with_assignments(study: Study, assignments: Mapping[str, Any]) -> Study:
     """The study with changes applied: several values, [a, b] or the text "a,b", make an axis, and one value is fixed."""
-    own = [field.name for field in dataclasses.fields(Study)]
     assignments = {canonical(key): _text(value) for key, value in assignments.items()}
-    check_names(assignments, (*FIELDS, *own))
+    check_names(assignments, (*FIELDS, *KEYS))
     settings, grid = dict(study.settings), dict(study.grid)
     changes: dict[str, Any] = {}
     for key, text in assignments.items():
@@ -335,7 +360,7 @@ def with_assignments(study: Study, assignments: Mapping[str, Any]) -> Study:
             changes["seeds"] = _seeds(text) if len(values) == 1 else values
         elif key in ("keep", "sample_tokens", "skip_impossible"):
             changes[key] = text.strip()
-        elif key in own or key in GIVEN_ELSEWHERE:
+        elif key in KEYS or key in GIVEN_ELSEWHERE:
             raise UsageError(f"{key} cannot be given on the command line; copy the study file and edit it there.")
         elif any(key in axes for axes in study.parts.values()):
             raise UsageError(f"{key} is set by the parts of this study; choose with --part: {', '.join(study.parts)}.")

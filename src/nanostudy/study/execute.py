@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from nanostudy.errors import DamagedCheckpoint, Interrupted, NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources
 from nanostudy.study.artifacts import Artifacts
-from nanostudy.study.definition import definitions
-from nanostudy.study.folder import STACKS, StudyFolder, adopt_evaluations, restore_tables
+from nanostudy.study.folder import STACKS, StudyFolder, restore_tables
 from nanostudy.study.grid import Entry
 from nanostudy.study.names import label, varying
 from nanostudy.study.plan import Capacity, plan
@@ -32,9 +31,8 @@ from nanostudy.text import duration
 from nanostudy.tracking import Tracking
 from nanostudy.training import stack as checkpoint
 from nanostudy.training.events import Evaluated, Event, Finished, Logged, Progress, Saving, Started, Stopped
-from nanostudy.training.inputs import corpus_key
 from nanostudy.training.recorder import Recorder
-from nanostudy.training.run_folder import CHECKPOINT
+from nanostudy.training.run_folder import CHECKPOINT, read_rows
 from nanostudy.training.train import Job
 
 MOST_DEATHS = 3  # a stack whose worker died so often without progress in between is split
@@ -59,8 +57,9 @@ class Execution:
         self.folder, self.store, self.backend, self.capacity = folder, folder.store, backend, capacity
         self.resources, self.listener, self.stop, self.save_every = resources, listener, stop, save_every
         self.tracked = tracked
-        self.entries = {entry.name: entry for entry in folder.entries}
-        self.varying = varying(definitions(folder.path))
+        self.inputs = folder.design.inputs
+        self.entries = {entry.name: entry for entry in folder.design.entries}
+        self.varying = varying(folder.design.studies)
         self.identities = self.store.identities()
         self.progress = StudyProgress(folder, [entry.name for entry in chosen])
         self.retry = Retry(folder.path, listener.say, stop)
@@ -86,14 +85,16 @@ class Execution:
                 if not self.stopping:
                     self.assign()
                 arrived = self.backend.next(0.5)
+                self.folder.lease.check()  # before more is written
                 if arrived:
                     self.handle(*arrived)
                 self.publish()
-                self.folder.lease.check()
         finally:
             self.backend.close()
             self.store.end_session()
             self.store.set_progress(None, [])
+            if self.folder.lease.taken_by:  # it is the store of the process there
+                self.store.discard()
             with contextlib.suppress(NanostudyError):  # the next session makes up for what could not be written
                 self.store.commit()
         if self.stopping:
@@ -104,7 +105,7 @@ class Execution:
     def collect_work(self) -> None:
         """Stacks of an earlier session go on as they were; experiments in none are planned."""
         stacks = self.store.open_stacks()
-        stacks += self.recover_stacks({stack.id for stack in stacks}, {name for s in stacks for name in s.members})
+        stacks += self.recover_stacks(stacks)
         in_stacks: set[str] = set()
         chosen = self.progress.chosen
         for stack in stacks:
@@ -116,27 +117,27 @@ class Execution:
             if not chosen.isdisjoint(undone):
                 self.to_train.append(stack)
         fresh = [self.entries[name] for name in chosen if self.progress.is_undone(name) and name not in in_stacks]
-        planned = plan(fresh, self.folder.inputs.corpora, self.capacity)
+        planned = plan(fresh, self.inputs.corpora, self.capacity)
         self.to_train.extend(self.store.add_stacks(([e.name for e in s.members], s.width) for s in planned))
         without_samples: dict[int | None, list[str]] = {}  # members of open stacks write when their stack has ended
         for name, last in self.store.results(sampled=False).items():
             if name not in in_stacks:
                 without_samples.setdefault(last, []).append(name)
         for names in without_samples.values():
-            self.queue_samples(names)
+            self.artifacts.queue(names)
         self.retry(self.artifacts.delete_weights)
         self.commit()
 
-    def recover_stacks(self, open_stacks: set[int], in_stacks: set[str]) -> list[StackRow]:
+    def recover_stacks(self, known: Sequence[StackRow]) -> list[StackRow]:
         """Checkpoints that the store does not know, as after a rebuild, become stacks again; other leftovers are removed."""
-        found = []
-        known_places = {str(id) for id in open_stacks}
-        for place in [p for p in self.folder.path.glob(f"{STACKS}/*") if p.name not in known_places]:
+        found, taken = [], {name for stack in known for name in stack.members}
+        places = {str(stack.id) for stack in known}
+        for place in [p for p in self.folder.path.glob(f"{STACKS}/*") if p.name not in places]:
             slots, identities = read_checkpoint(place / CHECKPOINT)
-            known = all(self.identities.get(name) == identity for name, identity in identities.items())
-            wanted = any(self.progress.is_undone(name) for name in identities) if known else False
-            if slots and wanted and not in_stacks & set(identities):
-                in_stacks |= set(identities)
+            same = all(self.identities.get(name) == identity for name, identity in identities.items())
+            wanted = same and any(map(self.progress.is_undone, identities))
+            if slots and wanted and taken.isdisjoint(identities):
+                taken.update(identities)
                 place = place.rename(place.with_name(f"found-{place.name}"))  # out of the way of new ids
                 found.append((place, tuple(identities), len(slots)))
             else:
@@ -151,9 +152,7 @@ class Execution:
         idle = self.backend.idle() if self.artifacts.waiting or self.to_train else []
         usable = [worker for worker in idle if self.failed_starts[worker] < MOST_FAILED_STARTS]
         if idle and not usable and not self.assignments:
-            raise NanostudyError(
-                f"Workers fail before they begin ({self.failed_because}); --executor inline shows why."
-            )
+            raise self.no_workers()
         for worker in usable:
             if self.artifacts.waiting:
                 names = self.artifacts.waiting.popleft()
@@ -174,12 +173,12 @@ class Execution:
 
     def training_task(self, stack: StackRow) -> TrainStack:
         jobs = tuple(self.job(name) for name in stack.members)
-        corpus, place = self.folder.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
+        corpus, place = self.inputs.corpus(jobs[0].experiment), self.stack_folder(stack)
         self.retry(lambda: make_folder(place))
         return TrainStack(jobs, corpus, place, stack.width, self.save_every)
 
     def job(self, name: str) -> Job:
-        return self.folder.inputs.job(name, self.entries[name].experiment)
+        return self.inputs.job(name, self.entries[name].experiment)
 
     def stack_folder(self, stack: StackRow) -> Path:
         return self.folder.path / STACKS / str(stack.id)
@@ -247,7 +246,8 @@ class Execution:
             assert assignment.machine
             machine = assignment.machine.as_dict()
             self.store.started(name, event.step, event.evaluated_at, event.members, assignment.stack.id, machine)
-            self.retry(lambda: adopt_evaluations(self.folder, name))
+            # which a store that was rebuilt may lack
+            self.store.add_curve(name, self.retry(lambda: read_rows(recorder.folder / "evaluations.csv")))
             self.progress.set_status(name, Status.RUNNING)
         elif isinstance(event, Progress):
             assignment.progress[name] = event
@@ -263,7 +263,7 @@ class Execution:
 
     def open_recorder(self, name: str, assignment: Assignment) -> Recorder:
         job = self.job(name)
-        folder, corpus = self.folder.run(name), self.folder.inputs.corpus(job.experiment)
+        folder, corpus = self.folder.run(name), self.inputs.corpus(job.experiment)
         folder.mkdir(exist_ok=True)
         assert assignment.machine
         recorder = Recorder(folder, job.experiment, job.identity, corpus, assignment.machine)
@@ -294,16 +294,7 @@ class Execution:
         if undone:  # their rows were lost with a run folder or a store, and the checkpoint had them as done
             self.to_train.extend(self.store.add_stacks([(undone, stack.width)]))
         self.close_stack(stack)
-        self.queue_samples(stack.members)
-
-    def queue_samples(self, names: Iterable[str]) -> None:
-        """Models of one shape that have a result write together."""
-        alike: dict[object, list[str]] = {}
-        for name in (name for name in names if self.progress.status[name].has_result):
-            experiment = self.entries[name].experiment
-            alike.setdefault((corpus_key(experiment), experiment.shape), []).append(name)
-        for same in alike.values():
-            self.artifacts.queue(same)
+        self.artifacts.queue(stack.members)
 
     def close_stack(self, stack: StackRow) -> None:
         self.store.close_stack(stack.id)
@@ -340,17 +331,23 @@ class Execution:
         self.failed_starts[worker] += 1
         self.failed_because = reason
         last = self.failed_starts[worker] >= MOST_FAILED_STARTS
-        if worker == NOBODY and last:
-            raise NanostudyError(f"Workers fail before they begin ({reason}); --executor inline shows why.")
-        what = "it gets no more work" if last else "it is tried again"
         if worker != NOBODY:
+            what = "it gets no more work" if last else "it is tried again"
             self.listener.say(f"worker {worker} did not begin: {reason}; {what}", "yellow")
+        elif last:
+            raise self.no_workers()
+
+    def no_workers(self) -> NanostudyError:
+        return NanostudyError(f"Workers fail before they begin ({self.failed_because}); --executor inline shows why.")
 
     def requeue(self, assignment: Assignment) -> None:
-        if assignment.stack:
-            self.to_train.appendleft(assignment.stack)
-        else:
+        stack = assignment.stack
+        if stack is None:
             self.artifacts.waiting.append(assignment.members)
+        elif self.progress.undone(stack):
+            self.to_train.appendleft(stack)
+        else:  # it broke after its last member had finished
+            self.finish_stack(stack)
 
     def split_stack(self, stack: StackRow, reason: str) -> None:
         """Bisects a stack that keeps failing; its parts go on from where it was."""
@@ -373,15 +370,14 @@ class Execution:
         if saved:
             self.retry(lambda: self.divide_checkpoint(path, stacks))
         self.close_stack(stack)  # the new stacks appear in the same transaction
-        self.queue_samples(stack.members)
+        self.artifacts.queue(stack.members)
         self.to_train.extendleft(reversed(stacks))
 
     def divide_checkpoint(self, path: Path, stacks: Sequence[StackRow]) -> None:
         for stack in stacks:
             make_folder(self.stack_folder(stack))
-        identities = self.identities
-        parts = {self.stack_folder(s) / CHECKPOINT: {name: identities[name] for name in s.members} for s in stacks}
-        checkpoint.divide(path, parts)
+        members = {self.stack_folder(stack) / CHECKPOINT: stack.members for stack in stacks}
+        checkpoint.divide(path, {to: {n: self.identities[n] for n in names} for to, names in members.items()})
 
     # --- progress
 
@@ -435,13 +431,12 @@ def bisect(undone: Sequence[str], in_slots: Collection[str]) -> tuple[str | None
 
 def read_checkpoint(path: Path) -> tuple[list[str], dict[str, str]]:
     """Who has a slot in it, and the identities of its stack; empty where none is whole, which is then set aside."""
-    if not checkpoint.exists(path):
-        return [], {}
-    try:
-        return checkpoint.members(path)
-    except DamagedCheckpoint:
-        checkpoint.set_aside(path)
-        return [], {}
+    if checkpoint.exists(path):
+        try:
+            return checkpoint.members(path)
+        except DamagedCheckpoint:
+            checkpoint.set_aside(path)
+    return [], {}
 
 
 def make_folder(place: Path) -> None:

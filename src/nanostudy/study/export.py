@@ -21,7 +21,7 @@ from nanostudy.interop.nanogpt import check_tied
 from nanostudy.interop.nanogpt_config import config_text, differences, train_settings
 from nanostudy.interop.runs import CKPT, read_trained, write_ckpt
 from nanostudy.result import Result, Status
-from nanostudy.study.definition import definitions
+from nanostudy.study.definition import keep_of
 from nanostudy.study.folder import run_faults
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
@@ -31,7 +31,7 @@ from nanostudy.training.window_losses import WINDOW_LOSSES
 
 COLUMNS = ("Experiment", "Train Loss", "Val Loss", "Loss Gap", "Total Params", "Config Path")
 TABLE = "results.csv"
-COPIED = ("training.csv", "evaluations.csv")
+CURVES = ("training.csv", "evaluations.csv")
 WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
@@ -43,8 +43,7 @@ def export_published(path: Path, to: Path) -> list[str]:
     """
     with Store.read(path / FILE) as store:
         rows = store.rows()
-    studies = definitions(path)
-    keep = studies[-1].keep if studies else "none"
+    keep = keep_of(path)
     parts = {part: to / f"nanoGPT_results_{part}" for part in dict.fromkeys(row.part for row in rows)}
     for folder in parts.values():
         _check_ours(folder)
@@ -56,7 +55,7 @@ def export_published(path: Path, to: Path) -> list[str]:
             (place / "samples").mkdir()
             for row in finished:
                 incomplete += [f"{row.name}: {what}" for what in _export_run(path / row.name, place, row, keep)]
-            _write(place / TABLE, results_csv(finished))
+            (place / TABLE).write_text(results_csv(finished), encoding="utf-8", newline="")
             _keep_others(folder, place)
         lines.append(f"{part}: {len(finished)} of {counted(len(own), 'experiment')}   {folder / TABLE}")
     return lines + incomplete + _left_out(rows)
@@ -110,18 +109,16 @@ def _export_run(run: Path, folder: Path, row: Result, keep: str) -> list[str]:
     name = safe(row.name)
     target = folder / name
     target.mkdir()
-    _write(target / f"{name}.py", config_py(row))
+    (target / f"{name}.py").write_text(config_py(row), encoding="utf-8", newline="")
     problems = run_faults(run, keep)
     metadata = None if "run.json" in problems else read_metadata(run)
     if metadata:
         write_metadata(target, metadata)
     missing = [] if metadata or "run.json" in problems else ["run.json"]
-    missing += [file for file in COPIED if file not in problems and not _copy(run / file, target / file)]
-    if WINDOW_LOSSES not in problems:
-        _copy(run / WINDOW_LOSSES, target / WINDOW_LOSSES)  # older runs have none
-    for file in WEIGHTS:
-        if file not in problems:
-            _copy(run / file, target / file, link=True)
+    for file in (*CURVES, WINDOW_LOSSES, *WEIGHTS):
+        copied = file in problems or _copy(run / file, target / file, link=file in WEIGHTS)
+        if not copied and file in CURVES:  # older runs have no losses of windows, and a study may keep no weights
+            missing.append(file)
     try:
         read_samples(run)
         _copy(run / "sample.txt", folder / "samples" / f"{name}.txt")
@@ -174,10 +171,6 @@ def _link(source: Path, target: Path) -> bool:
     except (OSError, NotImplementedError):
         return False
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="")
 
 
 def _check_ours(folder: Path) -> None:

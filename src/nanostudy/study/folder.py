@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,21 @@ from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.model.config import count_parameters
 from nanostudy.result import Result, Status
 from nanostudy.settings_files import PATHS
-from nanostudy.study.definition import DEFINITION as DEFINITION
-from nanostudy.study.definition import Study, as_before, paths_in, relocated, study_yaml
-from nanostudy.study.definition import definitions as definitions
+from nanostudy.study.definition import (
+    DEFINITION,
+    Study,
+    as_before,
+    command,
+    definitions,
+    paths_in,
+    relocated,
+    study_yaml,
+)
 from nanostudy.study.grid import Entry, changed_settings, extend, requested, safe
 from nanostudy.study.lease import Lease, hold
-from nanostudy.study.listing import again_command, as_csv, records
+from nanostudy.study.listing import as_csv, records
 from nanostudy.study.plan import shape_of
-from nanostudy.study.store import EVALUATION, FILE, Store
+from nanostudy.study.store import FILE, Store
 from nanostudy.text import listed
 from nanostudy.training import run_folder
 from nanostudy.training.inputs import Inputs
@@ -73,18 +79,40 @@ def _names_in(path: Path) -> set[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Design:
+    """A folder's study as it will be. Nothing is written yet."""
+
+    path: Path
+    written: Sequence[Study]  # the definitions that the folder has
+    studies: Sequence[Study]  # those that it will have, with the paths of what was moved
+    entries: list[Entry]
+    skipped: list[str]
+    inputs: Inputs
+    notes: tuple[str, ...] = ()  # on the text that another stands in for
+
+    @property
+    def study(self) -> Study:
+        """The last definition."""
+        return self.studies[-1]
+
+    @property
+    def requested(self) -> list[Entry]:
+        return requested(self.entries, self.study)
+
+
 @dataclass
 class StudyFolder:
     """An open study, in the one process that writes it."""
 
-    path: Path
-    study: Study  # its last definition
-    entries: list[Entry]
-    skipped: list[str]
-    inputs: Inputs
+    design: Design
     store: Store
     lease: Lease
-    notes: list[str] = field(default_factory=list)  # what was damaged and set aside, and what stands in for a text
+    notes: list[str]  # what was damaged and set aside, and what stands in for a text
+
+    @property
+    def path(self) -> Path:
+        return self.design.path
 
     def run(self, name: str) -> Path:
         return self.path / name
@@ -93,52 +121,34 @@ class StudyFolder:
         write_atomically(self.path / RESULTS_FILE, as_csv(records(self.store.rows())))
 
 
-@dataclass(frozen=True)
-class Design:
-    """A folder's study as it will be. Nothing is written yet."""
-
-    path: Path
-    written: list[Study]  # the folder's definitions
-    before: list[Study]  # the same, with the paths of what was moved
-    study: Study
-    entries: list[Entry]
-    skipped: list[str]
-    inputs: Inputs
-    notes: tuple[str, ...] = ()  # on the text that another stands in for
-
-    @property
-    def requested(self) -> list[Entry]:
-        return requested(self.entries, self.study)
-
-    @property
-    def studies(self) -> list[Study]:
-        return self.before if self.before and self.study == self.before[-1] else [*self.before, self.study]
-
-
-def design(path: Path, study: Study | None = None, sources: Sequence[Path] = ()) -> Design:
-    """The folder's study: begun or extended by `study`, or unchanged if that is None; its experiments are named as in those other
-    folders. Raises UsageError where they do not fit.
+def design(
+    path: Path, study: Study | None = None, merged: Sequence[Study] = (), sources: Sequence[Path] = ()
+) -> Design:
+    """The folder's study: begun or extended by `study`, made of the `merged` definitions of the folders `sources`, whose experiments
+    keep their names, or else unchanged. Raises UsageError where they do not fit.
     """
     written = definitions(path)
-    if study is None and not written:
+    studies, note = merged or written, None
+    if study is None and not studies:
         raise UsageError(f"There is no study in {path}: it has no {DEFINITION}.")
-    before = relocated(written, study) if study else written
-    _check_paths(path, before)
-    resolved, note = settled(study, before) if study else (before[-1], None)
-    now = as_before(resolved, before) if study else resolved
-    changed = changed_settings(before, now)
-    if changed:
-        raise UsageError(
-            f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
-            "or make an axis of the setting; nothing was changed."
-        )
+    if study:
+        studies = relocated(studies, study)
+    _check_paths(path, studies)
+    if study:
+        study, note = settled(study, studies)
+        study = as_before(study, studies)
+        if changed := changed_settings(studies, study):
+            raise UsageError(
+                f"The study in {path} began with other settings ({changed}). Choose another folder with --out, "
+                "or make an axis of the setting; nothing was changed."
+            )
+        studies = studies if study in studies[-1:] else [*studies, study]
     inputs = Inputs()
-    draft = Design(path, written, before, now, [], [], inputs, (note,) if note else ())
-    entries, skipped = entries_of(draft.studies, path, *sources)
+    entries, skipped = entries_of(studies, path, *sources)
     for entry in entries:
         inputs.corpus(entry.experiment)  # raises where a window does not fit
-    inputs.check_prompts("prompts", now.prompts)
-    return replace(draft, entries=entries, skipped=skipped)
+    inputs.check_prompts("prompts", studies[-1].prompts)
+    return Design(path, written, studies, entries, skipped, inputs, (note,) if note else ())
 
 
 def _check_paths(path: Path, studies: Sequence[Study]) -> None:
@@ -148,18 +158,18 @@ def _check_paths(path: Path, studies: Sequence[Study]) -> None:
         if lost:
             raise UsageError(
                 f"The study in {path} needs {setting}={lost}, which is neither at {Path(lost).absolute()} nor in {path} or a "
-                f"folder above it. Say where it is: nanostudy study run {shlex.quote(str(path))} {setting}=PATH"
+                f"folder above it. Say where it is: {command('run', path)} {setting}=PATH"
             )
 
 
 @contextlib.contextmanager
-def open_study(path: Path, study: Study | Design | None = None) -> Iterator[StudyFolder]:
-    """Writes the design, or the design of this study, and holds the folder's lease.
+def open_study(plan: Design) -> Iterator[StudyFolder]:
+    """Writes the design and holds the folder's lease.
 
     Raises NanostudyError and changes nothing where another process holds the lease, or where the experiments changed.
     """
-    plan = study if isinstance(study, Design) else design(path, study)
-    if not plan.before:
+    path = plan.path
+    if not plan.written:
         check_unused(path, "--out")
     with hold(path) as lease, contextlib.ExitStack() as stack:
         if definitions(path) != plan.written:
@@ -167,13 +177,15 @@ def open_study(path: Path, study: Study | Design | None = None) -> Iterator[Stud
         for place in (path, *path.glob("*/"), *path.glob(f"{STACKS}/*/")):
             remove_leftovers(place)
         store = stack.enter_context(Store.open(path / FILE))
-        folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, [*plan.notes])
+        folder = StudyFolder(plan, store, lease, [*plan.notes])
         identities = _identities(folder)
         if plan.studies != plan.written:
             write_atomically(path / DEFINITION, "".join(study_yaml(one) for one in plan.studies))
         _register(folder, identities)
-        for name in _begun(folder):
-            take(folder, name)
+        there = set(os.listdir(path))  # read once: most experiments of a large study have no run folder yet
+        for name, status in store.statuses().items():
+            if status is Status.WAITING and name in there:
+                take(folder, name)
         yield folder
 
 
@@ -205,7 +217,8 @@ def settled(study: Study, before: Sequence[Study] = ()) -> tuple[Study, str | No
 
 def _identities(folder: StudyFolder) -> dict[str, str]:
     """Identities by name. Raises NanostudyError where the folder's experiments changed."""
-    identities = {entry.name: folder.inputs.identity(entry.experiment) for entry in folder.entries}
+    inputs = folder.design.inputs
+    identities = {entry.name: inputs.identity(entry.experiment) for entry in folder.design.entries}
     first: dict[str, str] = {}
     for name, identity in identities.items():
         if first.setdefault(identity, name) != name:
@@ -222,23 +235,17 @@ def _identities(folder: StudyFolder) -> dict[str, str]:
 
 
 def _register(folder: StudyFolder, identities: Mapping[str, str]) -> None:
-    """Adds new experiments to the store, and results of run folders that it lacks."""
+    """Adds new experiments to the store; none is running any more."""
     existing = folder.store.identities()
-    new = [entry for entry in folder.entries if entry.name not in existing]
+    new, inputs = [e for e in folder.design.entries if e.name not in existing], folder.design.inputs
     for start in range(0, len(new), AT_ONCE):  # a commit holds its writes in memory
         batch = new[start : start + AT_ONCE]
-        shapes = (shape_of(entry.experiment, folder.inputs.corpus(entry.experiment)) for entry in batch)
+        shapes = (shape_of(entry.experiment, inputs.corpus(entry.experiment)) for entry in batch)
         counts = [count_parameters(shape).total for shape in shapes]
         folder.store.add(batch, [identities[entry.name] for entry in batch], counts)
         folder.store.commit()
     folder.store.end_session()
     folder.store.commit()
-
-
-def _begun(folder: StudyFolder) -> list[str]:
-    """Experiments without a result here that have a run folder."""
-    there = set(os.listdir(folder.path))  # read once: most experiments of a large study have none yet
-    return [name for name, status in folder.store.statuses().items() if status is Status.WAITING and name in there]
 
 
 def take(folder: StudyFolder, name: str) -> None:
@@ -249,16 +256,17 @@ def take(folder: StudyFolder, name: str) -> None:
             raise DamagedRun(f"{run} has lost its run.json.")
         adopt(folder, name)
     except (DamagedRun, NotADirectoryError) as problem:
-        unreadable = isinstance(problem, DamagedRun) and (run / "run.json").exists() and _status(run) is None
-        aside = set_aside(run / "run.json" if unreadable else run)
+        aside = set_aside(run / "run.json" if _is_unreadable(run) else run)
         folder.notes.append(f"{problem} It is now {aside.relative_to(folder.path)}, and {name} is trained again.")
 
 
-def _status(run: Path) -> str | None:
-    """None where run.json cannot be read."""
-    with contextlib.suppress(DamagedRun):
-        return str((run_folder.read_metadata(run) or {}).get("status"))
-    return None
+def _is_unreadable(run: Path) -> bool:
+    """Whether its run.json is there and damaged."""
+    try:
+        run_folder.read_metadata(run)
+    except DamagedRun:
+        return (run / "run.json").exists()
+    return False
 
 
 def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
@@ -277,11 +285,9 @@ def adopt(folder: StudyFolder, name: str, before: Result | None = None) -> bool:
     if decisive := run_folder.decisive(problems):
         raise DamagedRun(" ".join(decisive))
     folder.notes += problems.values()
-    store.started(name, 0, -1, result.members or 1, None, result.machine)
-    adopt_evaluations(folder, name)
-    store.finished(replace(result, name=name), before.finished_at if before else None)
-    if (run / "sample.txt").is_file():
-        store.sampled([name])
+    sampled, first_recorded = (run / "sample.txt").is_file(), before.finished_at if before else None
+    result = replace(result, name=name, sampled=sampled, finished_at=first_recorded)
+    store.adopted(result, run_folder.read_rows(run / "evaluations.csv"))
     store.commit()
     return True
 
@@ -301,13 +307,6 @@ def missing_weights(run: Path, metadata: Mapping[str, Any], keep: str) -> dict[s
     """Files that run.json recorded and that are not there, in a study that keeps all."""
     recorded = (metadata.get("checksums") or {}) if keep == "all" else ()
     return {name: f"{run / name} is not there." for name in recorded if not os.path.lexists(run / name)}
-
-
-def adopt_evaluations(folder: StudyFolder, name: str) -> None:
-    """Copies the run folder's evaluations, which a store that was rebuilt may lack."""
-    for point in run_folder.read_rows(folder.run(name) / "evaluations.csv"):
-        losses = (point[key] for key in ("seconds", "train_loss", "val_loss"))
-        folder.store.evaluated(name, int(point["step"]), int(point["tokens"]), *losses)
 
 
 def restore_tables(folder: StudyFolder, name: str, recorder: Recorder) -> list[str]:
@@ -334,10 +333,13 @@ def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str
         known, events, notes = _old_store(path)
         new = temporary_beside(path / FILE)
         with Store.open(new) as store:
-            folder = StudyFolder(path, plan.study, plan.entries, plan.skipped, plan.inputs, store, lease, notes)
+            folder = StudyFolder(plan, store, lease, notes)
             _register(folder, _identities(folder))
             for entry in plan.entries:
-                _rebuild_one(folder, entry.name, known.get(entry.name), entry.name in again)
+                if entry.name not in again:
+                    _rebuild_one(folder, entry.name, *known.get(entry.name, (None, [])))
+                elif os.path.lexists(folder.run(entry.name)):
+                    notes.append(f"{entry.name}: its folder is now {set_aside(folder.run(entry.name)).name}.")
             for event in events:
                 if event["experiment"] is None or event["experiment"] in known:
                     store.note(event["kind"], event["detail"], experiment=event["experiment"], at=event["at"])
@@ -350,10 +352,10 @@ def rebuild(path: Path, again: Collection[str] = ()) -> tuple[int, int, list[str
     return sum(counts.values()), sum(counts[status] for status in Status if status.has_result), notes
 
 
-Known = dict[str, tuple[Result, list[dict[str, Any]]]]  # by name, with the curve
+Curve = list[dict[str, Any]]
 
 
-def _old_store(path: Path) -> tuple[Known, list[dict[str, Any]], list[str]]:
+def _old_store(path: Path) -> tuple[dict[str, tuple[Result, Curve]], list[dict[str, Any]], list[str]]:
     """What can be read of the store: its rows, its events, and notes."""
     if not os.path.lexists(path / FILE):
         return {}, [], []
@@ -368,17 +370,11 @@ def _old_store(path: Path) -> tuple[Known, list[dict[str, Any]], list[str]]:
         return {}, [], [f"Nothing of the old store is used: {problem}"]
 
 
-def _rebuild_one(
-    folder: StudyFolder, name: str, known: tuple[Result, list[dict[str, Any]]] | None, again: bool
-) -> None:
+def _rebuild_one(folder: StudyFolder, name: str, before: Result | None, curve: Curve) -> None:
+    """`before` and `curve`: what the old store had of it."""
     run, store = folder.run(name), folder.store
-    before, curve = known or (None, [])
     if before and before.identity != store.row(name).identity:
         before = None
-    if again:
-        if os.path.lexists(run):
-            folder.notes.append(f"{name}: its folder is now {set_aside(run).name}.")
-        return
     problem = f"{run} is not there."
     if os.path.lexists(run / "run.json"):
         try:
@@ -391,19 +387,14 @@ def _rebuild_one(
         except DamagedRun as damage:
             problem = str(damage)
     if before and before.status.has_result:
-        store.started(name, 0, -1, before.members or 1, None, before.machine)
-        for point in curve:
-            store.evaluated(name, *(point[key] for key in EVALUATION))
-        store.finished(before, before.finished_at)
+        store.adopted(before, curve)
         folder.notes.append(
-            f"{problem} The old store's result of {name} is kept; {again_command(folder.path, name)} trains it again."
+            f"{problem} The old store's result of {name} is kept; {command('retry', folder.path, name)} trains it again."
         )
     elif os.path.lexists(run):
         take(folder, name)
     if before and before.status is Status.FAILED:
         store.failed(name, before.reason or "")
-    if before and before.sampled and before.status.has_result:
-        store.sampled([name])
 
 
 def _keep_old(path: Path) -> str:

@@ -38,19 +38,14 @@ class Plan:
     elsewhere: Machines | None = None  # the described machines, where it is not for this one
     prediction: Prediction | None = None  # how it would run there
 
+    def label(self, stack: PlannedStack) -> str:
+        """Of its first experiment."""
+        return label(stack.members[0].experiment.as_dict(), self.varying)
+
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        rows = [
-            (
-                len(s.members),
-                s.width,
-                s.memory / 2**20,
-                s.seconds,
-                label(s.members[0].experiment.as_dict(), self.varying),
-            )
-            for s in self.stacks
-        ]
+        rows = [(len(s.members), s.width, s.memory / 2**20, s.seconds, self.label(s)) for s in self.stacks]
         table = pd.DataFrame(rows, columns=["members", "at once", "memory, MiB", "seconds", "the first"])
         total = "not known" if self.seconds is None else f"about {duration(self.seconds)}"
         workers = counted(self.capacity.workers, "worker")
@@ -101,7 +96,8 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
     if gpu and resources.precision not in ("auto", gpu.precision):
         raise UsageError(f"--plan-for {machines.text}: for {gpu.name} only the peak in {gpu.precision} is known here.")
     memory = None if machines.memory is None else stack_memory(machines.memory)
-    capacity = Capacity(machines.device, gpu.precision if gpu else here.precision, machines.workers, memory)
+    device = "cuda" if machines.gpu else "cpu"
+    capacity = Capacity(device, gpu.precision if gpu else here.precision, machines.workers, memory)
     corpora = design.inputs.corpora
     stacks = plan(undone, corpora, capacity)
     if gpu:
@@ -120,4 +116,6 @@ def _elsewhere(design: Design, undone: Sequence[Entry], resources: Resources, ma
             *notes,
             "predicted with one thread each; `study run` gives workers more where there are more cores than experiments",
         )
-    return Plan(timed, capacity, 1, notes, predicted.seconds, how, design.skipped, (), 0, 0, machines, predicted)
+    return Plan(
+        timed, capacity, 1, notes, predicted.seconds, how, design.skipped, elsewhere=machines, prediction=predicted
+    )

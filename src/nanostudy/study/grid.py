@@ -116,11 +116,15 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
         key = canonical(key)
         check_names([key], (*FIELDS, "id", "name", "part"))
         wanted.setdefault(key, []).append(text if key in ("id", "name", "part") else check_value(key, text))
+    names = list(dict.fromkeys(entry.part for entry in entries))
+    for part in (*parts, *wanted.get("part", ())):
+        if part not in names:
+            near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
+            meant = f"Did you mean {near[0]}? " if near else ""
+            raise UsageError(f"There is no part {part!r}. {meant}Parts: {', '.join(names)}.")
     chosen, passed = list(entries), ""
     for key, values in [*([("part", list(parts))] if parts else []), *wanted.items()]:
         there = list(dict.fromkeys(_of(entry, key) for entry in chosen))
-        for value in values if key == "part" else ():
-            check_part(value, dict.fromkeys(entry.part for entry in entries))
         described = " or ".join(f"{key}={value_text(value)}" for value in values)
         chosen = [entry for entry in chosen if _of(entry, key) in values]
         if not chosen:
@@ -131,15 +135,6 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
             raise UsageError(f"No experiment has {passed}{described}. {key} is {existing}.")
         passed += f"{described} and "
     return chosen
-
-
-def check_part(part: str, parts: Iterable[str]) -> None:
-    parts = list(parts)
-    if part not in parts:
-        near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
-        raise UsageError(
-            f"There is no part {part!r}. {f'Did you mean {near[0]}? ' if near else ''}Parts: {', '.join(parts)}."
-        )
 
 
 def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
@@ -175,10 +170,15 @@ def _cut(name: str, hashed: str) -> str:
     return f"{name[: LONGEST_NAME - 9]}_{hashlib.sha256(hashed.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
+def stem(path: str) -> str:
+    """On every system, whichever slashes it has."""
+    return PurePosixPath(re.split(r"[\\/]", path.rstrip("\\/"))[-1]).stem
+
+
 def safe(value: Any, older: bool = False) -> str:
     """A value in a folder's name. Older versions of nanostudy left out letters that such a name has not, and no more."""
-    if isinstance(value, str):  # a path's stem, on every system
-        value = PurePosixPath(re.split(r"[\\/]", value.rstrip("\\/"))[-1]).stem
+    if isinstance(value, str):
+        value = stem(value)
         plain = re.sub(r"[^A-Za-z0-9._-]", "", value).strip(".")
         left_out = not older and (not plain or any(c.isalnum() and not c.isascii() for c in value))
         return plain + (hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8] if left_out else "")

@@ -14,7 +14,7 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.errors import UsageError
 from nanostudy.model.config import flops_per_token
 from nanostudy.settings import Experiment
-from nanostudy.study.plan import Pace, cost, shape_of, update_flops
+from nanostudy.study.plan import Pace, cost, rate_at, shape_of, update_flops
 from nanostudy.training.evaluation import evaluation_tokens
 from nanostudy.training.updates import sequences_at_once
 
@@ -76,10 +76,6 @@ class Machines:
     workers: int
     memory: float | None  # bytes of one worker; None: not given
 
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpu else "cpu"
-
 
 def parse_machines(text: str) -> Machines:
     """Parses `[COUNTx]GPU [MEMORY]` or `[MACHINESx]CORES cores [MEMORY]`, with the memory of one GPU or machine. Raises UsageError."""
@@ -127,18 +123,18 @@ class Speed:
         size = update_flops(experiment, corpus)
         at_once = sequences_at_once(experiment, corpus.tokenizer.vocab_size, "cuda")
         fixed = -(-experiment.sequences_per_update // at_once) * (1 + experiment.n_layer) * self.launch
-        return fixed, size / self.pace.training_rate(size)
+        return fixed, size / rate_at(size, self.pace.training)
 
     def evaluations(self, experiment: Experiment, corpus: Corpus) -> float:
         """All evaluations of one experiment, and its final scores."""
         flops, per_token = cost(experiment, corpus).evaluation_flops, flops_per_token(shape_of(experiment, corpus)) / 3
         batches = flops / per_token / evaluation_tokens(corpus.tokenizer.vocab_size, "cuda")
-        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
+        rate = rate_at(update_flops(experiment, corpus), self.pace.evaluation)
         return batches * (1 + experiment.n_layer) / 3 * self.launch + flops / rate
 
     def token(self, experiment: Experiment, corpus: Corpus) -> tuple[float, float]:
         """One token that models of this shape write together: a fixed part, and what each model adds."""
-        rate = self.pace.evaluation_rate(update_flops(experiment, corpus))
+        rate = rate_at(update_flops(experiment, corpus), self.pace.evaluation)
         launch = self.launch or math.prod(SINGLE)
         return (1 + experiment.n_layer) / 3 * launch, flops_per_token(shape_of(experiment, corpus)) / 3 / rate
 

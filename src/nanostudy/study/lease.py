@@ -34,7 +34,6 @@ class Lease:
         self.content = {"host": platform.node(), "pid": os.getpid(), "token": secrets.token_hex(8)}
         self.taken_by: str | None = None  # another machine, for which this process looked dead: a laptop that slept
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def check(self) -> None:
         """Raises NanostudyError where another machine took the folder over."""
@@ -43,16 +42,20 @@ class Lease:
                 f"{self.taken_by} took {self.folder} over while this process was silent. It goes on there."
             )
 
-    def begin(self) -> None:
+    @contextlib.contextmanager
+    def renewed(self) -> Iterator[None]:
+        """The file is there during the block."""
         self._write(0)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self.taken_by is None:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+        thread = threading.Thread(target=self._renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+            if self.taken_by is None:
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         renewals = 0
@@ -64,9 +67,8 @@ class Lease:
             self._write(renewals)
 
     def _write(self, renewals: int) -> None:
-        with contextlib.suppress(
-            OSError, NanostudyError
-        ):  # writes that matter more will notice a drive that does not answer
+        # a drive that does not answer is noticed by writes that matter more
+        with contextlib.suppress(OSError, NanostudyError):
             # as a file of its own, whatever lies there: a link may lead to anything
             write_atomically(self.path, json.dumps({**self.content, "renewals": renewals}))
 
@@ -79,11 +81,8 @@ def hold(folder: Path, watched_for: float = WATCHED_FOR) -> Iterator[Lease]:
         before = read_lease(lease.path)
         if before and not (locked and before.get("host") == lease.content["host"]):
             _watch(lease, before, watched_for)
-        lease.begin()
-        try:
+        with lease.renewed():
             yield lease
-        finally:
-            lease.end()
 
 
 def _watch(lease: Lease, before: dict[str, Any], seconds: float) -> None:

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import shlex
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from nanostudy.errors import NanostudyError
 from nanostudy.measures import MEASURES, Measure
 from nanostudy.result import Result, Status
 from nanostudy.settings import FIELDS
-from nanostudy.study.definition import definitions
+from nanostudy.study.definition import command, definitions
 from nanostudy.study.names import SHORT, label, varying, word
 from nanostudy.study.notes import STAR, Note, read_notes
 from nanostudy.study.store import Store
@@ -96,10 +95,15 @@ def as_lines(table: Sequence[Mapping[str, str]], width: int | None = None, cut: 
 
 def fitted(table: Sequence[Mapping[str, str]], superfluous: Sequence[str], cut: str) -> list[str]:
     """As as_lines, in the terminal: without the first of these columns as far as there is no room, and `cut` is cut at last."""
-    width, lines = shutil.get_terminal_size().columns, list[str]()
-    for left_out in range(len(superfluous) + 1):
-        kept = [{key: cell for key, cell in row.items() if key not in superfluous[:left_out]} for row in table]
-        lines = as_lines(kept, width if left_out == len(superfluous) else None, cut)
+    width, numbers = shutil.get_terminal_size().columns, range(len(superfluous) + 1)
+    kept = [[{key: cell for key, cell in row.items() if key not in superfluous[:n]} for row in table] for n in numbers]
+    return _first_that_fits([*map(as_lines, kept[:-1]), as_lines(kept[-1], width, cut)], width)
+
+
+def _first_that_fits(tables: Iterable[list[str]], width: int) -> list[str]:
+    """Or else the last."""
+    lines: list[str] = []
+    for lines in tables:
         if max(map(len, lines), default=0) <= width:
             break
     return lines
@@ -134,10 +138,7 @@ class Listing:
         tables = [(names, some, brief) for brief in (False, True) for some in fewer[: None if brief else 2] if names]
         tables += [((), some, True) for some in fewer]
         made = (as_lines(self._table(rows, *how, with_status), width, "experiment") for how in tables)
-        lines: list[str] = []
-        for lines in made:
-            if max(map(len, lines), default=0) <= width:
-                break
+        lines = _first_that_fits(made, width)
         below = (self.notes.get(row.name, Note()).text for row in rows)
         wrap = partial(textwrap.wrap, width=width, initial_indent="    ", subsequent_indent="    ")
         return [
@@ -174,8 +175,8 @@ def shortened(text: str, width: int) -> str:
 
 def best_lines(rows: Sequence[Result], listing: Listing) -> list[str]:
     """The finished experiments with the lowest validation losses; those whose settings diverged with another seed are named."""
-    finished = [(row.val_loss, row.id, row) for row in rows if row.status == "finished" and row.val_loss is not None]
-    best = [row for _, _, row in sorted(finished)[:BEST]]
+    finished = [row for row in rows if row.status == "finished" and row.val_loss is not None]
+    best = sorted(finished, key=lambda row: (row.val_loss, row.id))[:BEST]
     if not best:
         return []
     lost = {_without_seed(row) for row in rows if row.status == Status.DIVERGED}
@@ -194,16 +195,11 @@ def failure_lines(rows: Sequence[Result], listing: Listing, most: int | None = N
     for status in (Status.DIVERGED, Status.FAILED):
         unsuccessful = [row for row in rows if row.status == status]
         lines += [f"{status:8} {row.id}  {listing.label(row)}: {row.reason}" for row in unsuccessful[:most]]
-        lines += (
-            [f"         and {len(unsuccessful) - most:,} more {status}"] if most and len(unsuccessful) > most else []
-        )
+        if most and len(unsuccessful) > most:
+            lines.append(f"         and {len(unsuccessful) - most:,} more {status}")
     if any(row.status == "failed" for row in rows):
-        lines.append(f"\nTry what failed again with: nanostudy study retry {shlex.quote(str(listing.path))}")
+        lines.append(f"\nTry what failed again with: {command('retry', listing.path)}")
     return ["", *lines] if lines else []
-
-
-def again_command(path: Path, name: str) -> str:
-    return f"nanostudy study retry {shlex.quote(str(path))} {shlex.quote(name)}"
 
 
 def lost_lines(statuses: Mapping[str, Status], path: Path) -> list[str]:
@@ -212,8 +208,8 @@ def lost_lines(statuses: Mapping[str, Status], path: Path) -> list[str]:
     lost = [name for name in ended if not os.path.lexists(path / name / "run.json")]
     if not lost:
         return []
-    command = again_command(path, lost[0]) if len(lost) == 1 else f"nanostudy study retry {shlex.quote(str(path))}"
-    return ["", f"Without a run folder in {path}: {listed(lost, MOST_LOST)}. Train again with: {command}"]
+    again = command("retry", path, *lost[: len(lost) == 1])
+    return ["", f"Without a run folder in {path}: {listed(lost, MOST_LOST)}. Train again with: {again}"]
 
 
 def status_lines(store: Store, path: Path, every: bool = False) -> list[str]:
@@ -242,8 +238,7 @@ def _kept_lines(store: Store, path: Path) -> list[str]:
     number, least, most = store.begun()
     updates = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     begun = f"{number:,} of those have begun; they go on from their last checkpoints, about update {updates}"
-    command = f"nanostudy study run {shlex.quote(str(path))}"
-    return ["", *([begun] if number else []), f"It does not run now. Go on with: {command}"]
+    return ["", *([begun] if number else []), f"It does not run now. Go on with: {command('run', path)}"]
 
 
 def _progress_lines(

@@ -6,32 +6,22 @@ What counts is study.yaml and the run folders. A source's store is not read, so 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nanostudy import version
-from nanostudy.atomic import explain_writing, remove_leftovers, set_aside, whole_folder, write_atomically
+from nanostudy.atomic import explain_writing, set_aside, whole_folder
 from nanostudy.data.texts import NAMES
 from nanostudy.errors import DamagedRun, NanostudyError, UsageError
 from nanostudy.result import Result
-from nanostudy.settings import FIELDS, names_of
+from nanostudy.settings import names_of
 from nanostudy.settings_files import PATHS
-from nanostudy.study.definition import Study, study_yaml
-from nanostudy.study.folder import (
-    DEFINITION,
-    StudyFolder,
-    adopt,
-    check_unused,
-    definitions,
-    design,
-    entries_of,
-    missing_weights,
-    open_study,
-)
-from nanostudy.study.grid import Entry, extend
-from nanostudy.study.lease import hold
+from nanostudy.study.definition import DEFINITION, Study, definitions, keep_of
+from nanostudy.study.folder import StudyFolder, adopt, check_unused, design, entries_of, missing_weights, open_study
+from nanostudy.study.grid import CELL_SETTINGS, DEFAULTS, Entry, extend
 from nanostudy.study.notes import merge_notes
 from nanostudy.text import counted, listed, value_text
 from nanostudy.training import run_folder
@@ -61,20 +51,15 @@ def merge(sources: Sequence[Path], into: Path) -> list[str]:
     sources = _checked(sources, into)
     studies = merged_definitions(sources, into)
     entries, _ = entries_of(studies, into, *sources)
-    before, damaged = _results(into, entries)
-    lines = [f"damaged: {problem}" for problem in damaged]
     results_of: dict[Path, dict[str, FinishedRun]] = {}
-    kept = dict(before)
-    for source in sources:
-        results_of[source], damaged = _results(source, entries)
-        kept = {**results_of[source], **kept}
-        lines += (f"not taken: {problem}" for problem in damaged)
-    check_identities([before, *results_of.values()], entries)
-    with hold(into):
-        remove_leftovers(into)
-        if studies != definitions(into):
-            write_atomically(into / DEFINITION, "".join(study_yaml(study) for study in studies))
-    with open_study(into, design(into, sources=sources)) as folder:
+    lines: list[str] = []
+    for path in (into, *sources):
+        results_of[path], problems = _results(path, entries)
+        lines += (f"{'damaged' if path == into else 'not taken'}: {problem}" for problem in problems)
+    check_identities(results_of.values(), entries)
+    kept = ChainMap(*results_of.values())  # of several results, the first
+    before = results_of.pop(into)
+    with open_study(design(into, merged=studies, sources=sources)) as folder:
         for row in folder.store.rows():
             if row.name not in kept or (row.name not in before and not _fits(row, kept[row.name])):
                 continue
@@ -114,8 +99,7 @@ def _checked(sources: Iterable[Path], into: Path) -> list[Path]:
 def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRun], list[str]]:
     """The folder's results by name, and messages about run folders that do not count."""
     results, problems = {}, []
-    studies = definitions(path)
-    keep = studies[-1].keep if studies else "none"
+    keep = keep_of(path)
     for entry in entries:
         run = path / entry.name
         try:
@@ -135,12 +119,10 @@ def _results(path: Path, entries: Iterable[Entry]) -> tuple[dict[str, FinishedRu
 
 
 def _fits(row: Result, run: FinishedRun) -> bool:
-    """Whether the run folder may be that of a row: of one that waits, or of a result whose folder was lost and that says the same."""
+    """Whether the store has no result of it yet, or one with these losses, whose run folder was lost."""
     final = run.metadata.get("final") or {}
-    return not row.status.has_result or (row.train_loss, row.val_loss) == (
-        final.get("train_loss"),
-        final.get("val_loss"),
-    )
+    losses = final.get("train_loss"), final.get("val_loss")
+    return not row.status.has_result or (row.train_loss, row.val_loss) == losses
 
 
 # --- copying
@@ -154,11 +136,8 @@ def _copy(run: FinishedRun, folder: StudyFolder) -> None:
             f"{target} was damaged: it is now {set_aside(target).name}, and that of {run.path.parent} is there."
         )
     if os.path.lexists(target):
-        others = (
-            sorted(name for name in os.listdir(target) if not name.startswith("."))
-            if target.is_dir()
-            else [target.name]
-        )
+        names = os.listdir(target) if target.is_dir() else [target.name]
+        others = sorted(name for name in names if not name.startswith("."))
         if any(name not in run_folder.FILES for name in others) and not (target / "run.json").exists():
             raise NanostudyError(
                 f"{target} holds other files ({listed(others, MOST_NAMED)}) and no run. "
@@ -304,9 +283,8 @@ def _deciding(study: Study) -> dict[str, Any]:
 
     A text or weights given by a path count only as such: paths differ between machines, and their checksums are in the identities.
     """
-    settings = {name: study.settings.get(name, field.default) for name, field in FIELDS.items()}
-    for name in (*names_of("record"), "seed", *study.grid):
-        settings.pop(name, None)
+    fixed = {**DEFAULTS, **study.settings}
+    settings = {name: fixed[name] for name in CELL_SETTINGS if name not in study.grid}
     for name in PATHS:
         if settings.get(name) is not None and settings[name] not in NAMES:
             settings[name] = "by a path"
@@ -324,7 +302,7 @@ def _value(value: Any) -> str:
 # --- whether results of one name are of one experiment
 
 
-def check_identities(results_of: Sequence[Mapping[str, FinishedRun]], entries: Iterable[Entry]) -> None:
+def check_identities(results_of: Collection[Mapping[str, FinishedRun]], entries: Iterable[Entry]) -> None:
     """Raises NanostudyError where two results of one name, or one and the experiment here, are not the same experiment."""
     inputs = Inputs()
     for entry in entries:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from nanostudy.settings import FIELDS, names_of
 from nanostudy.study.definition import Study
+from nanostudy.study.grid import stem
 from nanostudy.text import brief_value
 
 # how a short name begins a value, as folders of runs do; other settings stand as setting=value
@@ -25,11 +24,10 @@ def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 
 def word(value: Any) -> str:
-    """A value in one word, what a search drew in three digits; of a path the stem, on every system."""
+    """A value in one word, what a search drew in three digits; of a path the stem."""
     text = brief_value(value)
-    if isinstance(value, str) and re.search(r"[\\/]", text):
-        text = PurePosixPath(re.split(r"[\\/]", text.rstrip("\\/"))[-1]).stem
-    return "_".join(text.split())
+    path = isinstance(value, str) and ("/" in text or "\\" in text)
+    return "_".join((stem(text) if path else text).split())
 
 
 def varying(studies: Iterable[Study]) -> tuple[str, ...]:

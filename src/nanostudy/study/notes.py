@@ -25,8 +25,8 @@ class Note:
     star: bool = False
 
     def joined(self, other: Note) -> Note:
-        """Both texts, once each."""
-        texts = [self.text, *([other.text] if other.text not in self.text else [])]
+        """Both texts, once each, however often they are joined."""
+        texts = dict.fromkeys([*self.text.split("; "), *other.text.split("; ")])
         return Note("; ".join(filter(None, texts))[:LONGEST], self.star or other.star)
 
 

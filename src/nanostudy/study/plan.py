@@ -76,13 +76,8 @@ class Pace:
 
     def seconds(self, experiment: Experiment, corpus: Corpus) -> float:
         spent, size = cost(experiment, corpus), update_flops(experiment, corpus)
-        return spent.training_flops / self.training_rate(size) + spent.evaluation_flops / self.evaluation_rate(size)
-
-    def training_rate(self, size: float) -> float:
-        return _rate(self.training, size)
-
-    def evaluation_rate(self, size: float) -> float:
-        return _rate(self.evaluation, size)
+        training, evaluation = rate_at(size, self.training), rate_at(size, self.evaluation)
+        return spent.training_flops / training + spent.evaluation_flops / evaluation
 
 
 def stack_key(experiment: Experiment, device: str) -> Hashable:
@@ -154,8 +149,11 @@ def plan(
     spans = [makespan([w for kind in kinds for w in kind.weights(n, capacity)], capacity.workers) for n in limits]
     limit = next(n for n, span in zip(limits, spans, strict=True) if span <= SLACK * min(spans))
     chosen = [stack for kind in kinds for stack in kind.stacks(limit)]
-    timed = [replace(stack, seconds=_seconds(stack, corpora, pace)) for stack in chosen] if pace else chosen
-    return sorted(timed, key=lambda stack: (-_weight(stack.flops, stack.width, capacity), stack.members[0].id))
+    if pace:
+        for i, stack in enumerate(chosen):
+            seconds = sum(pace.seconds(e.experiment, corpora[corpus_key(e.experiment)]) for e in stack.members)
+            chosen[i] = replace(stack, seconds=seconds)
+    return sorted(chosen, key=lambda stack: (-_weight(stack.flops, stack.width, capacity), stack.members[0].id))
 
 
 @dataclass(frozen=True)
@@ -194,11 +192,6 @@ class _Kind:
             yield PlannedStack(tuple(self.members[a:b]), width, self.memory[width - 1], flops, tokens, None)
 
 
-def _seconds(stack: PlannedStack, corpora: Mapping[Hashable, Corpus], pace: Pace) -> float:
-    corpus = corpora[corpus_key(stack.members[0].experiment)]
-    return sum(pace.seconds(entry.experiment, corpus) for entry in stack.members)
-
-
 def _weight(flops: int, width: int, capacity: Capacity) -> float:
     """A stack's relative time: a step's overhead is shared by the members beside each other."""
     return flops * (1 + OVERHEAD[capacity.device] / width)
@@ -216,7 +209,7 @@ def makespan(times: Sequence[float], workers: int, begun: Sequence[float] = ()) 
     return max(free_at, default=0.0)
 
 
-def _rate(measured: Sequence[tuple[float, float]], size: float) -> float:
+def rate_at(size: float, measured: Sequence[tuple[float, float]]) -> float:
     """Between two measured sizes, linear in the logarithm of the size; outside, that of the nearest."""
     below = [point for point in measured if point[0] <= size]
     above = [point for point in measured if point[0] > size]

@@ -31,7 +31,6 @@ BEGINNING_SECONDS = 60.0  # a cluster's workers start within this time
 class Pool:
     backend: Backend
     capacity: Capacity
-    requested: Resources
     each: Resources  # one worker's
     notes: tuple[str, ...]  # what was chosen for the machine, and why
 
@@ -45,13 +44,13 @@ def make_pool(where: Where, experiments: int, shapes: Sequence[Shape] = ()) -> P
         from nanostudy.study.cluster.backend import connect
 
         cluster, capacity, notes = connect(where.address, where.checkpoints, workers, resources, experiments)
-        return Pool(cluster, capacity, resources, cluster.each, notes)
+        return Pool(cluster, capacity, cluster.each, notes)
     if where.executor == "inline":
         machine = settled(resources, resolve(resources), shapes)
         alone = replace(resources, threads=machine.threads)
         memory = _memory(available_memory(machine.device), 1)
         capacity = Capacity(machine.device.type, machine.precision, 1, memory)
-        return Pool(Inline(alone), capacity, resources, alone, machine.notes)
+        return Pool(Inline(alone), capacity, alone, machine.notes)
     first: Workers | None = None
     environment: dict[str, str] = {}
     if torch.cuda.is_available() and resources.device.startswith(("auto", "cuda")):
@@ -81,7 +80,7 @@ def make_pool(where: Where, experiments: int, shapes: Sequence[Shape] = ()) -> P
     else:
         backend = Workers(each, machine, environment)
     capacity = Capacity(kind, machine.precision, count, _memory(free, -(-count // len(devices))))
-    return Pool(backend, capacity, resources, each[0], machine.notes)
+    return Pool(backend, capacity, each[0], machine.notes)
 
 
 def shapes_of(entries: Sequence[Entry], inputs: Inputs) -> list[Shape]:

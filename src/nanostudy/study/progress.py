@@ -87,10 +87,10 @@ class StudyProgress:
     """Statuses and sums of arithmetic, updated one by one: an experiment's end costs the same in a study of any size."""
 
     def __init__(self, folder: StudyFolder, chosen: Iterable[str]) -> None:
-        self.max_iters = {entry.name: entry.experiment.max_iters for entry in folder.entries}
-        self.flops = {
-            entry.name: cost(entry.experiment, folder.inputs.corpus(entry.experiment)).flops for entry in folder.entries
-        }
+        experiments = {entry.name: entry.experiment for entry in folder.design.entries}
+        corpus = folder.design.inputs.corpus
+        self.max_iters = {name: experiment.max_iters for name, experiment in experiments.items()}
+        self.flops = {name: cost(experiment, corpus(experiment)).flops for name, experiment in experiments.items()}
         self.status = folder.store.statuses()
         self.chosen = set(chosen)
         self.counts = Counter(self.status[name] for name in self.chosen)
@@ -116,7 +116,7 @@ class StudyProgress:
 
     def ended(self) -> int:
         """How many of the chosen experiments need no more training."""
-        return len(self.chosen) - sum(self.counts[status] for status in Status if status.is_undone)
+        return sum(count for status, count in self.counts.items() if not status.is_undone)
 
     def left(self, stack: StackRow) -> int:
         """The arithmetic of its members that are not done."""
@@ -136,10 +136,8 @@ class StudyProgress:
             }
             done += sum(flops for name, flops in under_way.items() if name in self.chosen)
             if assignment.stack and assignment.ahead is None and assignment.seconds_left is not None:
-                assignment.ahead, assignment.since = (
-                    self.left(assignment.stack) - sum(under_way.values()),
-                    time.monotonic(),
-                )
+                assignment.ahead = self.left(assignment.stack) - sum(under_way.values())
+                assignment.since = time.monotonic()
         return Snapshot(
             counts=dict(+self.counts),
             workers=dict(assignments),

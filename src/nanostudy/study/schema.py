@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 
 from nanostudy.errors import NanostudyError
 from nanostudy.measures import stored
+from nanostudy.study.definition import command
 
 TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, machine TEXT NOT NULL UNIQUE);
@@ -119,8 +119,12 @@ def add_measures(db: sqlite3.Connection) -> None:
         add_checksums(db)
     for name in stored():
         if name not in columns:
-            db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
-            _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
+            add_measure(db, name)
+
+
+def add_measure(db: sqlite3.Connection, name: str) -> None:
+    db.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
+    _refuse(db, f"{name}_stays", "BEFORE UPDATE ON experiments", f"{FINISHED} AND ({_changed([name])})", HELD)
 
 
 def add_checksums(db: sqlite3.Connection) -> None:
@@ -138,12 +142,9 @@ def strangers(db: sqlite3.Connection) -> list[str]:
         add_checksums(ours)
         columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('experiments')")]
         for name in columns:  # of another version's measures, too
-            if name.isidentifier() and f"{name}_stays" not in _objects(ours):
-                with contextlib.suppress(sqlite3.Error):
-                    ours.execute(f"ALTER TABLE experiments ADD COLUMN {name}")
-                with contextlib.suppress(sqlite3.Error):
-                    changed = f"{FINISHED} AND ({_changed([name])})"
-                    _refuse(ours, f"{name}_stays", "BEFORE UPDATE ON experiments", changed, HELD)
+            if name.isidentifier():
+                with contextlib.suppress(sqlite3.Error):  # one that is there already
+                    add_measure(ours, name)
         expected = _objects(ours)
     tables = {name for name, (kind, _) in expected.items() if kind == "table"} | {"migrations"}
     return [
@@ -169,7 +170,7 @@ def check(fetch: Callable[[str], list[tuple[Any, ...]]], path: Path) -> None:
     _refuse_newer(applied, path)
     if len(applied) < len(MIGRATIONS):
         raise NanostudyError(
-            f"{path} was written by an older nanostudy. `nanostudy study run {shlex.quote(str(path.parent))}` brings it to this version."
+            f"{path} was written by an older nanostudy. `{command('run', path.parent)}` brings it to this version."
         )
 
 

@@ -101,14 +101,10 @@ def predict(
 
 def _kinds(stack: PlannedStack) -> list[tuple[Experiment, int]]:
     """One experiment of each kind, and how many there are: in a stack, only how long a member trains decides its time."""
-    kinds: dict[tuple[int | None, ...], Experiment] = {}
-    counted: Counter[tuple[int | None, ...]] = Counter()
-    for entry in stack.members:
-        e = entry.experiment
-        kind = e.max_iters, e.eval_interval, e.eval_tokens
-        kinds.setdefault(kind, entry.experiment)
-        counted[kind] += 1
-    return [(experiment, counted[kind]) for kind, experiment in kinds.items()]
+    kinds: dict[tuple[int | None, ...], list[Experiment]] = {}
+    for e in (entry.experiment for entry in stack.members):
+        kinds.setdefault((e.max_iters, e.eval_interval, e.eval_tokens), []).append(e)
+    return [(alike[0], len(alike)) for alike in kinds.values()]
 
 
 def work(kinds: Sequence[tuple[Experiment, int]], width: int, corpus: Corpus, speed: Speed, tokens: int) -> Work:

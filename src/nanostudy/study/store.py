@@ -22,6 +22,7 @@ from nanostudy.measures import final, stored
 from nanostudy.result import Result, Status, finite
 from nanostudy.study import database, schema
 from nanostudy.study.database import Database, digest
+from nanostudy.study.definition import command
 from nanostudy.text import printable
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Store:
         if not os.path.isfile(path):
             raise NanostudyError(
                 f"There is no study in {path.parent}: {path.name} is not there. If it was lost, "
-                f"`nanostudy study rebuild {path.parent}` makes it again from the run folders."
+                f"`{command('rebuild', path.parent)}` makes it again from the run folders."
             )
         db = Database(path, strangers=schema.strangers)
         try:
@@ -85,6 +86,10 @@ class Store:
     def commit(self) -> None:
         """Stores all writes since the last commit in one transaction. After a NanostudyError the next commit tries them again."""
         self._db.commit()
+
+    def discard(self) -> None:
+        """Forgets all writes since the last commit."""
+        self._db.discard()
 
     def close(self) -> None:
         self._db.close()
@@ -147,16 +152,16 @@ class Store:
     def progressed(self, name: str, step: int) -> None:
         self._db.write("UPDATE experiments SET step = ? WHERE id = ?", step, self._id(name))
 
-    def finished(self, result: Result, at: str | None = None) -> None:
-        """Records a result, which never changes again. Its evaluations must be recorded before. `at`: when it was first recorded."""
+    def finished(self, result: Result) -> None:
+        """Records a result, which never changes again. Its evaluations must be recorded before."""
         id, contexts = self._id(result.name), {str(k): finite(v) for k, v in result.context_losses.items()}
         values = {name: finite(result.measures[name]) for name in final() if name in result.measures}
         self._db.write(
             "UPDATE experiments SET status = ?, reason = ?, skipped = ?, step = ?, context_losses = ?, finished_at = ?, "
             "(best_step, best_val_loss) = (SELECT step, val_loss FROM evaluations WHERE experiment = ? AND step = ?)"
             f"{''.join(f', {name} = ?' for name in values)} WHERE id = ?",
-            *(str(result.status), result.reason, result.skipped, result.step, json.dumps(contexts), at or _now()),
-            *(id, result.best_step, *values.values(), id),
+            *(str(result.status), result.reason, result.skipped, result.step, json.dumps(contexts)),
+            *(result.finished_at or _now(), id, result.best_step, *values.values(), id),
         )
         row = ", ".join(f"'{column}', {column}" for column in (*RESULT, *self._measures))
         machine = "(SELECT machine FROM environments WHERE environments.id = environment)"
@@ -167,6 +172,18 @@ class Store:
             f"curve_sha256 = digest('curve', (SELECT group_concat(point) FROM ({curve}))) WHERE id = ?",
             *(id, id),
         )
+
+    def add_curve(self, name: str, curve: Iterable[Mapping[str, Any]]) -> None:
+        """The evaluations that a run folder or another store has."""
+        for point in curve:
+            self.evaluated(name, *(point[key] for key in EVALUATION))
+
+    def adopted(self, result: Result, curve: Iterable[Mapping[str, Any]]) -> None:
+        """Records a result that a run folder or another store has, with its curve."""
+        self.started(result.name, 0, -1, result.members or 1, None, result.machine)
+        self.add_curve(result.name, curve)
+        self.finished(result)
+        self.sampled([result.name] if result.sampled else [])
 
     def failed(self, name: str, reason: str) -> None:
         self._db.write("UPDATE experiments SET status = 'failed', reason = ? WHERE id = ?", reason, self._id(name))
@@ -217,11 +234,7 @@ class Store:
     # --- reading
 
     def rows(
-        self,
-        status: str | None = None,
-        names: Sequence[str] | None = None,
-        limit: int | None = None,
-        damaged: list[str] | None = None,
+        self, status: str | None = None, names: Sequence[str] | None = None, damaged: list[str] | None = None
     ) -> list[Result]:
         """In the order of ids. Unknown names are left out.
 
@@ -233,9 +246,7 @@ class Store:
         if names is not None:  # one value for any number of names
             conditions["name IN (SELECT value FROM json_each(?))"] = json.dumps(list(names))
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        return self._rows(
-            f"{where}ORDER BY id LIMIT ?", *conditions.values(), -1 if limit is None else limit, damaged=damaged
-        )
+        return self._rows(f"{where}ORDER BY id", *conditions.values(), damaged=damaged)
 
     def row(self, name: str) -> Result:
         """By its name or its number. Raises UsageError, with the nearest names, where there is no such experiment."""
@@ -304,21 +315,15 @@ class Store:
             raise NanostudyError(database.damaged(self._db.path, f"holds a damaged curve, of {name}"))
         return points
 
-    def events(
-        self, *, experiment: str | None = None, kind: str | None = None, limit: int | None = None
-    ) -> list[dict[str, Any]]:
+    def events(self, limit: int | None = None) -> list[dict[str, Any]]:
         """The last `limit` events, oldest first."""
         keys = ("id", "at", "experiment", "stack", "kind", "detail")
         rows = self._db.fetch(
             "SELECT e.id, at, name, e.stack, kind, detail FROM events e LEFT JOIN experiments x ON x.id = experiment "
-            "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR kind = ?2) ORDER BY e.id DESC LIMIT ?3",
-            *(experiment, kind, -1 if limit is None else limit),
+            "ORDER BY e.id DESC LIMIT ?",
+            -1 if limit is None else limit,
         )
         return [dict(zip(keys, row, strict=True)) for row in reversed(rows)]
-
-    def environments(self) -> dict[int, dict[str, Any]]:
-        """The machines, by the keys under which experiments name them."""
-        return {id: json.loads(machine) for id, machine in self._db.fetch("SELECT id, machine FROM environments")}
 
     def version(self) -> tuple[int, ...]:
         """Changes with every commit, of whatever process, and where the file is replaced."""
@@ -372,20 +377,16 @@ def _result(row: dict[str, Any], machine: str, checksum: str | None) -> Result:
     """From a row that may have come from anybody. Raises ValueError and the like where it is damaged, or holds what no study writes."""
     measures = {name: value for name, value in row.items() if name not in COLUMNS}
     if checksum is not None:
-        cells = (
-            {column: row[column] for column in RESULT} | measures | {"machine": machine if row["environment"] else None}
-        )
+        cells = {column: row[column] for column in RESULT} | measures
+        cells["machine"] = machine if row["environment"] else None
         if checksum != digest(*itertools.chain(*cells.items())):
             raise ValueError("the checksum is another")
     losses = {int(context): loss for context, loss in json.loads(row["context_losses"]).items()}
     numbers = (*measures.values(), *losses.values(), row["skipped"], row["stack"], row["members"])
     if not all(value is None or type(value) in (int, float) for value in numbers):
         raise ValueError("no number")
-    if (
-        not is_file_name(row["name"])
-        or not is_file_name(row["part"])
-        or not isinstance(json.loads(row["settings"]), dict)
-    ):
+    named = is_file_name(row["name"]) and is_file_name(row["part"])
+    if not named or not isinstance(json.loads(row["settings"]), dict):
         raise ValueError("no name, or no settings")
     return Result(
         **{key: row[key] for key in ("name", "part", "settings", "skipped", "stack", "members", "finished_at")},

@@ -227,7 +227,7 @@ def _samples(task: WriteSamples, machine: Machine, stop: Callable[[], bool]) -> 
     for prompt in task.prompts:
         ids = first.tokenizer.encode(prompt or first.tokenizer.opening)
         steps = []
-        for step_MS in generate(params_MP, first.config, ids, seeds, 1, task.tokens, sampling):
+        for step_MS, _ in generate(params_MP, first.config, ids, seeds, 1, task.tokens, sampling):
             if stop():
                 return None
             steps.append(step_MS[:, 0])

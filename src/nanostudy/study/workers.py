@@ -125,12 +125,14 @@ class Workers:
             self.stopping = True
             for worker in self.processes:
                 self._send(worker, ("stop", None))
+        if self.arrived.empty() and (hung := self._hung()):  # though others report all the time
+            return hung
         begun = time.monotonic()
         while (left := begun + timeout - time.monotonic()) > 0:
             try:
-                worker, process, report = self.arrived.get(timeout=left)
+                worker, process, report = self._hear(left)
             except queue.Empty:
-                return self._hung(timeout)
+                return self._hung()
             self.silent[worker] = 0
             if report is None:
                 continue
@@ -159,10 +161,18 @@ class Workers:
         differing = ", ".join(f"{name} {value_text(there[name])} instead of {value_text(here[name])}" for name in names)
         return f"it would train under other conditions than the study: {'; '.join((differing, *machine.notes))}"
 
-    def _hung(self, waited: float) -> tuple[int, Report] | None:
-        """Ends a worker that gives no sign of life. Nothing arrived for so many seconds."""
+    def _hear(self, timeout: float) -> tuple[int, Process, Report | None]:
+        """What arrives next. Raises queue.Empty where nothing does in time."""
+        begun = time.monotonic()
+        try:
+            return self.arrived.get(timeout=timeout)
+        finally:
+            for worker in self.busy:
+                self.silent[worker] += time.monotonic() - begun
+
+    def _hung(self) -> tuple[int, Report] | None:
+        """Ends a worker that gives no sign of life."""
         for worker in self.busy:
-            self.silent[worker] += waited
             if self.silent[worker] >= HUNG:
                 self.busy.discard(worker)
                 self.processes[worker].kill()  # and no wait: what hangs in the system's hands may not end

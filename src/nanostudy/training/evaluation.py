@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import count, takewhile
 
 import numpy as np
@@ -69,7 +70,8 @@ class Evaluations:
         self.corpus, self.config, self.machine, self.ranks, self.stop = corpus, config, machine, ranks, stop
         self.texts = {name: text_on(machine.device, split.tokens) for name, split in corpus.splits.items()}
         self.replays = machine.device.type == "cuda" and machine.compiled
-        self.recorded: dict[Hashable, _Recorded] = {}
+        # by split, context and heads: the weights that a recording reads, and what replays it for other windows
+        self.recorded: dict[Hashable, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
 
     def windows(
         self,
@@ -85,7 +87,8 @@ class Evaluations:
 
         Ranks share the windows and get the same numbers. None after a request to stop at any rank. Raises OutOfMemory.
         """
-        M, text, at_once = len(params_MP), self.texts[split], self.at_once(context, len(params_MP))
+        M, text = len(params_MP), self.texts[split]
+        at_once = max(1, evaluation_tokens(self.config.vocab_size, self.machine.device.type) // (context * M))
         starts = window_starts(self.corpus, split, context, tokens)[: batches and batches * at_once]
         filled = np.append(starts, np.full(-len(starts) % at_once, len(text)))  # one size for all batches
         starts_CB = torch.from_numpy(filled).view(-1, at_once).to(self.machine.device)
@@ -109,10 +112,6 @@ class Evaluations:
         sums_MW = read[:-1].view(M, -1)[:, : len(starts)].numpy()
         return [Windows.of(sums_W, targets, context) for sums_W in sums_MW]
 
-    def at_once(self, context: int, members: int) -> int:
-        """Windows in one batch."""
-        return max(1, evaluation_tokens(self.config.vocab_size, self.machine.device.type) // (context * members))
-
     def batch(
         self, params_MP: Tensor, heads: Sequence[int], split: str, context: int, starts_CB: Tensor
     ) -> Callable[[Tensor], Tensor]:
@@ -127,30 +126,11 @@ class Evaluations:
             if key not in self.recorded:
                 if len(self.recorded) == MOST_RECORDED:
                     del self.recorded[next(iter(self.recorded))]  # the oldest
-                self.recorded[key] = _Recorded(params_MP.to(self.machine.dtype), self.config, losses, starts_CB[0])
-            recorded = self.recorded[key]
-            recorded.params_MP.copy_(params_MP)
-            return recorded.replay
-        weights = working_copies(params_MP, self.config, self.machine.dtype)
-        return lambda starts_B: losses(weights, starts_B)
-
-
-class _Recorded:
-    """One batch as a CUDA graph, which reads copies of the weights, in the dtype of the products, and of where windows start."""
-
-    def __init__(
-        self,
-        params_MP: Tensor,
-        config: GPTConfig,
-        losses: Callable[[Mapping[str, Tensor], Tensor], Tensor],
-        starts_B: Tensor,
-    ) -> None:
-        self.params_MP, self.starts_B = params_MP.clone(), starts_B.clone()
-        weights = working_copies(self.params_MP, config, self.params_MP.dtype)
-        losses(weights, self.starts_B)  # compiles kernels, which a recording must not
-        self.losses = graphs.record(lambda: (losses(weights, self.starts_B),))
-
-    def replay(self, starts_B: Tensor) -> Tensor:
-        """Losses that the next replay overwrites."""
-        self.starts_B.copy_(starts_B)
-        return self.losses()[0]
+                held_MP = params_MP.to(self.machine.dtype, copy=True)
+                one = partial(losses, working_copies(held_MP, self.config, held_MP.dtype))
+                one(starts_CB[0])  # compiles kernels, which a recording must not
+                self.recorded[key] = held_MP, graphs.record(one, starts_CB[0])
+            held_MP, replay = self.recorded[key]
+            held_MP.copy_(params_MP)
+            return replay
+        return partial(losses, working_copies(params_MP, self.config, self.machine.dtype))

@@ -10,7 +10,7 @@ import torch
 from nanostudy.device import available_cores, cuda_problem, device_name, has_native_bf16, keep_freed_memory
 from nanostudy.errors import KernelsUnavailable, UsageError
 from nanostudy.model import kernels
-from nanostudy.model.kernels.cpu import threaded
+from nanostudy.model.kernels.cpu import openmp_runtime
 from nanostudy.model.ops import REFERENCE, Ops
 from nanostudy.model.ranks import ALONE, Ranks
 from nanostudy.settings import PRECISIONS, Resources
@@ -165,7 +165,7 @@ def _choose_kernels(requested: str, device: torch.device, dtype: torch.dtype) ->
         kernels.compiled_ops(device, dtype)
     except KernelsUnavailable as problem:
         return False, (without_kernels(requested, problem),)
-    if device.type == "cpu" and torch.get_num_threads() > 1 and not threaded():
+    if device.type == "cpu" and torch.get_num_threads() > 1 and openmp_runtime() is None:
         return True, ("compiled kernels use one thread: PyTorch brought no OpenMP runtime",)
     return True, ()
 

@@ -48,11 +48,12 @@ class Recorder:
         # tables that a failed write may have left with a part of a row
         self.unsure: set[str] = set()
 
-    def claim(self, resources: Mapping[str, Any], **about: Any) -> str:
+    def claim(self, settings: Mapping[str, Any], **about: Any) -> str:
         """Prepares the folder and returns its state: "new", "unfinished" (it can go on), "finished" or "diverged" (a result, which is
         never changed).
 
-        A new folder's run.json gets the fields in `about`. Raises NanostudyError where the folder holds another experiment.
+        A new folder gets a settings.yaml of the experiment's settings and these (resources, and what replaces the experiment's), and
+        the fields in `about` in run.json. Raises NanostudyError where the folder holds another experiment.
         """
         before = read_metadata(self.folder)
         if before is None:
@@ -75,7 +76,7 @@ class Recorder:
             )
         remove_leftovers(self.folder)
         if not (self.folder / "settings.yaml").exists():
-            settings = {**self.experiment.as_dict(), **resources}
+            settings = {**self.experiment.as_dict(), **settings}
             corpus = Path(settings["corpus"])
             if settings["corpus"] not in NAMES and corpus.exists():
                 settings["corpus"] = str(corpus.resolve())  # so that the settings work from any folder
@@ -120,20 +121,17 @@ class Recorder:
 
     def restore(self, evaluations: Sequence[Mapping[str, float]]) -> None:
         """Writes back evaluations of an earlier session that evaluations.csv lacks or has otherwise. A loss of None was not finite."""
-        path = self.folder / "evaluations.csv"
-        columns = COLUMNS[path.name]
-        rows = {int(row["step"]): tuple(row[column] for column in columns) for row in read_rows(path)}
-        changed = False
+        path, changed = self.folder / "evaluations.csv", False
+        rows = {row["step"]: row for row in read_rows(path)}
         for point in evaluations:
             losses = (math.nan if point[key] is None else point[key] for key in ("train_loss", "val_loss"))
-            row = self._evaluation(int(point["step"]), int(point["tokens"]), point["seconds"], *losses)
-            there = rows.get(int(point["step"]), (None,) * len(row))
-            if any(
-                finite(a) != finite(b) for a, b, column in zip(there, row, columns, strict=True) if column != "seconds"
-            ):
-                rows[int(point["step"])], changed = row, True
+            cells = self._evaluation(int(point["step"]), int(point["tokens"]), point["seconds"], *losses)
+            row = dict(zip(COLUMNS[path.name], cells, strict=True))
+            there = rows.get(row["step"], {})
+            if any(finite(there.get(name)) != finite(cell) for name, cell in row.items() if name != "seconds"):
+                rows[row["step"]], changed = row, True
         if changed:
-            lines = [columns, *(rows[step] for step in sorted(rows))]
+            lines = [COLUMNS[path.name], *(rows[step].values() for step in sorted(rows))]
             write_atomically(path, "".join(",".join(map(str, line)) + "\n" for line in lines))
 
     def _write_rows(self) -> None:

@@ -59,10 +59,9 @@ class Stack:
     def put(self, m: int, name: str, params_P: Tensor) -> None:
         """Gives slot m to a fresh experiment."""
         self.slots[m] = Slot(name)
-        for own, fresh in zip(
-            self.state.tensors().values(), State.fresh(params_P[None]).tensors().values(), strict=True
-        ):
-            own[m] = fresh[0]
+        fresh = State.fresh(params_P[None]).tensors()
+        for name, own in self.state.tensors().items():
+            own[m] = fresh[name][0]
         self.best[m] = params_P
 
 
@@ -109,16 +108,21 @@ def load(path: Path, identities: Mapping[str, str]) -> tuple[Stack, dict[str, An
 
     Raises DamagedCheckpoint where no file is whole, NanostudyError where it belongs to other experiments.
     """
-    tensors, metadata, problem = _newest_whole(path)
-    if metadata.get("kind") != "stack":
-        raise NanostudyError(f"{path} holds no training to resume.")
+    stack, metadata, problem = _read(path)
     if metadata["identities"] != dict(identities):
         raise NanostudyError(
             f"{path} belongs to other experiments, or to another version of this one. Choose another folder."
         )
-    best = tensors.pop("best")
-    slots = [Slot(**slot) for slot in metadata["slots"]]
-    return Stack(slots, list(metadata["waiting"]), State(**tensors), best), metadata["machine"], problem
+    return stack, metadata["machine"], problem
+
+
+def _read(path: Path) -> tuple[Stack, dict[str, Any], str | None]:
+    """The stack, on the CPU; all that its file says; and what was wrong with the newest file. Raises NanostudyError."""
+    tensors, metadata, problem = _newest_whole(path)
+    if metadata.get("kind") != "stack":
+        raise NanostudyError(f"{path} holds no training to resume.")
+    best, slots = tensors.pop("best"), [Slot(**slot) for slot in metadata["slots"]]
+    return Stack(slots, metadata["waiting"], State(**tensors), best), metadata, problem
 
 
 def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
@@ -138,8 +142,8 @@ def _newest_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
 
 def members(path: Path) -> tuple[list[str], dict[str, str]]:
     """The names that have a slot in it, and the identities of all the stack's experiments, by name."""
-    _, metadata, _ = _newest_whole(path)
-    return [slot["name"] for slot in metadata["slots"] if not slot.get("idle")], metadata["identities"]
+    stack, metadata, _ = _read(path)
+    return [slot.name for slot in stack.active], metadata["identities"]
 
 
 def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
@@ -147,13 +151,10 @@ def divide(path: Path, parts: Mapping[Path, Mapping[str, str]]) -> None:
 
     A target whose members have not started gets no file. Raises as `load` does.
     """
-    tensors, metadata, _ = _newest_whole(path)
-    best = tensors.pop("best")
-    slots = [Slot(**slot) for slot in metadata["slots"]]
+    stack, metadata, _ = _read(path)
     for target, identities in parts.items():
-        rows = [m for m, slot in enumerate(slots) if slot.name in identities]
+        rows = [m for m, slot in enumerate(stack.slots) if slot.name in identities]
         if rows:
-            waiting = [name for name in metadata["waiting"] if name in identities]
-            part = Stack(slots, waiting, State(**tensors), best)
+            part = dataclasses.replace(stack, waiting=[name for name in stack.waiting if name in identities])
             part.keep(rows)
             save(part, target, identities, metadata["machine"])

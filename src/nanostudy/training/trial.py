@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -28,19 +29,17 @@ POSITIONS = 16  # kernels are compiled for no length in particular
 class Shape(NamedTuple):
     """What decides how the kernels of a model are compiled, besides the precision."""
 
-    n_head: int
-    n_embd: int
-    bias: bool
-    tie_embeddings: bool
-    drops: bool
+    smallest: Experiment  # that compiles the same
     vocabulary: int
     token: torch.dtype
 
     @staticmethod
     def of(experiment: Experiment, corpus: Corpus) -> Shape:
         e, token = experiment, text_on(torch.device("meta"), corpus.train.tokens[:1]).dtype
-        vocabulary = corpus.tokenizer.vocab_size
-        return Shape(e.n_head, e.n_embd, e.bias, e.tie_embeddings, e.dropout > 0, vocabulary, token)
+        alike = Experiment(n_head=e.n_head, n_embd=e.n_embd, bias=e.bias, tie_embeddings=e.tie_embeddings)
+        dropout = 0.1 if e.dropout else 0.0
+        smallest = replace(alike, n_layer=1, block_size=POSITIONS, batch_size=1, dropout=dropout)
+        return Shape(smallest, corpus.tokenizer.vocab_size, token)
 
 
 def settled(resources: Resources, machine: Machine, shapes: Iterable[Shape], ranks: Ranks = ALONE) -> Machine:
@@ -69,21 +68,11 @@ def problem(machine: Machine, shapes: Iterable[Shape]) -> str | None:
 @cache
 def _try(machine: Machine, shape: Shape) -> None:
     """Two updates and an evaluation of one layer: every kernel, and an update that is recorded and replayed."""
-    experiment = Experiment(
-        n_layer=1,
-        n_head=shape.n_head,
-        n_embd=shape.n_embd,
-        bias=shape.bias,
-        tie_embeddings=shape.tie_embeddings,
-        block_size=POSITIONS,
-        batch_size=1,
-        dropout=0.1 if shape.drops else 0.0,
-    )
-    config = GPTConfig.of(experiment, shape.vocabulary)
+    config = GPTConfig.of(shape.smallest, shape.vocabulary)
     state = State.fresh(torch.zeros(1, count_parameters(config).total, device=machine.device))
     updates = Updates(torch.zeros(2 * POSITIONS, dtype=shape.token, device=machine.device), config, machine)
     for step in range(2):
-        updates.step(state, [experiment], [step])
+        updates.step(state, [shape.smallest], [step])
     window = torch.zeros(1, POSITIONS, dtype=torch.int64, device=machine.device)
     losses = window_losses(working_copies(state.params, config, machine.dtype), window, window, config, ops=machine.ops)
     losses.tolist()  # waits for the device

@@ -13,7 +13,7 @@ from torch import Tensor
 from nanostudy.model import graphs
 from nanostudy.model.config import GPTConfig
 from nanostudy.model.engine import Batch, Metrics, State, train_step
-from nanostudy.model.gpt import Dropout
+from nanostudy.model.gpt import dropouts
 from nanostudy.model.optim import StepSettings
 from nanostudy.model.randomness import dropout_keys, offsets
 from nanostudy.model.ranks import ALONE, Ranks
@@ -22,9 +22,8 @@ from nanostudy.training.machine import Machine
 
 MOST_DRAWN = 2**16  # sequences of all members whose random words are drawn at once
 MOST_UPDATES = 256
-MERGED = (
-    2**25
-)  # numbers as wide as the residual stream, of all layers and the logits, that a member's merged micro-batch may have
+# numbers as wide as the residual stream, of all layers and the logits, that a member's merged micro-batch may have
+MERGED = 2**25
 
 
 class Inputs(NamedTuple):
@@ -55,9 +54,7 @@ class Draws:
     def row(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> int | None:
         """The row of these updates, if it is here."""
         u = steps[0] - self.steps[0]
-        same = self.experiments == tuple(experiments) and all(
-            step - first == u for step, first in zip(steps, self.steps, strict=True)
-        )
+        same = self.experiments == tuple(experiments) and self.steps == tuple(step - u for step in steps)
         return u if same and 0 <= u < len(self.rows) else None
 
 
@@ -70,6 +67,14 @@ def sequences_at_once(experiment: Experiment, vocabulary: int, device: str) -> i
         return e.batch_size
     tokens = MERGED // (e.n_layer * e.n_embd + vocabulary)
     return min(max(e.batch_size, tokens // e.block_size), e.sequences_per_update)
+
+
+class _Recorded(NamedTuple):
+    """One update as a CUDA graph, which writes the state in place."""
+
+    state: State
+    how: tuple[bool, list[int]]  # whether there is dropout, and each member's number of heads
+    replay: Callable[[Tensor], Metrics | None]
 
 
 class Updates:
@@ -94,13 +99,15 @@ class Updates:
         if row is None:
             self.draws, row = self.draw(experiments, steps), 0
         assert self.draws is not None
-        now = self.draws.rows[row]
-        if self.recorded and self.recorded.fits(state, experiments):
+        now, M, how = self.draws.rows[row], len(experiments), (_drops(experiments), _heads(experiments))
+        # a member may give its row to another experiment, but the rows must be the same memory
+        if self.recorded and self.recorded.state is state and self.recorded.how == how:
             return None if self.stop() else self.recorded.replay(now)
-        metrics = self.update(state, experiments, Inputs.of(now, len(experiments)), self.stop)
-        if self.replays:  # the update has compiled kernels, which a recording must not
+        metrics = self.update(state, experiments, Inputs.of(now, M), self.stop)
+        if self.replays and metrics is not None:  # the update has compiled kernels, which a recording must not
             self.recorded = None  # frees its memory
-            self.recorded = _Recorded(self, state, experiments, now)
+            replay = graphs.record(lambda now: self.update(state, experiments, Inputs.of(now, M), lambda: False), now)
+            self.recorded = _Recorded(state, how, replay)
         return metrics
 
     def draw(self, experiments: Sequence[Experiment], steps: Sequence[int]) -> Draws:
@@ -153,12 +160,10 @@ class Updates:
 
     def batch(self, experiments: Sequence[Experiment], sequences: range, now: Inputs) -> Batch:
         """The micro-batch at these places of the global batch, for every member."""
-        places = slice(sequences.start, sequences.stop)
-        ops = self.machine.ops
-        dropout = Dropout(now.keys[:, places], now.rates, self.config, ops) if _drops(experiments) else None
-        return Batch(
-            *ops.windows(self.tokens, now.starts[:, places], self.config.block_size), dropout, _heads(experiments)
-        )
+        places, ops = slice(sequences.start, sequences.stop), self.machine.ops
+        windows = ops.windows(self.tokens, now.starts[:, places], self.config.block_size)
+        dropout = dropouts(now.keys[:, places], now.rates, self.config, ops) if _drops(experiments) else None
+        return Batch(*windows, dropout, _heads(experiments))
 
 
 def _drops(experiments: Sequence[Experiment]) -> bool:
@@ -167,28 +172,3 @@ def _drops(experiments: Sequence[Experiment]) -> bool:
 
 def _heads(experiments: Sequence[Experiment]) -> list[int]:
     return [e.n_head for e in experiments]
-
-
-class _Recorded:
-    """One update as a CUDA graph. It reads a copy of its inputs and writes the state in place."""
-
-    def __init__(self, updates: Updates, state: State, experiments: Sequence[Experiment], now: Tensor) -> None:
-        self.state, self.dropout, self.heads = state, _drops(experiments), _heads(experiments)
-        self.row = now.clone()
-        inputs = Inputs.of(self.row, len(experiments))
-
-        def update() -> tuple[Tensor, Tensor]:
-            metrics = updates.update(state, experiments, inputs, lambda: False)
-            assert metrics
-            return metrics.loss, metrics.grad_norm
-
-        self.update = graphs.record(update)
-
-    def fits(self, state: State, experiments: Sequence[Experiment]) -> bool:
-        """A member may give its row to another experiment, but the rows must be the same memory."""
-        return state is self.state and (self.dropout, self.heads) == (_drops(experiments), _heads(experiments))
-
-    def replay(self, now: Tensor) -> Metrics:
-        """Metrics that the next replay overwrites."""
-        self.row.copy_(now)
-        return Metrics(*self.update())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanostudy.data.corpus import Tokenizer
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, parameter_table
 from nanostudy.model.gpt import named_views

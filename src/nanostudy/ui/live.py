@@ -97,22 +97,15 @@ class Place:
     def brief(self) -> State:
         """A line of the list; a problem is part of it."""
         about: State = {"number": self.number, "title": self.path.name, "path": str(self.path), "kind": "study"}
+        about |= {"state": "waiting", "done": 0, "total": 0, "best": None}
         try:
             if has_study(self.path):
                 about |= self._study_brief()
             elif result := read_result(self.path):
-                done = int(result.status.has_result)
-                about |= {
-                    "kind": "run",
-                    "state": self._run_state(result),
-                    "done": done,
-                    "total": 1,
-                    "best": result.best_val_loss,
-                }
-            else:
-                about |= {"state": "waiting", "done": 0, "total": 0, "best": None}
+                done, state = int(result.status.has_result), self._run_state(result)
+                about |= {"kind": "run", "state": state, "done": done, "total": 1, "best": result.best_val_loss}
         except NanostudyError as problem:
-            about |= {"state": "unreadable", "problem": str(problem), "done": 0, "total": 0, "best": None}
+            about |= {"state": "unreadable", "problem": str(problem)}
         return about
 
     def _study_brief(self) -> State:
@@ -169,26 +162,30 @@ class Place:
         store = self._open()
         damaged: list[str] = []
         results, counts, progress = store.rows(damaged=damaged), store.counts(), store.progress()
-        members = {member["name"]: member for worker in (progress or ("", None, []))[2] for member in worker["members"]}
         state = _study_state(counts, progress)
-        workers = sorted(progress[2], key=lambda one: one["worker"]) if progress and state == "running" else []
+        at, left, workers = progress if progress and state == "running" else ("", None, [])
+        members = {member["name"]: member for worker in workers for member in worker["members"]}
+        notes = [event["detail"] for event in store.events(limit=MOST_EVENTS)] + [
+            f"{name}: damaged" for name in damaged
+        ]
         return {
             "kind": "study",
             "title": self._title,
             "path": str(self.path),
             "state": state,
             "counts": {str(status): count for status, count in counts.items()},
-            "left": _left(*progress[:2]) if progress and workers else None,
-            "workers": [{key: value for key, value in worker.items() if key != "members"} for worker in workers],
-            "notes": [event["detail"] for event in store.events(limit=MOST_EVENTS)]
-            + [f"{name}: damaged" for name in damaged],
-            **self._experiments(results, members if workers else {}),
+            "left": None if left is None else max(0.0, left - max(0.0, _age(at))),  # seconds from now
+            "workers": [
+                {key: value for key, value in worker.items() if key != "members"}
+                for worker in sorted(workers, key=lambda one: one["worker"])
+            ],
+            "notes": notes,
+            **self._experiments(results, members),
         }
 
     def _run(self) -> State:
         """Of one training, or of a study that has yet to begin."""
         metadata, result = read_metadata(self.path), read_result(self.path)
-        results = [result] if result else []
         return {
             "kind": "run" if result else "study",
             "title": self._title,
@@ -198,7 +195,7 @@ class Place:
             "left": None,
             "workers": [],
             "notes": (metadata or {}).get("notes") or [],
-            **self._experiments(results, {}),
+            **self._experiments([result] if result else [], {}),
         }
 
     def _run_state(self, result: Result) -> str:
@@ -240,15 +237,14 @@ class Place:
         for place, row in enumerate(sorted(finished, key=lambda row: row["val_loss"]), start=1):
             row["place"] = place
         drawn = sorted(
-            results, key=lambda one: (one.status is not Status.RUNNING, one.val_loss is None, one.val_loss or 0)
+            enumerate(results),
+            key=lambda one: (one[1].status is not Status.RUNNING, one[1].val_loss is None, one[1].val_loss or 0),
         )
-        places = {result.name: i for i, result in enumerate(results)}
         curves = {
-            places[one.name]: self._curve(one, members.get(one.name))
-            for one in drawn[:MOST_CURVES]
-            if one.step or one.name in members
+            i: curve
+            for i, one in drawn[:MOST_CURVES]
+            if (one.step or one.name in members) and any((curve := self._curve(one, members.get(one.name))).values())
         }
-        curves = {i: curve for i, curve in curves.items() if any(curve.values())}
         for row in rows:  # a run's folder alone, and a stack that has just begun
             if row["status"] == Status.RUNNING and row["loss"] is None and curves.get(row["i"], {}).get("batches"):
                 row["loss"] = curves[row["i"]]["batches"][-1][1]
@@ -313,11 +309,6 @@ def _study_state(counts: Mapping[Status, int], progress: Any) -> str:
 
 def _age(at: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
-
-
-def _left(at: str, left: float | None) -> float | None:
-    """Seconds from now."""
-    return None if left is None else max(0.0, left - max(0.0, _age(at)))
 
 
 def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> State:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import SamplingParams
@@ -22,7 +22,7 @@ from nanostudy.validation import settings_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nanostudy.data.corpus import Tokenizer
+    from nanostudy.data.tokenizer import Tokenizer
     from nanostudy.training.weights import Weights
 
 MOST_MODELS = 64  # of one request
@@ -53,11 +53,7 @@ class Request:
         if unknown := sorted(set(content) - set(known)):
             raise UsageError(f"A request has no {unknown[0]!r}: {', '.join(known)}.")
         experiments, prompt = content.get("experiments"), content.get("prompt", "")
-        if (
-            not isinstance(experiments, list)
-            or not all(type(number) is int for number in experiments)
-            or not experiments
-        ):
+        if not are_numbers(experiments) or not experiments:
             raise UsageError("experiments are numbers, one at least.")
         if len(set(experiments)) != len(experiments) or len(experiments) > MOST_MODELS:
             raise UsageError(f"experiments are at most {MOST_MODELS} different ones.")
@@ -71,6 +67,11 @@ class Request:
         if not all(value is None or type(value) in (int, float) for value in sampling.values()):
             raise UsageError("temperature, top_k and top_p are numbers, or null.")
         return Request(tuple(experiments), prompt, **numbers, sampling=SamplingParams(**sampling))
+
+
+def are_numbers(value: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of whole numbers."""
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 @dataclass
@@ -157,13 +158,13 @@ class _Stack:
     def __init__(self, numbers: list[int], models: Sequence[Weights], request: Request) -> None:
         import torch
 
-        from nanostudy.model.sample import with_logits
+        from nanostudy.model.sample import generate
 
         self.numbers, self.tokenizer, self.config = numbers, models[0].tokenizer, models[0].config
         self.ids = self.tokenizer.encode(request.prompt or self.tokenizer.opening)
         self.params_MP = torch.cat([weights.params for weights in models])
         seeds, sampling = [request.seed] * len(models), request.sampling
-        self.steps = with_logits(self.params_MP, self.config, self.ids, seeds, 1, request.length, sampling)
+        self.steps = generate(self.params_MP, self.config, self.ids, seeds, 1, request.length, sampling)
         self.decoders = [_decoder(self.tokenizer) for _ in models]
 
     def prompt_surprises(self) -> list[list[float | None]]:

@@ -7,28 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nanostudy.analysis.analysis import Analysis
-from nanostudy.analysis.frames import Results
 from nanostudy.analysis.results import read_results
 from nanostudy.reporting.charts.factors import effects_figure
-from nanostudy.reporting.charts.figure import draw, look
+from nanostudy.reporting.charts.figure import scripts
 from nanostudy.reporting.charts.losses import curves_figure
 from nanostudy.reporting.charts.marks import MOST_COLOURS
 from nanostudy.reporting.data import Data
 from nanostudy.reporting.document import Block, Document, Experiments, Samples, Section
-from nanostudy.reporting.html import PAGE_FONT, page, page_data, sections_html
+from nanostudy.reporting.html import looks, notes_html, page, page_data, sections_html
 from nanostudy.reporting.sections import document
 
 SAMPLES = ("samples", "Samples")
-NOW = {
-    "status": "status",
-    "step": "update",
-    "loss": "loss now",
-    "val_loss": "val",
-    "train_loss": "train",
-}  # columns while it runs
+# columns while it runs
+NOW = {"status": "status", "step": "update", "loss": "loss now", "val_loss": "val", "train_loss": "train"}
 
 
 def effects_so_far(path: Path) -> dict[str, Any] | None:
@@ -39,6 +31,7 @@ def effects_so_far(path: Path) -> dict[str, Any] | None:
         return None
     return {
         "panels": figure.for_page(),
+        "looks": looks(),
         "caption": figure.caption,
         "alternative": figure.alternative,
         "finished": len(analysis.results.finished),
@@ -54,12 +47,13 @@ def live(state: Mapping[str, Any]) -> dict[str, Any]:
     colour = [*colourings, "status"]
     columns = [("name", "experiment"), *NOW.items(), *((name, name) for name in settings)]
     example = "status == running"
-    # the figure of the report, without the text's entropy, which is not known here
-    figure = curves_figure(Results("", pd.DataFrame()), curves, batches, colour[0]) if curves else None
+    figure = curves_figure(
+        [], curves, batches, colour[0]
+    )  # the report's, without the text's entropy, which is not known here
     blocks: list[Block] = [Experiments(columns, [*state["factors"], "status"], example), *([figure] if figure else [])]
     data = Data(rows, curves, batches, [], tuple(colour), settings)
-    made = Document(state["title"], "", [], [], [Section("now", "Experiments", blocks)], data)
-    return {"lede": "", "notes": [], "sections": sections_html(made), "data": page_data(made), "live": True}
+    made = Document(state["title"], "", {}, [], [Section("now", "Experiments", blocks)], data)
+    return {"lede": "", "sections": sections_html(made), "data": page_data(made), "live": True}
 
 
 def points_of(curves: Mapping[int, Mapping[str, Sequence[Any]]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -69,16 +63,15 @@ def points_of(curves: Mapping[int, Mapping[str, Sequence[Any]]]) -> tuple[list[d
         for i, curve in curves.items()
         for step, train, val in curve["evaluations"]
     ]
-    return evaluations, [
-        {"i": i, "step": step, "loss": loss} for i, curve in curves.items() for step, loss in curve["batches"]
-    ]
+    batches = [{"i": i, "step": step, "loss": loss} for i, curve in curves.items() for step, loss in curve["batches"]]
+    return evaluations, batches
 
 
 def report(path: Path) -> dict[str, Any]:
     """The sections as HTML, and the data that the page's modules draw."""
     made = document(Analysis(read_results([path])))
-    data = {"sections": sections_html(made), "data": page_data(made), "live": False}
-    return {"lede": made.lede, "notes": list(made.notes), **data}
+    sections = notes_html(made.notes) + sections_html(made)
+    return {"lede": made.lede, "sections": sections, "data": page_data(made), "live": False}
 
 
 def static_page(path: Path, texts: Sequence[Mapping[str, str]]) -> str:
@@ -94,18 +87,6 @@ def with_samples(made: Document, texts: Sequence[Mapping[str, str]]) -> Document
     ]
     if not new:
         return made
-    block = Samples(list(dict.fromkeys(row["i"] for row in new)))
-    sections = [section for section in made.sections if section.id != SAMPLES[0]]
-    place_of = next((k for k, section in enumerate(made.sections) if section.id == SAMPLES[0]), len(sections))
-    sections.insert(place_of, Section(*SAMPLES, [block]))
-    return replace(made, sections=sections, data=replace(made.data, samples=[*new, *made.data.samples]))
-
-
-def scripts() -> str:
-    """Those that draw figures; raises DrawingFailed."""
-    return draw([], {}).bundle
-
-
-def looks() -> dict[str, Any]:
-    """Figures in light and dark."""
-    return {scheme: look(scheme, PAGE_FONT) for scheme in ("light", "dark")}
+    samples = Section(*SAMPLES, [Samples(list(dict.fromkeys(row["i"] for row in new)))])
+    sections = {section.id: section for section in made.sections} | {samples.id: samples}
+    return replace(made, sections=list(sections.values()), data=replace(made.data, samples=[*new, *made.data.samples]))

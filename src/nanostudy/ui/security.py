@@ -116,9 +116,8 @@ def limited(receive: Receive) -> Receive:
 def _foreign(headers: Headers) -> Response | None:
     """Refuses a POST that no page of this server made: browsers name the page's origin, and ask first where a page sends JSON elsewhere."""
     origin = urlsplit(headers.get("origin", "null"))
-    if origin.netloc.lower() != headers["host"].lower() or origin.scheme not in ("http", "https"):
-        return PlainTextResponse("Only this server's own pages may ask for this.\n", 403)
-    if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+    own = origin.netloc.lower() == headers["host"].lower() and origin.scheme in ("http", "https")
+    if not own or headers.get("sec-fetch-site", "same-origin") != "same-origin":
         return PlainTextResponse("Only this server's own pages may ask for this.\n", 403)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return PlainTextResponse("Send JSON (application/json).\n", 403)

@@ -12,6 +12,7 @@ import math
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.ui.blind import Tally
 from nanostudy.ui.live import EVERY, Place, Places, State, changes, chosen
-from nanostudy.ui.playground import AT_ONCE, MOST_TEXTS, Playground, Request
+from nanostudy.ui.playground import AT_ONCE, MOST_TEXTS, Playground, Request, are_numbers
 from nanostudy.ui.security import Guard, Keys
 
 T = TypeVar("T")
@@ -37,10 +38,10 @@ QUIET = 15.0  # seconds after which a watcher gets a sign of life, so that no pr
 PROVISIONAL_SHARE = 20  # effects so far take at most 1 / 20 of the time
 MOMENT = 0.02  # seconds for which lines are gathered
 KINDS = {"js": "text/javascript", "css": "text/css"}
-CANDIDATES = (
+FOLDERS = (
     ("nanostudy.ui", "static"),
     ("nanostudy.reporting", "template"),
-)  # packages and their folders of files for browsers
+)  # packages, and their folders of files for browsers
 
 
 class Server:
@@ -49,11 +50,10 @@ class Server:
     def __init__(self, places: Places) -> None:
         self.places, self.playground = places, Playground()
         self.reader, self.reporter, self.writers = (ThreadPoolExecutor(threads) for threads in (1, 1, AT_ONCE))
-        self.tallies: dict[int, Tally] = {}
+        self.tallies: defaultdict[int, Tally] = defaultdict(Tally)
         self.effects: dict[int, State | None] = {}  # so far, by place
-        self.effects_due: dict[
-            int, tuple[int, float]
-        ] = {}  # finished experiments of the last ones, and when the next may be made
+        # by place: how many had finished when the last ones were made, and when the next may be
+        self.effects_due: defaultdict[int, tuple[int, float]] = defaultdict(lambda: (1, 0.0))
         self.reports: dict[int, tuple[Any, State]] = {}  # with what they were made from
         self.bundle = ""
         self.ending: Callable[[], bool] = lambda: False  # so that no watcher keeps it
@@ -61,8 +61,15 @@ class Server:
     async def read(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.reader, work)
 
-    async def report(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.reporter, work)
+    async def report(self, work: Callable[[Any], T]) -> T:
+        """`work` gets the module of reports. The thread imports it, which takes a while."""
+
+        def with_reports() -> T:
+            from nanostudy.ui import reports
+
+            return work(reports)
+
+        return await asyncio.get_running_loop().run_in_executor(self.reporter, with_reports)
 
     async def place(self, request: HTTPRequest) -> Place:
         return await self.read(lambda: self.places[int(request.path_params["place"])])
@@ -82,7 +89,7 @@ class Server:
     async def file(self, request: HTTPRequest) -> Response:
         name = request.path_params["name"]
         match = re.fullmatch(r"[a-z]+\.(js|css)", name)
-        for package, folder in CANDIDATES if match else ():
+        for package, folder in FOLDERS:
             path = resources.files(package) / folder / name
             if match and path.is_file():
                 return Response(path.read_bytes(), media_type=KINDS[match[1]])
@@ -90,22 +97,8 @@ class Server:
 
     async def drawing(self, request: HTTPRequest) -> Response:
         """The scripts that draw figures, which the package altair has."""
-
-        def bundle() -> str:
-            from nanostudy.ui.reports import scripts
-
-            return self.bundle or scripts()
-
-        self.bundle = await self.report(bundle)
+        self.bundle = self.bundle or await self.report(lambda reports: reports.scripts())
         return Response(self.bundle, media_type=KINDS["js"])
-
-    async def looks(self, request: HTTPRequest) -> Response:
-        def looks() -> State:
-            from nanostudy.ui.reports import looks
-
-            return looks()
-
-        return JSONResponse(await self.report(looks))
 
     # --- what there is, and how it goes
 
@@ -145,7 +138,7 @@ class Server:
     def begin_effects(self, place: Place, state: State) -> None:
         """Computes the effects so far in another thread, where more has finished since, and seldom enough."""
         finished = state["counts"].get("finished", 0)
-        before, due = self.effects_due.get(place.number, (1, 0.0))
+        before, due = self.effects_due[place.number]
         if state["state"] != "running" or finished <= before or time.monotonic() < due:
             return
         self.effects_due[place.number] = finished, math.inf
@@ -162,19 +155,13 @@ class Server:
     async def results(self, request: HTTPRequest) -> Response:
         """The report's sections, made again where the store changed; while a study runs, its table and curves."""
         place = await self.place(request)
+        state, key = await self.read(lambda: (place.state(), place.version))
 
-        def read() -> tuple[State, Any]:
-            return place.state(), place.version
-
-        state, key = await self.read(read)
-
-        def made() -> State:
-            from nanostudy.ui.reports import live, report
-
+        def made(reports: Any) -> State:
             if state["state"] in ("running", "waiting"):
-                return live(state)
-            if place.number not in self.reports or self.reports[place.number][0] != key:
-                self.reports[place.number] = key, report(place.path)
+                return reports.live(state)
+            if self.reports.get(place.number, (None,))[0] != key:
+                self.reports[place.number] = key, reports.report(place.path)
             return self.reports[place.number][1]
 
         return Response(_json(await self.report(made)), media_type="application/json")
@@ -189,7 +176,7 @@ class Server:
     async def compare(self, request: HTTPRequest) -> Response:
         """As `sample`, of two of the models, which are called left and right."""
         place, wanted = await self.place(request), Request.of(await self.content(request))
-        key, pair = self.tallies.setdefault(place.number, Tally()).draw(wanted.experiments)
+        key, pair = self.tallies[place.number].draw(wanted.experiments)
         lines = await self.lines(place, replace(wanted, experiments=(pair.left, pair.right)))
         sides = {pair.left: "left", pair.right: "right"}
 
@@ -197,11 +184,9 @@ class Server:
             next(lines)  # numbers of the texts
             yield {"comparison": key}
             for line in lines:
-                yield (
-                    {**line, "experiments": [sides[number] for number in line["experiments"]]}
-                    if "experiments" in line
-                    else line
-                )
+                if "experiments" in line:
+                    line["experiments"] = [sides[number] for number in line["experiments"]]
+                yield line
 
         return await self.streamed(blind())
 
@@ -210,45 +195,33 @@ class Server:
         place, content = await self.place(request), await self.content(request)
         if not isinstance(content, dict) or set(content) != {"comparison", "better"}:
             raise UsageError("An answer has a comparison and says which is better.")
-        pair = self.tallies.setdefault(place.number, Tally()).answer(str(content["comparison"]), content["better"])
+        pair = self.tallies[place.number].answer(str(content["comparison"]), content["better"])
         return JSONResponse({"left": pair.left, "right": pair.right, "tally": await self.summary(place)})
 
     async def tally(self, request: HTTPRequest) -> Response:
         return JSONResponse(await self.summary(await self.place(request)))
 
     async def summary(self, place: Place) -> State:
-        rows = (await self.read(place.state))["rows"]
-        tally = self.tallies.setdefault(place.number, Tally())
-        return await self.report(lambda: tally.summary({row["id"]: row["val_loss"] for row in rows}))
+        losses = {row["id"]: row["val_loss"] for row in (await self.read(place.state))["rows"]}
+        return await self.report(lambda _: self.tallies[place.number].summary(losses))
 
     async def share(self, request: HTTPRequest) -> Response:
         """Today's page with texts that were written here, by their numbers, as a file to keep."""
         place, content = await self.place(request), await self.content(request)
         numbers = content.get("texts") if isinstance(content, dict) else None
-        if (
-            not isinstance(numbers, list)
-            or not all(type(number) is int for number in numbers)
-            or len(numbers) > MOST_TEXTS
-        ):
+        if not are_numbers(numbers) or len(numbers) > MOST_TEXTS:
             raise UsageError("texts are numbers of texts that were written here.")
         texts = [self.playground.texts[number] for number in numbers if number in self.playground.texts]
         if len(texts) < len(numbers):
             raise UsageError("Some of these texts are forgotten: write them again, then share.")
         names = {row["id"]: row["name"] for row in (await self.read(place.state))["rows"]}
-        chosen_texts = [
+        named = [
             {"name": names[one.experiment], "prompt": one.prompt, "text": one.text}
             for one in texts
             if one.experiment in names
         ]
-
-        def made() -> str:
-            from nanostudy.ui.reports import static_page
-
-            return static_page(place.path, chosen_texts)
-
-        return HTMLResponse(
-            await self.report(made), headers={"content-disposition": 'attachment; filename="report.html"'}
-        )
+        page = await self.report(lambda reports: reports.static_page(place.path, named))
+        return HTMLResponse(page, headers={"content-disposition": 'attachment; filename="report.html"'})
 
     async def lines(self, place: Place, wanted: Request) -> Iterator[State]:
         state = await self.read(place.state)
@@ -298,7 +271,6 @@ def app(server: Server, keys: Keys, names: Sequence[str] = ()) -> ASGIApp:
         Route("/", server.page),
         Route("/static/{name}", server.file),
         Route("/static/draw/vega.js", server.drawing),
-        Route("/api/looks", server.looks),
         Route("/api/places", server.list),
         Route(f"{here}/events", server.events),
         Route(f"{here}/report", server.results),
@@ -308,8 +280,7 @@ def app(server: Server, keys: Keys, names: Sequence[str] = ()) -> ASGIApp:
             for name in ("sample", "compare", "answer", "share")
         ),
     ]
-    handlers = {UsageError: _wrong, NanostudyError: _wrong}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), keys, names)
+    return Guard(Starlette(routes=routes, exception_handlers={NanostudyError: _wrong}), keys, names)
 
 
 async def _wrong(request: HTTPRequest, problem: Exception) -> Response:

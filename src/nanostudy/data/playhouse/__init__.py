@@ -306,21 +306,3 @@ def write_plays(seed: int = 1, characters: int = 1_115_000) -> tuple[str, np.nda
     nats = np.zeros(stage.length)
     nats[np.cumsum([0] + [len(piece) for piece in stage.pieces[:-1]])] = stage.costs
     return "".join(stage.pieces), nats
-
-
-@cache
-def speakers() -> frozenset[str]:
-    """Every name that can head a speech, without its colon."""
-    return frozenset(person.heading for person in people().values())
-
-
-@cache
-def lexicon() -> frozenset[str]:
-    """Every word that can occur in a verse, in lower case: names and possessives too."""
-    symbols = {symbol for rule in grammar().values() for rest in rule.options for symbol in rest}
-    words = {symbol for symbol in symbols - grammar().keys() - MARKS if symbol[0] not in "$#/"} | {"an"}
-    words |= {word.text for kind in KINDS for word in vocabulary(kind)}
-    words |= set(f"{RHYMES} {' '.join(CRIES.values())}".replace(";", " ").split())
-    for name, person in people().items():
-        words |= {name, f"{name}'s", person.sir, *person.pronouns.values()}
-    return frozenset(word.lower() for word in words)

@@ -1,6 +1,6 @@
 """Compiled operations for a device: C++ on a CPU (cpu.py), Triton on a GPU (gpu.py).
 
-A machine builds them once and keeps them in the user's cache. They are optional: ops.REFERENCE computes the same, more slowly.
+A machine builds them once and keeps them in the user's cache. They are optional: ops.Ops computes the same, more slowly.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from torch import Tensor
 from nanostudy.atomic import cache_folder, cache_of_code, safe_to_execute
 from nanostudy.device import compiler, cpu_flags
 from nanostudy.errors import KernelsUnavailable, error_line
-from nanostudy.model.ops import EPSILON, REFERENCE, DropoutKeys, Ops
+from nanostudy.model.ops import EPSILON, DropoutKeys, Ops
 from nanostudy.model.optim import EPSILON as ADAM_EPSILON
 
 SOURCE = Path(__file__).with_name("native") / "ops.cpp"
@@ -51,29 +51,12 @@ SIGNATURES = {
 }
 
 
-def threaded() -> bool:
-    """Whether the kernels share their work among threads."""
-    return _openmp() is not None
-
-
 @cache
 def native_ops(dtype: torch.dtype) -> Ops:
     """For CPU tensors, activations in this dtype. Raises KernelsUnavailable."""
     if dtype not in NAMES:
         raise KernelsUnavailable(f"there are none for {dtype} on a CPU")
-    library = ctypes.CDLL(str(library_path()))
-    kernels, fp32 = _Kernels(library, NAMES[dtype]), _Kernels(library, NAMES[torch.float32])
-    # gradients are fp32 where several micro-batches were added up
-    by_dtype = {dtype: kernels, torch.float32: fp32}
-
-    def norms(rows_MP: Tensor) -> Tensor:
-        return by_dtype[rows_MP.dtype].norms(rows_MP)
-
-    def adamw_kernel(params_MP: Tensor, grads_MP: Tensor, *rest: Tensor) -> None:
-        by_dtype[grads_MP.dtype].adamw_kernel(params_MP, grads_MP, *rest)
-
-    own = {name: getattr(kernels, name) for name in Ops._fields if name in kernels.functions}
-    return REFERENCE._replace(**own | {"gelu_backward": torch.mul, "norms": norms, "adamw_kernel": adamw_kernel})
+    return _Kernels(ctypes.CDLL(str(library_path())), dtype)
 
 
 # --- calling
@@ -87,25 +70,36 @@ class _Op(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("fp32", ctypes.c_void_p), ("bf16", ctypes.c_void_p)]
 
 
-class _Kernels:
-    """The functions of ops.cpp for one dtype, as far as this machine has them. Arguments and results are those of ops.py."""
+class _Kernels(Ops):
+    """The functions of ops.cpp, as far as this machine has them, for activations in one dtype. Gradients are fp32 where several
+    micro-batches were added up."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: str) -> None:
-        self.functions: dict[str, Callable[..., None]] = {}
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.by_dtype: dict[torch.dtype, dict[str, Callable[..., None]]] = {one: {} for one in NAMES}
         for op in (_Op * len(SIGNATURES)).in_dll(library, "ops"):
-            name, address = op.name.decode(), getattr(op, dtype)
-            pointers, sizes = SIGNATURES[name]
+            pointers, sizes = SIGNATURES[op.name.decode()]
             types: list[Any] = [*[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * sizes, ctypes.c_float, ctypes.c_int]
-            if address:
-                self.functions[name] = ctypes.CFUNCTYPE(None, *types)(address)
+            for one, name in NAMES.items():
+                if address := getattr(op, name):
+                    self.by_dtype[one][op.name.decode()] = ctypes.CFUNCTYPE(None, *types)(address)
+        self.functions = self.by_dtype[dtype]
+        if "attention" in self.functions:
+            self.attention, self.attention_backward = self._attention, self._attention_backward
 
     def call(
-        self, name: str, tensors: list[Tensor | DropoutKeys | None], sizes: list[int], elements: int, number: float
+        self,
+        name: str,
+        tensors: list[Tensor | DropoutKeys | None],
+        sizes: list[int],
+        elements: int,
+        number: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """`elements` is the amount of work. A tensor that the function writes to must be contiguous."""
         held = [_contiguous(tensor) for tensor in tensors]  # until the call returns
         threads = 1 if elements < LEAST_SHARED else torch.get_num_threads()
-        self.functions[name](*(_pointer(tensor) for tensor in held), *sizes, number, threads)
+        functions = self.by_dtype[dtype] if dtype else self.functions
+        functions[name](*(_pointer(tensor) for tensor in held), *sizes, number, threads)
 
     def residual_norm(
         self, x_ZTE: Tensor | None, y_ZTE: Tensor, drop: DropoutKeys | None, gain_ME: Tensor, bias_ME: Tensor | None
@@ -128,13 +122,13 @@ class _Kernels:
         Z, T, F = x_ZTF.shape
         D = F // (parts * heads)
         y_XZHTD = x_ZTF.new_empty(parts, Z, heads, T, D)
-        self.call("split_heads", [x_ZTF, y_XZHTD], [Z, T, parts, heads, D], x_ZTF.numel(), 0.0)
+        self.call("split_heads", [x_ZTF, y_XZHTD], [Z, T, parts, heads, D], x_ZTF.numel())
         return y_XZHTD
 
     def merge_heads(self, y_XZHTD: Tensor) -> Tensor:
         X, Z, H, T, D = y_XZHTD.shape
         x_ZTF = y_XZHTD.new_empty(Z, T, X * H * D)
-        self.call("merge_heads", [y_XZHTD, x_ZTF], [Z, T, X, H, D], x_ZTF.numel(), 0.0)
+        self.call("merge_heads", [y_XZHTD, x_ZTF], [Z, T, X, H, D], x_ZTF.numel())
         return x_ZTF
 
     def attend(
@@ -154,7 +148,7 @@ class _Kernels:
         self.call("attend_backward", tensors, sizes, weights_ZHQK.numel(), scale)
         return d_scores_ZHQK
 
-    def attention(
+    def _attention(
         self, qkv_ZTF: Tensor, drop: DropoutKeys | None, heads: int, trains: bool
     ) -> tuple[Tensor, Tensor | None]:
         Z, T, D = *qkv_ZTF.shape[:2], qkv_ZTF.shape[2] // (3 * heads)
@@ -164,7 +158,7 @@ class _Kernels:
         self.call("attention", tensors, [Z, heads, T, D], qkv_ZTF.numel(), 1 / math.sqrt(D))
         return y_ZTE, lse_ZHT
 
-    def attention_backward(
+    def _attention_backward(
         self, d_y_ZTE: Tensor, qkv_ZTF: Tensor, y_ZTE: Tensor, lse_ZHT: Tensor, drop: DropoutKeys | None
     ) -> Tensor:
         (Z, heads, T), D = lse_ZHT.shape, d_y_ZTE.shape[2] // lse_ZHT.shape[1]
@@ -176,29 +170,32 @@ class _Kernels:
     def cross_entropy(self, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
         losses_ZT = logits_ZTV.new_empty(targets_ZT.shape, dtype=torch.float32)
         sizes = [targets_ZT.numel(), logits_ZTV.shape[2]]
-        self.call("cross_entropy", [logits_ZTV, targets_ZT, losses_ZT], sizes, logits_ZTV.numel(), 0.0)
+        self.call("cross_entropy", [logits_ZTV, targets_ZT, losses_ZT], sizes, logits_ZTV.numel())
         return losses_ZT
 
     def cross_entropy_backward(self, d_losses_ZT: Tensor, logits_ZTV: Tensor, targets_ZT: Tensor) -> Tensor:
         d_logits_ZTV = _new(logits_ZTV)
         tensors: list[Tensor | DropoutKeys | None] = [d_losses_ZT, logits_ZTV, targets_ZT, d_logits_ZTV]
         sizes = [targets_ZT.numel(), logits_ZTV.shape[2]]
-        self.call("cross_entropy_backward", tensors, sizes, logits_ZTV.numel(), 0.0)
+        self.call("cross_entropy_backward", tensors, sizes, logits_ZTV.numel())
         return d_logits_ZTV
 
     def gelu(self, x: Tensor, trains: bool) -> tuple[Tensor, Tensor]:
         """(GELU of x, its derivative)"""
         if not trains:  # without the derivative PyTorch's is faster
-            return REFERENCE.gelu(x, trains)
+            return super().gelu(x, trains)
         x = x.contiguous()
         y, slope = _new(x), _new(x)
-        self.call("gelu", [x, y, slope], [x.numel()], x.numel(), 0.0)
+        self.call("gelu", [x, y, slope], [x.numel()], x.numel())
         return y, slope
+
+    def gelu_backward(self, d_y: Tensor, kept: Tensor) -> Tensor:
+        return d_y * kept
 
     def norms(self, rows_MP: Tensor) -> Tensor:
         M, columns = rows_MP.shape
         sums_M = rows_MP.new_empty(M, dtype=torch.float32)
-        self.call("squares", [rows_MP, sums_M], [M, columns, columns], rows_MP.numel(), 0.0)
+        self.call("squares", [rows_MP, sums_M], [M, columns, columns], rows_MP.numel(), dtype=rows_MP.dtype)
         return sums_M.sqrt_()
 
     def adamw_kernel(
@@ -209,7 +206,7 @@ class _Kernels:
         sizes = [M, columns, params_MP.stride(0), grads_MP.stride(0)]
         held = [number_M1.contiguous() for number_M1 in numbers_M1]
         pointers = [tensor.data_ptr() for tensor in (*rows, *held)]
-        self.functions["adamw_kernel"](*pointers, *sizes, ADAM_EPSILON, torch.get_num_threads())
+        self.by_dtype[grads_MP.dtype]["adamw_kernel"](*pointers, *sizes, ADAM_EPSILON, torch.get_num_threads())
 
 
 def _new(like: Tensor) -> Tensor:
@@ -272,14 +269,13 @@ def _option_sets() -> Iterator[tuple[str, ...]]:
     """Options to try, best first: with threads if this process has an OpenMP runtime to link to, then without."""
     arm = platform.machine().lower() in ("arm64", "aarch64")
     vectors = ("-mcpu=native",) if arm else ("-march=native", "-mprefer-vector-width=512")
-    runtime = _openmp()
-    if runtime:
+    if runtime := openmp_runtime():
         yield (*vectors, "-fopenmp", "-Wl,--no-as-needed", runtime)
     yield (*vectors, "-fopenmp-simd")
 
 
-def _openmp() -> str | None:
-    """The OpenMP runtime that PyTorch loaded into this process. A second one would compete with it for the cores."""
+def openmp_runtime() -> str | None:
+    """The OpenMP runtime that PyTorch loaded into this process, without which kernels use one thread. A second one would compete with it for the cores."""
     with contextlib.suppress(OSError):
         return _runtime_in(Path("/proc/self/maps").read_text(encoding="utf-8"))
     return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from nanostudy.atomic import cache_of_code
 from nanostudy.errors import KernelsUnavailable, error_line
 from nanostudy.model.engine import LEAST_PIECE, LOSS_SCALE_GROWTH_INTERVAL, SMALLEST_LOSS_SCALE, State, sum_piece
-from nanostudy.model.ops import EPSILON, REFERENCE, DropoutKeys, Ops
+from nanostudy.model.ops import EPSILON, DropoutKeys, Ops
 from nanostudy.model.optim import EPSILON as ADAM_EPSILON
 from nanostudy.model.optim import StepSettings
 
@@ -49,12 +49,11 @@ def operations() -> Ops:
         from nanostudy.model.kernels import triton_kernels
     except ImportError as problem:
         raise KernelsUnavailable(f"Triton is missing: {error_line(problem)}") from None
-    own = _Triton(triton_kernels)
-    return REFERENCE._replace(**{name: getattr(own, name) for name in Ops._fields if hasattr(own, name)})
+    return _Triton(triton_kernels)
 
 
-class _Triton:
-    """The operations that have a kernel. Heads are split only by REFERENCE's attention, which a whole one replaces."""
+class _Triton(Ops):
+    """The operations that have a kernel. Heads are split only by the reference's attention, which a whole one replaces."""
 
     def __init__(self, kernels: Any) -> None:
         self.kernels = kernels
@@ -114,21 +113,21 @@ class _Triton:
         drop: DropoutKeys | None,
         gain_ME: Tensor,
         into: tuple[Tensor, Tensor | None] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """With `into` the gradients of gain and bias go there, fp32 (M, K, E), each of a piece of a member's rows."""
         (Z, T, E), M = sum_ZTE.shape, len(gain_ME)
         d_sum_ZTE, d_norm_ZTE, piece = d_sum_ZTE.contiguous(), d_norm_ZTE.contiguous(), sum_piece(Z // M * T)
         d_x_ZTE, K = torch.empty_like(sum_ZTE), _blocks(Z // M * T, piece)
         d_y_ZTE = d_x_ZTE if drop is None else torch.empty_like(sum_ZTE)
         d_gain_MKE, d_bias_MKE = into or sum_ZTE.new_empty(2, M, K, E, dtype=torch.float32)
+        has_bias, d_bias_MKE = d_bias_MKE is not None, d_gain_MKE if d_bias_MKE is None else d_bias_MKE
         rows, columns = _tile(E)
         self.kernels.residual_norm_backward[(K, M)](
             *(d_sum_ZTE, d_norm_ZTE, sum_ZTE, *_words(drop, gain_ME), gain_ME, d_x_ZTE, d_y_ZTE, d_gain_MKE),
-            *(d_gain_MKE if d_bias_MKE is None else d_bias_MKE, Z // M * T, T, Z // M, piece, gain_ME.stride(0)),
-            *(d_gain_MKE.stride(0), d_gain_MKE.stride(1), EPSILON, d_bias_MKE is not None, drop is not None, E),
-            *(columns, min(rows, LEAST_PIECE)),
+            *(d_bias_MKE, Z // M * T, T, Z // M, piece, gain_ME.stride(0), d_gain_MKE.stride(0), d_gain_MKE.stride(1)),
+            *(EPSILON, has_bias, drop is not None, E, columns, min(rows, LEAST_PIECE)),
         )
-        return d_x_ZTE, d_y_ZTE, d_gain_MKE.flatten(0, 1), None if d_bias_MKE is None else d_bias_MKE.flatten(0, 1)
+        return d_x_ZTE, d_y_ZTE, d_gain_MKE.flatten(0, 1), d_bias_MKE.flatten(0, 1)
 
     def sums(self, x_MRC: Tensor, into_MKC: Tensor, piece: int) -> None:
         """Of so many rows each, in order. Columns lie beside each other in memory."""

@@ -1,4 +1,4 @@
-"""Figures of what settings do: effects with their intervals, interactions, the half-normal plot, shares of variance."""
+"""Figures of what settings do: effects with their intervals, of one and of several sources, interactions, half-normal plot, variance."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
+from nanostudy.analysis.frames import levels
+from nanostudy.analysis.sources import Sources
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, INK, Figure, Panel, each, plain_value, records
-from nanostudy.reporting.phrases import interval, term_text
+from nanostudy.reporting.phrases import change, interval, term_text
 from nanostudy.text import value_text
 
 MOST_TERMS = 24  # that the effects plot shows; the table has the rest
 MOST_BARS = 12  # of shares of variance
 MOST_INTERACTIONS = 6  # plots
 MOST_LABELS = 5  # in the half-normal plot
+MOST_CHANGES = 16  # of several sources
+SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]
 KINDS = ["differs from zero", "indistinguishable from zero (95%)"]
 
 
@@ -32,15 +36,14 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
     if table.empty or not table["effect"].abs().max() > 1e-9:  # what rounding leaves is no effect
         return None
     measure = MEASURES[name]
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    rows = worded(table.loc[order].dropna(subset=["effect"]).head(most))
+    largest = table.dropna(subset=["effect"]).sort_values("effect", key=abs, ascending=False, kind="stable")
+    rows = worded(largest.head(most))
     rows["kind"] = np.where(rows["clear"].astype(bool), *KINDS)
     alone = rows["order"] == 1
     rows["column"] = rows["factor_a"].where(alone, None)
     for end, level in (("from", "reference"), ("to", "level")):
         rows[end] = [plain_value(v) if own else None for v, own in zip(rows[level], alone, strict=True)]
     rows["text"] = [interval(row.effect, row.low, row.high) for row in each(rows)]
-    shapes = alt.Scale(domain=KINDS, range=["circle", "diamond"])
     base = marks.inline(
         records(rows[["what", "effect", "low", "high", "kind", "text", "column", "from", "to"]])
     ).encode(
@@ -48,33 +51,30 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
         color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=[INK, GREY]), legend=None),
         tooltip=[alt.Tooltip("what:N", title="change"), alt.Tooltip("text:N", title=measure.axis)],
     )
-    title = f"change of {measure.axis}"
-    with_intervals = bool(rows["low"].notna().any())
-    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    point = base.mark_point(filled=True, size=85, opacity=1).encode(
-        x=alt.X("effect:Q", title=title), shape=alt.Shape("kind:N", scale=shapes, legend=None)
-    )
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["circle", "diamond"]), legend=None)
+    chart = _effects(base, rows, f"change of {measure.axis}", 85, shape)
     left = len(table) - len(rows)
     caption = (
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
         "setting's change depends on the other."
     )
-    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if with_intervals else ""
+    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if rows["low"].notna().any() else ""
     caption += f" The {left} smallest are in the table of effects only." if left else ""
     few = most < min(len(table), MOST_TERMS)
     return Figure(
         "largest-effects" if few else "effects" if name == "val_loss" else f"effects-on-{name.replace('_', '-')}",
         f"{'The largest effects' if few else 'Effects'} on the {measure.title}",
-        (
-            Panel(
-                alt.layer(marks.zero_line("x"), *([rule] if with_intervals else []), point),
-                22 * len(rows),
-                meta={"changes": name},
-            ),
-        ),
+        (Panel(chart, 22 * len(rows), meta={"changes": name}),),
         caption,
         f"Dots with intervals, one for each of {len(rows)} effects on the {measure.axis}. {_clear_effects(rows)}",
     )
+
+
+def _effects(base: alt.Chart, rows: pd.DataFrame, title: str, size: int, shape: alt.Shape) -> Any:
+    """Columns effect, low and high about a line at zero; the intervals only where any is known."""
+    rule = base.mark_rule(strokeWidth=2.2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    point = base.mark_point(filled=True, size=size, opacity=1).encode(x=alt.X("effect:Q", title=title), shape=shape)
+    return alt.layer(marks.zero_line("x"), *([rule] if rows["low"].notna().any() else []), point)
 
 
 def worded(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,10 +85,51 @@ def worded(table: pd.DataFrame) -> pd.DataFrame:
 
 def _clear_effects(rows: pd.DataFrame) -> str:
     lines = [f"{row.what}: {row.text}" for row in each(rows[rows["clear"].astype(bool)].head(6))]
-    return (
-        f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
-        if lines
-        else "No interval excludes zero."
+    if not lines:
+        return "No interval excludes zero."
+    return f"Those whose interval excludes zero, largest first: {'; '.join(lines)}."
+
+
+# --- the same effects in several sources
+
+
+def change_of(row: Any) -> str:
+    return change(row.factor, row.reference, row.level)
+
+
+def sources_figure(sources: Sources) -> Figure:
+    """A point with its interval per source, side by side for each change of a setting."""
+    rows = sources.effects.assign(
+        what=[change_of(row) for row in each(sources.effects)],
+        text=[interval(row.effect, row.low, row.high) for row in each(sources.effects)],
+    )
+    sizes = rows["effect"].abs().groupby(rows["what"]).max()
+    largest = sizes.sort_values(ascending=False, kind="stable")
+    shown = list(largest.index[:MOST_CHANGES])
+    rows = rows[rows["what"].isin(shown)]
+    measure, names = MEASURES["val_loss"], sources.names
+    legend = alt.Legend(title="source")
+    base = marks.inline(records(rows[["what", "source", "effect", "low", "high", "text"]])).encode(
+        y=alt.Y("what:N", sort=shown, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("source:N", sort=names),
+        color=alt.Color("source:N", scale=alt.Scale(domain=names), legend=legend),
+        tooltip=[
+            alt.Tooltip("source:N", title="source"),
+            alt.Tooltip("what:N", title="change"),
+            alt.Tooltip("text:N", title=measure.axis),
+        ],
+    )
+    shapes = alt.Scale(domain=names, range=(SHAPES * len(names))[: len(names)])
+    shape = alt.Shape("source:N", scale=shapes, legend=legend)
+    chart = _effects(base, rows, f"change of {measure.axis}", 70, shape)
+    left = f" The {len(largest) - len(shown)} smallest are in the table only." if len(largest) > len(shown) else ""
+    return Figure(
+        "sources",
+        "The same effect in each source",
+        (Panel(chart, (10 + 14 * len(names)) * len(shown)),),
+        f"What the same change of a setting does to the {measure.title} in each source, by its own experiments alone. Bars are 95% "
+        f"intervals.{left}",
+        f"Dots with intervals: {len(shown)} changes of a setting in {len(names)} sources.",
     )
 
 
@@ -102,8 +143,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
     if not pairs:
         return None
     ends = pd.concat([means[["low", "mean", "high"]] for _, _, means in pairs]).stack().dropna().to_numpy(float)
-    room = 0.05 * marks.width(float(ends.min()), float(ends.max()))
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    domain = marks.domain(ends)
     return Figure(
         "interactions",
         "How settings act together",
@@ -116,7 +156,7 @@ def interactions_figure(pairs: Sequence[tuple[str, str, pd.DataFrame]]) -> Figur
 
 
 def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Panel:
-    at, by = ([value_text(v) for v in sorted(set(means[f"level_{k}"]), key=_order)] for k in "ab")
+    at, by = ([value_text(v) for v in levels(means[f"level_{k}"])] for k in "ab")
     rows = means.assign(a=means["level_a"].map(value_text), b=means["level_b"].map(value_text))
     legend = alt.Legend(title=b, titleOrient="top", symbolType="circle", symbolSize=70, columns=4, columnPadding=8)
     # shades, as colours are for what a reader colours by
@@ -139,10 +179,6 @@ def _interaction(a: str, b: str, means: pd.DataFrame, domain: list[float]) -> Pa
         title=f"{a} × {b}",
         meta={"means": [a, b]},
     )
-
-
-def _order(level: Any) -> tuple[int, float, str]:
-    return (1, 0.0, str(level)) if isinstance(level, str) or level is None else (0, float(level), "")
 
 
 def _lowest(a: str, b: str, means: pd.DataFrame) -> str:

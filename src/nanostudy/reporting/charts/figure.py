@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -24,6 +25,7 @@ from nanostudy.atomic import cache_folder, safe_to_execute, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.text import value_text
 
+TABLES = ("experiments", "curves", "batches")  # of the document's data
 COLOUR = "colour"  # the page's parameter: the column that colours
 AROUND, ABOVE = 60, 26  # pixels: an axis with its title; a title or a legend
 PRINT_WIDTH = 820  # pixels at scale 1, of a whole figure
@@ -73,11 +75,20 @@ class Panel:
     meta: Mapping[str, Any] = field(default_factory=dict)  # what the page's script needs to know: lines, axes
     brief: Mapping[str, str] = field(default_factory=dict)  # words, and what stands for them on a narrow page
 
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """In Vega-Lite, without the look, which is the document's."""
+        spec = {
+            key: value for key, value in self.chart.to_dict(validate=False).items() if key not in ("config", "$schema")
+        }
+        if self.title:
+            spec["title"] = {"text": self.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
+        return {**spec, "height": self.height}
+
     @property
     def room(self) -> int:
         """Pixels that the page reserves: also for what lies around the plot."""
-        legend = '"legend": {' in json.dumps(self.chart.to_dict(validate=False))
-        return self.height + AROUND + ABOVE * (bool(self.title) + legend)
+        return self.height + AROUND + ABOVE * (bool(self.title) + ('"legend": {' in json.dumps(self.spec)))
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,18 @@ class Figure:
     alternative: str  # its content in words, made from the numbers
     columns: int = 1  # panels beside each other, where there is room
     parameters: Mapping[str, Any] = field(default_factory=dict)  # what the page can change: name and first value
-    tables: tuple[str, ...] = ()  # of the document's data that the panels name
+
+    @property
+    def tables(self) -> list[str]:
+        """Of the document's data, those that the panels name."""
+        specs = [{key: value for key, value in panel.spec.items() if key != "datasets"} for panel in self.panels]
+        return [name for name in TABLES if f'"data": {{"name": "{name}"}}' in json.dumps(specs)]
 
     def for_page(self) -> list[dict[str, Any]]:
         """The panels' specifications, as large as their place; the page's script gives them the tables."""
         place = {"width": "container", "autosize": {"type": "fit", "contains": "padding"}}
         return [
-            {**_spec(panel), **place, "height": panel.room, "params": self._parameters(), "usermeta": panel.meta}
+            {**panel.spec, **place, "height": panel.room, "params": self._parameters(), "usermeta": panel.meta}
             | ({"brief": panel.brief} if panel.brief else {})
             for panel in self.panels
         ]
@@ -103,7 +119,7 @@ class Figure:
     def for_print(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """One specification with all that it needs."""
         width = (PRINT_WIDTH - 90 * (self.columns - 1)) / self.columns
-        panels = [{**_spec(panel), "width": round(width)} for panel in self.panels]
+        panels = [{**panel.spec, "width": round(width)} for panel in self.panels]
         datasets = {name: list(tables[name]) for name in self.tables}
         for panel in panels:
             datasets.update(panel.pop("datasets", {}))
@@ -132,15 +148,6 @@ def groups_of(experiments: Sequence[Mapping[str, Any]], column: str) -> list[Any
     """What colours tell apart: the same for whatever is shown, so that a colour keeps its meaning."""
     values = {"not known" if row.get(column) is None else row[column] for row in experiments}
     return sorted(values, key=lambda value: (isinstance(value, str), value))
-
-
-def _spec(panel: Panel) -> dict[str, Any]:
-    spec = panel.chart.to_dict(validate=False)
-    for key in ("config", "$schema"):
-        spec.pop(key, None)
-    if panel.title:
-        spec["title"] = {"text": panel.title, "fontSize": 13, "fontWeight": "normal", "offset": 8}
-    return {**spec, "height": panel.height}
 
 
 def look(scheme: str, font: str) -> dict[str, Any]:
@@ -225,7 +232,7 @@ def draw(figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, A
     problems: dict[str, str] = {}
     try:
         answers = [_answer({**request, "figures": specs}, LONGEST_DRAWING)]
-    except DrawingFailed as problem:
+    except DrawingFailed:
         answers = [_answer({**request, "figures": {}}, LONGEST_OF_ONE)]  # raises where nothing can be drawn
         for name, spec in specs.items() if len(specs) > 1 else ():
             try:
@@ -233,18 +240,22 @@ def draw(figures: Sequence[Figure], tables: Mapping[str, Sequence[Mapping[str, A
             except DrawingFailed as its_own:
                 problems[name] = str(its_own)
         if len(answers) == 1:
-            raise problem from None
+            raise
     if not bundle:
         bundle = answers[0]["bundle"]
         with contextlib.suppress(OSError, NanostudyError):
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cached, bundle)
-    pictures = {
-        name: (base64.b64decode(png), svg) for answer in answers for name, (png, svg) in answer["pictures"].items()
-    }
-    return Drawn(
-        pictures, bundle, {name: why for answer in answers for name, why in answer["problems"].items()} | problems
-    )
+    pictures: dict[str, tuple[bytes, str]] = {}
+    for answer in answers:
+        pictures |= {name: (base64.b64decode(png), svg) for name, (png, svg) in answer["pictures"].items()}
+        problems |= answer["problems"]
+    return Drawn(pictures, bundle, problems)
+
+
+def scripts() -> str:
+    """Those that draw figures in a browser. Raises DrawingFailed."""
+    return draw([], {}).bundle
 
 
 def _answer(request: Mapping[str, Any], longest: float) -> Any:

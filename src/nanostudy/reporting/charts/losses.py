@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from nanostudy.analysis.frames import Results
+from nanostudy.analysis.frames import CorpusFacts, Results
+from nanostudy.analysis.scaling import PowerLaw, Refusal
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import COLOUR, GREY, Figure, Panel, each, records
@@ -24,11 +25,13 @@ Row = Mapping[str, Any]
 # --- curves
 
 
-def curves_figure(results: Results, curves: Sequence[Row], batches: Sequence[Row], colour: str) -> Figure | None:
+def curves_figure(
+    corpora: Iterable[CorpusFacts], curves: Sequence[Row], batches: Sequence[Row], colour: str
+) -> Figure | None:
     """Losses against updates from the first on, one line per experiment; the entropy of the text where it is known."""
     if not curves:
         return None
-    floors = {facts.name: facts.entropy for facts in results.corpora.values() if facts.entropy is not None}
+    floors = {facts.name: facts.entropy for facts in corpora if facts.entropy is not None}
     high = _highest(curves)
     training = ("batches", "loss", "training batches") if batches else ("curves", "train_loss", "training split")
     caption = (
@@ -47,8 +50,7 @@ def curves_figure(results: Results, curves: Sequence[Row], batches: Sequence[Row
         f"Lines for {len({row['i'] for row in curves})} experiments over at most {max(row['step'] for row in curves):,.0f} "
         f"updates. Validation losses end between {number(min(last))} and {number(max(last))} nats per token.",
         columns=2,
-        parameters={**marks.parameters(colour), **({"floor": False} if floors else {})},
-        tables=("experiments", "curves", "batches") if batches else ("experiments", "curves"),
+        parameters=marks.parameters(colour) | ({"floor": False} if floors else {}),
     )
 
 
@@ -61,21 +63,16 @@ def _highest(curves: Sequence[Row]) -> float:
 def _lines(table: str, column: str, title: str, condition: str, opacity: float) -> alt.Chart:
     """One line per experiment of one of the page's tables."""
     joined = alt.LookupData(data=alt.NamedData(name="experiments"), key="i")
-    return (
+    chart = (
         alt.Chart(alt.NamedData(name=table))
         .transform_lookup(lookup="i", from_=joined, as_="e")
         .transform_calculate(group=f"isValid(datum.e[{COLOUR}]) ? datum.e[{COLOUR}] : 'not known'", name="datum.e.name")
         .transform_calculate(setting=marks.SETTING)
         .transform_filter(condition)
-        .mark_line()
-        .encode(
-            x=marks.updates_axis(),
-            detail="i:N",
-            color=marks.group_colour("stroke"),
-            strokeOpacity=marks.fading(opacity, 0.08),
-            strokeWidth=alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5)),
-            tooltip=[*marks.WHO, marks.UPDATE, alt.Tooltip(f"{column}:Q", title=title, format=".4f")],
-        )
+    )
+    tooltip = [*marks.WHO, marks.UPDATE, alt.Tooltip(f"{column}:Q", title=title, format=".4f")]
+    return marks.lines(chart, marks.group_colour("stroke"), opacity, 0.08).encode(
+        x=marks.updates_axis(), tooltip=tooltip
     )
 
 
@@ -125,7 +122,6 @@ def gap_figure(results: Results, curves: Sequence[Row], colour: str) -> Figure |
         f"nats per token; the median is {signed(gaps.median(), 4)}.",
         columns=2,
         parameters=marks.parameters(colour),
-        tables=("experiments", "curves") if curves else ("experiments",),
     )
 
 
@@ -151,7 +147,6 @@ def pareto_figure(fronts: Mapping[str, pd.DataFrame], colour: str) -> Figure | N
         f"Scatter plots of validation loss with their fronts: {'; '.join(lines)}.",
         columns=len(fronts),
         parameters=marks.parameters(colour),
-        tables=("experiments",),
     )
 
 
@@ -177,7 +172,7 @@ def front_label(row: Any) -> str:
     return str(row.cell).replace("=", " ") if row.n > 1 and row.cell else str(row.name)
 
 
-def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Figure | None:
+def scaling_figure(results: Results, fits: Mapping[str, PowerLaw | Refusal], colour: str) -> Figure | None:
     """Loss against parameters and tokens on logarithmic axes, with the power law where one is supported."""
     fits = {x: fit for x, fit in fits.items() if results.finished[x].nunique() > 1}
     if not fits:
@@ -190,27 +185,25 @@ def scaling_figure(results: Results, fits: Mapping[str, Any], colour: str) -> Fi
         f"Validation loss {'; '.join(f'against {against}: {fit_text(fit)}' for against, fit in fits.items())}",
         columns=2,
         parameters=marks.parameters(colour),
-        tables=("experiments",),
     )
 
 
-def _power_law(against: str, fit: Any) -> Panel:
+def _power_law(against: str, fit: PowerLaw | Refusal) -> Panel:
     x = marks.x_of(against, scale=marks.logarithmic(), axis=marks.MAGNITUDES)
     y = marks.y_of("val_loss", scale=marks.logarithmic(12), axis=alt.Axis(format=".2f"))
     layers: list[Any] = [
         marks.points(f"datum.{against} > 0 && datum.val_loss > 0", 50, 0.8).encode(x=x, y=y, tooltip=marks.WHO)
     ]
-    curve = getattr(fit, "curve", None)
-    if curve is not None:
-        base = marks.inline(records(curve.rename(columns={"x": against, "y": "val_loss"})))
+    if isinstance(fit, PowerLaw):
+        base = marks.inline(records(fit.curve.rename(columns={"x": against, "y": "val_loss"})))
         band = base.mark_area(style="band").encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
         layers = [band, *layers, base.mark_line(style="front").encode(x=x, y=y)]
     return Panel(alt.layer(*layers), 290, title=f"against {MEASURES[against].title}")
 
 
-def fit_text(fit: Any) -> str:
+def fit_text(fit: PowerLaw | Refusal) -> str:
     """A fit's formula and exponent, or the refusal's reason."""
-    if not hasattr(fit, "exponent"):
+    if isinstance(fit, Refusal):
         return f"no power law is fitted. {fit.reason}"
     low, high = number(fit.low, 3), number(fit.high, 3)
     return f"{fit.formula}; exponent {number(fit.exponent, 3)} ({low} to {high}), n = {fit.n}."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from nanostudy.analysis.frames import Results, levels
 from nanostudy.measures import MEASURES
@@ -36,6 +37,11 @@ def colourings(results: Results, strongest: Sequence[str] = ()) -> list[str]:
     return [*ordered, *others, *seeds, *names] or ["status"]
 
 
+def places(results: Results) -> dict[str, int]:
+    """Where each experiment stands in the page's table, by name."""
+    return {str(name): i for i, name in enumerate(results.experiments.index)}
+
+
 def parameters(colour: str) -> dict[str, Any]:
     return {COLOUR: colour, "chosen": [], "hovered": -1}
 
@@ -60,6 +66,18 @@ def points(condition: str, size: int = 55, opacity: float = 0.85) -> alt.Chart:
 def group_colour(symbol: str = "circle") -> alt.Color:
     legend = alt.Legend(title=None, symbolType=symbol, symbolSize=80, symbolStrokeWidth=2.5)
     return alt.Color("group:N", scale=alt.Scale(domain=alt.ExprRef("groups")), legend=legend)
+
+
+def lines(chart: alt.Chart, colour: alt.Color, strong: float, faint: float) -> alt.Chart:
+    """One for each experiment; the one at the pointer is wide."""
+    width = alt.condition("datum.i === hovered", alt.value(4), alt.value(1.5))
+    return chart.mark_line().encode(detail="i:N", color=colour, strokeOpacity=fading(strong, faint), strokeWidth=width)
+
+
+def with_halo(base: alt.Chart, column: str, **words: Any) -> list[alt.Chart]:
+    """Texts that can be read over lines."""
+    halo: dict[str, Any] = {"style": "halo"}
+    return [base.mark_text(**words, **style).encode(text=f"{column}:N") for style in (halo, {})]
 
 
 def fading(strong: float, faint: float) -> Any:
@@ -104,6 +122,13 @@ def width(low: float, high: float) -> float:
     """Of a range of values; one that rounding alone makes counts as a tenth of the values, as no axis can be narrower."""
     largest = max(abs(low), abs(high))
     return high - low if high - low > 1e-6 * largest else largest / 10 or 1.0
+
+
+def domain(values: np.ndarray) -> list[float]:
+    """Of an axis that holds these, with a little room."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.05 * width(low, high)
+    return [low - room, high + room]
 
 
 def zero_line(channel: str) -> alt.Chart:

@@ -15,7 +15,7 @@ from nanostudy.analysis.shapes import Shapes
 from nanostudy.measures import NATS
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import GREY, Figure, Panel, each, records
-from nanostudy.text import value_text
+from nanostudy.reporting.phrases import rounded
 
 MOST_CURVES = 6  # panels
 DIGITS = ".3~g"
@@ -29,17 +29,15 @@ def curves_figure(results: Results, shapes: Shapes, forest: Forest) -> Figure | 
     optima = sorted(each(shapes.optima), key=lambda row: rank[row.factor])[:MOST_CURVES]
     names = [row.factor for row in optima]
     there = shapes.curves[shapes.curves["factor"].isin(names)]
-    place = {name: i for i, name in enumerate(results.experiments.index)}
     points = shapes.points[shapes.points["factor"].isin(names)]
-    points = points.assign(i=points["name"].map(place))
+    points = points.assign(i=points["name"].map(marks.places(results)))
     ends = np.concatenate([there[["low", "high"]].to_numpy(float).ravel(), points["loss"].to_numpy(float)])
-    room = 0.05 * (np.ptp(ends) or 1.0)
-    domain = [float(ends.min() - room), float(ends.max() + room)]
+    domain = marks.domain(ends)
     dashed = " Dashed: a random forest's mean prediction." if len(forest.dependence) else ""
     inside = [row for row in optima if row.where == "inside"]
     ruled = " Where a curve has a lowest point inside the range, a bar below marks its 95% interval." if inside else ""
     found = [
-        f"{row.factor} is lowest near {_value(row.best)} ({_value(row.low)} to {_value(row.high)})" for row in inside
+        f"{row.factor} is lowest near {rounded(row.best)} ({rounded(row.low)} to {rounded(row.high)})" for row in inside
     ]
     return Figure(
         "curves-of-numbers",
@@ -51,10 +49,6 @@ def curves_figure(results: Results, shapes: Shapes, forest: Forest) -> Figure | 
         columns=min(3, len(names)),
         parameters={"chosen": []},
     )
-
-
-def _value(value: float) -> str:
-    return value_text(float(f"{value:.3g}"))
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -86,7 +86,10 @@ def _losses(
     if entropy:
         label = [{"step": 0, "loss": entropy, "label": f"entropy of the validation text: {entropy:.4f}"}]
         words = {"align": "left", "baseline": "top", "dx": 4, "dy": 6}
-        layers += [_dashed(y, "loss", entropy, last), *_label(marks.inline(label).encode(x=x, y=y), words)]
+        layers += [
+            _dashed(y, "loss", entropy, last),
+            *marks.with_halo(marks.inline(label).encode(x=x, y=y), "label", **words),
+        ]
     if evaluations:
         layers += _best_mark(x, y, evaluations, last, math.log(high / low))
     return alt.layer(*layers)
@@ -108,12 +111,10 @@ def _best_mark(x: Any, y: Any, evaluations: list[Row], last: int, height: float)
     lift = HEIGHT * math.log(max(under) / row["val_loss"]) / height
     place = {"align": "right", "dx": 0} if leftwards else {"align": "left", "dx": 12}
     words = {**place, "dy": -20 - min(lift, 60), "fontWeight": "bold"}
-    return [base.mark_point(style="front", size=170, filled=False, strokeWidth=2), *_label(base, words)]
-
-
-def _label(base: Any, words: dict[str, Any]) -> list[Any]:
-    """The text of a column `label`, with a halo."""
-    return [base.mark_text(**words, **style).encode(text="label:N") for style in ({"style": "halo"}, {})]
+    return [
+        base.mark_point(style="front", size=170, filled=False, strokeWidth=2),
+        *marks.with_halo(base, "label", **words),
+    ]
 
 
 # --- below the losses

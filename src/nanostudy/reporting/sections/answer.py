@@ -6,7 +6,6 @@ it is indistinguishable from none.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 
@@ -16,17 +15,16 @@ from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.design import TIMES, TOGETHER
 from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.analysis.effects import Effects
-from nanostudy.analysis.frames import Results
+from nanostudy.analysis.frames import Results, known
 from nanostudy.analysis.text_error import expected
-from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure
+from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure, settings_texts
 from nanostudy.reporting.charts.factors import effects_figure
 from nanostudy.reporting.charts.figure import Figure, each
-from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.charts.numbers import curves_figure as numbers_figure
-from nanostudy.reporting.document import Answer, Blocks, Quote, Sentence
+from nanostudy.reporting.document import Answer, Blocks, Quote
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.next_steps import confirmation_sentence
-from nanostudy.reporting.phrases import interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.phrases import are, change, interval, interval_text, number, share_text, short, signed
 from nanostudy.reporting.sections import numbers, pair
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
@@ -42,13 +40,13 @@ VERDICTS = ("reproduced", "better", "not reproduced", "undecided")  # of claims 
 def answer(f: Findings) -> Blocks:
     """In the order in which a reader asks, after a figure and what the best writes; only what the results can say."""
     if f.pair:
-        return [_writes(f), Answer(pair.sentences(f)), pair.table(f)]
-    diverged = {"What diverges": what_diverges(f.analysis)}
+        return [_writes(f), Answer(pair.texts(f)), pair.table(f)]
+    diverged = what_diverges(f.analysis)
     if not f.compares:
-        return [Answer([Sentence(about, text) for about, text in diverged.items()])] if any(diverged.values()) else []
-    confirmed = f.analysis.confirmed
-    first = {"What fresh seeds confirm": confirmation_sentence(confirmed) if confirmed else ""} | diverged
-    texts = first | {
+        return [Answer({"What diverges": diverged})] if diverged else []
+    texts = {
+        "What fresh seeds confirm": confirmation_sentence(f.analysis.confirmed) if f.analysis.confirmed else "",
+        "What diverges": diverged,
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
         "Which values are best": numbers.best_values(f.analysis.shapes),
@@ -56,16 +54,15 @@ def answer(f: Findings) -> Blocks:
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    sentences = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
-    return [_figure(f), _writes(f), Answer([Sentence(about, text) for about, text in sentences.items()])]
+    texts = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
+    return [_figure(f), _writes(f), Answer(texts)]
 
 
 def _figure(f: Findings) -> Figure | None:
     """What each setting does; the largest effects where there are many."""
-    if f.analysis.shapes.explanation:
-        return (
-            None if f.analysis.shapes.changes.empty else numbers_figure(f.results, f.analysis.shapes, f.analysis.forest)
-        )
+    shapes = f.analysis.shapes
+    if shapes.explanation:
+        return None if shapes.changes.empty else numbers_figure(f.results, shapes, f.analysis.forest)
     return effects_figure(f.analysis.effects, most=MOST_EFFECTS) or ranking_figure(f.results, f.analysis.ranking)
 
 
@@ -122,7 +119,7 @@ def what_matters(analysis: Analysis) -> str:
         return "No setting's own effect can be estimated from these experiments."
     first = mains.iloc[0]
     if not first["clear"]:
-        largest = f"the largest estimate, {_change(effects, first)}, changes the validation loss by {_effect(first)} nats per token"
+        largest = f"the largest estimate, {_change(effects, first)}, changes the validation loss by {_size(first)} nats per token"
         if mains["low"].isna().all():
             return f"No setting's effect can be said to differ from zero: {largest}."
         if effects.seeds == 2:
@@ -132,18 +129,16 @@ def what_matters(analysis: Analysis) -> str:
     equals, unclear = rivals[rivals["clear"]], list(rivals["factor"][~rivals["clear"]])
     if len(equals):
         names = listed([first["factor"], *equals["factor"]])
-        each_one = listed(
-            [f"{_change(effects, row)} by {_effect(row)}" for _, row in mains.loc[[0, *equals.index]].iterrows()]
-        )
-        text = f"{names} matter most, and which of them more is undecided: {each_one} nats per token {ALL}"
+        sizes = listed(_changes(effects, mains.loc[[0, *equals.index]]))
+        text = f"{names} matter most, and which of them more is undecided: {sizes} nats per token {ALL}"
     else:
         verb = "matters most" if len(mains) > 1 and not unclear else "matters"
         text = f"{_head(effects, first)} {verb}: {_going(effects, first)}"
     if unclear:
-        text += f"; whether {listed(unclear, MOST_NAMED)} {'matters' if len(unclear) == 1 else 'matter'} as much is undecided"
-    others = [f"{_change(effects, row)} by {_effect(row)}" for _, row in clear[~clear["rival"]].iterrows()]
-    if others:
-        text += f"; {listed(others, MOST_NAMED)} {'has' if len(others) == 1 else 'have'} an effect, too"
+        matter = are(len(unclear), "matters", "matter")
+        text += f"; whether {listed(unclear, MOST_NAMED)} {matter} as much is undecided"
+    if others := _changes(effects, clear[~clear["rival"]]):
+        text += f"; {listed(others, MOST_NAMED)} {are(len(others), 'has', 'have')} an effect, too"
     elif len(clear) == 0 and len(mains) > 1:
         text += "; no other setting's effect differs from zero"
     return f"{text}.{_at_best(effects)}"
@@ -151,8 +146,8 @@ def what_matters(analysis: Analysis) -> str:
 
 def _going(effects: Effects, row: pd.Series) -> str:
     low, high = sorted(abs(row[key]) for key in ("low", "high"))
-    shares = effects.shares.get(row["factor"], math.nan)
-    share = f"; {shares:.0%} of the variance" if shares == shares else ""
+    part = effects.shares.get(row["factor"])
+    share = f"; {part:.0%} of the variance" if known(part) else ""
     among = f", its largest difference among {row['levels']} values," if row["levels"] > 2 else ""
     verb = "lowers" if row["effect"] < 0 else "raises"
     return (
@@ -163,8 +158,7 @@ def _going(effects: Effects, row: pd.Series) -> str:
 
 def _at_best(effects: Effects) -> str:
     changes = [
-        f"{row['factor']} {value_text(row['best'])} → {value_text(row['level'])} changes it by {_effect(row)}, on average by "
-        f"{signed(row['average'])}"
+        f"{change(row['factor'], row['best'], row['level'])} changes it by {_size(row)}, on average by {signed(row['average'])}"
         for _, row in effects.at_best.iterrows()
     ]
     return f" At the best settings {'; '.join(changes)} {ALL}." if changes else ""
@@ -172,22 +166,30 @@ def _at_best(effects: Effects) -> str:
 
 def _head(effects: Effects, row: pd.Series) -> str:
     """The factor; of a fraction with the interactions that it may be instead."""
-    aliases = effects.aliases.get(row["factor"], ())
-    if not aliases:
-        return str(row["factor"])
+    others = _aliases(effects, row["factor"])
     return (
-        f"{row['factor']}, or {listed(aliases, MOST_ALIASES, 'or')}, which these experiments cannot separate from it,"
+        f"{row['factor']}, or {others}, which these experiments cannot separate from it," if others else row["factor"]
     )
 
 
-def _effect(row: pd.Series) -> str:
+def _aliases(effects: Effects, term: str) -> str:
+    """Of a fraction, what has the same estimate as this effect; else empty."""
+    return listed(effects.aliases.get(term, ()), MOST_ALIASES, "or")
+
+
+def _size(row: pd.Series) -> str:
     return interval(row["effect"], row["low"], row["high"])
 
 
 def _change(effects: Effects, row: pd.Series) -> str:
-    change = f"{row['factor']} {value_text(row['reference'])} → {value_text(row['level'])}"
-    aliases = effects.aliases.get(row["factor"], ())
-    return f"{change} (or {listed(aliases, MOST_ALIASES, 'or')}, not separable from it)" if aliases else change
+    others = _aliases(effects, row["factor"])
+    return change(row["factor"], row["reference"], row["level"]) + (
+        f" (or {others}, not separable from it)" if others else ""
+    )
+
+
+def _changes(effects: Effects, table: pd.DataFrame) -> list[str]:
+    return [f"{_change(effects, row)} by {_size(row)}" for _, row in table.iterrows()]
 
 
 def what_does_not(analysis: Analysis) -> str:
@@ -197,12 +199,11 @@ def what_does_not(analysis: Analysis) -> str:
     if table.empty:
         return ""
     mains = effects.importance
-    unclear = [f"{_change(effects, row)} by {_effect(row)}" for _, row in mains[~mains["clear"]].iterrows()]
+    unclear = _changes(effects, mains[~mains["clear"]])
     if unclear and mains["low"].isna().all():
         first = "without an estimate of the noise, no effect can be said to differ from zero"
     elif unclear:
-        verb = "is" if len(unclear) == 1 else "are"
-        first = f"{listed(unclear, MOST_NAMED)} {verb} indistinguishable from no effect {ALL}"
+        first = f"{listed(unclear, MOST_NAMED)} {are(len(unclear))} indistinguishable from no effect {ALL}"
     else:
         compared = {name for factor in mains["factor"] for name in factor.split(TOGETHER)}
         which = "was varied" if compared >= set(analysis.results.factors) else "could be compared"
@@ -210,7 +211,7 @@ def what_does_not(analysis: Analysis) -> str:
     if not (table["order"] == 2).any():
         return f"{_capital(first)}; whether settings act together cannot be estimated."
     pairs = table[(table["order"] == 2) & table["together"]]
-    pairs = pairs.loc[pairs["effect"].abs().sort_values(ascending=False, kind="stable").index].drop_duplicates("term")
+    pairs = pairs.sort_values("effect", key=abs, ascending=False, kind="stable").drop_duplicates("term")
     if pairs.empty:
         return f"{_capital(first)}; no two settings can be said to act together."
     together = "; ".join(_interaction(analysis, row) for _, row in pairs.head(MOST_NAMED).iterrows())
@@ -222,22 +223,15 @@ def _interaction(analysis: Analysis, row: pd.Series) -> str:
     """What the more important of two settings does at two values of the other, and by how much that differs."""
     a, b = str(row["factor_a"]), str(row["factor_b"])
     by_size = list(analysis.effects.importance["factor"])
-    means = analysis.cell_means(a, b)
-    values = dict(
-        zip(zip(*(means[f"level_{k}"].map(value_text) for k in "ab"), strict=True), means["mean"], strict=True)
-    )
     (a0, b0), (a1, b1) = (str(row[key]).split(TIMES) for key in ("reference", "level"))
-    if by_size.index(a) <= by_size.index(b):
-        moved, other, at = f"{a} {a0} → {a1}", b, (b0, b1)
-        changes = [values[a1, b0] - values[a0, b0], values[a1, b1] - values[a0, b1]]
-    else:
-        moved, other, at = f"{b} {b0} → {b1}", a, (a0, a1)
-        changes = [values[a0, b1] - values[a0, b0], values[a1, b1] - values[a1, b0]]
-    aliases = analysis.effects.aliases.get(str(row["term"]), ())
-    instead = f", or {listed(aliases, MOST_ALIASES, 'or')} instead" if aliases else ""
+    if by_size.index(a) > by_size.index(b):
+        (a, a0, a1), (b, b0, b1) = (b, b0, b1), (a, a0, a1)
+    means = {(value_text(m.level_a), value_text(m.level_b)): m.mean for m in each(analysis.cell_means(a, b))}
+    first, second = (signed(means[a1, at] - means[a0, at]) for at in (b0, b1))
+    others = _aliases(analysis.effects, str(row["term"]))
+    instead = f", or {others} instead" if others else ""
     difference = interval(row["effect"], row["together_low"], row["together_high"])
-    first, second = map(signed, changes)
-    return f"{moved} by {first} at {other} {at[0]} and {second} at {at[1]}, a difference of {difference}{instead}"
+    return f"{a} {a0} → {a1} by {first} at {b} {b0} and {second} at {b1}, a difference of {difference}{instead}"
 
 
 def _capital(text: str) -> str:
@@ -258,7 +252,7 @@ def _optimism(analysis: Analysis) -> str:
         return ""
     mean, value = float(rows["mean"].iloc[0]), analysis.best_unbiased
     chosen = f"That {'mean' if replicated else 'loss'} was chosen as the lowest of {len(rows):,}, so it is optimistic"
-    if value != value:
+    if not known(value):
         text = f"{chosen}."
     elif number(value) == number(mean):
         text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
@@ -282,7 +276,7 @@ def _best(analysis: Analysis) -> str:
     seeds = _seeds_of(rows)
     loss = expected(results, seeds)
     size = table.loc[first["name"]]["parameters"]
-    sized = f", with {short(size)} parameters" if size == size else ""
+    sized = f", with {short(size)} parameters" if known(size) else ""
     if replicated:
         single = ranking.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
@@ -292,10 +286,9 @@ def _best(analysis: Analysis) -> str:
             f"{lost if single['diverged'] else ''}"
         )
     else:
-        through = ", ".join(f"{name} {value_text(table.loc[first['name']][name])}" for name in varying(results))
-        settings = f" ({through})" if through else ""
+        through = settings_texts(results, [first["name"]])[first["name"]]
         text = (
-            f"{first['name']}{settings} has the lowest validation loss, {number(loss.mean)} nats per token"
+            f"{first['name']}{f' ({through})' if through else ''} has the lowest validation loss, {number(loss.mean)} nats per token"
             f"{interval_text(loss)}{sized}"
         )
     text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
@@ -307,11 +300,9 @@ def _best(analysis: Analysis) -> str:
     tied = rows[rows["tied"].astype(bool)].iloc[1:]
     if tied.empty:
         return f"{text}, and it differs from all {len(rows) - 1:,} {others} at 95%."
-    sizes = table.loc[list(tied["name"])]["parameters"].dropna()
-    smaller = sizes[sizes < size]
-    cheaper = f", the smallest of which has {short(smaller.min())} parameters" if len(smaller) else ""
-    verb = "is" if len(tied) == 1 else "are"
-    return f"{text}; {len(tied):,} of the {len(rows) - 1:,} {others} {verb} indistinguishable from it (95%){cheaper}."
+    smallest = table.loc[list(tied["name"])]["parameters"].min()
+    cheaper = f", the smallest of which has {short(smallest)} parameters" if smallest < size else ""
+    return f"{text}; {len(tied):,} of the {len(rows) - 1:,} {others} {are(len(tied))} indistinguishable from it (95%){cheaper}."
 
 
 def _seeds_of(rows: pd.DataFrame) -> list[str]:
@@ -339,11 +330,8 @@ def longer_windows(analysis: Analysis, text: str) -> str:
         return ""
     if analysis.equal_windows is None:
         return " A longer window alone gives a part of the effect of block_size, which was not scored."
-    table = analysis.equal_windows.effects.importance
-    changes = [
-        f"{_change(analysis.equal_windows.effects, row)} by {_effect(row)}"
-        for _, row in table[table["factor"] == "block_size"].iterrows()
-    ]
+    effects = analysis.equal_windows.effects
+    changes = _changes(effects, effects.importance[effects.importance["factor"] == "block_size"])
     if not changes:
         return " A longer window alone gives a part of the effect of block_size."
     return (
@@ -381,10 +369,10 @@ def how_it_generalises(analysis: Analysis) -> str:
         text += f"; {int(judged.sum()) or 'none'} of {counted(len(judged), 'training')} overfit"
         text += f" ({len(overfits) - len(judged):,} cannot be judged)" if len(judged) < len(overfits) else ""
     quality = analysis.quality
-    if best in quality.index and quality.loc[best]["words_real"] == quality.loc[best]["words_real"]:
+    if best in quality.index and known(quality.loc[best]["words_real"]):
         row = quality.loc[best]
         text += f"; of the words that the best writes, {share_text(row, 'words_real')} are real ones"
-        if row["speakers_real"] == row["speakers_real"]:
+        if known(row["speakers_real"]):
             text += f", and {share_text(row, 'speakers_real')} of its speakers exist in the text"
     return f"{text}."
 
@@ -395,10 +383,9 @@ def claims_hold(analysis: Analysis) -> str:
     if tested.empty:
         return ""
     counts = tested["verdict"].value_counts()
-    each_kind = listed([_verdict(kind, int(counts[kind])) for kind in VERDICTS if counts.get(kind, 0)])
-    return f"Of {counted(len(tested), 'published claim')} that these experiments test, {each_kind}."
-
-
-def _verdict(verdict: str, count: int) -> str:
-    be = "is" if count == 1 else "are"
-    return f"{count} {be} {'bettered' if verdict == 'better' else verdict}"
+    kinds = [
+        f"{counts[kind]} {are(counts[kind])} {'bettered' if kind == 'better' else kind}"
+        for kind in VERDICTS
+        if kind in counts
+    ]
+    return f"Of {counted(len(tested), 'published claim')} that these experiments test, {listed(kinds)}."

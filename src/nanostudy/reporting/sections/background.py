@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from nanostudy.analysis.frames import OURS, WITHOUT_EFFECT, Results, levels
+from nanostudy.analysis.frames import OURS, known, levels
 from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.data import shared
 from nanostudy.reporting.document import Blocks, Bullets, Claim, Claims, Grid, Prose, Source
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.next_steps import decision
@@ -15,40 +16,36 @@ from nanostudy.reporting.sections.answer import VERDICTS
 from nanostudy.settings import FIELDS
 from nanostudy.text import value_text
 
-MACHINE = {  # a column of provenance's machines, and its heading
-    **{
-        "device": "device",
-        "device_name": "name",
-        "precision": "precision",
-        "compiled": "compiled",
-        "platform": "platform",
-    },
-    **{"python": "Python", "torch": "PyTorch", "experiments": "experiments"},
+MACHINE = {  # a column of provenance's machines by its heading
+    "device": "device",
+    "name": "device_name",
+    "precision": "precision",
+    "compiled": "compiled",
+    "platform": "platform",
+    "Python": "python",
+    "PyTorch": "torch",
+    "experiments": "experiments",
 }
 
 
 def claims(f: Findings) -> Blocks:
-    verdicts = f.analysis.verdicts
-    tested, against, counted = (
-        verdicts["verdict"].isin(kinds) for kinds in (VERDICTS, ["contradicts itself"], ["arithmetic"])
-    )
-    kinds = (
-        ("Claims that these results test", verdicts[tested], False),
-        ("Claims that contradict themselves or each other", verdicts[against], True),
-        ("Claims that arithmetic decides, whatever was run", verdicts[counted], True),
-        ("Claims that these results do not test, or none can", verdicts[~tested & ~against & ~counted], True),
-    )
-    return [
-        Claims(f"{caption}: {len(table)}", [_claim(row) for row in each(table)], folded)
-        for caption, table, folded in kinds
-        if len(table)
-    ]
+    titles = {
+        **dict.fromkeys(VERDICTS, "Claims that these results test"),
+        "contradicts itself": "Claims that contradict themselves or each other",
+        "arithmetic": "Claims that arithmetic decides, whatever was run",
+    }
+    others = "Claims that these results do not test, or none can"
+    kinds: dict[str, list[Claim]] = {title: [] for title in (*titles.values(), others)}
+    for row in each(f.analysis.verdicts):
+        kinds[titles.get(row.verdict, others)].append(_claim(row))
+    first = next(iter(kinds))
+    return [Claims(f"{title}: {len(those)}", those, title != first) for title, those in kinds.items() if those]
 
 
 def _claim(row: Any) -> Claim:
     ours = row.ours
     if ours:
-        ours += f" ({number(row.low)} to {number(row.high)})" if row.low == row.low else ""
+        ours += f" ({number(row.low)} to {number(row.high)})" if known(row.low) else ""
         ours += f", n = {row.n:,}" if row.n else ""
     return Claim(row.verdict, row.statement, row.published, ours, row.why, row.setting, row.source)
 
@@ -83,47 +80,44 @@ def method(f: Findings) -> Blocks:
     notes = () if f.training else results.notes
     caveats = dict.fromkeys([*notes, *(effects.missing if f.compares else ()), *f.data.left_out])
     caution = Prose("To be kept in mind:") if caveats else None
-    shared = [] if f.training else shared_settings(results)
-    grid = Grid("Settings that all experiments share", ("setting", "value", "meaning"), shared, folded=True)
-    return [Bullets(lines), caution, Bullets(list(caveats)), grid]
-
-
-def shared_settings(results: Results) -> list[tuple[str, str, str]]:
-    """With one known value in all experiments."""
-    rows = []
-    for name, field in FIELDS.items():
-        if name not in WITHOUT_EFFECT and name != "seed" and name in results.experiments:
-            values = levels(results.experiments[name])
-            if len(values) == 1:
-                rows.append((name, value_text(values[0]), field.meaning))
-    return rows
+    alike = [
+        {"setting": name, "value": value_text(value), "meaning": FIELDS[name].meaning}
+        for name, value in ({} if f.training else shared(results)).items()
+    ]
+    return [
+        Bullets(lines),
+        caution,
+        Bullets(list(caveats)),
+        Grid("Settings that all experiments share", alike, folded=True),
+    ]
 
 
 def reproduce(f: Findings) -> Blocks:
     """The command, the definition, the versions, machines and checksums."""
     provenance = f.results.provenance
+    read = [provenance, *(other.provenance for other in f.results.others)]
+    sources, tables = {}, []
     if f.training:
         text = "`settings.yaml` lies in the run's folder. There, this trains it again, in a folder beside it:"
-        blocks: Blocks = [
-            Prose(text),
-            Source("nanostudy train settings.yaml --out ../again\nnanostudy report ../again"),
-        ]
+        sources[text] = "nanostudy train settings.yaml --out ../again\nnanostudy report ../again"
     else:
-        blocks = []
         if provenance.get("command"):
-            blocks += [
-                Prose("The same trainings, with the same settings and seeds:"),
-                Source(str(provenance["command"])),
-            ]
-        if provenance.get("paths"):
-            paths = shlex.join(str(path) for path in provenance["paths"])
-            blocks += [Prose("This report again, from its results:"), Source(f"nanostudy report {paths}")]
-    blocks.append(Grid("Checksums, SHA-256", ("of", "checksum"), list(provenance.get("checksums", {}).items())))
-    versions = [(one.get("nanostudy", ""), one.get("numerics_version", "")) for one in provenance.get("versions", [])]
-    machines = [tuple(str(m.get(key, "") or "") for key in MACHINE) for m in provenance.get("machines", [])]
-    if not f.training:
-        blocks.append(Grid("Versions", ("nanostudy", "numerics"), versions))
-        blocks.append(Grid("Machines", tuple(MACHINE.values()), machines))
+            sources["The same trainings, with the same settings and seeds:"] = str(provenance["command"])
+        paths = [str(path) for one in read for path in one.get("paths", ())]
+        if paths:
+            sources["This report again, from its results:"] = f"nanostudy report {shlex.join(paths)}"
+        versions = [
+            {"nanostudy": one.get("nanostudy", ""), "numerics": one.get("numerics_version", "")}
+            for one in provenance.get("versions", [])
+        ]
+        machines = [
+            {heading: str(machine.get(key) or "") for heading, key in MACHINE.items()}
+            for machine in provenance.get("machines", [])
+        ]
+        tables = [Grid("Versions", versions), Grid("Machines", machines)]
+    checksums = [{"of": name, "checksum": sha} for one in read for name, sha in one.get("checksums", {}).items()]
+    blocks: Blocks = [block for text, source in sources.items() for block in (Prose(text), Source(source))]
+    blocks += [Grid("Checksums, SHA-256", checksums), *tables]
     if provenance.get("definition", "").strip() not in str(provenance.get("command", "")):
         blocks += [Prose("The study's definition:"), Source(str(provenance["definition"]).strip())]
     return blocks

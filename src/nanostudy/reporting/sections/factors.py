@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import pandas as pd
 
 from nanostudy.analysis.effects import Effects
+from nanostudy.analysis.frames import known
 from nanostudy.reporting.charts import experiments as charts
 from nanostudy.reporting.charts import factors
 from nanostudy.reporting.charts.figure import each
@@ -26,12 +27,17 @@ def ranking(f: Findings) -> Blocks:
     basis = f.analysis.ranking.attrs.get("basis")
     cells, replicated = charts.ranked_cells(f.results, f.analysis.generalisation)
     rows = [
-        (place, row.label, int(row.n), signed(row.mean, 4), ends(row.low, row.high, signed), value_text(row.tied))
+        {
+            "place": place,
+            "settings" if replicated else "experiment": row.label,
+            "seeds": int(row.n),
+            "mean gap" if replicated else "gap": signed(row.mean, 4),
+            "95% interval": ends(row.low, row.high, signed),
+            "indistinguishable from the first": value_text(row.tied),
+        }
         for place, row in enumerate(each(cells.head(MOST_RANKED)), start=1)
     ]
-    what = ("settings", "seeds", "mean gap") if replicated else ("experiment", "seeds", "gap")
-    header = ("place", *what, "95% interval", "indistinguishable from the first")
-    by_gap = Grid("Ranking by generalisation: the smallest loss gap", header, rows, folded=True)
+    by_gap = Grid("Ranking by generalisation: the smallest loss gap", rows, folded=True)
     return [figure, Prose(str(basis)) if basis else None, by_gap]
 
 
@@ -52,27 +58,18 @@ def effects(f: Findings) -> Blocks:
 
 def _effects_table(table: pd.DataFrame) -> Grid:
     rows = [
-        (
-            row.what,
-            signed(row.effect, 4),
-            ends(row.low, row.high, signed),
-            "" if row.se != row.se else f"{row.se:.4f}",
-            "" if row.p != row.p else ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}"),
-            value_text(bool(row.together)),
-            "" if row.share != row.share else f"{row.share:.1%}",
-        )
-        for row in each(factors.worded(table))
+        {
+            "change": row.what,
+            "effect, nats per token": signed(row.effect, 4),
+            "95% interval": ends(row.low, row.high, signed),
+            "standard error": f"{row.se:.4f}" if known(row.se) else "",
+            "p": ("< 0.0001" if row.p < 0.0001 else f"{row.p:.4f}") if known(row.p) else "",
+            "clear among all": value_text(bool(row.together)),
+            "share of variance": f"{row.share:.1%}" if known(row.share) else "",
+        }
+        for row in each(factors.worded(table).head(MOST_ROWS))
     ]
-    header = (
-        "change",
-        "effect, nats per token",
-        "95% interval",
-        "standard error",
-        "p",
-        "clear among all",
-        "share of variance",
-    )
-    return Grid("All effects on the validation loss", header, rows[:MOST_ROWS], folded=True)
+    return Grid("All effects on the validation loss", rows, folded=True)
 
 
 def interactions(f: Findings) -> Blocks:
@@ -88,11 +85,9 @@ def _important_pairs(effects: Effects) -> list[tuple[str, str]]:
     table = effects.table
     seconds = table[(table["order"] == 2) & table["effect"].notna()]
     if len(seconds):
-        order = seconds["effect"].abs().sort_values(ascending=False, kind="stable").index
-        pairs: Any = each(seconds.loc[order].drop_duplicates("term").head(factors.MOST_INTERACTIONS))
-        return [(str(row.factor_a), str(row.factor_b)) for row in pairs]
-    first = [str(name) for name in effects.importance["factor"]][:3]
-    return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
+        pairs = seconds.sort_values("effect", key=abs, ascending=False, kind="stable").drop_duplicates("term")
+        return [(str(row.factor_a), str(row.factor_b)) for row in each(pairs.head(factors.MOST_INTERACTIONS))]
+    return list(itertools.combinations(map(str, effects.importance["factor"][:3]), 2))
 
 
 def parallel(f: Findings) -> Blocks:

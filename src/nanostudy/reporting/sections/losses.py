@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pandas as pd
 
 from nanostudy.analysis import curves as curve
 from nanostudy.analysis.equal_budget import Budget, Cost
+from nanostudy.analysis.frames import known
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import losses as charts
 from nanostudy.reporting.charts.experiments import parts_figure, ranked_cells
@@ -16,34 +19,34 @@ from nanostudy.reporting.findings import Findings, Training
 from nanostudy.reporting.phrases import amount, ends, number, short, signed
 from nanostudy.text import counted, digits, duration
 
-BUDGETS: dict[Budget, str] = {
-    "context": "equal context",
-    "updates": "equal updates",
-    "tokens": "equal tokens",
-    "arithmetic": "equal arithmetic",
-    "time": "equal time",
-}
+BUDGETS: tuple[Budget, ...] = ("context", "updates", "tokens", "arithmetic", "time")
 COSTS: tuple[Cost, ...] = ("parameters", "flops", "seconds")
-FIRST_PLACES = 3
+PLACES = ("first", "second", "third")
 MOST_ROWS = 40  # of a small table
 
 
 def curves(f: Findings) -> Blocks:
     if f.training:
         return [_curve_of(f.training)]
-    figure = charts.curves_figure(f.results, f.data.curves, f.data.batches, f.colour)
+    figure = charts.curves_figure(f.results.corpora.values(), f.data.curves, f.data.batches, f.colour)
     if figure is None:
         return []
     table = f.analysis.overfitting
     table = table[table["overfits"].fillna(False).astype(bool)].sort_values("rise", ascending=False)
     rows = [
-        (r.name, int(r.best_step), int(r.last_step), number(r.best_val_loss), number(r.val_loss), signed(r.rise, 4))
-        for r in each(table.head(MOST_ROWS))
+        {
+            "experiment": row.name,
+            "best update": int(row.best_step),
+            "last update": int(row.last_step),
+            "lowest": number(row.best_val_loss),
+            "at the end": number(row.val_loss),
+            "rise": signed(row.rise, 4),
+        }
+        for row in each(table.head(MOST_ROWS))
     ]
-    header = ("experiment", "best update", "last update", "lowest", "at the end", "rise")
     caption = "Those that overfit: their best weights came before the end"
-    notes = Bullets([*_overfitting(f), *_plateaus(f), *_stability(f)])
-    return [figure, notes, Grid(caption, header, rows, folded=True)]
+    notes = Bullets([text for text in (_overfitting(f), _plateaus(f), _stability(f)) if text])
+    return [figure, notes, Grid(caption, rows, folded=True)]
 
 
 def _curve_of(t: Training) -> Figure | None:
@@ -58,41 +61,41 @@ def _curve_of(t: Training) -> Figure | None:
     )
 
 
-def _overfitting(f: Findings) -> list[str]:
+def _overfitting(f: Findings) -> str:
     table = f.analysis.overfitting
     if table.empty:
-        return []
+        return ""
     judged = table[table["overfits"].notna()]
     if judged.empty:
-        return ["Overfitting: no training can be judged: none has ended with a curve."]
+        return "Overfitting: no training can be judged: none has ended with a curve."
     over, early = int(judged["overfits"].sum()), int((judged["best_step"] < judged["last_step"]).sum())
     left = len(table) - len(judged)
-    return [
+    return (
         f"Overfitting: {over or 'none'} of {len(judged):,} end more than 1% above their lowest validation loss while the "
         f"training loss falls; the best evaluation came before the last in {early or 'none'}."
         + (f" {counted(left, 'training')} without a curve or an end cannot be judged." if left else "")
-    ]
+    )
 
 
-def _plateaus(f: Findings) -> list[str]:
+def _plateaus(f: Findings) -> str:
     table = f.analysis.convergence
     steps = pd.to_numeric(table["plateau"], errors="coerce").dropna()
     if table.empty:
-        return []
+        return ""
     if steps.empty:
-        return [f"Convergence: no plateau in any of {counted(len(table), 'training')}; all losses were still falling."]
+        return f"Convergence: no plateau in any of {counted(len(table), 'training')}; all losses were still falling."
     median = f"{steps.median():,.0f}"
-    return [f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {median} in the median."]
+    return f"Convergence: {len(steps):,} of {len(table):,} reached a plateau, at update {median} in the median."
 
 
-def _stability(f: Findings) -> list[str]:
+def _stability(f: Findings) -> str:
     table = f.analysis.stability
     if table.empty:
-        return []
+        return ""
     diverged, spiked = int(table["diverged"].sum()), int((table["spikes"] > 0).sum())
     largest = pd.to_numeric(table["largest_norm"], errors="coerce").max()
-    norm = f"; the largest norm was {digits(float(largest))}" if largest == largest else ""
-    return [f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."]
+    norm = f"; the largest norm was {digits(float(largest))}" if known(largest) else ""
+    return f"Stability: {diverged or 'none'} diverged; {spiked or 'none'} had spikes of the gradient norm{norm}."
 
 
 def gap(f: Findings) -> Blocks:
@@ -108,17 +111,16 @@ def costs(f: Findings) -> Blocks:
     for cost, table in fronts.items():
         front = table[(table["on_front"] | table["near_front"]).astype(bool)].sort_values("cost").head(MOST_ROWS)
         rows = [
-            (
-                charts.front_label(row),
-                row.n,
-                amount(row.cost, cost),
-                number(row.val_loss),
-                "on" if row.on_front else "near",
-            )
+            {
+                "settings": charts.front_label(row),
+                "seeds": row.n,
+                MEASURES[cost].title: amount(row.cost, cost),
+                f"mean {MEASURES['val_loss'].title}": number(row.val_loss),
+                "front": "on" if row.on_front else "near",
+            }
             for row in each(front)
         ]
-        header = ("settings", "seeds", MEASURES[cost].title, f"mean {MEASURES['val_loss'].title}", "front")
-        blocks.append(Grid(f"The front against {MEASURES[cost].title}", header, rows, folded=True))
+        blocks.append(Grid(f"The front against {MEASURES[cost].title}", rows, folded=True))
     return blocks
 
 
@@ -128,19 +130,18 @@ def parts(f: Findings) -> Blocks:
     if figure is None:
         return []
     rows = [
-        (
-            row.part,
-            row.n,
-            row.cells,
-            row.diverged,
-            number(row.mean),
-            ends(row.low, row.high),
-            f"{number(row.best)} ({row.best_name})",
-        )
+        {
+            "part": row.part,
+            "finished": row.n,
+            "settings": row.cells,
+            "diverged": row.diverged,
+            "mean": number(row.mean),
+            "95% interval (seeds)": ends(row.low, row.high),
+            "lowest single one": f"{number(row.best)} ({row.best_name})",
+        }
         for row in each(means)
     ]
-    header = ("part", "finished", "settings", "diverged", "mean", "95% interval (seeds)", "lowest single one")
-    return [figure, Grid("The parts' validation losses", header, rows)]
+    return [figure, Grid("The parts' validation losses", rows)]
 
 
 def fair(f: Findings) -> Blocks:
@@ -148,25 +149,27 @@ def fair(f: Findings) -> Blocks:
     if not f.compares:
         return []
     rows, notes = [], []
-    for at, name in BUDGETS.items():
+    for at in BUDGETS:
         table = f.analysis.equal_budget(at)
         if table.attrs.get("explanation"):
-            notes.append(f"{name.capitalize()}: {table.attrs['explanation']}")
-        if table.empty:
-            continue
-        cells, _ = ranked_cells(f.results, table)
+            notes.append(f"Equal {at}: {table.attrs['explanation']}")
+        cells = ranked_cells(f.results, table)[0] if len(table) else table
         if cells.empty:
             continue
-        first = [f"{row.label} ({number(row.mean)}, n = {row.n})" for row in each(cells.head(FIRST_PLACES))]
-        noise = cells["low"].notna().any()
-        tied = f"{int(cells['tied'].sum()) - 1:,} of {len(cells) - 1:,}" if noise else "not known"
-        rows.append((name, _budget(at, float(table["at"].iloc[0])), *first, *[""] * (FIRST_PLACES - len(first)), tied))
+        first = [f"{row.label} ({number(row.mean)}, n = {row.n})" for row in each(cells.head(len(PLACES)))]
+        tied = f"{int(cells['tied'].sum()) - 1:,} of {len(cells) - 1:,}"
+        rows.append(
+            {
+                "at": f"equal {at}",
+                "budget": _budget(at, float(table["at"].iloc[0])),
+                **dict(zip_longest(PLACES, first, fillvalue="")),
+                "indistinguishable from the first (95%)": tied if cells["low"].notna().any() else "not known",
+            }
+        )
     if not rows:
         return []
     why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
-    header = ("at", "budget", "first", "second", "third", "indistinguishable from the first (95%)")
-    grid = Grid("First places at equal budgets, by mean losses over seeds", header, rows)
-    return [Prose(why), grid, Bullets(notes)]
+    return [Prose(why), Grid("First places at equal budgets, by mean losses over seeds", rows), Bullets(notes)]
 
 
 def _budget(at: str, budget: float) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.forest import SHUFFLES
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.shapes import Shapes
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.charts.numbers import curves_figure
 from nanostudy.reporting.document import Blocks, Grid, Prose
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import number, short
-from nanostudy.text import counted, listed, value_text
+from nanostudy.reporting.phrases import are, number, rounded, short
+from nanostudy.text import counted, listed
 
 MOST_NAMED = 3  # settings that a sentence names
 MISSES = 0.05  # the p below which curves are said to miss something
@@ -31,16 +30,16 @@ def what_matters(shapes: Shapes) -> str:
     clear = table[table["clear"]]
     if clear.empty:
         first = table.iloc[0]
-        if first["high"] != first["high"]:
+        if not known(first["high"]):
             return "No setting's effect can be said to differ from zero: these experiments do not show how large the noise is."
         return (
             f"No setting's effect differs from zero: the largest estimate is {first['factor']}'s, "
-            f"{number(first['change'], 3)} nats per token between {_value(first['at_highest'])} and {_value(first['at_lowest'])}, "
+            f"{number(first['change'], 3)} nats per token between {rounded(first['at_highest'])} and {rounded(first['at_lowest'])}, "
             f"and up to {number(first['high'], 3)} agrees with the results ({sure})."
         )
     first, others = clear.iloc[0], clear.iloc[1:]
     words = (
-        f"from {_value(first['at_highest'])} to {_value(first['at_lowest'])} it lowers the validation loss by "
+        f"from {rounded(first['at_highest'])} to {rounded(first['at_lowest'])} it lowers the validation loss by "
         f"{_change(first)} nats per token"
     )
     then = [f"{row['factor']} {_step(row)} by {_change(row)}" for _, row in others.iterrows()]
@@ -63,36 +62,28 @@ def _change(row: pd.Series) -> str:
 
 
 def _step(row: pd.Series) -> str:
-    return f"{_value(row['at_highest'])} → {_value(row['at_lowest'])}"
-
-
-def _value(value: Any) -> str:
-    return value_text(float(f"{value:.3g}")) if isinstance(value, float) else value_text(value)
+    return f"{rounded(row['at_highest'])} → {rounded(row['at_lowest'])}"
 
 
 def what_does_not(shapes: Shapes) -> str:
     table = shapes.changes
     if table.empty:
         return ""
-    unclear = table[~table["clear"]]
     bounds = [
-        f"{row['factor']}{f' (by at most {number(row.high, 3)})' if row['high'] == row['high'] else ''}"
-        for _, row in unclear.iterrows()
+        f"{row.factor} (by at most {number(row.high, 3)})" if known(row.high) else str(row.factor)
+        for row in each(table[~table["clear"]])
     ]
-    text = (
-        "Every setting that can be judged has an effect"
-        if shapes.inseparable
-        else "Every setting that was varied has an effect"
-        if len(table) > 1
-        else "It is the only setting that was varied"
-    )
     if bounds:
-        text = f"Whether {listed(bounds)} {'has' if len(bounds) == 1 else 'have'} any effect is undecided"
+        text = f"Whether {listed(bounds)} {are(len(bounds), 'has', 'have')} any effect is undecided"
+    elif shapes.inseparable or len(table) > 1:
+        text = f"Every setting that {'can be judged' if shapes.inseparable else 'was varied'} has an effect"
+    else:
+        text = "It is the only setting that was varied"
     if bounds or len(table) > 1:
         text += f" (95% for {_all(len(table))})"
     if shapes.inseparable:
         text += f"; {listed(shapes.inseparable)} cannot be separated from other settings by these experiments"
-    if shapes.misfit != shapes.misfit:
+    if not known(shapes.misfit):
         return f"{text}; whether settings act together cannot be tested."
     if shapes.misfit < MISSES:
         return f"{text}; the fitted curves miss something (p = {shapes.misfit:.2g}): settings that act together, or bends of another form."
@@ -104,25 +95,21 @@ def best_values(shapes: Shapes) -> str:
     """Where the curves are lowest. An optimum is stated only where the curve falls before it and rises after it."""
     texts, unknown = [], []
     for row in each(shapes.optima):
-        ends = f"{_value(row.lowest)} to {_value(row.highest)}"
+        lowest, highest = rounded(row.lowest), rounded(row.highest)
         if row.where == "inside":
-            texts.append(
-                f"{row.factor} is best near {_value(row.best)} (95% interval {_value(row.low)} to {_value(row.high)}; run from {ends})"
+            interval = f"95% interval {rounded(row.low)} to {rounded(row.high)}; run from {lowest} to {highest}"
+            texts.append(f"{row.factor} is best near {rounded(row.best)} ({interval})")
+        elif row.where in ("highest end", "lowest end"):
+            way = (
+                f"falls up to its highest value, {highest}"
+                if row.where == "highest end"
+                else f"rises from its lowest value, {lowest}"
             )
-        elif row.where == "highest end":
-            texts.append(
-                f"{row.factor} has no optimum inside its range: the loss falls up to its highest value, {_value(row.highest)}"
-            )
-        elif row.where == "lowest end":
-            texts.append(
-                f"{row.factor} has no optimum inside its range: the loss rises from its lowest value, {_value(row.lowest)}"
-            )
+            texts.append(f"{row.factor} has no optimum inside its range: the loss {way}")
         else:
             unknown.append(str(row.factor))
     if unknown:
-        texts.append(
-            f"where {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} best cannot be told from these experiments"
-        )
+        texts.append(f"where {listed(unknown)} {are(len(unknown))} best cannot be told from these experiments")
     if not texts:
         return ""
     text = "; ".join(texts)
@@ -135,15 +122,15 @@ def lowest_of_search(analysis: Analysis) -> str:
     shapes, table, results = analysis.shapes, analysis.results.finished, analysis.results
     name = str(table["val_loss"].idxmin())
     best = table.loc[name]
-    through = ", ".join(f"{setting} {_value(best[setting])}" for setting in varying(results))
+    through = ", ".join(f"{setting} {rounded(best[setting])}" for setting in varying(results))
     loss, size = (float(str(best[measure])) for measure in ("val_loss", "parameters"))
-    sized = f", with {short(size)} parameters" if size == size else ""
+    sized = f", with {short(size)} parameters" if known(size) else ""
     text = (
         f"{name} ({through}) has the lowest validation loss of {counted(shapes.configurations, 'configuration')}, each run "
         f"once: {number(loss)} nats per token{sized}. The lowest of many is flattered by luck"
     )
     expected, low, high = shapes.expected
-    if expected != expected:
+    if not known(expected):
         return f"{text}: run the best few again with other seeds."
     doubt = ", which miss something" if shapes.misfit < MISSES else ""
     return (
@@ -158,27 +145,26 @@ def curves(f: Findings) -> Blocks:
         return [Prose(shapes.explanation)] if shapes.explanation else []
     forest = f.analysis.forest
     changes = [
-        (
-            row.factor,
-            number(row.change),
-            f"{number(row.low)} to {number(row.high)}",
-            _value(row.at_lowest),
-            _value(row.at_highest),
-            f"{row.p:.2g}",
-            f"{row.df:.1f}",
-        )
+        {
+            "setting": row.factor,
+            "largest change, nats per token": number(row.change),
+            "95% interval, all at once": f"{number(row.low)} to {number(row.high)}",
+            "lowest loss at": rounded(row.at_lowest),
+            "highest loss at": rounded(row.at_highest),
+            "p, all at once": f"{row.p:.2g}",
+            "degrees of freedom": f"{row.df:.1f}",
+        }
         for row in each(shapes.changes)
     ]
-    header = (
-        "setting",
-        "largest change, nats per token",
-        "95% interval, all at once",
-        "lowest loss at",
-        "highest loss at",
-        "p, all at once",
-        "degrees of freedom",
-    )
-    shares = [(row.factor, f"{row.share:.0%}", f"{row.by_chance:.0%}", f"{row.p:.2f}") for row in each(forest.table)]
+    shares = [
+        {
+            "setting": row.factor,
+            "share of the variance": f"{row.share:.0%}",
+            "by chance": f"{row.by_chance:.0%}",
+            "p": f"{row.p:.2f}",
+        }
+        for row in each(forest.table)
+    ]
     about = (
         f"The forests predict {max(0.0, forest.predicted):.0%} of the variance of experiments that they have not seen (n = {forest.n}). "
         f"A setting's share is what they lose where its values are shuffled; chance alone reaches the share beside it in one of "
@@ -187,9 +173,7 @@ def curves(f: Findings) -> Blocks:
     return [
         curves_figure(f.results, shapes, forest),
         Prose(shapes.explanation),
-        Grid("How much each setting changes the validation loss", header, changes),
+        Grid("How much each setting changes the validation loss", changes),
         Prose(about) if shares else None,
-        Grid(
-            "Permutation importance in random forests", ("setting", "share of the variance", "by chance", "p"), shares
-        ),
+        Grid("Permutation importance in random forests", shares),
     ]

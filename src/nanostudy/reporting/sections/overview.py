@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from nanostudy.analysis.frames import Results, levels
+from nanostudy.analysis.frames import Results, known, levels
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.charts.marks import varying
 from nanostudy.reporting.document import Blocks, Experiments, Grid, Prose
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import amount, missing, number, short
+from nanostudy.reporting.phrases import amount, number, short
 from nanostudy.reporting.sections import pair
 from nanostudy.text import brief_value, counted, digits, duration, listed, value_text
 
@@ -49,23 +50,25 @@ def _levels(column: pd.Series) -> str:
     return "/".join(map(value_text, values))
 
 
-def totals(results: Results) -> list[tuple[str, str]]:
+def totals(results: Results) -> dict[str, str]:
     """Of all experiments together, where it is known."""
     table, finished = results.experiments, results.finished
-    facts = [("experiments finished", f"{len(finished):,} of {len(table):,}")]
+    facts = {"experiments finished": f"{len(finished):,} of {len(table):,}"}
     if len(finished):
-        facts.append((f"lowest {MEASURES['val_loss'].axis}", amount(finished["val_loss"].min(), "val_loss")))
+        facts[f"lowest {MEASURES['val_loss'].axis}"] = amount(finished["val_loss"].min(), "val_loss")
     run = table[table["status"] != "waiting"]
     sizes = run["parameters"].dropna()
     if len(sizes):
-        facts.append(("parameters", "–".join(dict.fromkeys((short(sizes.min()), short(sizes.max()))))))
+        facts["parameters"] = "–".join(dict.fromkeys((short(sizes.min()), short(sizes.max()))))
     titles = {
         "tokens": "tokens trained on, in all",
         "flops": "arithmetic, in all",
         "seconds": "time, all trainings added up",
     }
-    sums = {name: float(run[name].dropna().sum()) for name in titles}
-    return [*facts, *((titles[name], amount(total, name)) for name, total in sums.items() if total)]
+    for name, title in titles.items():
+        if total := float(run[name].sum()):
+            facts[title] = amount(total, name)
+    return facts
 
 
 # --- all experiments
@@ -76,16 +79,12 @@ def experiments(f: Findings) -> Blocks:
     rows = f.data.experiments
     if f.training or not rows:
         return []
-    known = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
-    losses = sorted((name for name in known if MEASURES[name].unit == NATS), key=lambda name: name != "val_loss")
-    marks = {name: any(row.get(name) for row in rows) for name in ("star", "note")}
-    names = [*losses, *f.data.settings, *(name for name in known if name not in losses), "status"]
-    columns = [
-        *([("star", "★")] if marks["star"] else []),
-        ("name", "experiment"),
-        *((name, _heading(name)) for name in names),
-        *([("note", "note")] if marks["note"] else []),
-    ]
+    measured = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
+    losses = sorted((name for name in measured if MEASURES[name].unit == NATS), key=lambda name: name != "val_loss")
+    others = [name for name in measured if name not in losses]
+    stars, notes = ([mark] if any(row.get(mark) for row in rows) else [] for mark in ("star", "note"))
+    names = [*stars, "name", *losses, *f.data.settings, *others, "status", *notes]
+    columns = [(name, _heading(name)) for name in names]
     return [
         Prose("Losses are in nats per token."),
         Experiments(columns, [*f.results.factors, "part", "status"], _example(f)),
@@ -102,7 +101,9 @@ def _example(f: Findings) -> str:
 
 
 def _heading(name: str) -> str:
-    return MEASURES[name].heading or MEASURES[name].title if name in MEASURES else name
+    if name in MEASURES:
+        return MEASURES[name].heading or MEASURES[name].title
+    return {"star": "★", "name": "experiment"}.get(name, name)
 
 
 # --- machines
@@ -121,37 +122,47 @@ def machines(f: Findings) -> Blocks:
 
 
 def _each_training(table: pd.DataFrame) -> Grid:
-    rows = []
-    for name, row in table.iterrows():
-        size, stacked, updates = (_whole(row[key]) for key in ("parameters", "members", "updates"))
-        epochs = "" if missing(row["epochs"]) else digits(row["epochs"])
-        time = "" if missing(row["seconds"]) else duration(row["seconds"])
-        rows.append((name, size, _machine(row), stacked, updates, epochs, time, _speed(row["speed"])))
-    header = ("experiment", "parameters", "machine", "stacked", "updates", "epochs", "time", "tokens/s")
-    return Grid("Each training", header, rows)
+    rows = [
+        {
+            "experiment": name,
+            "parameters": _or_empty(row["parameters"], _whole),
+            "machine": _machine(row),
+            "stacked": _or_empty(row["members"], _whole),
+            "updates": _or_empty(row["updates"], _whole),
+            "epochs": _or_empty(row["epochs"], digits),
+            "time": _or_empty(row["seconds"], duration),
+            "tokens/s": _or_empty(row["speed"], digits),
+        }
+        for name, row in table.iterrows()
+    ]
+    return Grid("Each training", rows)
 
 
 def _by_machine(table: pd.DataFrame) -> Grid:
     names = ["device", "device_name", "precision", "threads", "members"]
     keys = table[names].astype(object).where(table[names].notna(), None).map(str)
-    rows = []
-    for _, group in table.groupby([keys[name] for name in names], sort=False):
-        first, time = group.iloc[0], duration(float(group["seconds"].sum()))
-        rows.append((_machine(first), _whole(first["members"]), len(group), _speed(group["speed"].median()), time))
-    return Grid(
-        "Machines and stacks", ("machine", "stacked", "experiments", "tokens/s, median", "time, added up"), rows
-    )
+    rows = [
+        {
+            "machine": _machine(group.iloc[0]),
+            "stacked": _or_empty(group["members"].iloc[0], _whole),
+            "experiments": len(group),
+            "tokens/s, median": _or_empty(group["speed"].median(), digits),
+            "time, added up": duration(float(group["seconds"].sum())),
+        }
+        for _, group in table.groupby([keys[name] for name in names], sort=False)
+    ]
+    return Grid("Machines and stacks", rows)
 
 
 def _machine(row: pd.Series) -> str:
-    threads = counted(int(row["threads"]), "thread") if _whole(row["threads"]) else None
-    parts = [row["device"], row["device_name"], row["precision"], threads]
-    return ", ".join(str(part) for part in parts if not missing(part)) or "not known"
+    threads = _or_empty(row["threads"], lambda value: counted(int(value), "thread"))
+    parts = [row["device"], row["device_name"], row["precision"], threads or None]
+    return ", ".join(str(part) for part in parts if known(part)) or "not known"
 
 
-def _whole(value: Any) -> str:
-    return "" if missing(value) else f"{int(value):,}"
+def _or_empty(value: Any, text: Callable[[Any], str]) -> str:
+    return text(value) if known(value) else ""
 
 
-def _speed(value: float) -> str:
-    return "" if missing(value) else digits(value)
+def _whole(value: float) -> str:
+    return f"{int(value):,}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.text_error import difference
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.data import telling
-from nanostudy.reporting.document import Grid, Sentence
+from nanostudy.reporting.document import Grid
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import amount, missing, number, signed
+from nanostudy.reporting.phrases import amount, number, signed
 from nanostudy.study.names import label
 from nanostudy.text import brief_value, listed
 
@@ -30,38 +31,34 @@ def lede(f: Findings) -> str:
     return f"{better} reaches a validation loss of {losses[0]} nats per token, and {other} one of {losses[1]}, by one training each."
 
 
-def sentences(f: Findings) -> list[Sentence]:
+def texts(f: Findings) -> dict[str, str]:
     first, second = f.pair or ("", "")
     better, table = labels(f)[0], f.results.finished
     value, low, high = difference(f.results, first, second)
-    interval = (
-        ""
-        if missing(low)
-        else f" (95% interval {number(-high)} to {number(-low)} over texts like this one, with these very weights)"
-    )
-    settings = [
-        f"{name} {brief_value(table.loc[first][name])} and {brief_value(table.loc[second][name])}"
-        for name in f.data.settings
-    ]
-    texts = {
-        "Which is better": f"{better} has the lower validation loss, by {number(-value)} nats per token{interval}.",
-        "What differs between them": f"They differ in {listed(settings)}."
-        if settings
+    interval = f" (95% interval {number(-high)} to {number(-low)} over texts like this one, with these very weights)"
+    settings = [" and ".join(brief_value(table.loc[name][key]) for name in (first, second)) for key in f.data.settings]
+    differ = [f"{key} {values}" for key, values in zip(f.data.settings, settings, strict=True)]
+    unsaid = "The two differ in no setting but the seed, so the difference is noise."
+    if f.results.factors:
+        unsaid = (
+            "One training each does not show what another seed would change. `nanostudy judge` trains both with several seeds "
+            f"and says whether {better} is better."
+        )
+    lower = f"{better} has the lower validation loss, by {number(-value)} nats per token"
+    answers = {
+        "Which is better": f"{lower}{interval if known(low) else ''}.",
+        "What differs between them": f"They differ in {listed(differ)}."
+        if differ
         else "All their settings are the same.",
         "How well they generalise": _gaps(f),
-        "What this cannot say": (
-            f"One training each does not show what another seed would change. `nanostudy judge` trains both with several seeds "
-            f"and says whether {better} is better."
-            if f.results.factors
-            else "The two differ in no setting but the seed, so the difference is noise."
-        ),
+        "What this cannot say": unsaid,
     }
-    return [Sentence(about, text) for about, text in texts.items() if text]
+    return {about: text for about, text in answers.items() if text}
 
 
 def _gaps(f: Findings) -> str:
     gaps = [float(gap) for gap in f.results.finished.loc[list(f.pair or ()), "gap"]]
-    if any(missing(gap) for gap in gaps):
+    if not all(map(known, gaps)):
         return ""
     (better, other), words = labels(f), [signed(gap) for gap in gaps]
     return f"The loss gap (validation less training) of {better} is {words[0]} nats per token, and that of {other} {words[1]}."
@@ -69,13 +66,10 @@ def _gaps(f: Findings) -> str:
 
 def table(f: Findings) -> Grid:
     """Settings that differ and everything that was measured, side by side."""
-    first, second = (dict(f.results.finished.loc[name]) for name in f.pair or ())
-    rows: list[tuple[str, str, str, str]] = [
-        (name, brief_value(first[name]), brief_value(second[name]), "") for name in f.data.settings
-    ]
+    a, b = (dict(f.results.finished.loc[name]) for name in f.pair or ())
+    rows = [(name, brief_value(a[name]), brief_value(b[name]), "") for name in f.data.settings]
     for name, measure in MEASURES.items():
-        a, b = first[name], second[name]
-        if not missing(a) and not missing(b):
-            apart = signed(float(a) - float(b), measure.decimals) if measure.decimals else ""
-            rows.append((measure.axis, amount(a, name), amount(b, name), apart))
-    return Grid("Side by side", ("", *labels(f), "difference"), rows)
+        if known(a[name]) and known(b[name]):
+            apart = signed(float(a[name]) - float(b[name]), measure.decimals) if measure.decimals else ""
+            rows.append((measure.axis, amount(a[name], name), amount(b[name], name), apart))
+    return Grid("Side by side", [dict(zip(("", *labels(f), "difference"), row, strict=True)) for row in rows])

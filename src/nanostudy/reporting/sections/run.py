@@ -8,11 +8,12 @@ from typing import Any
 
 from nanostudy.analysis import curves
 from nanostudy.analysis.curves import difference
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.text_error import expected
 from nanostudy.measures import MEASURES, NATS
 from nanostudy.reporting.document import Blocks, Bullets, Facts, Grid, Prose
 from nanostudy.reporting.findings import ENTROPY, Findings, Training
-from nanostudy.reporting.phrases import amount, ends, missing
+from nanostudy.reporting.phrases import amount, ends
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, digits, duration, value_text
 
@@ -40,8 +41,8 @@ def notes(t: Training) -> list[str]:
     return lines
 
 
-def totals(row: Any) -> list[tuple[str, str]]:
-    return [(_title(name), amount(row[name], name)) for name in MASTHEAD if not missing(row[name])]
+def totals(row: Any) -> dict[str, str]:
+    return {_title(name): amount(row[name], name) for name in MASTHEAD if known(row[name])}
 
 
 def _title(name: str) -> str:
@@ -59,13 +60,12 @@ def metrics(f: Findings) -> Blocks:
     if t is None:
         return []
     row = f.results.experiments.iloc[0]
-    known = {name: row[name] for name in MEASURES if name in row and not missing(row[name])}
-    values = {_title(name): _whole(value, name) for name, value in known.items()}
+    values = {_title(name): _whole(row[name], name) for name in MEASURES if name in row and known(row[name])}
     values["updates"] = f"{t.metadata.get('updates', t.step):,} of {t.experiment.max_iters:,}"
     skipped = t.metadata.get("skipped_updates", 0)
     values |= {"updates skipped, their gradient not being finite": f"{skipped:,}"} if skipped else {}
     values |= _marks(t) | _of_the_text(f) | _speeds(t)
-    return [Facts(list(values.items())), Prose(_how_measured(t)), _contexts(t)]
+    return [Facts(values), Prose(_how_measured(t)), _contexts(t)]
 
 
 def _whole(value: float, name: str) -> str:
@@ -129,23 +129,32 @@ def _how_measured(t: Training) -> str:
 def _contexts(t: Training) -> Grid:
     losses = {int(c): loss for c, loss in t.metadata.get("context_losses", {}).items()}
     bits = {c: loss / t.characters_per_token / math.log(2) for c, loss in losses.items()}
-    rows = [(f"{c:,}", f"{losses[c]:.4f}", f"{bits[c]:.4f}") for c in sorted(losses)]
     caption = "The last weights' validation loss in windows of fixed lengths, at which runs of any context compare"
-    return Grid(caption, ("context, tokens", NATS, "bits per character"), rows)
+    rows = [
+        {"context, tokens": f"{c:,}", NATS: f"{losses[c]:.4f}", "bits per character": f"{bits[c]:.4f}"}
+        for c in sorted(losses)
+    ]
+    return Grid(caption, rows)
 
 
 def evaluations(t: Training) -> Blocks:
     if not t.evaluations:
         return []
     best, every = curves.best(t.evaluations), -(-len(t.evaluations) // MOST_EVALUATIONS)
-    rows = []
-    for i, row in enumerate(t.evaluations):
-        if i % every == 0 or row is best or row is t.evaluations[-1]:
-            numbers = (row["train_loss"], row["val_loss"], curves.gap(row), row["val_bits_per_character"])
-            update = f"{curves.step(row)}{' (best)' if row is best else ''}"
-            rows.append((update, int(row["tokens"]), duration(row["seconds"]), *(difference(n) for n in numbers)))
-    header = ("update", "tokens", "time", "training loss", "validation loss", "gap", "validation, bits per character")
-    blocks: Blocks = [Grid("Losses are in nats per token", header, rows)]
+    rows = [
+        {
+            "update": f"{curves.step(row)}{' (best)' if row is best else ''}",
+            "tokens": int(row["tokens"]),
+            "time": duration(row["seconds"]),
+            "training loss": difference(row["train_loss"]),
+            "validation loss": difference(row["val_loss"]),
+            "gap": difference(curves.gap(row)),
+            "validation, bits per character": difference(row["val_bits_per_character"]),
+        }
+        for i, row in enumerate(t.evaluations)
+        if i % every == 0 or row is best or row is t.evaluations[-1]
+    ]
+    blocks: Blocks = [Grid("Losses are in nats per token", rows)]
     if len(rows) < len(t.evaluations):
         blocks.append(Prose(f"These are {len(rows)} of {len(t.evaluations):,}; evaluations.csv has all."))
     if t.left_out:
@@ -155,26 +164,26 @@ def evaluations(t: Training) -> Blocks:
 
 def model(t: Training) -> Blocks:
     e, count = t.experiment, t.metadata["parameters"]
-    facts = [
-        ("parameters, as nanoGPT counts", f"{count['without_positions']:,} (without position embeddings)"),
-        ("parameters, all", f"{count['total']:,}"),
-        ("layers / heads / width", f"{e.n_layer} / {e.n_head} / {e.n_embd}"),
-        ("context", f"{e.block_size:,} tokens"),
-        ("biases", value_text(e.bias)),
-        ("head shares the token embedding's weights", value_text(e.tie_embeddings)),
-        ("first weights", "fresh" if e.init_from is None else f"from {e.init_from}"),
-    ]
+    facts = {
+        "parameters, as nanoGPT counts": f"{count['without_positions']:,} (without position embeddings)",
+        "parameters, all": f"{count['total']:,}",
+        "layers / heads / width": f"{e.n_layer} / {e.n_head} / {e.n_embd}",
+        "context": f"{e.block_size:,} tokens",
+        "biases": value_text(e.bias),
+        "head shares the token embedding's weights": value_text(e.tie_embeddings),
+        "first weights": "fresh" if e.init_from is None else f"from {e.init_from}",
+    }
     return [Facts(facts)]
 
 
 def corpus(t: Training) -> Blocks:
     c = t.corpus
     requested = f" (requested: {c['requested']})" if c["requested"] != c["name"] else ""
-    facts = [("text", f"{c['name']}{requested}"), ("SHA-256", c["sha256"])]
-    for label, split in (("training split", c["train"]), ("validation split", c["val"])):
+    facts = {"text": f"{c['name']}{requested}", "SHA-256": c["sha256"]}
+    for label, split in {"training split": c["train"], "validation split": c["val"]}.items():
         entropy = "" if split[ENTROPY] is None else f", entropy {split[ENTROPY]:.4f} nats per character"
-        facts.append((label, f"{split['characters']:,} characters, {split['tokens']:,} tokens{entropy}"))
-    facts.append(("tokenizer", f"{c['tokenizer']['kind']}: {t.vocabulary:,} different tokens"))
+        facts[label] = f"{split['characters']:,} characters, {split['tokens']:,} tokens{entropy}"
+    facts["tokenizer"] = f"{c['tokenizer']['kind']}: {t.vocabulary:,} different tokens"
     return [Facts(facts)]
 
 
@@ -187,30 +196,32 @@ def settings(t: Training) -> Blocks:
         value = getattr(e, name)
         text = value_text(value)
         text = f"{text}: {decay[name]}" if value is None and name in decay and e.decay_lr else text
-        rows.append((name, text if text.strip() else repr(text), field.meaning))
-    return [Grid("All settings", ("setting", "value", "meaning"), rows)]
+        rows.append({"setting": name, "value": text if text.strip() else repr(text), "meaning": field.meaning})
+    return [Grid("All settings", rows)]
 
 
 def environment(t: Training) -> Blocks:
     m, machine = t.metadata, t.metadata["machine"]
-    facts = [
-        ("nanostudy", f"{m['nanostudy']} (numerics version {m['numerics_version']})"),
-        *((title, str(machine[key])) for title, key in (("Python", "python"), ("PyTorch", "torch"), ("platform",) * 2)),
-        ("identity of the run", m["identity"]),
-    ]
+    facts = {
+        "nanostudy": f"{m['nanostudy']} (numerics version {m['numerics_version']})",
+        "Python": str(machine["python"]),
+        "PyTorch": str(machine["torch"]),
+        "platform": str(machine["platform"]),
+        "identity of the run": m["identity"],
+    }
     return [Facts(facts)]
 
 
 def hardware(t: Training) -> Blocks:
     m, machine = t.metadata, t.metadata["machine"]
-    facts = [
-        ("device", f"{machine['device']}: {machine['device_name']}"),
-        ("precision", machine["precision"]),
-        ("CPU threads", str(machine["threads"])),
-        ("kernels compiled", value_text(machine["compiled"])),
-    ]
+    facts = {
+        "device": f"{machine['device']}: {machine['device_name']}",
+        "precision": machine["precision"],
+        "CPU threads": str(machine["threads"]),
+        "kernels compiled": value_text(machine["compiled"]),
+    }
     if machine.get("ranks", 1) > 1:
-        facts.append(("ranks", f"{machine['ranks']}, each with these threads"))
+        facts["ranks"] = f"{machine['ranks']}, each with these threads"
     resumed = ", ".join(f"{session['after_update']:,}" for session in m.get("sittings", [])[1:])
     lines: Sequence[str] = [*m.get("notes", []), *([f"resumed at update {resumed}"] if resumed else [])]
     return [Facts(facts), Bullets(lines)]

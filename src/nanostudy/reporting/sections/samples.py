@@ -6,20 +6,15 @@ from typing import Any
 
 import pandas as pd
 
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.sample_quality import SHARES
-from nanostudy.reporting.charts.experiments import quality_figure
+from nanostudy.reporting.charts.experiments import QUALITIES, quality_figure
 from nanostudy.reporting.charts.figure import each
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose, Samples
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import interval, share_text
 from nanostudy.settings import SamplingParams
 
-KINDS = {  # what is measured of samples: a plot's title, its axis
-    "words_real": ("real words", "words that exist in the text, %"),
-    "speakers_real": ("real speakers", "speakers that exist in the text, %"),
-    "dialogue_well_formed": ("well-formed dialogue", "speeches that are well formed, %"),
-    "longest_copied": ("longest copied passage", "longest passage copied, characters"),
-}
 MOST_ROWS = 10
 
 
@@ -27,37 +22,31 @@ def writing(f: Findings) -> Blocks:
     quality, results = f.analysis.quality, f.results
     if quality.empty:
         return []
-    figure = quality_figure(results, quality, KINDS)
+    figure = quality_figure(results, quality)
     lines = [
         "Of each share, the 95% interval and its n: Wilson's; of few, the numbers themselves.",
         *quality.attrs["notes"],
     ]
     if f.compares:
-        lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in KINDS]
+        lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in QUALITIES]
     best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
-    rows = [(name, *_measured(quality.loc[name])) for name in best]
-    header = ("experiment", "real words", "real speakers", "well-formed dialogue", "longest copied, characters")
+    rows = [{"experiment": name, **_measured(quality.loc[name])} for name in best]
     caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
-    return [figure, Bullets(lines), Grid(caption, header, rows, folded=figure is not None)]
+    return [figure, Bullets(lines), Grid(caption, rows, folded=figure is not None)]
 
 
-def _measured(row: pd.Series) -> list[str]:
-    return [
-        "not known"
-        if row[column] != row[column]
-        else share_text(row, column)
-        if column in SHARES
-        else f"{row[column]:,.0f}"
-        for column in KINDS
-    ]
+def _measured(row: pd.Series) -> dict[str, str]:
+    texts = {QUALITIES[share][0]: share_text(row, share) if known(row[share]) else "not known" for share in SHARES}
+    longest = row["longest_copied"]
+    return {**texts, "longest copied, characters": f"{longest:,.0f}" if known(longest) else "not known"}
 
 
 def _against_loss(row: Any) -> str:
     """One row of the correlations of quality with loss."""
-    about = f"{KINDS[row.Index][0].capitalize()} against validation loss"
-    if row.rho != row.rho:
+    about = f"{QUALITIES[row.Index][0].capitalize()} against validation loss"
+    if not known(row.rho):
         return f"{about}: too few experiments, or too much alike, to say."
-    if row.low != row.low or row.low <= 0 <= row.high:
+    if not known(row.low) or row.low <= 0 <= row.high:
         relation = "indistinguishable from no relation (95%)"
     else:
         relation = f"the {'lower' if row.rho < 0 else 'higher'} the loss, the more"
@@ -69,9 +58,8 @@ def samples(f: Findings) -> Blocks:
     if not sampled:
         return []
     if f.training:
-        how = (
-            f"temperature {SamplingParams.temperature}, top-k {SamplingParams.top_k}, seed {f.training.experiment.seed}"
-        )
+        usual, seed = SamplingParams(), f.training.experiment.seed
+        how = f"temperature {usual.temperature}, top-k {usual.top_k}, seed {seed}"
         text = f"What the weights with the lowest validation loss write (sample.txt; {how})."
         return [Prose(text), Samples(sampled)]
     text = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.sources import Sources
-from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.charts.sources import change, sources_figure
+from nanostudy.reporting.charts.factors import change_of, sources_figure
+from nanostudy.reporting.charts.figure import each, records
 from nanostudy.reporting.document import Blocks, Bullets, Grid
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import ends, interval, signed
@@ -18,29 +19,32 @@ def sources(f: Findings) -> Blocks:
     if found is None:
         return []
     rows = [
-        (change(row), row.source, signed(row.effect, 4), ends(row.low, row.high, signed), int(row.n))
+        {
+            "change": change_of(row),
+            "source": row.source,
+            "effect, nats per token": signed(row.effect, 4),
+            "95% interval": ends(row.low, row.high, signed),
+            "experiments": int(row.n),
+        }
         for row in each(found.effects)
     ]
-    header = ("change", "source", "effect, nats per token", "95% interval", "experiments")
     pairs = [
-        (
-            change(row),
-            f"{row.source} − {row.other}",
-            signed(-row.difference, 4),
-            ends(-row.high, -row.low, signed),
-            _word(row),
-        )
+        {
+            "change": change_of(row),
+            "between": f"{row.source} − {row.other}",
+            "difference": signed(-row.difference, 4),
+            "95% interval, for all at once": ends(-row.high, -row.low, signed),
+            "they disagree": ("yes" if row.disagree else "no") if known(row.low) else "not known",
+        }
         for row in each(found.differences)
     ]
-    names = ("change", "between", "difference", "95% interval, for all at once", "they disagree")
-    unlike = [tuple(row) for row in found.settings.itertuples(index=False, name=None)]
-    caption = "What the sources do not have alike, from which a disagreement may come"
+    unlike = "What the sources do not have alike, from which a disagreement may come"
     return [
         sources_figure(found),
         Bullets(sentences_of(found)),
-        Grid("The same effect in each source", header, rows, folded=True),
-        Grid("Between two sources", names, pairs, folded=True),
-        Grid(caption, [str(name) for name in found.settings], unlike) if unlike else None,
+        Grid("The same effect in each source", rows, folded=True),
+        Grid("Between two sources", pairs, folded=True),
+        Grid(unlike, records(found.settings)),
     ]
 
 
@@ -50,37 +54,29 @@ def notes(f: Findings) -> list[str]:
     return sentences_of(found)[:1] if found is not None and found.differences["disagree"].any() else []
 
 
-def _word(row: object) -> str:
-    known = row.low == row.low  # type: ignore[attr-defined]
-    return ("yes" if row.disagree else "no") if known else "not known"  # type: ignore[attr-defined]
-
-
 def sentences_of(found: Sources) -> list[str]:
     """Where the sources disagree beyond noise, where they do not, and where nothing can be said."""
     table = found.differences
-    known = table[table["low"].notna()]
-    apart = known[known["disagree"]].sort_values(
-        "difference", key=lambda column: column.abs(), ascending=False, kind="stable"
-    )
+    judged = table[table["low"].notna()]
+    apart = judged[judged["disagree"]].sort_values("difference", key=abs, ascending=False, kind="stable")
     lines = []
     if len(apart):
-        there = {(change(row), row.source): signed(row.effect) for row in each(found.effects)}
+        there = {(change_of(row), row.source): signed(row.effect) for row in each(found.effects)}
         texts = [
-            f"{change(row)} by {there[change(row), row.source]} in {plain(row.source)} and by {there[change(row), row.other]} in "
+            f"{what} by {there[what, row.source]} in {plain(row.source)} and by {there[what, row.other]} in "
             f"{plain(row.other)}, apart by {interval(row.difference, row.low, row.high)}"
             for row in each(apart)
+            for what in [change_of(row)]
         ]
         more = f"; and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
         lines.append(
             f"The sources disagree beyond noise (95% for all at once): {'; '.join(texts[:MOST_NAMED])}{more}, in nats per token."
         )
-    if len(known) > len(apart):
-        rest = len(known) - len(apart)
+    if rest := len(judged) - len(apart):
         what = "effect" if len(found.names) == 2 else "comparison"
-        lines.append(f"No disagreement beyond noise is seen in {rest:,} of {counted(len(known), what)}.")
-    if len(table) > len(known):
-        bare = sorted(
-            {name for name in found.names if found.effects.loc[found.effects["source"] == name, "low"].isna().all()}
-        )
+        lines.append(f"No disagreement beyond noise is seen in {rest:,} of {counted(len(judged), what)}.")
+    if len(table) > len(judged):
+        noisy = set(found.effects.dropna(subset=["low"])["source"])
+        bare = sorted(set(found.names) - noisy)
         lines.append(f"Whether the others disagree is not known: {listed(bare) or 'a source'} shows no noise.")
     return lines

@@ -2,6 +2,11 @@
 
 export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
+export const byId = (id) => document.getElementById(id);
+
+// "light" or "dark": what a reader chose, or the system has.
+export const scheme = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+
 export const make = (tag, settings = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), settings);
   element.append(...children);

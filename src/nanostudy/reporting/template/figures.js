@@ -1,7 +1,7 @@
 // Figures: drawn when they come near, with what the selection shows. A click ticks, a drag zooms, and on parallel
 // coordinates a drag narrows the selection; the line nearest to the pointer says what it is.
 
-import { all, make, valueText } from "./dom.js";
+import { all, byId, make, scheme, valueText } from "./dom.js";
 import { literal } from "./expression.js";
 import { changes, means } from "./means.js";
 
@@ -9,7 +9,7 @@ const NEAR = 24; // pixels from a line that still mean it
 const DRAG = 6; // pixels that make a click a drag
 const MOST_LISTED = 6; // values of a setting; more become a range
 
-const tip = () => document.getElementById("tip") ?? document.body.appendChild(make("div", { id: "tip", hidden: true }));
+const tip = () => byId("tip") ?? document.body.appendChild(make("div", { id: "tip", hidden: true }));
 
 const showTip = (event, lines) => {
   const box = tip();
@@ -42,29 +42,28 @@ const distance = (x, y, [ax, ay], [bx, by]) => {
   return Math.hypot(x - ax - share * dx, y - ay - share * dy);
 };
 
-// `data`: the page's data; `tables`: its tables by name; `scheme()`: "light" or "dark".
-export const makeFigures = (data, tables, selection, scheme) => {
+// `data`: the page's data; `tables`: its tables by name.
+export const makeFigures = (data, tables, selection) => {
   const views = new Map(); // a panel's element, and what is drawn there
   const drawing = new Map();
 
   const kept = (rows) => {
     if (!rows.length || (rows[0].i === undefined && rows[0].cell === undefined)) return rows;
     if (rows[0].i !== undefined) return rows.filter((row) => selection.shown.has(row.i));
-    const cells = new Set(selection.rows.filter((row) => selection.shown.has(row.i)).map((row) => row.cell));
+    const cells = new Set(selection.shownRows.map((row) => row.cell));
     return rows.filter((row) => cells.has(row.cell));
   };
   // A figure's rows as the selection has them.
   const current = (rows, meta) => {
-    const shown = () => selection.rows.filter((row) => selection.shown.has(row.i));
-    if (selection.shown.size === selection.rows.length || !rows.length) return rows;
-    if (meta.changes && "effect" in rows[0]) return changes(rows, shown(), meta.changes, data.settings);
-    if (meta.means && "mean" in rows[0]) return means(rows, shown(), "val_loss", meta.means);
+    if (!selection.narrowed || !rows.length) return rows;
+    if (meta.changes && "effect" in rows[0]) return changes(rows, selection.shownRows, meta.changes, data.settings);
+    if (meta.means && "mean" in rows[0]) return means(rows, selection.shownRows, "val_loss", meta.means);
     return kept(rows);
   };
   // Of a panel's axes: a reader's zoom, or what means of a part need.
   const ends = (element, meta) => {
     const zoom = selection.state.zooms[element.dataset.key];
-    if (zoom || !meta.means || selection.shown.size === selection.rows.length) return zoom ?? [null, null];
+    if (zoom || !meta.means || !selection.narrowed) return zoom ?? [null, null];
     const values = data.figures[element.closest(".figure").dataset.figure].panels
       .flatMap((panel) => Object.values(panel.datasets).flatMap((rows) => current(rows, panel.usermeta))).map((row) => row.mean);
     const room = 0.08 * (Math.max(...values) - Math.min(...values)) || 0.01;
@@ -73,8 +72,7 @@ export const makeFigures = (data, tables, selection, scheme) => {
   const note = (figure) => {
     const place = figure.querySelector(".of-shown");
     const mine = [...views.entries()].filter(([element]) => figure.contains(element)).map(([, view]) => view);
-    const some = selection.shown.size < selection.rows.length;
-    place.textContent = !some ? "" : mine.some(({ meta }) => meta.changes || meta.means)
+    place.textContent = !selection.narrowed ? "" : mine.some(({ meta }) => meta.changes || meta.means)
       ? "Of the experiments that are shown: plain differences and means, without intervals."
       : mine.some(({ named }) => Object.values(named).some((rows) => rows[0]?.i !== undefined)) ? "" : "Of all experiments, whatever is shown.";
   };

@@ -1,6 +1,6 @@
 // The page: its data, light and dark, where a reader is, and the address that keeps the selection.
 
-import { all, rowsOf } from "./dom.js";
+import { all, byId, rowsOf, scheme } from "./dom.js";
 import { makeFigures } from "./figures.js";
 import { makeSamples } from "./samples.js";
 import { makeSelection } from "./selection.js";
@@ -14,18 +14,16 @@ export const start = (data) => {
   // --- light and dark
 
   const root = document.documentElement;
-  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const scheme = () => root.dataset.theme || (prefersDark.matches ? "dark" : "light");
   try {
     const before = localStorage.getItem("nanostudy-theme");
     if (before === "dark" || before === "light") root.dataset.theme = before;
   } catch { /* a browser may keep nothing for files */ }
-  document.getElementById("theme").addEventListener("click", () => {
+  byId("theme").addEventListener("click", () => {
     root.dataset.theme = scheme() === "dark" ? "light" : "dark";
     try { localStorage.setItem("nanostudy-theme", root.dataset.theme); } catch { /* as above */ }
     figures.redraw();
   });
-  prefersDark.addEventListener("change", () => figures.redraw());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => figures.redraw());
 
   // --- the address: #section?selection
 
@@ -34,7 +32,7 @@ export const start = (data) => {
     const [id, query] = location.hash.slice(1).split("?");
     section = id;
     if (query !== undefined) selection.readQuery(query);
-    document.getElementById(id)?.scrollIntoView();
+    byId(id)?.scrollIntoView();
     keep();
   };
   const keep = () => {
@@ -45,7 +43,7 @@ export const start = (data) => {
 
   // --- the parts
 
-  const figures = makeFigures(data, tables, selection, scheme);
+  const figures = makeFigures(data, tables, selection);
   makeTable(data, selection);
   makeFilter(selection, data.filters);
   makeSamples(data, tables.samples, selection);
@@ -66,7 +64,7 @@ export const start = (data) => {
 
   // --- where a reader is
 
-  const contents = document.getElementById("contents");
+  const contents = byId("contents");
   const wide = matchMedia("(min-width: 86rem)");
   const open = () => { contents.open = wide.matches; };
   wide.addEventListener("change", open);
@@ -81,8 +79,8 @@ export const start = (data) => {
   }, { rootMargin: "-15% 0px -75% 0px" });
   all("main section").forEach((part) => reading.observe(part));
 
-  return { figures, drawAll: figures.drawAll, views: figures.views, tables, selection };
+  return { drawAll: figures.drawAll, views: figures.views, tables, selection };
 };
 
-const inPage = document.getElementById("data");
+const inPage = byId("data");
 if (inPage) window.nanostudyPage = start(JSON.parse(inPage.textContent));

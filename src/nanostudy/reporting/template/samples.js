@@ -1,15 +1,15 @@
 // Samples side by side: of the ticked experiments, else of those that the page begins with, as far as they are shown.
 // A text is put in place as text.
 
-import { make, valueText } from "./dom.js";
+import { byId, make, valueText } from "./dom.js";
 
 export const makeSamples = (data, samples, selection) => {
-  const place = document.getElementById("sample-cards");
+  const place = byId("sample-cards");
   if (!place) return;
   const sampled = [...new Set(samples.map((sample) => sample.i))]; // the best first
   const prompts = [...new Set(samples.map((sample) => sample.prompt))];
-  const promptChoice = document.getElementById("sample-prompt");
-  const add = document.getElementById("sample-add");
+  const promptChoice = byId("sample-prompt");
+  const add = byId("sample-add");
 
   const list = () => {
     if (selection.state.ticked.size) return [...selection.state.ticked];

@@ -31,10 +31,10 @@ export const makeSelection = (rows, colour) => {
     state,
     set,
     get rows() { return rows; },
-    get columns() { return columns; },
     get shown() { return shown; },
     get problem() { return problem; },
-    get active() { return shown.size < rows.length || state.ticked.size > 0; },
+    get shownRows() { return rows.filter((row) => shown.has(row.i)); },
+    get narrowed() { return shown.size < rows.length; },
     listen: (listener) => { listeners.push(listener); },
     replaceRows: (all) => { take(all); listeners.forEach((listener) => listener(["rows", "where"])); }, // of a study that runs
     tick: (places, yes) => {

@@ -1,12 +1,12 @@
 // The table of experiments: what the selection shows, sorted by a heading, each with its box to tick.
 
-import { all, make, valueText, whole } from "./dom.js";
+import { all, byId, make, valueText, whole } from "./dom.js";
 import { literal } from "./expression.js";
 
 const CHUNK = 100; // rows that are written at once
 
 export const makeTable = (data, selection) => {
-  const table = document.getElementById("experiments-table");
+  const table = byId("experiments-table");
   if (!table) return;
   const body = table.tBodies[0];
   const scroll = table.closest(".scroll");
@@ -57,7 +57,7 @@ export const makeTable = (data, selection) => {
     lowest = new Map(data.lowest.map((key) => [
       key, Math.min(...selection.rows.filter((row) => row.status === "finished" && row[key] !== null).map((row) => row[key])),
     ]));
-    lines = selection.rows.filter((row) => selection.shown.has(row.i)).sort(compare(order()));
+    lines = selection.shownRows.sort(compare(order()));
     const before = stay ? { rows: written, top: scroll.scrollTop } : { rows: CHUNK, top: 0 };
     body.replaceChildren();
     written = 0;
@@ -86,19 +86,19 @@ export const makeTable = (data, selection) => {
 
 // Where a reader writes the expression, adds a value from a list, and sees how many are left.
 export const makeFilter = (selection, filters) => {
-  const field = document.getElementById("where");
-  const add = document.getElementById("filter-add");
+  const field = byId("where");
+  const add = byId("filter-add");
   const said = [...all(".count"), ...all("#selected .said")];
   const state = () => {
     const [total, shown, ticked] = [selection.rows.length, selection.shown.size, selection.state.ticked.size];
     const parts = [shown === total ? `${whole.format(total)} experiments` : `${whole.format(shown)} of ${whole.format(total)} experiments`];
     if (ticked) parts.push(`${whole.format(ticked)} ticked`);
     said.forEach((element) => { element.textContent = parts.join(", "); });
-    document.getElementById("selected").hidden = !selection.active;
+    byId("selected").hidden = !selection.narrowed && !ticked;
     if (!field) return;
     if (field.value !== selection.state.where) field.value = selection.state.where;
     field.setAttribute("aria-invalid", String(Boolean(selection.problem)));
-    document.getElementById("problem").textContent = selection.problem;
+    byId("problem").textContent = selection.problem;
   };
   field?.addEventListener("input", () => selection.set({ where: field.value }));
   field?.form.addEventListener("submit", (event) => event.preventDefault());

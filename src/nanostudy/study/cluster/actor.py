@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from nanostudy.atomic import replace_atomically
 from nanostudy.settings import Resources
@@ -28,6 +28,7 @@ from nanostudy.training.events import Saving, Stopped
 
 if TYPE_CHECKING:  # nothing here imports torch before the number of its threads is set
     from nanostudy.data.corpus import Corpus
+    from nanostudy.study.cluster.checkpoints import AtAddress
 
 PART = 2**24  # bytes of a checkpoint that travel at once
 PULL = 0.5  # seconds that a pull waits for a report
@@ -59,19 +60,10 @@ class Kept:
 Message = Report | Wanted | Part | Kept
 
 
-class Transport(Protocol):
-    """Carries a stack's checkpoint to and from a machine that does not see the stack's folder. Reports on the way."""
-
-    def load(self, path: Path) -> Iterator[Message]:
-        """Puts the newest checkpoint at `path`, if there is one. Raises any Exception where it cannot be read."""
-
-    def save(self, path: Path) -> Iterator[Message]: ...
-
-
 class WorkerActor:
     """What Ray runs. Its methods are called by one thread, in order; load() and save() by the task's thread.
 
-    Where no other transport is given it is one itself: a checkpoint travels through the driver, in parts.
+    It is a transport itself: a stack's checkpoint travels through the driver, in parts, where it is not kept at an address.
     """
 
     def __init__(self, threads: int) -> None:
@@ -93,7 +85,7 @@ class WorkerActor:
         return ray.get_runtime_context().get_node_id()
 
     def start(
-        self, task: Task, corpus: Corpus | None, resources: Resources, token: str, transport: Transport | None
+        self, task: Task, corpus: Corpus | None, resources: Resources, token: str, transport: AtAddress | None
     ) -> None:
         """A corpus comes beside its task. Without a transport, checkpoints stay in the stack's folder or travel through the driver."""
         if corpus is not None:
@@ -139,7 +131,7 @@ class WorkerActor:
         self.alive_at = time.monotonic()
         return self.stop.is_set()
 
-    def _work(self, task: Task, resources: Resources, token: str, transport: Transport | None) -> None:
+    def _work(self, task: Task, resources: Resources, token: str, transport: AtAddress | None) -> None:
         try:
             for message in self._messages(task, resources, token, transport):
                 self.out.put(message)
@@ -148,20 +140,22 @@ class WorkerActor:
         except Exception as problem:  # a mistake in this module; perform() reports all others
             self.out.put(Broken("error", f"{type(problem).__name__}: {problem}"))
 
-    def _messages(self, task: Task, resources: Resources, token: str, transport: Transport | None) -> Iterator[Message]:
+    def _messages(self, task: Task, resources: Resources, token: str, transport: AtAddress | None) -> Iterator[Message]:
         if not isinstance(task, TrainStack) or (transport is None and _sees(task.folder, token)):
             yield from perform(task, resources, self.stop_requested)
             return
         with tempfile.TemporaryDirectory(prefix="nanostudy-") as folder:
-            task, transport = replace(task, folder=Path(folder)), transport or self
+            task, carrier = replace(task, folder=Path(folder)), transport or self
             try:
-                yield from transport.load(task.path)
+                yield from carrier.load(task.path)
             except Exception as problem:  # the transport's library may raise anything
                 yield Broken("lost", f"{platform.node()} could not load the stack's checkpoint: {problem}")
                 return
-            yield from self._train_away(task, resources, transport)
+            yield from self._train_away(task, resources, carrier)
 
-    def _train_away(self, task: TrainStack, resources: Resources, transport: Transport) -> Iterator[Message]:
+    def _train_away(
+        self, task: TrainStack, resources: Resources, carrier: AtAddress | WorkerActor
+    ) -> Iterator[Message]:
         """As perform(), and sends what was saved, seldom enough to cost little."""
         saving = unsent = False
         sent_at = took = 0.0
@@ -175,7 +169,7 @@ class WorkerActor:
             due = isinstance(report, Stopped | Broken) or time.monotonic() - sent_at >= SENDING_SHARE * took
             if unsent and due:
                 start, unsent = time.monotonic(), False
-                yield from transport.save(task.path)
+                yield from carrier.save(task.path)
                 sent_at = time.monotonic()
                 took = sent_at - start
             yield report

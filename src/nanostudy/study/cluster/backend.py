@@ -120,7 +120,8 @@ class Cluster:
         return free
 
     def _hire(self) -> None:
-        share, unusable = self.nodes.share, self.nodes.unusable()
+        share, usable = self.nodes.share, self.nodes.usable()
+        unusable = [id for id in self.nodes.roster.alive() if id in self.nodes.fit and id not in usable]
         needs = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "memory": share.memory}
         where = {"label_selector": {"ray.io/node-id": f"!in({','.join(unusable)})"}} if unusable else {}
         options = {**needs, **where, "scheduling_strategy": "SPREAD", "max_restarts": 0}

@@ -25,16 +25,18 @@ from nanostudy.text import printable
 from nanostudy.training import stack as checkpoint
 
 POINTER = "checkpoint.at"  # the file in a stack's folder that names the address of its newest checkpoint
+NAME = r"[0-9a-f]{32}\.safetensors"  # a checkpoint's, at an address
 
 
 @dataclass(frozen=True)
 class AtAddress:
-    """A transport: one stack's checkpoints lie in a folder at an address."""
+    """A transport to and from a machine that does not see the stack's folder: its checkpoints lie in a folder at an address."""
 
     folder: str
     newest: str | None = None
 
     def load(self, path: Path) -> Iterator[Message]:
+        """Puts the newest checkpoint at `path`, if there is one. Raises any Exception where it cannot be read."""
         if self.newest:
             try:
                 _fetch(self.newest, path)
@@ -70,11 +72,12 @@ class CheckpointStore:
         newest, here = self._pointer(task), checkpoint.newest(task.path)
         if not self.address:
             return None
+        folder = _folder(newest) if newest else f"{self.address}/{uuid.uuid4().hex}"
         if newest is None and here:
-            newest = _new_address(f"{self.address}/{uuid.uuid4().hex}")
+            newest = _new_address(folder)
             _reach(newest, lambda: _put(here, newest))
             write_atomically(task.folder / POINTER, newest)
-        return AtAddress(_folder(newest) if newest else f"{self.address}/{uuid.uuid4().hex}", newest)
+        return AtAddress(folder, newest)
 
     def keep(self, task: TrainStack, message: Part | Kept) -> None:
         """Raises NanostudyError, OSError where the stack's folder cannot be written."""
@@ -83,28 +86,20 @@ class CheckpointStore:
                 append_part(task.path, message)
             return
         write_atomically(task.folder / POINTER, message.address)
-        with contextlib.suppress(Exception):  # the next save tries again
-            files, place = url_to_fs(message.address)
-            for other in files.ls(_folder(place), detail=False):  # also those that the driver never heard of
-                if other.rpartition("/")[2] != place.rpartition("/")[2] and other.endswith(".safetensors"):
-                    files.rm_file(other)
+        _remove(message.address, others_alone=True)
 
     def end(self, task: TrainStack, report: Done | Broken, stopped: bool) -> None:
         """Where the stack failed, its checkpoint is in its folder afterwards: the policy may split it."""
         newest = self._pointer(task)
-        if isinstance(report, Broken) and report.cause not in ("lost", "files"):
-            self._bring_back(task)
-        elif newest and isinstance(report, Done) and not stopped:
-            _remove_folder(newest)
-
-    def _bring_back(self, task: TrainStack) -> None:
-        newest = self._pointer(task)
         if newest is None:
             return
-        with contextlib.suppress(FileNotFoundError):
-            _reach(newest, lambda: replace_atomically(task.path, lambda temporary: _fetch(newest, temporary)))
-        (task.folder / POINTER).unlink(missing_ok=True)
-        _remove_folder(newest)
+        if isinstance(report, Broken) and report.cause not in ("lost", "files"):
+            with contextlib.suppress(FileNotFoundError):
+                _reach(newest, lambda: replace_atomically(task.path, lambda temporary: _fetch(newest, temporary)))
+            (task.folder / POINTER).unlink(missing_ok=True)
+            _remove(newest)
+        elif isinstance(report, Done) and not stopped:
+            _remove(newest)
 
     def _pointer(self, task: TrainStack) -> str | None:
         """The address that the stack's folder names. Raises NanostudyError where it is not below --checkpoints: it may be anybody's."""
@@ -112,9 +107,7 @@ class CheckpointStore:
         if not os.path.lexists(path):
             return None
         newest = path.read_text(encoding="utf-8", errors="replace")[:10_000].strip()
-        if self.address and re.fullmatch(
-            rf"{re.escape(self.address)}/[0-9a-f]{{32}}/[0-9a-f]{{32}}\.safetensors", newest
-        ):
+        if self.address and re.fullmatch(rf"{re.escape(self.address)}/[0-9a-f]{{32}}/{NAME}", newest):
             return newest
         where = newest.rsplit("/", 2)[0]
         raise NanostudyError(
@@ -147,14 +140,18 @@ def _fetch(address: str, path: Path) -> None:
     files.get_file(place, str(path))
 
 
-def _remove_folder(address: str) -> None:
-    """Of this checkpoint, with the others that lie there, and nothing else. What is left over does no harm."""
+def _remove(address: str, others_alone: bool = False) -> None:
+    """The checkpoints beside this one, also those that the driver never heard of; and this one with its folder, unless
+    `others_alone` is true. What is left over does no harm.
+    """
     with contextlib.suppress(Exception):
-        files, place = url_to_fs(_folder(address))
-        for other in files.ls(place, detail=False):
-            if re.fullmatch(r"[0-9a-f]{32}\.safetensors", other.rpartition("/")[2]):
+        files, place = url_to_fs(address)
+        for other in files.ls(_folder(place), detail=False):
+            name = other.rpartition("/")[2]
+            if re.fullmatch(NAME, name) and not (others_alone and place.endswith(name)):
                 files.rm_file(other)
-        files.rmdir(place)
+        if not others_alone:
+            files.rmdir(_folder(place))
 
 
 def _reach(address: str, action: Callable[[], None]) -> None:

@@ -130,10 +130,6 @@ class Nodes:
         alive = self.roster.alive()
         return {id: node for id, node in alive.items() if self.fit.get(id) and self.avoided.get(id, 0.0) < now}
 
-    def unusable(self) -> list[str]:
-        usable = self.usable()
-        return [id for id in self.roster.alive() if id in self.fit and id not in usable]
-
     def room(self) -> int:
         """How many workers fit on the usable nodes."""
         return sum(self.share.fit(node["Resources"]) for node in self.usable().values())
@@ -160,14 +156,12 @@ class Nodes:
             raise NanostudyError(
                 f"{names} did not answer within {ANSWER:.0f} seconds. `ray status` shows what is wrong."
             )
-        results = dict(self._inspected())
-        problems = [info for info in results.values() if isinstance(info, str)]
+        results = self._inspected()
+        problems = [info for _, info in results if isinstance(info, str)]
         if problems:
             raise NanostudyError("\n".join(problems))
-        infos = [info for info in results.values() if isinstance(info, NodeInfo)]
-        without = [
-            self.roster.name(id) for id, info in results.items() if not isinstance(info, str) and not info.compiled
-        ]
+        infos = [info for _, info in results if isinstance(info, NodeInfo)]
+        without = [self.roster.name(id) for id, info in results if isinstance(info, NodeInfo) and not info.compiled]
         if without and len(without) < len(infos):
             raise NanostudyError(
                 f"Kernels are not compiled on {listed(without, 3)}, and are on the others: their results would differ. Put a C++ "
@@ -253,9 +247,7 @@ def first_line(problem: object) -> str:
     return f"{type(problem).__name__}{f': {lines[0]}' if lines else ''}"
 
 
-def inspector() -> Callable[
-    [Mapping[str, str] | None, Mapping[str, Any]], tuple[dict[str, str], NodeInfo | str | None]
-]:
+def inspector() -> Callable[[Mapping[str, str] | None, Mapping[str, Any]], tuple[dict[str, str], Any]]:
     """A function that says what a node runs, and where that is as expected, what it has or why it cannot be used.
 
     It is defined here so that it travels by value: a node may have another nanostudy, or none.

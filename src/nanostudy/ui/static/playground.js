@@ -1,6 +1,6 @@
 // The playground: one prompt, many models, which write side by side from the same random numbers.
 
-import { make } from "./dom.js";
+import { byId, make } from "./dom.js";
 
 const BANDS = [0.3, 0.8, 1.5, 2.3, 3.2, 4.5, 6]; // nats: from which surprise on a character is shaded one step darker
 const band = (surprise) => (surprise === null ? 0 : BANDS.filter((least) => surprise >= least).length);
@@ -26,8 +26,15 @@ const HTML = `
 <div class="pens samples" aria-live="off"></div>
 <div class="verdict" hidden></div>`;
 
+// The server's answer; throws an Error with what it says is wrong.
+export const ask = async (path, how) => {
+  const answer = await fetch(path, how);
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).problem ?? `The server answers ${answer.status}.`);
+  return answer;
+};
+
 export const makePlayground = (number, stateNow, selectionNow) => {
-  const section = document.getElementById("playground");
+  const section = byId("playground");
   section.innerHTML = HTML;
   const find = (selector) => section.querySelector(selector);
   const form = find("form");
@@ -93,11 +100,8 @@ export const makePlayground = (number, stateNow, selectionNow) => {
     const value = (name) => (form.elements.namedItem(name).value === "" ? null : Number(form.elements.namedItem(name).value));
     return { prompt: form.elements.prompt.value, temperature: value("temperature") ?? 0.8, top_k: value("top_k"), top_p: value("top_p"), seed: value("seed") ?? 1, length: value("length") ?? 160 };
   };
-  const post = async (name, content, signal) => {
-    const answer = await fetch(`/api/${number}/${name}`, { method: "POST", body: JSON.stringify(content), headers: { "content-type": "application/json" }, signal });
-    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).problem ?? `The server answers ${answer.status}.`);
-    return answer;
-  };
+  const post = (name, content, signal) =>
+    ask(`/api/${number}/${name}`, { method: "POST", body: JSON.stringify(content), headers: { "content-type": "application/json" }, signal });
   const lines = async function* (answer) {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = ""; ;) {

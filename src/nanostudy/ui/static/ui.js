@@ -1,19 +1,14 @@
 // The ui: the list of studies and runs, and the page of one of them. The report's own modules draw the table and the figures;
 // this one gets them their data, and keeps them up to date while a study runs.
 
-import { all, make, whole } from "./dom.js";
+import { all, byId, make, whole } from "./dom.js";
 import { showEffects, showState } from "./live.js";
 import { start } from "./page.js";
-import { makePlayground } from "./playground.js";
+import { ask, makePlayground } from "./playground.js";
 
-const at = (id) => document.getElementById(id);
 const number = Number(new URLSearchParams(location.search).get("place"));
-const getJson = async (path) => {
-  const answer = await fetch(path);
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).problem ?? `The server answers ${answer.status}.`);
-  return answer.json();
-};
-const say = (problem) => { at("trouble").textContent = problem; at("trouble").hidden = !problem; };
+const getJson = async (path) => (await ask(path)).json();
+const say = (problem) => { byId("trouble").textContent = problem; byId("trouble").hidden = !problem; };
 
 // --- the list
 
@@ -30,13 +25,13 @@ const line = (place) => {
 };
 const showList = (places) => {
   document.querySelector("nav").hidden = true;
-  at("title").textContent = "Studies and runs";
-  at("lede").textContent = places.length ? `${whole.format(places.length)} here. Losses are validation losses in nats per token.` : "None here yet: `nanostudy study run quickstart` begins one. This list finds it.";
-  at("list").replaceChildren(...places.map(line));
-  at("list").hidden = false;
+  byId("title").textContent = "Studies and runs";
+  byId("lede").textContent = places.length ? `${whole.format(places.length)} here. Losses are validation losses in nats per token.` : "None here yet: `nanostudy study run quickstart` begins one. This list finds it.";
+  byId("list").replaceChildren(...places.map(line));
+  byId("list").hidden = false;
 };
 const choosing = (places) => {
-  const select = at("places");
+  const select = byId("places");
   select.replaceChildren(...places.map((place) => make("option", { value: place.number, textContent: place.title, selected: place.number === number })));
   select.addEventListener("change", () => { location.href = `/?place=${select.value}`; });
   select.closest("label").hidden = places.length < 2 || !number;
@@ -53,7 +48,7 @@ const ordered = (row) => (row.place === null && row.status === "running" ? { ...
 const refill = (table, rows) => table?.splice(0, table.length, ...rows); // figures hold on to the table
 
 const contents = () => {
-  at("contents").querySelector("ol").replaceChildren(...all("main section[id]").filter((section) => !section.hidden)
+  byId("contents").querySelector("ol").replaceChildren(...all("main section[id]").filter((section) => !section.hidden)
     .map((section) => make("li", {}, make("a", { href: `#${section.id}`, textContent: section.querySelector("h2").textContent }))));
 };
 
@@ -68,16 +63,16 @@ const show = (place) => {
     try {
       const made = await getJson(`/api/${number}/report`);
       const html = made.sections.replaceAll(/ style="height:(\d+)px"/g, ' data-height="$1"'); // the page's policy takes no styles from HTML
-      at("report").innerHTML = html;
+      byId("report").innerHTML = html;
       all("[data-height]").forEach((panel) => { panel.style.height = `${panel.dataset.height}px`; });
-      if (made.live) at("report").after(at("playground"));
+      if (made.live) byId("report").after(byId("playground"));
       contents();
       page = start(made.data);
       page.live = made.live;
       window.nanostudyPage = page;
       page.selection.listen(playground.follow);
       showState(state, !made.live);
-      if (!made.live && made.lede) at("lede").textContent = made.lede;
+      if (!made.live && made.lede) byId("lede").textContent = made.lede;
       update();
     } catch (problem) { asked = false; say(problem.message); }
   };
@@ -97,12 +92,12 @@ const show = (place) => {
     if (!asked && state.rows.length && ready()) open();
     else update();
     const over = page?.live && !["running", "waiting"].includes(state.state);
-    if (over && at("newer").hidden) {
+    if (over && byId("newer").hidden) {
       const button = make("button", { type: "button", textContent: "Show its report" });
       button.addEventListener("click", () => location.reload());
-      at("newer").replaceChildren("The study has ended. ", button);
-      at("newer").hidden = false;
-      at("running").after(at("newer"));
+      byId("newer").replaceChildren("The study has ended. ", button);
+      byId("newer").hidden = false;
+      byId("running").after(byId("newer"));
     }
   };
 
@@ -118,7 +113,7 @@ const show = (place) => {
   });
   source.addEventListener("effects", (event) => showEffects(JSON.parse(event.data), contents));
   source.addEventListener("problem", (event) => say(JSON.parse(event.data)));
-  source.addEventListener("error", () => { if (source.readyState !== EventSource.OPEN) at("lede").textContent = "The server does not answer: was it ended? It is tried again."; });
+  source.addEventListener("error", () => { if (source.readyState !== EventSource.OPEN) byId("lede").textContent = "The server does not answer: was it ended? It is tried again."; });
 };
 
 const begin = async () => {
