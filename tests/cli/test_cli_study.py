@@ -17,6 +17,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from nanostudy import api, view
 from nanostudy.errors import NanostudyError
 from nanostudy.result import Status
 from nanostudy.settings import Resources, Where
-from nanostudy.study import database, forecast
+from nanostudy.study import database, forecast, progress
 from nanostudy.study.definition import study_names
 from nanostudy.study.folder import design, open_study
 from nanostudy.study.listing import Listing, as_lines, fitted
@@ -720,22 +721,17 @@ def test_listings_are_aligned():
 # --- the commands themselves
 
 
-def test_help_status_and_list_do_not_load_torch(done):
+def test_what_only_reads_and_lists_does_not_load_torch(done):
     probe = (
         "import sys; from nanostudy.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('LOADED', code, [name for name in ('torch', 'numpy', 'altair') if name in sys.modules])"
     )
-    for args in (
-        ["--help"],
-        ["run", "--help"],
-        ["list"],
-        ["status", "done"],
-        ["status", "done", "--format", "json"],
-        ["note", "done"],
-    ):
-        ran = subprocess.run([sys.executable, "-c", probe, "study", *args], capture_output=True, text=True, check=True)
+    study = ("--help", "run --help", "list", "status done", "status done --format json", "note done")
+    for words in ("presets", *(f"study {words}" for words in study)):
+        command = [sys.executable, "-c", probe, *words.split()]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
         assert re.search(r"LOADED (0|None) \[\]$", ran.stdout), ran
 
 
@@ -854,13 +850,15 @@ def test_a_line_a_worker_and_one_for_the_whole(shown, done, width):
         assert lines[2].endswith(LABELS[best.id - 1])
 
 
-def test_the_course_of_the_loss_is_drawn_and_what_else_is_done_is_said(shown):
+def test_the_course_of_the_loss_is_drawn_and_what_else_is_done_is_said(shown, monkeypatch):
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 0.0))  # so many pictures take a while
     falling = [snapshot(2) for _ in range(300)]
     for i, each in enumerate(falling):
         for name in each.workers[0].progress:
             each.workers[0].progress[name] = Progress(name, i, None, 4.0 - i / 100, 0.001)
     evaluating = snapshot(2)
     evaluating.workers[0].progress = {NAMES[0]: Progress(NAMES[0], 6, None, 2.5, 0.001, evaluating=True)}
+    evaluating.workers[0].estimated_at = 0.0
     evaluating.workers[1] = Assignment(LABELS[0], (NAMES[0],), None)
     lines = shown(80, *falling, evaluating)
     assert any(re.search(r" 299/6 +loss 1\.010 █▇▆▅▄▃▂▁ ", line) for line in lines)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 PRINTING_COMMANDS = {"status", "list", "plan", "sample", "presets", "settings", "show", "doctor"}
 LONGEST_NAME = 80  # characters of a folder's name
+BEGINNING = 800  # characters of a text in which a prompt is looked for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -170,10 +171,11 @@ def _default_folder(source: str, given: dict[str, str], experiment: Experiment) 
 
 
 def _print_finished(run: Run) -> None:
-    final, best = run.metadata.get("final") or {}, run.metadata.get("best") or {}
-    if run.metadata["status"] == "diverged":
-        print(f"This run diverged: {run.metadata['diverged']}. Its best weights are kept in {run.folder}.")
+    metadata = run.metadata
+    if metadata["status"] == "diverged":
+        print(f"This run diverged: {metadata['diverged']}. Its best weights are kept in {run.folder}.")
         raise typer.Exit(1)
+    final, best = metadata["final"], metadata["best"]
     print(
         f"final    train {final['train_loss']:.4f}   val {final['val_loss']:.4f} nats per token (best val {best['val_loss']:.4f})"
     )
@@ -191,7 +193,7 @@ def _prompt_option(run: Run) -> str:
         text = find_text(run.experiment.corpus, run.weights.tokenizer.kind).content
     except NanostudyError:
         return ""
-    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[: LONGEST_NAME * 10], re.MULTILINE)
+    words = re.search(r"[^\W\d_].{0,19}(?=\W|$)", text[:BEGINNING], re.MULTILINE)
     return f" --prompt {shlex.quote(words[0].rstrip())}" if words and words[0].isprintable() else ""
 
 
