@@ -88,9 +88,7 @@ class Results:
         """Settings with more than one known value, `seed` never among them, in the order in which Experiment declares them; and
         what else a table varied.
         """
-        candidates = [name for name in SETTINGS if name != "seed" and name not in WITHOUT_EFFECT]
-        candidates += _others(map(str, self.experiments))
-        return tuple(name for name in candidates if len(levels(self.experiments[name])) > 1)
+        return factors_of(self.experiments)
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -112,6 +110,12 @@ class Results:
             for row in self.experiments[list(factors)].itertuples(index=False, name=None)
         ]
         return pd.Series(labels, index=self.experiments.index, name="cell", dtype=object)
+
+
+def factors_of(experiments: pd.DataFrame) -> tuple[str, ...]:
+    candidates = [name for name in SETTINGS if name != "seed" and name not in WITHOUT_EFFECT]
+    candidates += _others(map(str, experiments))
+    return tuple(name for name in candidates if len(levels(experiments[name])) > 1)
 
 
 def _others(names: Iterable[str]) -> list[str]:

@@ -28,7 +28,7 @@ from nanostudy.analysis.frames import (
 from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
 from nanostudy.analysis.table_files import SUFFIXES
 from nanostudy.analysis.tables import read_tables
-from nanostudy.data.corpus import Tokenizer
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
