@@ -114,7 +114,10 @@ def gradients(
     if ranks.count > 1:
         if total_M is None or grads_MP is None:
             total_M, grads_MP = torch.zeros(len(params_MP), device=params_MP.device), torch.zeros_like(params_MP)
-        total_M, grads_MP, seen = _sum_over_ranks(total_M, grads_MP, seen, ranks)
+        # one reduction for all three; it waits for the device
+        sums_MS = torch.cat([grads_MP, total_M[:, None], torch.full_like(total_M, seen)[:, None]], 1)
+        ranks.add(sums_MS)
+        grads_MP, total_M, seen = sums_MS[:, :-2], sums_MS[:, -2], int(sums_MS[0, -1])
     return None if total_M is None or grads_MP is None or seen < sequences else (total_M, grads_MP)
 
 
@@ -169,14 +172,6 @@ def _room(grads_MP: Tensor, config: GPTConfig, rows: int) -> tuple[dict[str, Ten
 def sum_piece(rows: int) -> int:
     """Rows of a member over which one program of a device sums the gradient of a vector: as many as leave 256 pieces or fewer."""
     return LEAST_PIECE * -(-rows // (256 * LEAST_PIECE))
-
-
-def _sum_over_ranks(loss_M: Tensor, grads_MP: Tensor, seen: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
-    """One reduction for all three. Waits for the device."""
-    seen_M = torch.full_like(loss_M, seen)
-    sums_MS = torch.cat([grads_MP, loss_M[:, None], seen_M[:, None]], 1)
-    ranks.add(sums_MS)
-    return sums_MS[:, -2], sums_MS[:, :-2], int(sums_MS[0, -1])
 
 
 def train_step(

@@ -47,10 +47,12 @@ def read_samples(folder: Path, prompt: str | None = None, prompts: Sequence[Sequ
 
     Older versions wrote sample.txt alone: one text that goes on from `prompt`, or several, from one of the lists of prompts.
     """
-    if not os.path.lexists(folder / SAMPLES):
-        return _from_text(folder / TEXT, prompt, prompts)
-    path = folder / SAMPLES
+    path = folder / (SAMPLES if os.path.lexists(folder / SAMPLES) else TEXT)
+    if not os.path.lexists(path):
+        return []
     try:
+        if path.name == TEXT:
+            return _from_text(read_bounded(path, FILES[TEXT].most).decode(errors="replace"), prompt, prompts)
         samples = [Sample(**sample) for sample in json.loads(read_bounded(path, FILES[SAMPLES].most))]
         texts = [_text(samples, headings) for headings in (True, False)]
         if read_bounded(folder / TEXT, FILES[TEXT].most).decode() not in texts:
@@ -60,14 +62,9 @@ def read_samples(folder: Path, prompt: str | None = None, prompts: Sequence[Sequ
     return samples
 
 
-def _from_text(path: Path, prompt: str | None, asked: Sequence[Sequence[str | None]]) -> list[Sample]:
+def _from_text(text: str, prompt: str | None, asked: Sequence[Sequence[str | None]]) -> list[Sample]:
     """Split at the lines that name the prompts; a model may have written such lines itself."""
-    if not os.path.lexists(path):
-        return []
-    try:
-        text = read_bounded(path, FILES[TEXT].most).decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, ValueError) as problem:
-        raise NanostudyError(f"{path} is damaged or cannot be read ({problem}). Restore or delete it.") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     for prompts in asked:
         begins = (f"{re.escape(OPENING + (p or 'no prompt'))}\n({re.escape(p or '')}.*?)" for p in prompts)
         match = re.fullmatch("\n\n".join(begins) + "\n?", text, re.DOTALL)
