@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanostudy.analysis import power, winner
+from nanostudy.analysis.frames import AT_CONTEXT
 from nanostudy.analysis.judgement import MARGIN, SEEDS, Judgement, Verdict, compare
 from nanostudy.analysis.power import DIFFERENCE, Seeds
 from nanostudy.analysis.results import read_results
@@ -191,10 +192,8 @@ def judge(
 def _comparable(a: Experiment, b: Experiment) -> int | None:
     """The context to compare at, None for their own. Raises UsageError where the losses would mean different things."""
     inputs = Inputs()
-    texts = [
-        (inputs.corpus(e).sha256, inputs.corpus(e).tokenizer.kind, len(inputs.corpus(e).val.tokens)) for e in (a, b)
-    ]
-    if texts[0] != texts[1]:
+    text, other = ((one.sha256, one.tokenizer.kind, len(one.val.tokens)) for one in map(inputs.corpus, (a, b)))
+    if text != other:
         raise UsageError("A and B read different texts, tokens or splits: a loss on one says nothing about another.")
     if inputs.identity(a) == inputs.identity(b):
         raise UsageError("A and B are the same recipe: they differ in no setting that changes a result.")
@@ -251,7 +250,7 @@ def _look(folder: Path, rows: Sequence[Result], margin: float, context: int | No
     return dataclasses.replace(
         result,
         seed_seconds=sum(shares) / len(seeds) / workers,
-        measure="val_loss" if context is None else f"val_loss_at_{context}",
+        measure="val_loss" if context is None else f"{AT_CONTEXT}{context}",
         trainings=len(rows),
         seconds=sum(shares),
         folder=str(folder),

@@ -593,7 +593,7 @@ def toy(corpus, sha256):
     results = synthetic(
         {"n_embd": [32, 64], "n_head": [1, 2]}, max_iters=20, eval_interval=10, corpus=corpus, curves=True
     )
-    facts = CorpusFacts(corpus, sha256, corpus, "char", 1_003_854, 111_540, None)
+    facts = CorpusFacts(corpus, sha256, corpus, "char", 1_003_854, None)
     return replace(results, experiments=results.experiments.assign(corpus_sha256=sha256), corpora={sha256: facts})
 
 

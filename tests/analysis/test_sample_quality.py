@@ -178,7 +178,7 @@ def written(tmp_path):
         ],
         columns=["name", "prompt", "text"],
     )
-    facts = CorpusFacts("play", sha, str(path), "char", 1, 1, None)
+    facts = CorpusFacts("play", sha, str(path), "char", 1, None)
     return replace(results, experiments=experiments, samples=samples, corpora={sha: facts})
 
 

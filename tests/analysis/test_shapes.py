@@ -78,6 +78,7 @@ def test_configurations_whose_factor_is_left_out_are_no_seeds_of_one():
     results = synthetic({"dropout": [0.0, 0.2]}, seeds=range(30), noise=0.01)
     results.experiments["corpus"] = [f"text {i}" for i in range(60)]
     assert (ranking(results)["n"] == 1).all()
+    assert not any("Without a finished experiment" in text for text in design_of(results).missing)
 
 
 def test_numbers_that_always_vary_together_are_one():

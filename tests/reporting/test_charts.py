@@ -96,7 +96,7 @@ def test_the_effects_plot_says_what_is_clear(figures):
 
 def test_the_entropy_floor_is_drawn_where_it_is_known():
     analysis = study()
-    facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 100, 1.2345)
+    facts = CorpusFacts("playhouse", "0" * 64, "playhouse", "char", 1000, 1.2345)
     known = replace(analysis.results, corpora={facts.sha256: facts})
     data = data_of(known, ["n_embd"])
     figure = loss_charts.curves_figure([facts], data.curves, data.batches, "n_embd")

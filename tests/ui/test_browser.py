@@ -162,23 +162,13 @@ def test_several_are_in_one_list(studied, open_page, tmp_path):
 def test_a_study_is_watched_while_it_runs(open_page, tmp_path):
     """A real one, in processes of its own: begun after the page is open; it is prompted before it ends."""
     source = write_study(tmp_path, max_iters=1500, eval_interval=100, log_interval=5)
-    command = [
-        sys.executable,
-        "-m",
-        "nanostudy",
-        "study",
-        "run",
-        str(source),
-        "--out",
-        str(tmp_path / "small"),
-        "--device=cpu",
-    ]
+    words = ["study", "run", str(source), "--out", str(tmp_path / "small"), "--device=cpu", "--workers=1"]
+    command = [sys.executable, "-m", "nanostudy", *words]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with serving(begin=tmp_path / "small") as ui:
         page = open_page(ui.address)
         expect(page.locator("#lede")).to_contain_text("has not begun", timeout=PATIENCE)
-        with subprocess.Popen(
-            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as study:
+        with subprocess.Popen(command, **silent) as study:
             try:
                 expect(page.locator("#workers p").first).to_contain_text("worker 0", timeout=PATIENCE)
                 expect(page.locator("#experiments-table tbody tr")).to_have_count(8, timeout=PATIENCE)

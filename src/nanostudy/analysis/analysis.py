@@ -8,22 +8,28 @@ from functools import cached_property
 
 import pandas as pd
 
-from nanostudy.analysis import curves, parts, power, sample_quality, winner
-from nanostudy.analysis import divergence as divergence_
-from nanostudy.analysis import effects as effects_
-from nanostudy.analysis import equal_budget as equal_budget_
-from nanostudy.analysis import forest as forest_
-from nanostudy.analysis import ranking as ranking_
-from nanostudy.analysis import shapes as shapes_
-from nanostudy.analysis import sources as sources_
-from nanostudy.analysis import text_error as text_error_
+from nanostudy.analysis import (
+    curves,
+    divergence,
+    effects,
+    equal_budget,
+    forest,
+    parts,
+    power,
+    ranking,
+    sample_quality,
+    shapes,
+    sources,
+    text_error,
+    winner,
+)
 from nanostudy.analysis.claims import claims
 from nanostudy.analysis.effects import Effects
 from nanostudy.analysis.equal_budget import Budget, Cost
 from nanostudy.analysis.forest import Forest
-from nanostudy.analysis.frames import AT_CONTEXT
+from nanostudy.analysis.frames import AT_CONTEXT, Results
 from nanostudy.analysis.power import Seeds
-from nanostudy.analysis.results import Results, read_study_folder
+from nanostudy.analysis.results import read_study_folder
 from nanostudy.analysis.scaling import PowerLaw, Refusal, power_law
 from nanostudy.analysis.shapes import Shapes
 from nanostudy.analysis.sources import Sources
@@ -52,32 +58,32 @@ class Analysis:
     @cached_property
     def effects(self) -> Effects:
         """On the validation loss."""
-        return effects_.effects(self.results)
+        return effects.effects(self.results)
 
     @cached_property
     def gap_effects(self) -> Effects:
         """On the gap, validation less training loss."""
-        return effects_.effects(self.results, "gap")
+        return effects.effects(self.results, "gap")
 
     @cached_property
     def shapes(self) -> Shapes:
         """Of the settings that are numbers, on the validation loss."""
-        return shapes_.shapes(self.results)
+        return shapes.shapes(self.results)
 
     @cached_property
     def forest(self) -> Forest:
         """On the validation loss."""
-        return forest_.forest(self.results)
+        return forest.forest(self.results)
 
     @cached_property
     def ranking(self) -> pd.DataFrame:
         """By validation loss."""
-        return ranking_.ranking(self.results)
+        return ranking.ranking(self.results)
 
     @cached_property
     def generalisation(self) -> pd.DataFrame:
         """The ranking by the gap."""
-        return ranking_.ranking(self.results, "gap")
+        return ranking.ranking(self.results, "gap")
 
     @cached_property
     def best_unbiased(self) -> float:
@@ -98,16 +104,16 @@ class Analysis:
     @cached_property
     def text_error(self) -> pd.DataFrame:
         """What a finite text contributes to each validation loss."""
-        return text_error_.text_error(self.results)
+        return text_error.text_error(self.results)
 
     @cached_property
     def equal_windows(self) -> EqualWindows | None:
         """Where the experiments' own contexts differ, and all were scored at one."""
-        common = equal_budget_.common_context(self.results)
+        common = equal_budget.common_context(self.results)
         if common is None or self.results.finished["block_size"].nunique() < 2:
             return None
         column = f"{AT_CONTEXT}{common}"
-        return EqualWindows(common, effects_.effects(self.results, column), ranking_.ranking(self.results, column))
+        return EqualWindows(common, effects.effects(self.results, column), ranking.ranking(self.results, column))
 
     @cached_property
     def part_means(self) -> pd.DataFrame:
@@ -116,12 +122,12 @@ class Analysis:
     @cached_property
     def sources(self) -> Sources | None:
         """The same effects as several studies or tables measured them; None where they have none in common."""
-        return sources_.sources(self.results)
+        return sources.sources(self.results)
 
     @cached_property
     def divergence(self) -> pd.DataFrame:
         """How often each value of a setting diverged, beside its other values."""
-        return divergence_.divergence(self.results)
+        return divergence.divergence(self.results)
 
     @cached_property
     def overfitting(self) -> pd.DataFrame:
@@ -156,11 +162,11 @@ class Analysis:
 
     def equal_budget(self, at: Budget) -> pd.DataFrame:
         """The ranking at equal "context", "updates", "tokens", "arithmetic" or "time"."""
-        return equal_budget_.equal_budget(self.results, at)
+        return equal_budget.equal_budget(self.results, at)
 
     def pareto(self, cost: Cost = "parameters") -> pd.DataFrame:
         """The front of loss against "parameters", "flops" or "seconds"."""
-        return equal_budget_.pareto(self.results, cost)
+        return equal_budget.pareto(self.results, cost)
 
     def cell_means(self, factor_a: str, factor_b: str | None = None, measure: str = "val_loss") -> pd.DataFrame:
-        return effects_.cell_means(self.results, factor_a, factor_b, measure)
+        return effects.cell_means(self.results, factor_a, factor_b, measure)

@@ -94,8 +94,6 @@ class Design:
     cells: Array  # (experiments,): the number of the cell, which is a combination of levels
     clusters: Array  # (experiments,): the number of the seed; an unknown seed is one of its own
     blocks: Array | None  # (experiments,): the number of the block; None: nothing is shared, or blocks are confounded
-    complete: bool  # every combination of levels is there
-    balanced: bool  # complete, equally often, and in every block
     missing: tuple[str, ...]  # sentences: what is left out or confounded
     text: TextErrors  # what a finite text contributes to the measure
 
@@ -104,12 +102,34 @@ class Design:
         return len(self.y)
 
     @property
+    def names(self) -> list[str]:
+        return list(map(str, self.table.index))
+
+    @property
     def cell_count(self) -> int:
         return len(np.unique(self.cells))
 
     @property
     def seed_count(self) -> int:
         return len(np.unique(self.clusters))
+
+    @property
+    def combinations(self) -> int:
+        """Of levels, whether they were run or not."""
+        return math.prod(len(factor.levels) for factor in self.factors)
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every combination of levels is there."""
+        return self.n > 0 and self.cell_count == self.combinations
+
+    @cached_property
+    def balanced(self) -> bool:
+        """Complete, equally often, and in every block."""
+        if not self.complete or len(set(np.bincount(self.cells))) > 1:
+            return False
+        blocks = self.blocks
+        return blocks is None or combined(self.cells, blocks) == self.n == self.cell_count * len(np.unique(blocks))
 
     @property
     def two_level(self) -> bool:
@@ -138,30 +158,24 @@ def design_of(results: Results, measure: str = "val_loss") -> Design:
             f"{next(iter(repeats))}, which is no independent replicate."
         )
     factors = _factors(table, varied, missing)
-    whole = [
-        pd.factorize(table[name])[0] for name in varied
-    ]  # with what is no factor, so that no cell holds two configurations
+    whole = [pd.factorize(table[name])[0] for name in varied]  # what is no factor, too: a cell is one configuration
     cells = _numbered([*(factor.codes for factor in factors), *whole], len(table))
-    clusters = _clusters(table)
     blocks = _blocks(table, factors, cells, missing)
-    combinations = math.prod(len(factor.levels) for factor in factors)
-    counts = np.unique(cells, return_counts=True)[1]
-    complete = len(counts) == combinations and len(table) > 0
-    even = complete and len(set(counts)) == 1
-    if blocks is not None and even:
-        even = combined(cells, blocks) == len(table) == len(counts) * len(np.unique(blocks))
-    if not complete and len(table) and combinations <= 10 * len(table):
-        missing.append(
-            f"Without a finished experiment: {combinations - len(counts):,} of the {combinations:,} combinations of levels."
-        )
-    elif complete and not even and min(counts) < max(counts):
-        missing.append(f"Some combinations have more experiments than others: {min(counts)} to {max(counts)} each.")
-    elif complete and not even:
-        missing.append("The combinations were not all run with the same seeds.")
-    missing += _devices(table, factors)
-    y = table[measure].to_numpy(dtype=float)
-    laid_out = (factors, cells, clusters, blocks, complete, even)
-    return Design(measure, table, repeats, y, *laid_out, tuple(missing), text_errors(results, measure))
+    y, text = table[measure].to_numpy(dtype=float), text_errors(results, measure)
+    design = Design(measure, table, repeats, y, factors, cells, _clusters(table), blocks, (), text)
+    return replace(design, missing=(*missing, *_incomplete(design), *_devices(table, factors)))
+
+
+def _incomplete(design: Design) -> list[str]:
+    """A sentence where combinations of levels are missing, or not all there equally often and in every block."""
+    if not design.complete:
+        there, every = max(1, combined(*(factor.codes for factor in design.factors))), design.combinations
+        few = f"Without a finished experiment: {every - there:,} of the {every:,} combinations of levels."
+        return [few] if there < every <= 10 * design.n else []
+    counts = np.bincount(design.cells)
+    if counts.min() < counts.max():
+        return [f"Some combinations have more experiments than others: {counts.min()} to {counts.max()} each."]
+    return [] if design.balanced else ["The combinations were not all run with the same seeds."]
 
 
 def _measured(results: Results, measure: str, varied: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:

@@ -20,11 +20,6 @@ from nanostudy.analysis.noise import estimates, judged
 from nanostudy.errors import UsageError
 from nanostudy.text import value_text
 
-EFFECTS = (
-    *("term", "order", "factor_a", "factor_b", "level", "reference"),
-    *("effect", "se", "df", "low", "high", "p", "share", "clear"),
-    *("together_low", "together_high", "together"),
-)
 MOST_CONTRASTS = 2047  # in a half-normal plot
 
 
@@ -32,7 +27,7 @@ MOST_CONTRASTS = 2047  # in a half-normal plot
 class Effects:
     """In the measure's unit (losses: nats per token). Intervals in `table` are 95%, each on its own."""
 
-    table: pd.DataFrame  # columns EFFECTS; a row per level, compared with the first one, and per pair of such levels
+    table: pd.DataFrame  # columns of `_table`; a row per level, against the first one, and per pair of such levels
     importance: pd.DataFrame  # of each factor its largest difference; intervals hold for all at once
     at_best: pd.DataFrame  # what changing one setting does at the best settings, where that is not its average effect
     explanation: str  # where the intervals come from, and what they assume
@@ -82,10 +77,11 @@ def _check(results: Results, measure: str) -> None:
 
 
 def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
-    """Rows of EFFECTS; `together` is of intervals that hold for all pairs of levels of all factors, or for all interactions."""
-    rows, weights = list[tuple[Any, ...]](), []
-    curved = set(fit.design.numbers)  # have curves in place of effects: shapes.py
-    for term in (term for term in fit.terms if len(term.factors) <= 2 and not curved & set(term.factors)):
+    """term, order, factor_a, factor_b, level, reference, effect, se, df, low, high, p, share, clear, together_low, together_high,
+    together: the last three are of intervals that hold for all pairs of levels of all factors, or for all interactions.
+    """
+    rows, weights = list[tuple[Any, ...]](), list[Array]()
+    for term in (*fit.mains, *(term for term in fit.terms if len(term.factors) == 2)):
         factors = [fit.design.factors[index] for index in term.factors]
         names = (term.name, len(factors), factors[0].name, factors[1].name if len(factors) > 1 else None)
         for levels in itertools.product(*(range(1, len(factor.levels)) for factor in factors)):
@@ -97,29 +93,31 @@ def _table(fit: Fit, shares: Mapping[str, float]) -> pd.DataFrame:
             one = (factors[0].levels[levels[0]], factors[0].levels[reference])
             rows.append((*names, *(one if len(factors) == 1 else (TIMES.join(at), TIMES.join(against)))))
             weights.append(level_effect(fit, term.factors, levels, (reference,) * len(levels)))
-    if not rows:
-        kinds = dict.fromkeys(EFFECTS[6:], float) | dict.fromkeys(("clear", "together"), bool)
-        return pd.DataFrame(columns=list(EFFECTS)).astype(kinds)
-    found = estimates(fit, np.stack(weights))
+    found = estimates(fit, np.reshape(weights, (len(rows), fit.columns.shape[1])))
     found = replace(
         found,
         effect=np.where(np.abs(found.effect) <= fit.negligible, 0.0, found.effect),
         se=np.maximum(found.se, fit.negligible),
     )
-    table = pd.DataFrame(rows, columns=list(EFFECTS[:6])).astype({"level": object, "reference": object})
+    columns = ["term", "order", "factor_a", "factor_b", "level", "reference"]
+    table = pd.DataFrame(rows, columns=columns).astype({"level": object, "reference": object})
     mains = (table["order"] == 1).to_numpy()
     pairs_of_levels = sum(math.comb(len(factor.levels), 2) for factor in fit.design.factors if not factor.degree)
     margin = found.margin()
     wide = np.where(mains, found.margin(pairs_of_levels), found.margin(int((~mains).sum())))
-    numbers: dict[str, Any] = {
-        **{"effect": found.effect, "se": found.whole_se, "df": found.df},
-        **{"low": found.effect - margin, "high": found.effect + margin, "p": found.p},
-        "share": [shares[term] for term in table["term"]],
-        "clear": np.abs(found.effect) > margin,
-        **{"together_low": found.effect - wide, "together_high": found.effect + wide},
-        "together": np.abs(found.effect) > wide,
-    }
-    return table.assign(**numbers)
+    return table.assign(
+        effect=found.effect,
+        se=found.whole_se,
+        df=found.df,
+        low=found.effect - margin,
+        high=found.effect + margin,
+        p=found.p,
+        share=np.array([shares[term] for term in table["term"]], dtype=float),
+        clear=np.abs(found.effect) > margin,
+        together_low=found.effect - wide,
+        together_high=found.effect + wide,
+        together=np.abs(found.effect) > wide,
+    )
 
 
 def _reference(fit: Fit, term: Term, levels: tuple[int, ...]) -> int | None:
@@ -134,8 +132,7 @@ def _not_estimated(fit: Fit) -> list[str]:
     sentences = []
     bound = [
         f"{term.name}={value_text(value)}"
-        for term in fit.terms
-        if len(term.factors) == 1 and term.factors[0] not in fit.design.numbers
+        for term in fit.mains
         for level, value in enumerate(fit.design.factors[term.factors[0]].levels)
         if level and _reference(fit, term, (level,)) is None
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.divergence import unreliable
-from nanostudy.analysis.frames import AT_CONTEXT, Results
+from nanostudy.analysis.frames import AT_CONTEXT, MACHINE, Results
 from nanostudy.analysis.ranking import ranking
 from nanostudy.errors import UsageError
 from nanostudy.text import counted, digits, duration, listed
@@ -21,7 +21,6 @@ Cost = Literal["parameters", "flops", "seconds"]
 
 SPENT = {"updates": "step", "tokens": "tokens", "arithmetic": "tokens", "time": "seconds"}  # the evaluations' column
 CLOSE = 1e-9  # relative: an evaluation this near the budget is at the budget
-MACHINE = ("device", "device_name", "precision", "threads", "members")
 
 
 def equal_budget(results: Results, at: Budget) -> pd.DataFrame:
@@ -155,7 +154,7 @@ def pareto(results: Results, cost: Cost = "parameters") -> pd.DataFrame:
 
 def incomparable_times(table: pd.DataFrame) -> str:
     """Why times cannot be compared; empty where they can."""
-    differing = [name for name in MACHINE if table[name].nunique(dropna=False) > 1]
+    differing = [name for name in (*MACHINE, "members") if table[name].nunique(dropna=False) > 1]
     if not differing:
         return ""
     values = [f"{name} ({', '.join(sorted({str(v) for v in table[name]}))})" for name in differing]

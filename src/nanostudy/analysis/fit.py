@@ -49,6 +49,11 @@ class Fit:
         return design.complete and not design.numbers and self.order >= len(design.factors) and not self.dropped
 
     @property
+    def mains(self) -> list[Term]:
+        """The main effects of factors that are no numbers: those have curves (shapes.py)."""
+        return [one for one in self.terms if len(one.factors) == 1 and one.factors[0] not in self.design.numbers]
+
+    @property
     def residual_df(self) -> int:
         return self.design.n - self.span.shape[1]
 

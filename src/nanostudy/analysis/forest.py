@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +87,14 @@ def _permuted(x: Array, y: Array, random: np.random.Generator) -> tuple[Array, f
 
 def _dependence(design: Design, x: Array) -> pd.DataFrame:
     """Friedman (2001): the mean prediction with one column set to a value, the others as they are."""
-    trees = _new().fit(x, design.y)
-    tables = [
-        pd.DataFrame({"factor": design.factors[place].name, **_averages(trees, x, place, design.factors[place])})
-        for place in design.numbers
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(DEPENDENCE))
-
-
-def _averages(trees: Any, x: Array, place: int, factor: Factor) -> dict[str, Sequence[float]]:
     from sklearn.inspection import partial_dependence
 
-    found = partial_dependence(trees, x, [place], kind="average", grid_resolution=PLACES, percentiles=(0, 1))
-    return {"value": list(factor.unscaled(found["grid_values"][0])), "loss": list(found["average"][0])}
+    if not design.numbers:
+        return pd.DataFrame(columns=list(DEPENDENCE))
+    trees, tables = _new().fit(x, design.y), []
+    for place in design.numbers:
+        factor = design.factors[place]
+        found = partial_dependence(trees, x, [place], kind="average", grid_resolution=PLACES, percentiles=(0, 1))
+        values = factor.unscaled(found["grid_values"][0])
+        tables.append(pd.DataFrame({"factor": factor.name, "value": values, "loss": found["average"][0]}))
+    return pd.concat(tables, ignore_index=True)

@@ -19,7 +19,8 @@ from nanostudy.text import counted, value_text
 # settings that change no weight: they are no factors, and experiments that differ in nothing else are replicates
 WITHOUT_EFFECT = (*names_of("record"), "eval_interval", "eval_tokens")
 SETTINGS = tuple(name for name in FIELDS if name not in names_of("record"))
-SURROUNDINGS = ("device", "device_name", "precision", "threads", "members", "corpus_sha256")
+MACHINE = ("device", "device_name", "precision", "threads")
+SURROUNDINGS = (*MACHINE, "members", "corpus_sha256")
 # `source` is "nanostudy", or the table whose numbers other code may have made; `identity` is empty there
 # `star` and `note` are a person's (study/notes.py)
 OURS = "nanostudy"
@@ -44,7 +45,6 @@ class CorpusFacts:
     requested: str  # what finds it again: a name, or the path that it had
     tokenizer: str
     train_tokens: int
-    val_tokens: int
     entropy: float | None  # of the validation text, nats per token
     characters: tuple[int, ...] = ()  # of its parts: training, validation and, where there is one, test
 
@@ -190,27 +190,25 @@ def _superfluous(pieces: Sequence[Results]) -> list[list[str]]:
 
     The same experiment trained on two machines is two results, which a comparison of machines needs.
     """
-    found: dict[str, list[tuple[int, str, tuple[float, float] | None]]] = {}
+    found: dict[str, list[tuple[int, str, str, tuple[float, float]]]] = {}
     for place, piece in enumerate(pieces):
         table = piece.experiments
         columns = zip(table.index, *(table[c] for c in ("identity", "status", "val_loss", "seconds")), strict=True)
         for name, identity, status, loss, seconds in columns:
             if known(identity):
-                result = (loss, seconds) if status in ("finished", "diverged") else None
-                found.setdefault(identity, []).append((place, str(name), result))
+                found.setdefault(identity, []).append((place, str(name), status, (loss, seconds)))
     superfluous: list[list[str]] = [[] for _ in pieces]
     for same in found.values():
-        results = [result for *_, result in same if result]
-        for i, (place, name, result) in enumerate(same):
-            before = [other for *_, other in same[:i]]
-            if any(_alike(result, other) for other in before) if result else bool(results or before):
-                superfluous[place].append(name)
+        done = [one for one in same if one[2] in ("finished", "diverged")]
+        distinct = [one for i, one in enumerate(done) if not any(_alike(one[3], other[3]) for other in done[:i])]
+        for place, name, *_ in (one for one in same if one not in (distinct or same[:1])):
+            superfluous[place].append(name)
     return superfluous
 
 
-def _alike(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
+def _alike(a: tuple[float, float], b: tuple[float, float]) -> bool:
     """Whether loss and seconds are the same but for the rounding of a run folder's seconds."""
-    return b is not None and np.allclose(a, b, rtol=0, atol=[1e-9, 0.02], equal_nan=True)
+    return np.allclose(a, b, rtol=0, atol=[1e-9, 0.02], equal_nan=True)
 
 
 def _unlike(name: str, title: str, taken: set[str]) -> str:

@@ -30,11 +30,11 @@ def importance(fit: Fit) -> pd.DataFrame:
         return pd.DataFrame(columns=list(IMPORTANCE)).astype({"clear": bool, "rival": bool})
     weights = np.stack([level_effect(fit, (index,), (level,), (other,)) for index, other, level in searched])
     found = estimates(fit, weights)
-    margin = found.margin(len(searched))
-    clear = np.abs(found.effect) > margin  # false where the margin is not known
-    order = np.lexsort([-np.abs(found.effect), ~clear])
-    largest = {searched[i][0]: i for i in reversed(order)}
-    chosen = sorted(largest.values(), key=lambda i: list(order).index(i))
+    low, high = found.interval(len(searched))
+    clear = (low > 0) | (high < 0)  # false where the interval is not known
+    order = np.lexsort([-np.abs(found.effect), ~clear]).tolist()
+    chosen = list({searched[i][0]: i for i in reversed(order)}.values())
+    chosen.sort(key=order.index)
     first = chosen[0]
     own = sum(index == searched[first][0] for index, *_ in searched)
     signed = weights[first] * np.sign(found.effect[first])
@@ -48,25 +48,22 @@ def importance(fit: Fit) -> pd.DataFrame:
     for place, i in enumerate(chosen):
         index, other, level = searched[i]
         factor = fit.design.factors[index]
-        ends = (float(found.effect[i]), float(found.effect[i] - margin[i]), float(found.effect[i] + margin[i]))
+        numbers = (float(found.effect[i]), float(low[i]), float(high[i]))
         rival = place > 0 and not verified and not exceeded[place - 1][1]
         at = (factor.levels[other], factor.levels[level], len(factor.levels))
-        rows.append((factor.name, *at, *ends, bool(clear[i]), rival))
+        rows.append((factor.name, *at, *numbers, bool(clear[i]), rival))
     table = pd.DataFrame(rows, columns=list(IMPORTANCE))
     return table.astype({"reference": object, "level": object, "clear": bool, "rival": bool})
 
 
 def _pairs(fit: Fit) -> list[tuple[int, int, int]]:
     """(factor, lower level, higher level): every difference of a main effect that the experiments determine."""
-    mains = [
-        term.factors[0] for term in fit.terms if len(term.factors) == 1 and term.factors[0] not in fit.design.numbers
+    return [
+        (index, a, b)
+        for (index,) in (term.factors for term in fit.mains)
+        for a, b in itertools.combinations(range(len(fit.design.factors[index].levels)), 2)
+        if fit.estimable(level_effect(fit, (index,), (b,), (a,)))
     ]
-    every = (
-        (index, *pair)
-        for index in mains
-        for pair in itertools.combinations(range(len(fit.design.factors[index].levels)), 2)
-    )
-    return [(index, a, b) for index, a, b in every if fit.estimable(level_effect(fit, (index,), (b,), (a,)))]
 
 
 def at_best(fit: Fit) -> pd.DataFrame:
@@ -78,23 +75,20 @@ def at_best(fit: Fit) -> pd.DataFrame:
     design, rows = fit.design, list[tuple[Any, ...]]()
     if not fit.of_cells or len(design.factors) < 2:
         return pd.DataFrame(columns=list(AT_BEST))
-    cells = list(itertools.product(*(range(len(factor.levels)) for factor in design.factors)))
-    means = cell_weights(fit)
-    fitted = means @ fit.params
-    best = cells[int(np.argmin(fitted))]
-    searched = len(cells) * sum(len(factor.levels) - 1 for factor in design.factors) // 2
+    shape, means = tuple(len(factor.levels) for factor in design.factors), cell_weights(fit)
+    lowest = int(np.argmin(means @ fit.params))
+    best = [int(level) for level in np.unravel_index(lowest, shape)]
+    searched = len(means) * sum(count - 1 for count in shape) // 2
     for index, factor in enumerate(design.factors):
-        others = [level for level in range(len(factor.levels)) if level != best[index]]
-        there = [cells.index((*best[:index], level, *best[index + 1 :])) for level in others]
-        here = means[there] - means[cells.index(best)]
+        others = [level for level in range(shape[index]) if level != best[index]]
+        there = [np.ravel_multi_index((*best[:index], level, *best[index + 1 :]), shape) for level in others]
+        here = means[there] - means[lowest]
         average = np.stack([level_effect(fit, (index,), (level,), (best[index],)) for level in others])
         change, usual, differs = (estimates(fit, weights) for weights in (here, average, here - average))
         excess = np.abs(differs.effect) - differs.margin(searched)
         if not (excess > 0).any():
             continue
         i = int(np.argmax(np.where(excess > 0, np.abs(differs.effect), -math.inf)))
-        margin = float(change.margin(searched)[i])
-        effect = float(change.effect[i])
-        at = (factor.levels[best[index]], factor.levels[others[i]])
-        rows.append((factor.name, *at, effect, effect - margin, effect + margin, float(usual.effect[i])))
+        numbers = (float(each[i]) for each in (change.effect, *change.interval(searched), usual.effect))
+        rows.append((factor.name, factor.levels[best[index]], factor.levels[others[i]], *numbers))
     return pd.DataFrame(rows, columns=list(AT_BEST)).astype({"best": object, "level": object})

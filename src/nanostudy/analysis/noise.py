@@ -93,7 +93,7 @@ def estimates(fit: Fit, weights: Array) -> Estimates:
     seen = (trace > wanted / 2) & (squares > 0)
     ratio = np.divide(wanted, trace, out=np.full(m, np.nan), where=seen)
     df = np.divide(trace**2, squares, out=np.full(m, np.nan), where=seen)
-    texts = fit.design.text.of_contrasts(list(map(str, fit.design.table.index)), combined)
+    texts = fit.design.text.of_contrasts(fit.design.names, combined)
     return Estimates(combined @ fit.design.y, np.sqrt((scores**2).sum(axis=1) * ratio), df, texts)
 
 
@@ -154,9 +154,9 @@ def _explanation(fit: Fit) -> str:
     if fit.of_cells:
         model = f"Effects are differences of the means of {counted(design.cell_count, 'cell')}, all with equal weight"
     else:
-        terms, nil = (
-            ("Main effects and two-way interactions", "three") if fit.order == 2 else ("Main effects alone", "two")
-        )
+        terms, nil = "Main effects alone", "two"
+        if fit.order == 2:
+            terms, nil = "Main effects and two-way interactions", "three"
         model = f"{terms} are fitted by least squares, which takes interactions of {nil} and more factors to be nil"
     if design.balanced and design.blocks is not None:
         noise = (

@@ -46,14 +46,12 @@ def beyond(critical: float, df: float, shift: float) -> float:
     return float(np.nan_to_num(stats.nct.sf(critical, df, shift)))
 
 
-def seeds_needed(
-    difference: float, sd: float, df_per_seed: float = 1.0, alpha: float = ALPHA, wanted: float = POWER
-) -> int:
-    """The fewest seeds of each setting, from 2, with this power; `df_per_seed` is 1 for paired seeds, up to 2 for others.
+def seeds_needed(difference: float, sd: float, df_per_seed: float = 1.0, alpha: float = ALPHA) -> int:
+    """The fewest seeds of each setting, from 2, with POWER; `df_per_seed` is 1 for paired seeds, up to 2 for others.
 
     MOST_SEEDS where more would be needed.
     """
-    return smallest(lambda n: power(n, difference, sd, df_per_seed * (n - 1), alpha) >= wanted)
+    return smallest(lambda n: power(n, difference, sd, df_per_seed * (n - 1), alpha) >= POWER)
 
 
 def smallest(enough: Callable[[int], bool], least: int = 2) -> int:
@@ -134,12 +132,12 @@ def by_seed(results: Results, measure: str = "val_loss") -> pd.DataFrame:
     return wide
 
 
-def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWER) -> Seeds:
+def seeds(results: Results, difference: float = DIFFERENCE) -> Seeds:
     """From the losses of the finished experiments. Each variance counts as much as its seeds say; see `moderated`."""
     losses = by_seed(results)
     losses = losses[losses.notna().any(axis=1)]
     empty = pd.DataFrame({name: pd.Series(dtype=object if name in NEEDED[:2] else float) for name in NEEDED})
-    found = Seeds(difference, wanted, "", 0, math.nan, empty, None, None, "No experiment has finished.")
+    found = Seeds(difference, POWER, "", 0, math.nan, empty, None, None, "No experiment has finished.")
     if losses.empty:
         return found
     best = str(losses.index[0])
@@ -155,9 +153,7 @@ def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWE
     differences = losses.iloc[1:] - losses.iloc[0]
     paired, paired_df = _moderated_rows(differences)
     pairs = differences.notna().sum(axis=1).to_numpy()
-    paired_df = np.minimum(
-        paired_df, 4 * np.maximum(pairs - 1, 0)
-    )  # half of each difference's variance is the best's own
+    paired_df = np.minimum(paired_df, 4 * np.maximum(pairs - 1, 0))  # half of a difference's variance is the best's own
     cells, tied, cost = results.cells(), tied_settings(results), seconds_of_one(results)
     name_of = {cell: name for name, cell in reversed(list(cells.items()))}
     rows = []
@@ -174,8 +170,8 @@ def seeds(results: Results, difference: float = DIFFERENCE, wanted: float = POWE
             int(counts[i + 1]),
             math.sqrt(own[1]),
         )
-        of_pairs = _counts(difference, math.sqrt(paired[i]), paired_df[i], 1.0, wanted)
-        of_others = _counts(difference, math.sqrt(both), sd_df, per_seed, wanted)
+        of_pairs = _counts(difference, math.sqrt(paired[i]), paired_df[i], 1.0)
+        of_others = _counts(difference, math.sqrt(both), sd_df, per_seed)
         rows.append((*about, *of_pairs, *of_others, cost.get(best, math.nan) + cost.get(cell, math.nan)))
     return replace(found, table=pd.DataFrame(rows, columns=list(NEEDED)), missing="")
 
@@ -186,12 +182,12 @@ def _moderated_rows(losses: pd.DataFrame) -> tuple[Array, Array]:
     return moderated(np.nan_to_num(variances), np.maximum(losses.notna().sum(axis=1).to_numpy() - 1, 0))
 
 
-def _counts(difference: float, sd: float, df: float, per_seed: float, wanted: float) -> tuple[float, ...]:
+def _counts(difference: float, sd: float, df: float, per_seed: float) -> tuple[float, ...]:
     """(sd, seeds, and these at the ends of the sd's 95% interval); NaN where nothing shows the sd."""
     if not df > 0:
         return (math.nan,) * 4
     low, high = sd_interval(sd, df)
-    return sd, *(seeds_needed(difference, one, per_seed, wanted=wanted) for one in (sd, low, high))
+    return sd, *(seeds_needed(difference, one, per_seed) for one in (sd, low, high))
 
 
 def seconds_of_one(results: Results) -> dict[str, float]:

@@ -33,7 +33,7 @@ def ranking(results: Results, by: str = "val_loss") -> pd.DataFrame:
     design = design_of(results, by).of_levels()
     fit, noise = judged(design)
     table = _cell_table(fit, noise)
-    cell = dict(zip(map(str, design.table.index), design.cells, strict=True))
+    cell = dict(zip(design.names, design.cells, strict=True))
     cell |= {name: cell[first] for name, first in design.repeats.items()}
     survivors = sorted(unreliable(results).intersection(map(str, results.finished[by].dropna().index)))
     names = [*cell, *survivors]
@@ -55,7 +55,6 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
         return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in columns}).assign(diverged=0)
     means, counts = _adjusted_means(design), np.bincount(design.cells)
     best = int(np.argmin(means))
-    names = list(map(str, design.table.index))
     of_cells = (design.cells == np.arange(len(means))[:, None]) / counts[:, None]
     if fit.of_cells:
         weights = cell_weights(fit)
@@ -64,7 +63,7 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     else:
         dfs = np.full(len(means), noise.df)
         of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
-    texts, apart = (design.text.of_contrasts(names, each) for each in (of_cells, of_cells - of_cells[best]))
+    texts, apart = (design.text.of_contrasts(design.names, each) for each in (of_cells, of_cells - of_cells[best]))
     se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts)
     # as in `margin`: the root of the sum of squares, of what seeds and what the text allow
     variances = (of_differences, (apart.sum(axis=-1), np.full(len(means), float(COSINES))))

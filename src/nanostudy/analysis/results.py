@@ -15,18 +15,20 @@ import pandas as pd
 from nanostudy.analysis.frames import (
     AT_CONTEXT,
     EVALUATIONS,
+    MACHINE,
     OURS,
     SAMPLES,
     TRAINING,
     CorpusFacts,
+    Results,
     experiments_frame,
     joined,
     rows_frame,
 )
-from nanostudy.analysis.frames import Results as Results
 from nanostudy.analysis.table_columns import NOTHING_STATED, Stated
 from nanostudy.analysis.table_files import SUFFIXES
 from nanostudy.analysis.tables import read_tables
+from nanostudy.data.tokenizer import Tokenizer
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
@@ -39,7 +41,6 @@ from nanostudy.training.run_folder import decisive, faults, read_metadata, read_
 from nanostudy.training.samples import SAMPLES as SAMPLES_FILE
 from nanostudy.training.samples import read_samples
 
-MACHINE = ("device", "device_name", "precision", "threads")
 RUN_JSON, TABLE = "run.json", "training.csv"
 SOFTWARE = ("platform", "python", "torch")
 KERNELS = ("compiled", "tiles")
@@ -113,11 +114,7 @@ def read_study_folder(path: Path) -> Results:
         samples,
         corpora={facts.sha256: facts for facts, _ in texts.values()},
         provenance=_provenance(path, title, studies, results, texts),
-        notes=(
-            *_unfinished(Counter(one.status for one in results), title),
-            *_mixed(results),
-            *_damaged(path, problems),
-        ),
+        notes=(*_unfinished(results, title), *_mixed(results), *_damaged(path, problems)),
     )
 
 
@@ -170,13 +167,9 @@ def _facts(corpus: Mapping[str, Any]) -> CorpusFacts:
     val = corpus["val"]
     known = val["entropy_nats_per_character"]
     entropy = None if known is None else known * val["characters"] / val["tokens"]
-    kind, sizes = corpus["tokenizer"]["kind"], (corpus["train"]["tokens"], val["tokens"])
+    kind, tokens = corpus["tokenizer"]["kind"], corpus["train"]["tokens"]
     characters = tuple(corpus[split]["characters"] for split in ("train", "val", "test") if split in corpus)
-    return CorpusFacts(corpus["name"], corpus["sha256"], corpus["requested"], kind, *sizes, entropy, characters)
-
-
-def _vocabulary(corpus: Mapping[str, Any]) -> int:
-    return len(corpus["tokenizer"]["characters"]) if corpus["tokenizer"]["kind"] == "char" else 256
+    return CorpusFacts(corpus["name"], corpus["sha256"], corpus["requested"], kind, tokens, entropy, characters)
 
 
 def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: Mapping[str, str]) -> dict[str, Any]:
@@ -189,7 +182,8 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: M
         facts, metadata = text
         settings |= {"corpus": facts.name, "tokenizer": facts.tokenizer, "corpus_sha256": facts.sha256}
         if result.tokens is not None:
-            per_token = flops_per_token(GPTConfig.of(result.experiment, _vocabulary(metadata["corpus"])))
+            tokenizer = Tokenizer(facts.tokenizer, metadata["corpus"]["tokenizer"].get("characters", ""))
+            per_token = flops_per_token(GPTConfig.of(result.experiment, tokenizer.vocab_size))
             measures |= {"epochs": result.tokens / facts.train_tokens, "flops": per_token * result.tokens}
     return {
         **{key: getattr(result, key) for key in ("id", "name", "part", "reason", "identity", "members")},
@@ -203,14 +197,14 @@ def _record(result: Result, folder: Path, text: CorpusRecord | None, problems: M
     }
 
 
-def _unfinished(counts: Mapping[str, int], title: str) -> list[str]:
-    total, done = sum(counts.values()), counts.get("finished", 0)
-    if not total:
+def _unfinished(results: Sequence[Result], title: str) -> list[str]:
+    if not results:
         return [f"{title} has no experiments."]
-    if done == total:
-        return []
-    others = ", ".join(f"{counts[s]:,} {s}" for s in ("diverged", "failed", "running", "waiting") if counts.get(s))
-    return [f"{done:,} of the {counted(total, 'experiment')} of {title} finished ({others}): the others are left out."]
+    counts = Counter(one.status for one in results)
+    done = counts.pop(Status.FINISHED, 0)
+    others = ", ".join(f"{counts[status]:,} {status}" for status in sorted(counts))
+    every = counted(len(results), "experiment")
+    return [f"{done:,} of the {every} of {title} finished ({others}): the others are left out."] if others else []
 
 
 def _mixed(results: Sequence[Result]) -> list[str]:
@@ -266,11 +260,8 @@ def _command(title: str, definition: str, parts: str) -> str:
 
 def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Each kind once, with how many experiments ran on it."""
-    kinds = (
-        json.dumps({key: one.machine.get(key) for key in (*MACHINE, *KERNELS, *SOFTWARE)})
-        for one in results
-        if one.machine
-    )
+    keys = (*MACHINE, *KERNELS, *SOFTWARE)
+    kinds = (json.dumps({key: one.machine.get(key) for key in keys}) for one in results if one.machine)
     return [{**json.loads(kind), "experiments": count} for kind, count in Counter(kinds).items()]
 
 
@@ -336,11 +327,9 @@ def _samples(
 
 def _incomparable(experiments: pd.DataFrame) -> list[str]:
     """What makes losses mean different things."""
-    texts = {sha for sha in experiments["corpus_sha256"] if isinstance(sha, str)}
-    kinds = {kind for kind in experiments["tokenizer"] if isinstance(kind, str)}
     notes = []
-    if len(texts) > 1:
-        notes.append(f"The experiments read {len(texts)} different texts: a loss on one says nothing about another.")
-    if len(kinds) > 1:
+    if (texts := experiments["corpus_sha256"].nunique()) > 1:
+        notes.append(f"The experiments read {texts} different texts: a loss on one says nothing about another.")
+    if experiments["tokenizer"].nunique() > 1:
         notes.append("The experiments have different tokenizers, so that a nat per token means different things.")
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from nanostudy.analysis.intervals import CONFIDENCE, student
 from nanostudy.text import counted, digits, value_text
 
 Against = Literal["parameters", "tokens"]
+Key = tuple[str, ...]  # the values of settings, in words
 
 DECIDED_BY = {  # the settings that may change x; all others must be alike at every x
     "parameters": ("n_layer", "n_embd", "bias", "tie_embeddings"),
@@ -35,7 +36,6 @@ SETTLED = 0.9  # share of the resamples that must have a floor, too
 class PowerLaw:
     """loss = coefficient * x ** -exponent + floor. Intervals are 95%, by bootstrap."""
 
-    against: Against
     exponent: float
     low: float
     high: float
@@ -50,7 +50,6 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Refusal:
-    against: Against
     reason: str
 
 
@@ -79,16 +78,17 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
     """
     points = _points(results, against)
     if isinstance(points, str):
-        return Refusal(against, points)
+        return Refusal(points)
     values = 1 + int((np.diff(np.log(points.x)) > SAME).sum())
     decades = math.log10(points.x[-1] / points.x[0])
     span = f"{against} from {digits(points.x[0])} to {digits(points.x[-1])}"
     if values < LEAST_VALUES:
-        return Refusal(against, f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
+        return Refusal(f"Only {counted(values, 'value')} of {against}: a power law takes {LEAST_VALUES}.")
     if decades < LEAST_DECADES:
-        return Refusal(against, f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
-    params = _lines(points, points.adjusted.mean(axis=0)[None, :])[0]
-    with_floor = _bent(points) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
+        return Refusal(f"The range, {span}, is too short: less than a factor of {10**LEAST_DECADES:.2g}.")
+    means = points.adjusted.mean(axis=0)
+    params = _lines(points, means[None, :])[0]
+    with_floor = _bent(points, means) if values >= FLOOR_VALUES and decades >= FLOOR_DECADES else None
     if with_floor is not None and _better(points, params, with_floor):
         params = with_floor
     statistic, df, noise_df = _lack_of_fit(points, params)
@@ -97,7 +97,7 @@ def power_law(results: Results, against: Against = "parameters") -> PowerLaw | R
         beside = "how the other settings disagree" if points.noise is None else "the noise between seeds"
         lack = f"F({df:.0f}, {noise_df:.0f}) = {digits(statistic)}, p {'< 0.0001' if p < 0.0001 else f'= {p:.2g}'}"
         why = f"The points do not lie on one power law over {span}: beside {beside}, the lack of fit is {lack}."
-        return Refusal(against, why)
+        return Refusal(why)
     return _bootstrapped(points, against, params, span)
 
 
@@ -108,18 +108,19 @@ def _points(results: Results, against: Against) -> _Points | str:
     if not len(table):
         return "No experiment has finished." if not len(results.finished) else f"The {against} are unknown."
     for column, what in (("corpus_sha256", "texts"), ("tokenizer", "tokenizers")):
-        if len({value for value in table[column] if known(value)}) > 1:
+        if table[column].nunique() > 1:
             return f"The experiments have different {what}, whose losses do not compare."
     factors = results.factors
     sizes = [name for name in factors if name in DECIDED_BY[against]]
     others = tuple(name for name in factors if name not in sizes)
-    cells: dict[Hashable, dict[Hashable, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
-    x: dict[Hashable, list[float]] = defaultdict(list)
+    cells: dict[Key, dict[Key, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
+    x: dict[Key, list[float]] = defaultdict(list)
     keys = table[[*sizes, *others]].map(lambda value: value_text(value) if known(value) else "?")
     rows = zip(keys.itertuples(index=False, name=None), table[against], table["seed"], table["val_loss"], strict=True)
     for key, amount, seed, loss in rows:
-        cells[key[len(sizes) :]][key[: len(sizes)]].append((seed, math.log(loss)))
-        x[key[: len(sizes)]].append(math.log(amount))
+        size, combination = key[: len(sizes)], key[len(sizes) :]
+        cells[combination][size].append((seed, math.log(loss)))
+        x[size].append(math.log(amount))
     fullest = max(cells.values(), key=len)  # the first of them
     there = list(fullest)
     whole = {combination: by_size for combination, by_size in cells.items() if all(size in by_size for size in there)}
@@ -139,11 +140,11 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
     Where all have the same seeds, from how these disagree about the sizes: what a seed does to all sizes alike cancels, and what
     it does to a size in all combinations alike counts. Otherwise from the spread within cells.
     """
-    cells = [dict(cell) for row in runs for cell in row]
+    of_seeds = [[dict(cell) for cell in row] for row in runs]
+    cells = [cell for row in of_seeds for cell in row]
     seeds = {seed for cell in cells for seed in cell if known(seed)}
-    sizes = len(runs[0]) if runs else 0
-    if min(len(seeds), sizes) > 1 and all(set(cell) == seeds for cell in cells):
-        means = np.array([[[dict(cell)[seed] for seed in seeds] for cell in row] for row in runs]).mean(axis=0)
+    if min(len(seeds), len(runs[0])) > 1 and all(cell.keys() == seeds for cell in cells):
+        means = np.array([[[cell[seed] for seed in seeds] for cell in row] for row in of_seeds]).mean(axis=0)
         rest = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
         df = (len(means) - 1) * (len(seeds) - 1)
         return float((rest**2).sum()) / df / len(seeds), df
@@ -155,13 +156,12 @@ def _seed_noise(runs: Sequence[Sequence[Sequence[tuple[Any, float]]]]) -> tuple[
     return within * float(np.mean([[1 / len(cell) for cell in row] for row in losses])) / len(losses), df
 
 
-def _bound(cells: Mapping[Hashable, Mapping[Hashable, Sequence[Any]]], others: Sequence[str]) -> list[str]:
+def _bound(cells: Mapping[Key, Mapping[Key, Sequence[Any]]], others: Sequence[str]) -> list[str]:
     """The other settings of which no value has four sizes; all of them, where there is none."""
     bound = []
     for index, name in enumerate(others):
-        sizes: dict[str, set[Hashable]] = defaultdict(set)
+        sizes: dict[str, set[Key]] = defaultdict(set)
         for combination, by_size in cells.items():
-            assert isinstance(combination, tuple)
             sizes[combination[index]] |= set(by_size)
         if max(map(len, sizes.values())) < LEAST_VALUES:
             bound.append(name)
@@ -183,9 +183,8 @@ def _lines(points: _Points, losses: Array) -> Array:
     return np.column_stack([starts, -slopes])
 
 
-def _bent(points: _Points, losses: Array | None = None, start: Array | None = None) -> Array | None:
-    """The fit with a floor; None where it does not settle on one between 0 and the lowest point."""
-    y = points.adjusted.mean(axis=0) if losses is None else losses
+def _bent(points: _Points, y: Array, start: Array | None = None) -> Array | None:
+    """The fit with a floor to logarithms of losses; None where it does not settle on one between 0 and the lowest point."""
     lowest = float(np.exp(y.min()))
     starts = [start] if start is not None else []
     for share in (0.3, 0.6, 0.9) if start is None else ():
@@ -247,10 +246,10 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     if len(params) == 2:
         drawn = list(_lines(points, again))
     else:
-        bent = (_bent(points, losses, params) for losses in again)
+        bent = (_bent(points, each, params) for each in again)
         drawn = [each for each in bent if each is not None]
     if len(drawn) < SETTLED * tries:
-        return Refusal(against, f"The points over {span} bend, but do not determine a floor.")
+        return Refusal(f"The points over {span} bend, but do not determine a floor.")
     expansion = float(student(df) / stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def interval(values: Array, middle: Array | float) -> tuple[Array, Array]:
@@ -261,9 +260,9 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     low, high = (float(end) for end in interval(np.array([each[1] for each in drawn]), float(params[1])))
     law = f"x^-{params[1]:.3g} (95% interval of the exponent {low:.3g} to {high:.3g})"
     if high <= 0:
-        return Refusal(against, f"The loss does not fall with {against} over {span}: it rises.")
+        return Refusal(f"The loss does not fall with {against} over {span}: it rises.")
     if low <= 0:
-        return Refusal(against, f"The exponent is indistinguishable from 0 over {span} (95%): the fit gives {law}.")
+        return Refusal(f"The exponent is indistinguishable from 0 over {span} (95%): the fit gives {law}.")
     x = np.geomspace(points.x[0], points.x[-1], 50)
     middle = _predicted(params, x)
     below, above = interval(np.array([_predicted(each, x) for each in drawn]), middle)
@@ -273,7 +272,7 @@ def _bootstrapped(points: _Points, against: Against, params: Array, span: str) -
     curve = pd.DataFrame({"x": x, "y": np.exp(middle), "low": np.exp(below), "high": np.exp(above)})
     cells = pd.DataFrame({"x": points.x, "y": np.exp(points.losses.mean(axis=0))})
     why, n = _explanation(points, against, span, df), points.losses.size
-    return PowerLaw(against, exponent, low, high, coefficient, floor, n, formula, curve, cells, why)
+    return PowerLaw(exponent, low, high, coefficient, floor, n, formula, curve, cells, why)
 
 
 def _explanation(points: _Points, against: Against, span: str, df: int) -> str:

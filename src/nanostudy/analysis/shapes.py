@@ -21,62 +21,71 @@ from nanostudy.text import counted, listed, value_text
 CHANGES = ("factor", "change", "se", "df", "low", "high", "p", "clear", "at_lowest", "at_highest")
 OPTIMA = ("factor", "where", "best", "low", "high", "lowest", "highest", "log")
 CURVES = ("factor", "value", "loss", "low", "high")
-POINTS = 41  # of a curve
-PLACES = 401  # where the optimum is looked for
+POINTS = ("name", "factor", "value", "loss")
+CURVE_PLACES, PLACES = 41, 401  # of a curve; where the optimum is looked for
 
 Where = Literal["inside", "lowest end", "highest end", "unknown"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shapes:
     """Losses in the measure's unit. Empty where no setting is a number, or the experiments are too few."""
 
     changes: pd.DataFrame  # columns CHANGES; a row per factor, from its lowest to its highest loss; at 95% for all
-    leader: str | None  # the factor that changes the loss more than every other, at 95%
-    inseparable: tuple[str, ...]  # factors whose effects these experiments cannot tell from others'
+    leader: str | None = None  # the factor that changes the loss more than every other, at 95%
+    inseparable: tuple[str, ...] = ()  # factors whose effects these experiments cannot tell from others'
     optima: pd.DataFrame  # columns OPTIMA; a row per number: its best value with a 95% interval, the ends of its range
     curves: pd.DataFrame  # columns CURVES: the mean loss along a number, the others at their average, with its 95% band
-    points: pd.DataFrame  # name and columns CURVES without the band: each experiment, others' effects taken out
-    expected: tuple[float, float, float]  # loss, low, high: what the curves expect of the settings with the lowest loss
-    misfit: float  # p of the test that the curves leave nothing but noise; NaN where it cannot be tested
-    noise: float  # standard deviation of one experiment around the curves
-    df: int  # of it
+    points: pd.DataFrame  # columns POINTS: each experiment, others' effects taken out
+    expected: tuple[float, float, float] = (math.nan,) * 3  # loss, low, high: of the settings with the lowest loss
+    misfit: float = math.nan  # p of the test that the curves leave nothing but noise; NaN where it cannot be tested
+    noise: float = math.nan  # standard deviation of one experiment around the curves
+    df: int = 0  # of it
     n: int
     configurations: int
-    seed: str  # that all experiments have; empty where they have several
+    seed: str = ""  # that all experiments have; empty where they have several
     explanation: str
 
 
 def shapes(results: Results, measure: str = "val_loss") -> Shapes:
     """The curves on `measure` over the finished experiments."""
     design = design_of(results, measure)
+    nothing = Shapes(
+        changes=pd.DataFrame(columns=list(CHANGES)),
+        optima=pd.DataFrame(columns=list(OPTIMA)),
+        curves=pd.DataFrame(columns=list(CURVES)),
+        points=pd.DataFrame(columns=list(POINTS)),
+        n=design.n,
+        configurations=design.cell_count,
+        explanation="",
+    )
     if not design.numbers:
-        return _nothing(design, "")
+        return nothing
     fit = fit_design(_clustered(design), 1)
     if fit.residual_df < 1:
         size = f"{counted(design.n, 'experiment')} for {counted(len(design.factors), 'setting')}"
-        return _nothing(design, f"{size} are too few to fit curves through.")
+        return replace(nothing, explanation=f"{size} are too few to fit curves through.")
     terms = [term for term in fit.terms if _estimable(fit, term)]
     numbers = [term for term in terms if term.factors[0] in design.numbers]
     inseparable = tuple(factor.name for factor in design.factors if factor.name not in {term.name for term in terms})
     if not numbers:
-        return _nothing(design, f"These experiments cannot separate the effects of {listed(inseparable)}.")
+        return replace(nothing, explanation=f"These experiments cannot separate the effects of {listed(inseparable)}.")
     changes, leader = _changes(fit, terms)
-    return Shapes(
-        changes,
-        None if inseparable else leader,
-        inseparable,
-        pd.DataFrame([_optimum(fit, term, len(terms)) for term in numbers], columns=list(OPTIMA)),
-        pd.concat([_curve(fit, term) for term in numbers], ignore_index=True),
-        pd.concat([_points(fit, term) for term in numbers], ignore_index=True),
-        _expected(fit),
-        misfit(fit),
-        fit.sd,
-        fit.residual_df,
-        design.n,
-        design.cell_count,
-        _one_seed(design),
-        _explanation(fit),
+    missed, seed = misfit(fit), _one_seed(design)
+    return replace(
+        nothing,
+        changes=changes,
+        leader=None if inseparable else leader,
+        inseparable=inseparable,
+        optima=pd.DataFrame([_optimum(fit, term, len(terms)) for term in numbers], columns=list(OPTIMA)),
+        curves=pd.concat([_curve(fit, term) for term in numbers], ignore_index=True),
+        points=pd.concat([_points(fit, term) for term in numbers], ignore_index=True),
+        expected=_expected(fit),
+        misfit=missed,
+        noise=fit.sd,
+        df=fit.residual_df,
+        seed=seed,
+        explanation=_explanation(fit, missed, seed),
     )
 
 
@@ -84,12 +93,6 @@ def _estimable(fit: Fit, term: Term) -> bool:
     """Whether the experiments determine all of a factor's effect."""
     weights = np.eye(fit.columns.shape[1])[term.columns]
     return len(weights) > 0 and all(fit.estimable(row) for row in weights)
-
-
-def _nothing(design: Design, why: str) -> Shapes:
-    empty = {columns: pd.DataFrame(columns=list(columns)) for columns in (CHANGES, OPTIMA, CURVES)}
-    tables = (empty[OPTIMA], empty[CURVES], empty[CURVES][["factor", "value", "loss"]], (math.nan,) * 3)
-    return Shapes(empty[CHANGES], None, (), *tables, math.nan, math.nan, 0, design.n, design.cell_count, "", why)
 
 
 # --- the noise
@@ -154,7 +157,7 @@ def _course(fit: Fit, term: Term) -> _Course:
     values: Sequence[Any] = factor.levels
     rows = factor.coding
     if factor.degree:
-        values = list(factor.unscaled(np.linspace(-1, 1, POINTS)))
+        values = list(factor.unscaled(np.linspace(-1, 1, CURVE_PLACES)))
         rows = factor.columns_at(np.array(values))
     weights = np.zeros((len(values), fit.columns.shape[1]))
     weights[:, term.columns] = rows
@@ -260,7 +263,7 @@ def _optimum(fit: Fit, term: Term, factors: int) -> tuple[Any, ...]:
 # --- words
 
 
-def _explanation(fit: Fit) -> str:
+def _explanation(fit: Fit, p: float, seed: str) -> str:
     design = fit.design
     numbers = [design.factors[place] for place in design.numbers]
     logs = [factor.name for factor in numbers if factor.log]
@@ -277,10 +280,9 @@ def _explanation(fit: Fit) -> str:
             f"{counted(fit.residual_df, 'degree')} of freedom, and may differ in size from place to place (HC2). What the curves "
             "miss counts as noise."
         )
-        if _one_seed(design):
-            text += f" All have seed {_one_seed(design)}: what another would change is in no interval."
-    p = misfit(fit)
-    if p != p:
+        if seed:
+            text += f" All have seed {seed}: what another would change is in no interval."
+    if math.isnan(p):
         return f"{text} Whether the curves miss anything cannot be tested."
     if p < 1 - CONFIDENCE:
         return f"{text} The curves miss something (p = {p:.2g}): a bend of another form, or settings that act together."

@@ -43,11 +43,9 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     parts = {str(name): _part(results, name) for name in results.experiments["study"].unique()}
     for other in results.others:
         parts[next(name for name in _names(other.title) if name not in parts)] = other
-    rows = [row for name, part in parts.items() if len(parts) > 1 for row in _effects(part, name, measure)]
-    frame = pd.DataFrame(rows, columns=list(EFFECTS))
-    frame[["reference", "level"]] = pd.DataFrame(
-        [row[1:3] for row in rows], columns=["reference", "level"], dtype=object
-    )
+    if len(parts) < FEWEST:
+        return None
+    frame = pd.concat([_effects(part, name, measure) for name, part in parts.items()], ignore_index=True)
     key = ["factor", "reference", "level"]
     frame["key"] = [tuple(map(value_text, row)) for row in frame[key].itertuples(index=False, name=None)]
     shared = frame.groupby("key")["source"].transform("nunique") >= FEWEST
@@ -67,15 +65,10 @@ def _part(results: Results, study: str) -> Results:
     return replace(results, experiments=results.experiments[results.experiments["study"] == study])
 
 
-def _effects(results: Results, name: str, measure: str) -> list[tuple[Any, ...]]:
-    if len(results.finished) < FEWEST or not results.factors:
-        return []
+def _effects(results: Results, name: str, measure: str) -> pd.DataFrame:
     found = effects(results, measure)
-    mains = found.table[found.table["order"] == 1]
-    return [
-        (row.term, row.reference, row.level, name, row.effect, row.low, row.high, row.se, row.df, found.n)
-        for row in mains.itertuples(index=False)
-    ]
+    mains = found.table[found.table["order"] == 1].rename(columns={"term": "factor"})
+    return mains.assign(source=name, n=found.n)[list(EFFECTS)]
 
 
 def _differences(frame: pd.DataFrame) -> pd.DataFrame:

@@ -28,10 +28,7 @@ STATUSES: dict[str, Status] = {  # in other programs' words
     "diverged": Status.DIVERGED,
 }
 NO_NUMBER = ("", "-", "na", "n/a", "#n/a", "null", "none", "<na>")
-NOT_FINITE = {
-    **{"nan": math.nan, "inf": math.inf, "+inf": math.inf, "-inf": -math.inf},
-    **{"infinity": math.inf, "-infinity": -math.inf},
-}
+NOT_FINITE = ("nan", "inf", "+inf", "-inf", "infinity", "-infinity")
 DECIMAL = re.compile(r"[+-]?(?=\.?\d)\d*\.?(\d*)(?:[eE]([+-]?\d{1,9}))?", re.ASCII)  # groups: fraction, exponent
 THOUSANDS = r"[+-]?\d{1,3}(?:[,\u0020\u00a0\u202f'_]\d{3})+(?:\.\d*)?"  # 800,000.0; or with spaces, apostrophes
 LETTERED = {"k": "e3", "m": "e6", "b": "e9"}  # 10.7M
@@ -65,8 +62,10 @@ def one_line(cell: str) -> str:
 def number(text: str, decimal_comma: bool = False, about: str = "", unit: str = "") -> Number:
     """A cell's; `about` is the measure, `unit` the loss's where it is none in nats. Raises UsageError where it is none."""
     word = text.lower()
-    if word in NO_NUMBER or word in NOT_FINITE:
-        return Number(NOT_FINITE.get(word, math.nan), 0.0, "" if word in NO_NUMBER else text)
+    if word in NO_NUMBER:
+        return Number(math.nan, 0.0, "")
+    if word in NOT_FINITE:
+        return Number(float(word), 0.0, text)
     plain = text.translate(str.maketrans(".,", ",.")) if decimal_comma else text
     if about in COUNTS:
         if re.fullmatch(THOUSANDS, plain):

@@ -65,25 +65,8 @@ MEASURED_WORDS = """
 """
 MEASURED = frozenset(MEASURED_WORDS.split())  # in a heading they tell a result, a note or a place from a setting
 OWN = {"id", "name", "part", "status", "train_loss", "val_loss", "loss_gap"}
-RESERVED = frozenset(
-    [
-        "name",
-        "cell",
-        "place",
-        "i",
-        "value",
-        "mean",
-        "low",
-        "high",
-        "step",
-        "loss",
-        "label",
-        "effect",
-        "level",
-        "term",
-        "n",
-    ]
-)
+COLUMN_WORDS = "name cell place i value mean low high step loss label effect level term n"
+RESERVED = frozenset(COLUMN_WORDS.split())  # columns of the tables and figures of a report
 MOST_NAMED = 8
 LONGEST_FACTOR = 40  # characters
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,14 +68,13 @@ class Row(NamedTuple):
 class Source:
     """Tables of one group: their rows are experiments of one program."""
 
-    titles: list[str]
     headings: set[frozenset[str]]
     rows: list[Row]
-    checksums: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str]  # of files, by their paths
 
     @property
     def title(self) -> str:
-        titles = list(dict.fromkeys(self.titles))
+        titles = list(dict.fromkeys(stem_of(Path(path)) for path in self.checksums))
         return " + ".join(titles) if len(titles) <= MOST_NAMED else counted(len(titles), "table")
 
 
@@ -317,9 +316,6 @@ def _agree(one: Row, other: Row) -> bool:
 def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[str]) -> None:
     """Adds the table's rows to the source that they are of, or as a new one."""
     headings = frozenset(letters(heading) for heading in table.header)
-    titles = list(dict.fromkeys(stem_of(path) for path, _ in table.at)) or [
-        stem_of(Path(path)) for path in table.checksums
-    ]
     for source in sources:
         there = {row.key: i for i, row in enumerate(source.rows)}
         pairs = [(there[row.key], row) for row in rows if row.key in there]
@@ -336,10 +332,9 @@ def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[str]
                 notes.append(f"Rows that repeat another one: {len(pairs):,}. Each experiment counts once.")
             source.rows += [row for row in rows if row.key not in there]
             source.headings.add(headings)
-            source.titles += titles
             source.checksums |= table.checksums
             return
-    sources.append(Source(titles, {headings}, rows, dict(table.checksums)))
+    sources.append(Source({headings}, rows, dict(table.checksums)))
 
 
 def _united(one: Row, other: Row) -> Row:

@@ -124,14 +124,10 @@ def waves_of(windows: Windows) -> Array:
 def text_error(results: Results, by: str = "val_loss") -> pd.DataFrame:
     """value, se, low, high of each finished experiment: the 95% interval holds what a finite text contributes, and no seed."""
     errors, table = text_errors(results, by), results.finished[[by]].rename(columns={by: "value"})
-    rows = table.index.isin(list(errors.waves))
-    texts = np.full((len(table), 1), math.nan)
-    if rows.any():
-        waves = np.stack([errors.waves[str(name)] for name in table.index[rows]])
-        texts = np.full((len(table), waves.shape[1]), math.nan)
-        texts[rows] = np.square(waves).mean(axis=-1)
-    half = margin(0.0, 1, texts)
-    table = table.assign(se=np.sqrt(texts.sum(axis=-1)), low=table["value"] - half, high=table["value"] + half)
+    variances = {name: float(np.square(waves).mean(axis=-1).sum()) for name, waves in errors.waves.items()}
+    texts = np.array([variances.get(str(name), math.nan) for name in table.index])
+    half = margin(0.0, 1, texts[:, None])
+    table = table.assign(se=np.sqrt(texts), low=table["value"] - half, high=table["value"] + half)
     table.attrs["explanation"] = errors.explanation
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -52,11 +53,7 @@ def _largest(most: int, holds: Callable[[int], bool]) -> int:
     low, high = 0, START
     while high <= most and holds(high):
         low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return bisect_left(range(most + 1), True, low + 1, min(high, most + 1), key=lambda number: not holds(number)) - 1
 
 
 def _hashes(text: str) -> Windows:

@@ -367,7 +367,6 @@ def _wrapped(message: str) -> str:
 
 def main() -> None:
     """Runs a command. A person's mistake ends in a message and exit code 2, a failure in 1, a stop on request in 130."""
-
     try:
         with _lenient_output():
             try:

@@ -95,7 +95,6 @@ def retry_command(
     **given: Any,
 ) -> None:
     """Run experiments again that failed, or whose run folders are lost or damaged."""
-
     _run(lambda: nanostudy.retry_study(folder, names or [], **given), folder, report, open_page)
 
 
@@ -116,7 +115,6 @@ def _shown(path: Path) -> Iterator[None]:
 
 def _write_page(path: Path) -> Path | None:
     """None where it cannot be written, which is no reason for a study to fail."""
-
     try:
         return nanostudy.report(path)
     except NanostudyError as problem:
@@ -313,7 +311,6 @@ def import_command(
     factors: Factors = "",
 ) -> None:
     """Take over somebody's table of results: in nanostudy's columns, and as a study that trains its experiments here."""
-
     imported = nanostudy.import_study(*tables, out=out, **columns(loss, name, factors))
     for note in imported.notes:
         print_paragraph(printable(note))
@@ -340,7 +337,6 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a study's results in the layout of the published study, or its findings as a small folder without weights."""
-
     to = to or folder / layout
     if layout is Layout.published:
         from nanostudy.study.export import export_published

@@ -10,7 +10,7 @@ from nanostudy.analysis.frames import known
 from nanostudy.analysis.power import MOST_SEEDS, Seeds
 from nanostudy.analysis.winner import Confirmed, Estimate
 from nanostudy.reporting.charts.figure import each
-from nanostudy.reporting.phrases import are, number
+from nanostudy.reporting.phrases import are, in_words, number
 from nanostudy.study.listing import fitted
 from nanostudy.study.names import SHORT
 from nanostudy.text import counted, duration
@@ -53,11 +53,6 @@ def short(cell: str) -> str:
     """L2 E128, of "n_layer=2, n_embd=128"."""
     pairs = (part.partition("=") for part in cell.split(", "))
     return " ".join(f"{SHORT.get(name, name + equals)}{value}" for name, equals, value in pairs)
-
-
-def in_words(cell: str) -> str:
-    """n_layer 2, n_embd 128."""
-    return cell.replace("=", " ")
 
 
 def seeds_lines(seeds: Seeds) -> list[str]:

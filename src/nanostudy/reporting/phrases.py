@@ -71,6 +71,11 @@ def amount(value: Any, name: str) -> str:
     return f"{short(float(value))}{'FLOP' if name == 'flops' else ''}"
 
 
+def in_words(cell: str) -> str:
+    """n_layer 2, n_embd 128, of "n_layer=2, n_embd=128"."""
+    return cell.replace("=", " ")
+
+
 def rounded(value: Any) -> str:
     """A setting's value, as what a search drew or a curve gives, in three digits."""
     return value_text(float(f"{value:.3g}") if isinstance(value, float) else value)

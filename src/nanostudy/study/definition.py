@@ -243,11 +243,11 @@ def paths_in(studies: Iterable[Study], name: str) -> list[str]:
 def as_before(study: Study, before: Sequence[Study]) -> Study:
     """The study with the earlier definitions' paths for the same files: a project may have been moved, or be run from elsewhere."""
     paths = sorted({path for name in PATHS for path in paths_in(before, name)})
-    if not paths:
-        return study
-    return _with_paths(
-        study, lambda value: value if value in paths else next((p for p in paths if _same_file(p, value)), value)
-    )
+
+    def place(value: Any) -> Any:
+        return value if value in paths else next((path for path in paths if _same_file(path, value)), value)
+
+    return _with_paths(study, place)
 
 
 def _same_file(one: str, other: Any) -> bool:

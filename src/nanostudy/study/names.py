@@ -15,7 +15,7 @@ SHORT = {
     **{"n_layer": "L", "n_head": "H", "n_embd": "E", "block_size": "b", "batch_size": "BS", "max_iters": "MI"},
     **{"dropout": "D", "seed": "s", "learning_rate": "lr=", "weight_decay": "wd=", "warmup_iters": "warmup="},
 }
-FEWEST = ("n_layer", "n_embd", "seed")  # of an experiment beside which there is no other
+FEWEST = ("n_layer", "n_embd", "seed")  # in the label of a study's only experiment
 
 
 def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:

@@ -122,19 +122,18 @@ def work(kinds: Sequence[tuple[Experiment, int]], width: int, corpus: Corpus, sp
 
 def simulate(stacks: Sequence[Work], workers: int, start: float = 0.0) -> Run:
     """Takes time S log W for S stacks and W workers. `start`: seconds before a worker's first task."""
-    idle, begun, writing = list(range(workers)), [False] * workers, deque[float]()
+    idle, delays, writing = list(range(workers)), [start] * workers, deque[float]()
     running: list[tuple[float, int, int | None]] = []  # end, worker, stack (None: samples)
     busy, ends, turns, clock = [0.0] * workers, [0.0] * workers, list[Turn](), 0.0
     while True:
         while idle and (writing or len(turns) < len(stacks)):
             worker = heapq.heappop(idle)
-            begin = clock if begun[worker] else clock + start
+            begin, delays[worker] = clock + delays[worker], 0.0
             if writing:
                 stack, seconds = None, writing.popleft()
             else:
                 stack, seconds = len(turns), stacks[len(turns)].training
                 turns.append(Turn(worker, begin, begin + seconds))
-            begun[worker] = True
             busy[worker] += seconds
             heapq.heappush(running, (begin + seconds, worker, stack))
         if not running:

@@ -97,8 +97,9 @@ class Workers:
     def __init__(self, resources: Sequence[Resources], machine: Machine | None, environment: Mapping[str, str]) -> None:
         self.resources, self.machine, self.environment = resources, machine, environment
         self.processes: dict[int, Process] = {}
-        self.busy: set[int] = set()
-        self.silent: dict[int, float] = {}  # seconds for which next() waited since the worker was last heard
+        self.silent: dict[
+            int, float
+        ] = {}  # of busy workers: the seconds for which next() waited since each was last heard
         self.memory_kills = _memory_kills()
         self.arrived: queue.Queue[tuple[int, Process, Report | None]] = queue.Queue()  # None: a sign of life
         self.unanswered: list[tuple[int, Process]] = []
@@ -106,14 +107,13 @@ class Workers:
         self.stopping = False
 
     def idle(self) -> list[int]:
-        return [worker for worker in range(len(self.resources)) if worker not in self.busy]
+        return [worker for worker in range(len(self.resources)) if worker not in self.silent]
 
     def start(self, worker: int, task: Task) -> None:
         process = self.processes.get(worker)
         if process is None or process.poll() is not None:
             self._spawn(worker)
-        self.busy.add(worker)
-        self.silent[worker] = 0
+        self.silent[worker] = 0.0
         self._send(worker, ("task", pickle.dumps((task, self.resources[worker]), protocol=pickle.HIGHEST_PROTOCOL)))
 
     def next(self, timeout: float) -> tuple[int, Report] | None:
@@ -133,17 +133,17 @@ class Workers:
                 worker, process, report = self._hear(left)
             except queue.Empty:
                 return self._hung()
-            self.silent[worker] = 0
+            if self.processes[worker] is not process or worker not in self.silent:
+                continue  # the end of a process that had no task, or was replaced
+            self.silent[worker] = 0.0
             if report is None:
                 continue
-            if self.processes[worker] is not process or worker not in self.busy:
-                continue  # the end of a process that had no task, or was replaced
             if isinstance(report, Prepared) and (differing := self._differing(report.machine)):
                 report = Broken("error", differing)
             if isinstance(report, Saving):
                 self.unanswered.append((worker, process))
             if isinstance(report, Done | Broken):
-                self.busy.discard(worker)
+                del self.silent[worker]
             if isinstance(report, Broken):  # its device may be out of order, or its memory fragmented
                 process.kill()
                 process.wait()
@@ -167,14 +167,14 @@ class Workers:
         try:
             return self.arrived.get(timeout=timeout)
         finally:
-            for worker in self.busy:
+            for worker in self.silent:
                 self.silent[worker] += time.monotonic() - begun
 
     def _hung(self) -> tuple[int, Report] | None:
         """Ends a worker that gives no sign of life."""
-        for worker in self.busy:
-            if self.silent[worker] >= HUNG:
-                self.busy.discard(worker)
+        for worker, seconds in self.silent.items():
+            if seconds >= HUNG:
+                del self.silent[worker]
                 self.processes[worker].kill()  # and no wait: what hangs in the system's hands may not end
                 return worker, Broken("died", f"its process gave no sign of life for {duration(HUNG)} and was ended")
         return None
@@ -185,7 +185,7 @@ class Workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
         self.processes.clear()
-        self.busy.clear()
+        self.silent.clear()
 
     def _spawn(self, worker: int) -> None:
         threads = str(self.resources[worker].threads or 1)

@@ -165,9 +165,7 @@ class Place:
         state = _study_state(counts, progress)
         at, left, workers = progress if progress and state == "running" else ("", None, [])
         members = {member["name"]: member for worker in workers for member in worker["members"]}
-        notes = [event["detail"] for event in store.events(limit=MOST_EVENTS)] + [
-            f"{name}: damaged" for name in damaged
-        ]
+        notes = [event["detail"] for event in store.events(limit=MOST_EVENTS)]
         return {
             "kind": "study",
             "title": self._title,
@@ -179,7 +177,7 @@ class Place:
                 {key: value for key, value in worker.items() if key != "members"}
                 for worker in sorted(workers, key=lambda one: one["worker"])
             ],
-            "notes": notes,
+            "notes": [*notes, *(f"{name}: damaged" for name in damaged)],
             **self._experiments(results, members),
         }
 
@@ -311,10 +309,8 @@ def _age(at: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
 
 
-def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> State:
-    """What is new in a state: of its rows and curves those that changed, of the rest whole values."""
-    if before is None or len(before["rows"]) != len(now["rows"]):
-        return dict(now)
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> State:
+    """What is new in a state with as many rows: of its rows and curves those that changed, of the rest whole values."""
     new = {key: value for key, value in now.items() if key not in ("rows", "curves") and value != before[key]}
     rows = [row for row, old in zip(now["rows"], before["rows"], strict=True) if row != old]
     curves = {i: curve for i, curve in now["curves"].items() if curve != before["curves"].get(i)}

@@ -36,13 +36,8 @@ VOCABULARY = 65  # of tiny Shakespeare, which all of these claims are about
 VAL_TOKENS = 111_540
 # The noise between seeds, where it was measured before; the published figures of these are estimates from random batches.
 KNOWN = {**dict.fromkeys(("train_loss", "val_loss", "best_val_loss", "gap"), LOSSES), "initial_loss": INITIAL_LOSSES}
-STATISTICAL = (
-    "measure",
-    "lower",
-    "curve",
-    "writes",
-    "loss_and_samples",
-)  # tests of means, which a diverged run has no part in
+# Tests of means, which a diverged run has no part in
+STATISTICAL = ("measure", "lower", "curve", "writes", "loss_and_samples")
 
 
 # --- figures of runs
@@ -116,9 +111,8 @@ def falls(alternatives: Sequence[Settings], parameters: Parameters, evidence: Ev
     shares = []
     for rows in evidence.curves(alternatives):
         if rows[-1]["step"] >= parameters["until"] and curve.improvement(rows) > 0:
-            start, end = (
-                min(row["val_loss"] for row in rows if row["step"] <= parameters[key]) for key in ("after", "until")
-            )
+            limits = (parameters[key] for key in ("after", "until"))
+            start, end = (min(row["val_loss"] for row in rows if row["step"] <= limit) for limit in limits)
             shares.append((start - end) / curve.improvement(rows))
     if not shares:
         return evidence.absent(alternatives)

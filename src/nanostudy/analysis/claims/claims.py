@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -64,13 +64,11 @@ def read_claims() -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def verdicts(
-    results: Results, quality: pd.DataFrame | None = None, claims: Sequence[Claim] | None = None
-) -> pd.DataFrame:
+def verdicts(results: Results, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     """Columns VERDICTS, one row per claim that applies, in the order of claims.yaml. `quality`: sample_quality.quality's table."""
     evidence = Evidence(results, quality)
     rows = []
-    for claim in read_claims() if claims is None else claims:
+    for claim in read_claims():
         if claim.applies(evidence):
             one = judge(claim, evidence)
             about = (claim.id, claim.statement, claim.source, claim.setting, claim.published)
@@ -85,9 +83,7 @@ def judge(claim: Claim, evidence: Evidence) -> Judgement:
     if lost and judgement.n > 0 and judgement.ours != DIVERGED:
         why = f"{lost} of {lost + judgement.n} runs with these settings diverged: a mean over the others says nothing of them."
         judgement = replace(judgement, verdict="undecided", why=why)
-    judgement = replace(
-        judgement, why=" ".join(text for text in (judgement.why, _hint(claim, judgement), claim.note) if text)
-    )
+    judgement = replace(judgement, why=" ".join(filter(None, (judgement.why, _hint(claim, judgement), claim.note))))
     if claim.implied is None:
         return judgement
     figures = claim.implied

@@ -14,7 +14,7 @@ from nanostudy.analysis.scaling import PowerLaw, Refusal
 from nanostudy.measures import MEASURES
 from nanostudy.reporting.charts import marks
 from nanostudy.reporting.charts.figure import COLOUR, GREY, Figure, Panel, each, records
-from nanostudy.reporting.phrases import number, signed
+from nanostudy.reporting.phrases import in_words, number, signed
 from nanostudy.text import listed
 
 MOST_NAMED = 6  # settings on a front, in words
@@ -169,7 +169,7 @@ def _front(cost: str, table: pd.DataFrame) -> Panel:
 
 def front_label(row: Any) -> str:
     """The settings of a row of a front, or the name of their only experiment."""
-    return str(row.cell).replace("=", " ") if row.n > 1 and row.cell else str(row.name)
+    return in_words(row.cell) if row.n > 1 and row.cell else str(row.name)
 
 
 def scaling_figure(results: Results, fits: Mapping[str, PowerLaw | Refusal], colour: str) -> Figure | None:

@@ -24,7 +24,17 @@ from nanostudy.reporting.charts.numbers import curves_figure as numbers_figure
 from nanostudy.reporting.document import Answer, Blocks, Quote
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.next_steps import confirmation_sentence
-from nanostudy.reporting.phrases import are, change, interval, interval_text, number, share_text, short, signed
+from nanostudy.reporting.phrases import (
+    are,
+    change,
+    in_words,
+    interval,
+    interval_text,
+    number,
+    share_text,
+    short,
+    signed,
+)
 from nanostudy.reporting.sections import numbers, pair
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed, value_text
@@ -101,7 +111,7 @@ def what_diverges(analysis: Analysis) -> str:
     if not analysis.results.factors:
         return f"{text}, all with the same settings."
     cells = rates[rates["diverged"] > 0].drop_duplicates("cell").sort_values("diverged", ascending=False, kind="stable")
-    where = [f"{row.cell.replace('=', ' ')} in {row.diverged:,} of {row.n:,}" for row in each(cells)]
+    where = [f"{in_words(row.cell)} in {row.diverged:,} of {row.n:,}" for row in each(cells)]
     unclear = "; no value of a setting diverges clearly more often than the others (95%)" if len(table) else ""
     return f"{text}: {listed(where, MOST_NAMED)}{unclear}."
 

@@ -115,8 +115,7 @@ def machines(f: Findings) -> Blocks:
     table = table[table["seconds"].notna() | table["device"].notna()]
     if f.training or table.empty:
         return []
-    speed = pd.to_numeric(table["tokens"], errors="coerce") / pd.to_numeric(table["seconds"], errors="coerce")
-    table = table.assign(speed=speed)
+    table = table.assign(speed=table["tokens"] / table["seconds"])
     text = "Tokens per second are over the whole training, evaluations included. Members of one stack share its time."
     return [_each_training(table) if len(table) <= MOST_RUNS else _by_machine(table), Prose(text)]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from nanostudy.analysis.frames import known
 from nanostudy.analysis.sample_quality import SHARES
 from nanostudy.reporting.charts.experiments import QUALITIES, quality_figure
 from nanostudy.reporting.charts.figure import each
+from nanostudy.reporting.data import names_by_loss
 from nanostudy.reporting.document import Blocks, Bullets, Grid, Prose, Samples
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import interval, share_text
@@ -29,13 +28,13 @@ def writing(f: Findings) -> Blocks:
     ]
     if f.compares:
         lines += [_against_loss(row) for row in each(f.analysis.quality_against_loss) if row.Index in QUALITIES]
-    best = [name for name in results.finished.sort_values("val_loss").index if name in quality.index][:MOST_ROWS]
+    best = [name for name in names_by_loss(results) if name in quality.index][:MOST_ROWS]
     rows = [{"experiment": name, **_measured(quality.loc[name])} for name in best]
     caption = "What the samples of the best are like" if len(best) > 1 else "What its samples are like"
     return [figure, Bullets(lines), Grid(caption, rows, folded=figure is not None)]
 
 
-def _measured(row: pd.Series) -> dict[str, str]:
+def _measured(row: Any) -> dict[str, str]:
     texts = {QUALITIES[share][0]: share_text(row, share) if known(row[share]) else "not known" for share in SHARES}
     longest = row["longest_copied"]
     return {**texts, "longest copied, characters": f"{longest:,.0f}" if known(longest) else "not known"}
