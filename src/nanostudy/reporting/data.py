@@ -117,7 +117,7 @@ def _curves(table: pd.DataFrame, names: list[str], place: dict[str, int]) -> tup
     each = max(FEWEST_POINTS, MOST_POINTS // max(1, len(names)))
     val_losses = table["val_loss"].to_numpy(float)
     groups = table.groupby("name", sort=False).indices.values()
-    kept = [place for rows in groups for place in _thin(np.asarray(rows), val_losses[rows], each)]
+    kept = [place for rows in groups for place in thin(np.asarray(rows), val_losses[rows], each)]
     points = table.iloc[kept]
     losses = points[["step", "train_loss", "val_loss"]].astype(float)
     losses["gap"] = losses["val_loss"] - losses["train_loss"]
@@ -143,7 +143,7 @@ def spread(ranked: Sequence[T], most: int) -> list[T]:
     return [*best, *(rest[i] for i in np.linspace(0, len(rest) - 1, most - len(best)).round().astype(int))]
 
 
-def _thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:
+def thin(rows: np.ndarray, losses: np.ndarray, most: int) -> np.ndarray:
     """Evenly, with the first, the last and the lowest."""
     if len(rows) <= most:
         return rows

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nanostudy.analysis.analysis import Analysis
@@ -22,7 +23,7 @@ from nanostudy.atomic import whole_folder, write_atomically
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting.charts.factors import change_of
 from nanostudy.reporting.charts.figure import DrawingFailed, each, scripts
-from nanostudy.reporting.data import names_by_loss, spread
+from nanostudy.reporting.data import names_by_loss, spread, thin
 from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.phrases import ends, interval, signed
@@ -89,10 +90,10 @@ def _replaceable(to: Path) -> bool:
 
 
 def _curves(results: Results) -> str:
-    kept = []
-    for _, curve in results.evaluations.groupby("name", sort=False):
-        places = spread(range(len(curve)), MOST_POINTS)[: MOST_POINTS - 2]
-        kept.append(curve.iloc[sorted({0, len(curve) - 1, *places})])
+    kept = [
+        curve.iloc[thin(np.arange(len(curve)), curve["val_loss"].to_numpy(), MOST_POINTS)]
+        for _, curve in results.evaluations.groupby("name", sort=False)
+    ]
     whole = pd.concat(kept) if kept else results.evaluations
     whole = whole[["name", "step", "train_loss", "val_loss"]].astype({"step": int}).round(4)
     text: str = whole.to_csv(index=False, lineterminator="\n")
