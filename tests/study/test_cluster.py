@@ -23,9 +23,10 @@ from nanostudy import api
 from nanostudy.cli import main as cli
 from nanostudy.errors import Interrupted, NanostudyError, UsageError
 from nanostudy.study.cluster import actor, backend
-from nanostudy.study.cluster.actor import Kept, Part, Wanted, WorkerActor, append_part, parts
+from nanostudy.study.cluster.actor import WorkerActor
 from nanostudy.study.cluster.backend import Cluster
 from nanostudy.study.cluster.checkpoints import POINTER, AtAddress, CheckpointStore
+from nanostudy.study.cluster.messages import Kept, Part, Wanted, append_part, parts
 from nanostudy.study.cluster.nodes import NodeInfo, Nodes, Share, share_out
 from nanostudy.study.store import FILE, Store
 from nanostudy.study.tasks import Broken, Done, Prepared, TrainStack
@@ -457,7 +458,7 @@ def pulled(far: WorkerActor, until, stop: bool = False, most: int = 200) -> list
 
 
 def test_a_checkpoint_travels_in_parts_and_back(task, monkeypatch):
-    monkeypatch.setattr(actor, "PART", 10_000)
+    monkeypatch.setattr("nanostudy.study.cluster.messages.PART", 10_000)
     far, driver = WorkerActor(1), task.path
     far.start(task, None, RESOURCES, "a token that is not there", None)
     assert isinstance(pulled(far, Wanted)[-1], Wanted)

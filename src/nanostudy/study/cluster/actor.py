@@ -15,13 +15,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanostudy.atomic import replace_atomically
 from nanostudy.settings import Resources
-from nanostudy.study.tasks import Broken, Report, Task, TrainStack, perform
+from nanostudy.study.cluster.messages import Message, Part, Wanted, append_part, parts
+from nanostudy.study.tasks import Broken, Task, TrainStack, perform
 from nanostudy.study.workers import HUNG
 from nanostudy.text import duration
 from nanostudy.training.events import Saving, Stopped
@@ -30,34 +30,9 @@ if TYPE_CHECKING:  # nothing here imports torch before the number of its threads
     from nanostudy.data.corpus import Corpus
     from nanostudy.study.cluster.checkpoints import AtAddress
 
-PART = 2**24  # bytes of a checkpoint that travel at once
 PULL = 0.5  # seconds that a pull waits for a report
 SENDING_SHARE = 20  # sending checkpoints takes at most one part in so many of the time
 TOKEN = ".token"  # a file in a stack's folder: whoever reads what the driver wrote there sees the driver's folder
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The worker waits for the stack's checkpoint, in parts; where there is none, for one part without bytes."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The bytes from `offset` on of a checkpoint of `size` bytes."""
-
-    data: bytes
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A whole checkpoint lies at this address."""
-
-    address: str
-
-
-Message = Report | Wanted | Part | Kept
 
 
 class WorkerActor:
@@ -180,23 +155,3 @@ def _sees(folder: Path, token: str) -> bool:
         return (folder / TOKEN).read_text(encoding="ascii") == token
     except (OSError, UnicodeDecodeError):
         return False
-
-
-def parts(path: Path) -> Iterator[Part]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        for offset in range(0, size, PART):
-            yield Part(file.read(PART), offset, size)
-
-
-def append_part(path: Path, part: Part) -> bool:
-    """Whether the file is whole now, and at `path`. Raises ValueError where a part before this one is missing."""
-    arriving = path.with_name(".arriving.tmp")
-    with open(arriving, "ab" if part.offset else "wb") as file:
-        if file.tell() != part.offset:
-            raise ValueError(f"a part of {path.name} before byte {part.offset} is missing")
-        file.write(part.data)
-        whole = file.tell() == part.size
-    if whole:
-        replace_atomically(path, lambda temporary: os.replace(arriving, temporary))
-    return whole

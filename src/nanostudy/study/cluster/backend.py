@@ -23,8 +23,9 @@ from nanostudy.data.corpus import Corpus
 from nanostudy.device import available_cores
 from nanostudy.errors import NanostudyError, UsageError
 from nanostudy.settings import Resources
-from nanostudy.study.cluster.actor import TOKEN, Kept, Message, Part, Wanted, WorkerActor, parts
+from nanostudy.study.cluster.actor import TOKEN, WorkerActor
 from nanostudy.study.cluster.checkpoints import CheckpointStore
+from nanostudy.study.cluster.messages import Kept, Message, Part, Wanted, parts
 from nanostudy.study.cluster.nodes import LOOK, Nodes, Roster, first_line, share_out
 from nanostudy.study.plan import Capacity
 from nanostudy.study.tasks import Broken, Done, Measure, Noted, Prepared, Report, Task, TrainStack

@@ -19,7 +19,7 @@ from fsspec.core import url_to_fs
 
 from nanostudy.atomic import replace_atomically, write_atomically
 from nanostudy.errors import NanostudyError, UsageError
-from nanostudy.study.cluster.actor import Kept, Message, Part, append_part
+from nanostudy.study.cluster.messages import Kept, Message, Part, append_part
 from nanostudy.study.tasks import Broken, Done, Noted, TrainStack
 from nanostudy.text import printable
 from nanostudy.training import stack as checkpoint
