@@ -255,8 +255,9 @@ def run_study(
     """Runs a study in the folder `out` (default: studies/ and its name) to its end and returns the chosen experiments' rows.
 
     The study is a name, a file, a folder, or a mapping with what a study file has. Goes on where an earlier call stopped.
-    `settings` are changes, {"dropout": [0.1, 0.2], "max_iters": 500}; `parts` and `only` choose experiments. The options are those of settings.Where; `resources` gives several at once. Raises UsageError,
-    NanostudyError (Interrupted, with everything saved, on Ctrl-C).
+    `settings` are changes, {"dropout": [0.1, 0.2], "max_iters": 500}; `parts` and `only` choose experiments. The options are those
+    of settings.Where; `resources` gives several at once. Raises UsageError, NanostudyError (Interrupted, with everything saved, on
+    Ctrl-C).
     """
     where = Where.of(RUN_OPTIONS, resources, options)
     check_installed(where.track)
