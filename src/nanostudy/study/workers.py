@@ -97,9 +97,8 @@ class Workers:
     def __init__(self, resources: Sequence[Resources], machine: Machine | None, environment: Mapping[str, str]) -> None:
         self.resources, self.machine, self.environment = resources, machine, environment
         self.processes: dict[int, Process] = {}
-        self.silent: dict[
-            int, float
-        ] = {}  # of busy workers: the seconds for which next() waited since each was last heard
+        # of busy workers: the seconds for which next() waited since each was last heard
+        self.silent: dict[int, float] = {}
         self.memory_kills = _memory_kills()
         self.arrived: queue.Queue[tuple[int, Process, Report | None]] = queue.Queue()  # None: a sign of life
         self.unanswered: list[tuple[int, Process]] = []
