@@ -504,6 +504,14 @@ def test_a_log_of_several_trainings_has_a_row_for_each(write):
     assert list(results.evaluations["name"]) == ["first"] * 2 + ["drop0"] * 3 + ["drop1"] * 3 + ["drop2"] * 3
     unnamed = read_table(write(*(line for line in trainings if "saving" not in line), name="all.log"))
     assert list(unnamed.experiments.index) == ["all 1", "all 2", "all 3"]
+    again = [
+        "Overriding: init_from = resume",
+        "step 250: train loss 2.4, val loss 2.41",
+        "step 500: train loss 2, val loss 2.05",
+    ]
+    resumed = read_table(write(*LOG.format(dropout=0.1, loss=2).splitlines(), *again, name="resumed.log"))
+    assert (only(resumed)["val_loss"], only(resumed)["dropout"]) == (2.05, 0.1)
+    assert list(resumed.evaluations["step"]) == [0, 250, 500]
 
 
 def test_the_evaluations_of_one_training_are_a_curve(write):

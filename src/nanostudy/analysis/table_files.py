@@ -235,9 +235,7 @@ def _of_records(path: Path, records: Sequence[tuple[int, Mapping[str, Any]]]) ->
     if not records:
         raise UsageError(f"{path} is empty: it holds no experiments.")
     flat = [(line, dict(_flat(one))) for line, one in records]
-    if (
-        len(flat) == 1 and not NAMES & flat[0][1].keys()
-    ):  # a single experiment has its file's name where the file says none
+    if len(flat) == 1 and not NAMES & flat[0][1].keys():  # it has its file's name
         flat = [(flat[0][0], {"name": stem_of(path), **flat[0][1]})]
     header = list(dict.fromkeys(key for _, one in flat for key in one))
     return header, [(line, [one.get(key, "") for key in header]) for line, one in flat]
@@ -257,15 +255,18 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterab
 
 
 def _of_log(path: Path, text: str) -> tuple[list[str], Numbered, dict[int, list[dict[str, str]]]]:
-    """(headings, a row per training, its evaluations). Settings are those that the log shows; a training begins where steps start again."""
+    """(headings, a row per training, its evaluations). Settings are those that the log shows; a training begins at step 0."""
     runs: list[_LoggedRun] = []
     before: dict[str, str] = {}  # settings of the run whose first evaluation is still to come
     for line, content in enumerate(text.split("\n"), start=1):
         if match := LOSS_LINE.match(content):
             step = match[1].replace(",", "")
-            if not runs or int(step) <= int(runs[-1].points[-1]["step"]):
+            if not runs or step == "0":
                 runs.append(_LoggedRun(before))
-                before = {}
+            else:  # what was resumed goes on from an earlier step
+                runs[-1].settings |= before
+                runs[-1].points = [point for point in runs[-1].points if int(point["step"]) < int(step)]
+            before = {}
             runs[-1].points.append({"step": step, "train_loss": match[2], "val_loss": match[3]})
             runs[-1].line = line
         elif match := PARAMETERS.search(content):
