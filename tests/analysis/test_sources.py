@@ -70,6 +70,14 @@ def test_only_the_same_change_is_compared_and_other_settings_are_told():
     assert list(unlike.loc["n_embd"]) == ["64, 128", "128, 256"]
 
 
+def test_a_setting_left_unset_stands_beside_others_with_its_value():
+    ours = source("ours", draw=1, max_iters=2000, lr_decay_iters="none", learning_rate=1e-3, min_lr="none")
+    theirs = source("theirs", draw=2, max_iters=2000, lr_decay_iters=1000, learning_rate=1e-3, min_lr=1e-4)
+    unlike = sources(beside(ours, theirs)).settings.set_index("setting")
+    assert list(unlike.loc["lr_decay_iters"]) == ["2000", "1000"]
+    assert "min_lr" not in unlike.index
+
+
 def test_one_source_and_sources_without_an_effect_in_common_are_not_compared():
     assert sources(source("ours")) is None
     assert sources(beside(source("ours"), source("theirs", {}, {"batch_size": [4, 8]}))) is None

@@ -134,6 +134,16 @@ def levels(column: pd.Series) -> list[Any]:
     return sorted(values, key=lambda v: (isinstance(v, str), str(v) if isinstance(v, str) else v))
 
 
+def without_unset(experiments: pd.DataFrame) -> pd.DataFrame:
+    """The same, with the values that "none" stands for: where the decay of the learning rate ends, and at what rate."""
+    end, least = experiments["lr_decay_iters"], experiments["min_lr"]
+    rates = pd.to_numeric(experiments["learning_rate"])
+    return experiments.assign(
+        lr_decay_iters=end.mask(end == "none", experiments["max_iters"]),
+        min_lr=least.mask((least == "none") & rates.notna(), (rates / 10).astype(object)),
+    )
+
+
 def experiments_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The table of experiments from a mapping each, `name` among its keys: with every column, in its type.
 

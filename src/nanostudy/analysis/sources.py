@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nanostudy.analysis.effects import effects
-from nanostudy.analysis.frames import Results, factors_of, levels
+from nanostudy.analysis.frames import Results, factors_of, levels, without_unset
 from nanostudy.analysis.intervals import CONFIDENCE, satterthwaite, student
 from nanostudy.text import value_text
 
@@ -52,7 +52,7 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     frame = frame[shared].reset_index(drop=True)
     if frame.empty:
         return None
-    there = {name: part.experiments for name, part in parts.items() if name in set(frame["source"])}
+    there = {name: without_unset(part.experiments) for name, part in parts.items() if name in set(frame["source"])}
     return Sources(frame[list(EFFECTS)], _differences(frame), _unlike(there))
 
 

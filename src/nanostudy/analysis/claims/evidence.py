@@ -12,7 +12,7 @@ import pandas as pd
 
 from nanostudy.analysis import curves as curve
 from nanostudy.analysis.claims.judging import Judgement
-from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.frames import Results, known, without_unset
 from nanostudy.analysis.sample_quality import quality
 from nanostudy.data.texts import SHAKESPEARE_SHA256
 from nanostudy.text import counted, listed
@@ -31,11 +31,7 @@ class Evidence:
     @cached_property
     def experiments(self) -> pd.DataFrame:
         """Those on tiny Shakespeare, or in a table that names no text; with the values that unset settings stand for."""
-        table = self.results.experiments.copy()
-        decay, least = table["lr_decay_iters"], table["min_lr"]
-        rates = pd.to_numeric(table["learning_rate"])
-        table["lr_decay_iters"] = decay.mask(decay == "none", table["max_iters"])
-        table["min_lr"] = least.mask((least == "none") & rates.notna(), (rates / 10).astype(object))
+        table = without_unset(self.results.experiments)
         texts = zip(table["corpus_sha256"], table["corpus"], strict=True)
         of_shakespeare = [
             sha == SHAKESPEARE_SHA256 if known(sha) else text in ("shakespeare", None) for sha, text in texts
