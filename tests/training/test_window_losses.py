@@ -95,7 +95,7 @@ def test_without_a_test_part_there_is_neither_loss_nor_column(place):
         assert set(read_window_losses(place / "two" / name)) == {"train", "val", "val_at_32"}
 
 
-def test_a_file_is_whole_or_refused(tmp_path):
+def test_a_file_is_whole_or_refused(tmp_path, monkeypatch):
     assert read_window_losses(tmp_path) == {}
     losses = np.linspace(1, 3, 7, dtype=np.float32)
     write_window_losses(tmp_path, {"val": Windows(losses, 64, 5)}, "abc")
@@ -109,3 +109,7 @@ def test_a_file_is_whole_or_refused(tmp_path):
         (tmp_path / WINDOW_LOSSES).write_bytes(damaged)
         with pytest.raises(NanostudyError, match=WINDOW_LOSSES):
             read_window_losses(tmp_path)
+    (tmp_path / WINDOW_LOSSES).write_bytes(whole)
+    monkeypatch.setattr("nanostudy.training.window_losses.LARGEST", len(whole) - 1)
+    with pytest.raises(NanostudyError, match=f"{WINDOW_LOSSES} has .* bytes"):
+        read_window_losses(tmp_path)

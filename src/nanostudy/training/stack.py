@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanostudy import atomic
 from nanostudy.errors import DamagedCheckpoint, NanostudyError
 from nanostudy.model.engine import State
 from nanostudy.training.tensors import load_tensors, save_tensors
@@ -83,7 +84,7 @@ def set_aside(path: Path) -> None:
     """Renames damaged files, so that a training can start from the beginning."""
     for file in (path, _before(path)):
         if file.exists():
-            file.replace(file.with_suffix(".damaged"))
+            atomic.set_aside(file)
 
 
 def _before(path: Path) -> Path:

@@ -24,8 +24,10 @@ from safetensors.numpy import load, save
 from nanostudy import version
 from nanostudy.atomic import write_atomically
 from nanostudy.errors import NanostudyError
+from nanostudy.reading import read_file
 
 WINDOW_LOSSES = "window_losses.safetensors"
+LARGEST = 2**30  # bytes of such a file: 250 million windows
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def read_window_losses(folder: Path) -> dict[str, Windows]:
     """By name; empty where the folder has none, as older runs and unfinished ones. Raises NanostudyError where they are damaged."""
     path = folder / WINDOW_LOSSES
     try:
-        if not path.is_file():
+        if not path.exists():
             return {}
-        data = path.read_bytes()
+        data = read_file(path, LARGEST)
         losses = load(data)
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         header = json.loads(described["nanostudy"])
