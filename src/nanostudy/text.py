@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+MARKS = r"[\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_])"  # what Markdown or HTML would take for its own
+
 
 def duration(seconds: float) -> str:
     """2.5 s, 12 min 34 s, 3 h 05 min."""
@@ -91,4 +93,10 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return re.sub(r"([\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return re.sub(MARKS, r"\\\g<0>", " ".join(text.split()))
+
+
+def prose(text: str) -> str:
+    """As plain, of a sentence: what stands between two backticks is code in Markdown, too."""
+    code = r"(?<!`)`[^`]+`(?!`)"
+    return re.sub(rf"({code})|{MARKS}", lambda found: found[1] or f"\\{found[0]}", " ".join(text.split()))

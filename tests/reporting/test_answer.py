@@ -222,7 +222,10 @@ def test_the_effect_of_block_size_says_what_the_longer_window_alone_gives():
         whole, what_matters(whole)
     )
     assert longer_windows(scored, "n_embd matters") == ""
-    assert text + after in document(scored).answer.values()
+    answer = document(scored).answer
+    assert text + after in answer.values()
+    assert "block_size" in answer["Which model to use"]
+    assert "the rest of its effect" not in answer["Which model to use"]
 
 
 def test_the_best_settings_are_compared_in_equal_windows():

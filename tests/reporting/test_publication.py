@@ -1,6 +1,7 @@
 """What is written for others: a study's findings as a small folder, and somebody's table in this project's columns."""
 
 import itertools
+import shlex
 import shutil
 from pathlib import Path
 
@@ -57,7 +58,14 @@ def test_findings_are_small_whole_and_without_weights(study, tmp_path):
     assert (to / "curves.csv").read_text(encoding="utf-8").splitlines()[1].split(",")[1] == "0"  # an update
     text = (to / "README.md").read_text(encoding="utf-8")
     assert "not tested" not in text
-    assert "nanostudy study export grid --layout findings" in text
+    run, export = text.split("```sh\n")[1].split("\n```")[0].splitlines()[-2:]
+    assert shlex.split(export)[:4] == [
+        "nanostudy",
+        "study",
+        "export",
+        shlex.split(run)[-1],
+    ]  # the folder that was just trained
+    assert "`nanostudy study confirm" in text
     assert str(tmp_path) not in text.split("## Made by")[1]
     assert f"{len(results.finished)} experiment" in lines[0]
     publish_findings(study, to)  # in place of the earlier ones

@@ -1,5 +1,6 @@
 """The report of one run, on folders of every kind, and its figure."""
 
+import html
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from nanostudy.reporting.charts import training as figures
 from nanostudy.reporting.charts.figure import Drawn, draw, look
 from nanostudy.reporting.write import publish_run
 from nanostudy.result import finite
-from nanostudy.text import duration
+from nanostudy.text import duration, prose
 from nanostudy.training.recorder import Recorder
 from nanostudy.training.run_folder import EVALUATION_COLUMNS, TRAINING_COLUMNS, read_rows
 from nanostudy.training.train import train
@@ -31,6 +32,15 @@ from nanostudy.training.train import train
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    "text", ["run `a b_c <i>` <b> *x* [y](z) _d_", "a`b <i> `c <b>`", "``<i>`` <b>", "`a``<i>`", "\\`<i>` `"]
+)
+def test_in_markdown_a_sentence_shows_its_commands_as_code_and_all_else_as_it_is(text):
+    rendered = MarkdownIt("commonmark").render(prose(text))
+    assert re.sub(r"</?(p|code)>|`", "", rendered).strip() == html.escape(text).replace("`", "").strip()
+    assert ("<code>a b_c" in rendered) == text.startswith("run")
 
 
 # --- reports

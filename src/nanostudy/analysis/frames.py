@@ -137,10 +137,10 @@ def levels(column: pd.Series) -> list[Any]:
 def without_unset(experiments: pd.DataFrame) -> pd.DataFrame:
     """The same, with the values that "none" stands for: where the decay of the learning rate ends, and at what rate."""
     end, least = experiments["lr_decay_iters"], experiments["min_lr"]
-    rates = pd.to_numeric(experiments["learning_rate"])
+    tenth = pd.to_numeric(experiments["learning_rate"]).map(lambda rate: float(f"{rate / 10:.12g}"))
     return experiments.assign(
         lr_decay_iters=end.mask(end == "none", experiments["max_iters"]),
-        min_lr=least.mask((least == "none") & rates.notna(), (rates / 10).astype(object)),
+        min_lr=least.mask((least == "none") & tenth.notna(), tenth.astype(object)),
     )
 
 

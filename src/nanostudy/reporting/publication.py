@@ -31,7 +31,7 @@ from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.sources import sentences_of
 from nanostudy.study.export import results_csv
 from nanostudy.study.store import FILE, Store
-from nanostudy.text import counted, plain, table
+from nanostudy.text import counted, prose, table
 
 MOST_BYTES = 8_000_000
 MOST_POINTS = 12  # of a curve
@@ -114,13 +114,14 @@ def _samples(results: Results) -> dict[str, str]:
 
 
 def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: Sequence[Path]) -> str:
-    words = ["nanostudy", "study", "export", path.name, "--layout", "findings", "--to", _place(to)]
+    again = f"{analysis.results.title}-again"  # the folder of provenance's command
+    words = ["nanostudy", "study", "export", again, "--layout", "findings", "--to", _place(to)]
     words += [word for one in beside for word in ("--beside", _place(one))]
     made = [str(analysis.results.provenance.get("command", "")), shlex.join(words)]
     lines = [f"# {report.title}", "", report.lede, ""]
     lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
     for number, (about, text) in enumerate(report.answer.items(), start=1):
-        lines += [f"{number}. **{about}.** {plain(text)}"]
+        lines += [f"{number}. **{about}.** {prose(text)}"]
     lines += ["", *_claims(analysis), *_sources(path, beside)]
     lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
     return "\n".join(lines)
@@ -156,7 +157,7 @@ def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
         if row.disagree
     ]
     lines = ["## The same effects in other sources", "", "Nats per token, with 95% intervals.", ""]
-    lines += [*table(("change", *found.names), rows), "", *(f"- {plain(text)}" for text in sentences_of(found)), ""]
+    lines += [*table(("change", *found.names), rows), "", *(f"- {prose(text)}" for text in sentences_of(found)), ""]
     if differences:
         lines += [*table(("change", "sources", "the second less the first", "95% for all at once"), differences), ""]
     if len(found.settings):

@@ -54,18 +54,20 @@ def answer(f: Findings) -> Blocks:
     diverged = what_diverges(f.analysis)
     if not f.compares:
         return [Answer({"What diverges": diverged})] if diverged else []
-    texts = {
-        "What fresh seeds confirm": confirmation_sentence(f.analysis.confirmed) if f.analysis.confirmed else "",
-        "What diverges": diverged,
+    effects = {
         "What matters": what_matters(f.analysis),
         "What does not, and what acts together": what_does_not(f.analysis),
         "Which values are best": numbers.best_values(f.analysis.shapes),
+    }
+    texts = {
+        "What fresh seeds confirm": confirmation_sentence(f.analysis.confirmed) if f.analysis.confirmed else "",
+        "What diverges": diverged,
+        **{about: text + longer_windows(f.analysis, text) for about, text in effects.items()},
         "Which model to use": which_model(f.analysis),
         "How well it generalises and writes": how_it_generalises(f.analysis),
         "Do the published claims hold": claims_hold(f.analysis),
     }
-    texts = {about: text + longer_windows(f.analysis, text) for about, text in texts.items() if text}
-    return [_figure(f), _writes(f), Answer(texts)]
+    return [_figure(f), _writes(f), Answer({about: text for about, text in texts.items() if text})]
 
 
 def _figure(f: Findings) -> Figure | None:

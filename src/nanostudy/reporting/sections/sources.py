@@ -9,7 +9,7 @@ from nanostudy.reporting.charts.figure import each, records
 from nanostudy.reporting.document import Blocks, Bullets, Grid
 from nanostudy.reporting.findings import Findings
 from nanostudy.reporting.phrases import ends, interval, signed
-from nanostudy.text import counted, listed, plain
+from nanostudy.text import counted, listed
 
 MOST_NAMED = 6  # disagreements in a sentence
 
@@ -59,12 +59,13 @@ def sentences_of(found: Sources) -> list[str]:
     table = found.differences
     judged = table[table["low"].notna()]
     apart = judged[judged["disagree"]].sort_values("difference", key=abs, ascending=False, kind="stable")
+    apart = apart.sort_values("source", key=lambda names: names != found.names[0], kind="stable")  # the answer's first
     lines = []
     if len(apart):
         there = {(change_of(row), row.source): signed(row.effect) for row in each(found.effects)}
         texts = [
-            f"{what} by {there[what, row.source]} in {plain(row.source)} and by {there[what, row.other]} in "
-            f"{plain(row.other)}, apart by {interval(row.difference, row.low, row.high)}"
+            f"{what} by {there[what, row.source]} in {row.source} and by {there[what, row.other]} in "
+            f"{row.other}, apart by {interval(row.difference, row.low, row.high)}"
             for row in each(apart)
             for what in [change_of(row)]
         ]
