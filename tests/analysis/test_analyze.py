@@ -68,7 +68,7 @@ def test_parts_are_those_of_the_modules():
 
 
 def test_a_mistake_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="holds neither a study nor a run"):
+    with pytest.raises(UsageError, match="holds neither a study nor a run nor a table"):
         nanostudy.analyze(tmp_path)
 
 

@@ -522,6 +522,44 @@ def test_the_evaluations_of_one_training_are_a_curve(write):
     assert list(results.evaluations["val_loss"]) == [4.3, 2.6, 2.3]
 
 
+def test_the_evaluations_of_many_trainings_are_a_curve_for_each(write):
+    steps = [
+        f"{name},{seed},{step},{4 - step / 1000 - seed / 10}"
+        for name in "ab"
+        for seed in (1, 2)
+        for step in (0, 500, 900)
+    ]
+    curves = write("name,seed,step,val_loss", *steps, name="curves.csv")
+    results = read_table(curves)
+    assert list(results.experiments["val_loss"]) == pytest.approx([3.0, 2.9, 3.0, 2.9])
+    assert len(results.evaluations) == 12
+    swept = read_table(
+        write("name,updates,val_loss", "a,100,3", "a,200,2.5", "b,100,3.1", "b,100,2.9", name="swept.csv")
+    )
+    assert swept.evaluations.empty  # b was run twice
+
+
+def test_a_folder_of_tables_is_its_tables(write):
+    names = [f"b64_L4_H4_E128_BS8_MI{iters}_D10_s{seed}" for iters in (1000, 2000) for seed in (1, 2)]
+    parts = [
+        write(
+            "Experiment,Val Loss",
+            *(f"{name},{2 + i / 10:.4f}" for i, name in enumerate(own)),
+            name=f"theirs/{part}.csv",
+        )
+        for part, own in (("one", names[:2]), ("two", names[2:]), ("three", names[:1]))
+    ]
+    steps = [
+        f"{name},{step},{2 + i % 2 / 10 + (500 - step) / 1000}" for i, name in enumerate(names) for step in (0, 500)
+    ]
+    write("name,step,val_loss", *steps, name="theirs/curves.csv")
+    (parts[0].parent / "README.md").write_text("not a table")
+    results = read_results([parts[0].parent])
+    assert results.title == "theirs"
+    assert list(results.experiments.index) == names
+    assert len(results.evaluations) == 8
+
+
 def test_the_lines_of_a_chart_are_experiments_with_curves(write):
     lines = [
         '"Step","wide - val/loss","wide - val/loss__MIN","deep - val/loss"',

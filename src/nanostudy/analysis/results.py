@@ -47,15 +47,15 @@ KERNELS = ("compiled", "tiles")
 
 
 def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -> Results:
-    """Study folders and run folders as one, and with them the tables that they wrote; `stated` says which of other tables' columns
-    is what. Other tables stand beside them, or beside the first source where there are only such: their authors had other
+    """Study folders and run folders as one, and with them the tables that they wrote; of another folder, the tables in it. `stated`
+    says which of other tables' columns is what. Other tables stand beside them, or beside the first source where there are only such: their authors had other
     programs, evaluations and settings, so that their losses do not add up.
 
     Raises UsageError at what is none of these, NanostudyError at damage.
     """
     if not paths:
         raise UsageError("Name at least one study folder, run folder or table of results.")
-    places = list(dict.fromkeys(_there(Path(path)) for path in paths))
+    places = list(dict.fromkeys(place for path in paths for place in _places(Path(path))))
     tables = [path for path in places if path.suffix.lower() in SUFFIXES]
     pieces = read_tables(tables, stated) if tables else []
     for path in (path for path in places if path not in tables):
@@ -64,7 +64,7 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         elif read_metadata(path) is not None:
             pieces.append(read_run_folder(path))
         else:
-            there = "holds neither a study nor a run" if path.is_dir() else "is not there"
+            there = "holds neither a study nor a run nor a table" if path.is_dir() else "is not there"
             raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
     ours = [piece for piece in pieces if (piece.experiments["source"] == OURS).all()] or pieces[:1]
     others = tuple(piece for piece in pieces if all(piece is not one for one in ours))
@@ -77,10 +77,14 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
     return replace(whole, notes=(*beside[: len(others)], *notes), others=others)
 
 
-def _there(path: Path) -> Path:
-    """The default folder where a study is named."""
+def _places(path: Path) -> list[Path]:
+    """The default folder where a study is named; the tables in a folder that is no study's and no run's."""
     default = folder_of(str(path))
-    return default if not path.exists() and has_study(default) else path
+    if not path.exists() and has_study(default):
+        return [default]
+    if not path.is_dir() or has_study(path) or (path / RUN_JSON).exists():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) or [path]
 
 
 # --- a study's folder

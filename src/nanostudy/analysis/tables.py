@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -75,7 +75,9 @@ class Source:
     @property
     def title(self) -> str:
         titles = list(dict.fromkeys(stem_of(Path(path)) for path in self.checksums))
-        return " + ".join(titles) if len(titles) <= MOST_NAMED else counted(len(titles), "table")
+        folders = {Path(path).parent.name for path in self.checksums}
+        many = folders.pop() if len(folders) == 1 else ""
+        return " + ".join(titles) if len(titles) <= MOST_NAMED else many or counted(len(titles), "table")
 
 
 def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[Results]:
@@ -84,7 +86,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     """
     notes: list[str] = []
     sources: list[Source] = []
-    for table in _singles_together([_as_run(_of_chart(read_table_file(path))) for path in paths]):
+    for table in _singles_together([_as_curves(_of_chart(read_table_file(path))) for path in paths]):
         reading = read_columns(table, stated)
         _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
     results = []
@@ -107,24 +109,47 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
 # --- runs: a curve, or one experiment in a file
 
 
-def _as_run(table: Table) -> Table:
-    """A table of one training's evaluations, a row each, as one experiment with a curve."""
+def _as_curves(table: Table) -> Table:
+    """A table of evaluations, a row each, as experiments with a curve each: of one training, or of every name and seed."""
     keys = [letters(heading) for heading in table.header]
     step = next((table.columns[keys.index(key)] for key in STEPS if key in keys), None)
     losses = [column for column, key in zip(table.columns, keys, strict=True) if key.endswith("loss")]
-    if step is None or not losses or len(table.rows) < 2 or {"name", "experiment", "status", "state", "id"} & set(keys):
-        return table
-    steps = [float(cell) if DECIMAL.fullmatch(cell) else math.nan for cell in step.cells]
-    if not all(a <= b for a, b in itertools.pairwise(steps)) or steps[0] == steps[-1]:
+    if step is None or not losses or {"status", "state"} & set(keys):
         return table
     roles = read_columns(table, NOTHING_STATED).roles
-    points = _points(step, {name: roles[name] for name in LOSSES if name in roles})
-    if not points:
+    if "name" not in roles and "id" in keys:
         return table
-    others = [column for column in table.columns if column not in (step, *losses)]
-    constant = {column.heading: column.cells[0] for column in others if len(set(column.cells)) == 1}
-    row = {"name": stem_of(table.at[0][0]), **constant, **points[-1]}
-    return Table(table.label, table.checksums, list(row), [table.at[-1]], [list(row.values())], {0: points})
+    trainings: dict[tuple[str, ...], list[int]] = {}
+    for i in range(len(table.rows)):
+        trainings.setdefault(tuple(roles[key].cells[i] for key in ("name", "seed") if key in roles), []).append(i)
+    steps = [float(cell) if DECIMAL.fullmatch(cell) else math.nan for cell in step.cells]
+    if len(table.rows) < 2 * len(trainings) or not all(_ascend([steps[i] for i in own]) for own in trainings.values()):
+        return table
+    measured = {name: roles[name] for name in LOSSES if name in roles}
+    curves = [(own, points) for own in trainings.values() if (points := _points(step, measured, own))]
+    same = [
+        column
+        for column in table.columns
+        if column not in (step, *losses) and all(len({column.cells[i] for i in own}) == 1 for own, _ in curves)
+    ]
+    rows = [
+        {"name": stem_of(table.at[0][0]), **{column.heading: column.cells[own[0]] for column in same}, **points[-1]}
+        for own, points in curves
+    ]
+    if not rows:
+        return table
+    return Table(
+        table.label,
+        table.checksums,
+        list(rows[0]),
+        [table.at[own[-1]] for own, _ in curves],
+        [list(row.values()) for row in rows],
+        {place: points for place, (_, points) in enumerate(curves)},
+    )
+
+
+def _ascend(steps: Sequence[float]) -> bool:
+    return all(a <= b for a, b in itertools.pairwise(steps)) and (len(steps) == 1 or steps[0] != steps[-1])
 
 
 def _of_chart(table: Table) -> Table:
@@ -137,17 +162,18 @@ def _of_chart(table: Table) -> Table:
             charted.setdefault(name, {})[role] = column
     if not charted or letters(table.header[0]) not in STEPS:
         return table
+    every = range(len(table.rows))
     header = ["name", "step", *(role for role in LOSSES if any(role in own for own in charted.values()))]
-    curves = [(name, points) for name, own in charted.items() if (points := _points(table.columns[0], own))]
+    curves = [(name, points) for name, own in charted.items() if (points := _points(table.columns[0], own, every))]
     rows = [[name, *(points[-1].get(key, "") for key in header[1:])] for name, points in curves]
     by_row = {place: points for place, (_, points) in enumerate(curves)}
     return Table(table.label, table.checksums, header, [table.at[-1]] * len(rows), rows, by_row) if rows else table
 
 
-def _points(step: Column, losses: Mapping[str, Column]) -> list[dict[str, str]]:
-    """The rows that have a loss."""
-    rows = zip(step.cells, *(column.cells for column in losses.values()), strict=True)
-    return [dict(zip(("step", *losses), row, strict=True)) for row in rows if any(row[1:])]
+def _points(step: Column, losses: Mapping[str, Column], places: Iterable[int]) -> list[dict[str, str]]:
+    """Those of these rows that have a loss."""
+    rows = [{"step": step.cells[i], **{name: column.cells[i] for name, column in losses.items()}} for i in places]
+    return [row for row in rows if any(row[name] for name in losses)]
 
 
 def _singles_together(tables: Sequence[Table]) -> list[Table]:
