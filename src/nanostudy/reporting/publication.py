@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[
     """Writes the folder `to`, in place of an earlier one, and returns lines that say what is in it. `beside` are tables and studies
     of others, whose effects stand beside the study's. Raises NanostudyError, also where it would be larger than MOST_BYTES.
     """
-    results = read_results([path])
+    results = _with_others(read_results([path]), beside)
     with Store.read(path / FILE) as store:
         rows = [row for row in store.rows() if row.status == "finished"]
     if not rows:
@@ -78,6 +79,14 @@ def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[
         f"answer   {to / 'README.md'}",
         f"size     {size:,} bytes in {counted(len(files), 'file')}",
     ]
+
+
+def _with_others(results: Results, beside: Sequence[Path]) -> Results:
+    """The study's, and beside it the results of others, be they studies, too: the answer is of this study alone."""
+    if not beside:
+        return results
+    first = read_results(beside)
+    return replace(results, others=(replace(first, others=()), *first.others))
 
 
 def _replaceable(to: Path) -> bool:
@@ -122,7 +131,7 @@ def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: 
     lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
     for number, (about, text) in enumerate(report.answer.items(), start=1):
         lines += [f"{number}. **{about}.** {prose(text)}"]
-    lines += ["", *_claims(analysis), *_sources(path, beside)]
+    lines += ["", *_claims(analysis), *_sources(analysis)]
     lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
     return "\n".join(lines)
 
@@ -143,8 +152,8 @@ def _claims(analysis: Analysis) -> list[str]:
     return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), "", *more]
 
 
-def _sources(path: Path, beside: Sequence[Path]) -> list[str]:
-    found = Analysis(read_results([path, *beside])).sources if beside else None
+def _sources(analysis: Analysis) -> list[str]:
+    found = analysis.sources
     if found is None:
         return []
     by_change: dict[str, dict[str, str]] = {}

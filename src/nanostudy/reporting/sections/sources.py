@@ -49,9 +49,13 @@ def sources(f: Findings) -> Blocks:
 
 
 def notes(f: Findings) -> list[str]:
-    """That sources disagree, which a reader of what all say together must know."""
+    """That sources disagree, which a reader of one source's answer must know."""
     found = f.analysis.sources if f.compares else None
-    return sentences_of(found)[:1] if found is not None and found.differences["disagree"].any() else []
+    apart = int(found.differences["disagree"].sum()) if found is not None else 0
+    if found is None or not apart:
+        return []
+    judged = counted(int(found.differences["low"].notna().sum()), "comparison")
+    return [f"The sources disagree beyond noise in {apart:,} of {judged} (95% for all at once)."]
 
 
 def sentences_of(found: Sources) -> list[str]:
