@@ -196,7 +196,7 @@ def test_more_columns_are_no_matter(write):
 def test_an_empty_table_is_a_table(write):
     results = read_table(write(HEADER))
     assert len(results.experiments) == 0
-    assert "holds no experiments" in notes(results)
+    assert "no experiments" in notes(results)
 
 
 def test_a_gap_within_rounding_and_one_beyond(write):
@@ -218,7 +218,7 @@ def test_what_two_tables_agree_on_counts_once_with_all_digits(write):
         assert sorted(results.experiments.index) == [NAME, OTHER]
         assert results.experiments.loc[NAME, "val_loss"] == 2.37591249
         assert results.experiments.loc[NAME, "parameters"] == 800_000
-        assert "Rows that repeat another one: 1." in notes(results)
+        assert "rows that repeat another one: 1." in notes(results)
 
 
 def test_tables_that_contradict_each_other_are_two_sources(write):
@@ -543,8 +543,8 @@ def test_a_folder_of_tables_is_its_tables(write):
     names = [f"b64_L4_H4_E128_BS8_MI{iters}_D10_s{seed}" for iters in (1000, 2000) for seed in (1, 2)]
     parts = [
         write(
-            "Experiment,Val Loss",
-            *(f"{name},{2 + i / 10:.4f}" for i, name in enumerate(own)),
+            "Experiment,Val Loss,Total Params",
+            *(f"{name},{2 + i / 10:.4f},800000.0" for i, name in enumerate(own)),
             name=f"theirs/{part}.csv",
         )
         for part, own in (("one", names[:2]), ("two", names[2:]), ("three", names[:1]))
@@ -558,6 +558,10 @@ def test_a_folder_of_tables_is_its_tables(write):
     assert results.title == "theirs"
     assert list(results.experiments.index) == names
     assert len(results.evaluations) == 8
+    said = notes(results)
+    assert "curves.csv: rows that repeat" not in said
+    assert "three.csv: rows that repeat another one: 1." in said
+    assert "one.csv, three.csv and two.csv: parameters are as the table says" in said
 
 
 def test_the_lines_of_a_chart_are_experiments_with_curves(write):

@@ -49,13 +49,20 @@ from nanostudy.validation import letters
 TEXTS = ("part", "status", "reason", "source", "study")
 STEPS = ("step", "iter", "iteration", "iternum", "globalstep", "trainingiteration", "epoch", "update", "updates")
 MOST_NAMED = 3  # in a note
+REPEATED = "rows that repeat another one: {:,}. Each experiment counts once."
 LONGEST_NAME = 120  # characters
+
+
+class Note(NamedTuple):
+    about: str  # a table, or a row of it; empty where the sentence says that
+    text: str
 
 
 class Row(NamedTuple):
     record: dict[str, Any]  # as experiments_frame takes it
     half_units: dict[str, float]  # half a unit of the last digit: how far rounding may have moved a number
     curve: list[dict[str, str]]
+    tabled: bool  # a table of experiments has it, and not a curve alone
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -84,15 +91,16 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     """A Results per source. Tables with the same columns, and tables that agree on an experiment, are parts of one; those that
     contradict each other on one are two. Files of one experiment each are one table.
     """
-    notes: list[str] = []
+    notes: list[Note] = []
     sources: list[Source] = []
     for table in _singles_together([_as_curves(_of_chart(read_table_file(path))) for path in paths]):
         reading = read_columns(table, stated)
-        _into(sources, table, _distinct(_rows(table, reading, notes), notes), notes)
+        _into(sources, table, _distinct(table, _rows(table, reading, notes), notes), notes)
     results = []
     for source in sources:
         _name_apart(source.rows)
         _number_experiments(source.rows, notes)
+        _note_what_is_missing(source, notes)
         records = [{"source": source.title, "study": source.title, **row.record} for row in source.rows]
         points = ({"name": row.record["name"], **_numbers(point)} for row in source.rows for point in row.curve)
         results.append(
@@ -103,7 +111,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
                 provenance={"paths": list(source.checksums), "checksums": source.checksums},
             )
         )
-    return [replace(results[0], notes=tuple(notes)), *results[1:]]
+    return [replace(results[0], notes=_sentences(notes)), *results[1:]]
 
 
 # --- runs: a curve, or one experiment in a file
@@ -200,7 +208,7 @@ def _numbers(point: Mapping[str, str]) -> dict[str, float]:
 # --- one table
 
 
-def _rows(table: Table, reading: Reading, notes: list[str]) -> list[Row]:
+def _rows(table: Table, reading: Reading, notes: list[Note]) -> list[Row]:
     """The table's rows. Adds notes."""
     _without_words(reading)
     factors = {name: factor_values(one.cells, reading.decimal_comma) for name, one in reading.factors.items()}
@@ -226,29 +234,21 @@ def _without_words(reading: Reading) -> None:
             reading.unread[name] = str(problem).rstrip(".")
 
 
-def _note(table: Table, reading: Reading, rows: Sequence[Row], notes: list[str]) -> None:
+def _note(table: Table, reading: Reading, rows: Sequence[Row], notes: list[Note]) -> None:
     plain = {letters(title) for title in PUBLISHED.values()} | {"experiment", "configpath"}
     if not reading.own and not {letters(heading) for heading in table.header} <= plain:
-        notes.append(described(table, reading))
-    if missing := [title for column, title in PUBLISHED.items() if column not in reading.roles and column != "gap"]:
-        notes.append(
-            f"{table.label} has no column {' and no '.join(missing)}: analyses that need it leave its rows out."
-        )
+        notes.append(Note("", described(table, reading)))
     if not reading.own and any("parameters" in row.record for row in rows):
-        notes.append(
-            f"{table.label}: its parameters are as the table says; nanoGPT counts without position embeddings, and the published "
-            "tables round to 10,000."
-        )
+        text = "parameters are as the table says; nanoGPT counts without position embeddings, and the published tables round to 10,000."
+        notes.append(Note(table.label, text))
     if not rows:
-        notes.append(f"{table.label} holds no experiments.")
+        notes.append(Note(table.label, "no experiments."))
     if without := [row.record["name"] for row in rows if row.record["status"] != "finished"]:
-        notes.append(
-            f"{table.label}: {counted(len(without), 'experiment')} of {len(rows):,} without a result (diverged, or not finished): "
-            f"{listed(without, MOST_NAMED)}."
-        )
+        text = f"{counted(len(without), 'experiment')} of {len(rows):,} without a result (diverged, or not finished): "
+        notes.append(Note(table.label, f"{text}{listed(without, MOST_NAMED)}."))
 
 
-def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], notes: list[str]) -> Row:
+def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], notes: list[Note]) -> Row:
     """Of the table's i-th row; `varied` are the factors' values."""
     path, line = table.at[i]
     place = f"{label_of(path)}, {line}"
@@ -256,7 +256,7 @@ def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], note
     name = _name(texts, i)
     settings, cut = named_settings(name)
     if cut:
-        notes.append(f"{place}: the name was cut short, so the setting at its end is unknown.")
+        notes.append(Note(place, "the name was cut short, so the setting at its end is unknown."))
     failed = STATUSES.get(texts.get("status", "").lower()) is Status.FAILED  # such a row may hold anything
     given = {
         key: value for key in texts if key in FIELDS and (value := setting_value(key, texts[key], failed)) is not None
@@ -273,11 +273,13 @@ def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], note
     if all(loss in record for loss in LOSSES):
         record.pop("gap", None)  # it follows from them
         if note := _contradicting_gap(numbers):
-            notes.append(f"{place}: {note}")
+            notes.append(Note(place, note))
     record["status"], record["reason"] = status_of(record, numbers)
     if reading.own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
-    return Row(record, {key: one.unit / 2 for key, one in numbers.items()}, table.curves.get(i, []))
+    return Row(
+        record, {key: one.unit / 2 for key, one in numbers.items()}, table.curves.get(i, []), i not in table.curves
+    )
 
 
 @lru_cache(maxsize=64)
@@ -309,7 +311,7 @@ def _contradicting_gap(numbers: Mapping[str, Number]) -> str:
 # --- several rows, several tables
 
 
-def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+def _distinct(table: Table, rows: Sequence[Row], notes: list[Note]) -> list[Row]:
     """Rows that say again what another one of the table says, or what became of it in a second try, as one."""
     kept: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -323,7 +325,7 @@ def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
             same[i] = _united(same[i], row)
     distinct = [row for same in kept.values() for row in same]
     if len(distinct) < len(rows):
-        notes.append(f"Rows that repeat another one: {len(rows) - len(distinct):,}. Each experiment counts once.")
+        notes.append(Note(table.label, REPEATED.format(len(rows) - len(distinct))))
     return distinct
 
 
@@ -339,7 +341,7 @@ def _agree(one: Row, other: Row) -> bool:
     )
 
 
-def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[str]) -> None:
+def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[Note]) -> None:
     """Adds the table's rows to the source that they are of, or as a new one."""
     headings = frozenset(letters(heading) for heading in table.header)
     for source in sources:
@@ -347,15 +349,16 @@ def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[str]
         pairs = [(there[row.key], row) for row in rows if row.key in there]
         against = [row for i, row in pairs if not _agree(row, source.rows[i])]
         if against:
-            notes.append(
+            text = (
                 f"{source.title} and {table.label} contradict each other on {counted(len(against), 'experiment')}, such as "
                 f"{against[0].record['name']}: they are read as two sources."
             )
+            notes.append(Note("", text))
         elif pairs or headings in source.headings:
+            if repeated := sum(row.tabled == source.rows[i].tabled for i, row in pairs):
+                notes.append(Note(table.label, REPEATED.format(repeated)))
             for i, row in pairs:
                 source.rows[i] = _united(source.rows[i], row)
-            if pairs:
-                notes.append(f"Rows that repeat another one: {len(pairs):,}. Each experiment counts once.")
             source.rows += [row for row in rows if row.key not in there]
             source.headings.add(headings)
             source.checksums |= table.checksums
@@ -369,7 +372,7 @@ def _united(one: Row, other: Row) -> Row:
     finest = min(done, key=lambda row: row.half_units["val_loss"] or math.inf)
     record = {key: value for row in (other, one, finest) for key, value in row.record.items() if value is not None}
     record |= {key: finest.record.get(key) for key in ("status", "reason")}
-    return Row(record, finest.half_units, one.curve or other.curve)
+    return Row(record, finest.half_units, one.curve or other.curve, one.tabled or other.tabled)
 
 
 def _name_apart(rows: Sequence[Row]) -> None:
@@ -387,10 +390,29 @@ def _name_apart(rows: Sequence[Row]) -> None:
             row.record["name"] = f"{name} ({number[name]})"
 
 
-def _number_experiments(rows: Sequence[Row], notes: list[str]) -> None:
+def _number_experiments(rows: Sequence[Row], notes: list[Note]) -> None:
     """The tables' ids where every experiment has one of its own, else the order of the rows, from 1."""
     ids = {id for row in rows if float(id := row.record.get("id", math.nan)).is_integer()}
     if len(ids) < len(rows) and any("id" in row.record for row in rows):
-        notes.append("The tables' ids are not unique together: the experiments are numbered in order of the rows.")
+        text = "The tables' ids are not unique together: the experiments are numbered in order of the rows."
+        notes.append(Note("", text))
     for place, row in enumerate(rows, start=1):
         row.record["id"] = int(row.record["id"]) if len(ids) == len(rows) else place
+
+
+def _note_what_is_missing(source: Source, notes: list[Note]) -> None:
+    """Measures that the published tables have, and no row of this source."""
+    measures = [(name, title) for name, title in PUBLISHED.items() if name != "gap"]
+    missing = [title for name, title in measures if all(name not in row.record for row in source.rows)]
+    if missing and source.rows:
+        notes.append(
+            Note(source.title, f"no column {' and no '.join(missing)}; analyses that need it leave these rows out.")
+        )
+
+
+def _sentences(notes: Sequence[Note]) -> tuple[str, ...]:
+    """What is said of several tables once."""
+    about: dict[str, dict[str, None]] = {}
+    for note in notes:
+        about.setdefault(note.text, {})[note.about] = None
+    return tuple(f"{listed(list(those), MOST_NAMED)}: {text}" if any(those) else text for text, those in about.items())
