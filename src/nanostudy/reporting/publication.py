@@ -57,7 +57,7 @@ def publish_findings(path: Path, to: Path, beside: Sequence[Path] = ()) -> list[
         undrawn = str(problem)
     parts = {str(part): [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
     files = {
-        "README.md": _readme(analysis, report, path, to, beside),
+        "README.md": _readme(analysis, report, to, beside),
         "index.html": page(report, bundle, undrawn),
         **{f"{part}.csv": results_csv(own) for part, own in parts.items()},
         "curves.csv": _curves(results),
@@ -122,7 +122,7 @@ def _samples(results: Results) -> dict[str, str]:
 # --- in words
 
 
-def _readme(analysis: Analysis, report: Document, path: Path, to: Path, beside: Sequence[Path]) -> str:
+def _readme(analysis: Analysis, report: Document, to: Path, beside: Sequence[Path]) -> str:
     again = f"{analysis.results.title}-again"  # the folder of provenance's command
     words = ["nanostudy", "study", "export", again, "--layout", "findings", "--to", _place(to)]
     words += [word for one in beside for word in ("--beside", _place(one))]
