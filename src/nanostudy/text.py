@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+CODE = r"(?<!`)`[^`|]+`(?!`)"  # without a bar, which would end the cell of a table within code, too
 MARKS = r"[\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_])"  # what Markdown or HTML would take for its own
 
 
@@ -89,14 +90,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A value in words, on one line that Markdown and HTML leave as it is."""
+    """A value in words, on one line that Markdown and HTML leave as it is, but for code between backticks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return re.sub(MARKS, r"\\\g<0>", " ".join(text.split()))
-
-
-def prose(text: str) -> str:
-    """As plain, of a sentence: what stands between two backticks is code in Markdown, too."""
-    code = r"(?<!`)`[^`]+`(?!`)"
-    return re.sub(rf"({code})|{MARKS}", lambda found: found[1] or f"\\{found[0]}", " ".join(text.split()))
+    return re.sub(f"({CODE})|{MARKS}", lambda found: found[1] or f"\\{found[0]}", " ".join(text.split()))

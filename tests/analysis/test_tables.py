@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nanostudy
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.effects import effects
 from nanostudy.analysis.results import read_results
@@ -562,6 +563,24 @@ def test_a_folder_of_tables_is_its_tables(write):
     assert "curves.csv: rows that repeat" not in said
     assert "three.csv: rows that repeat another one: 1." in said
     assert "one.csv, three.csv and two.csv: parameters are as the table says" in said
+
+
+def test_another_programs_tokenizer_is_kept(write):
+    cells = [(e, d, n) for e in (128, 256) for d in (0.0, 0.2) for n in (1, 2)]
+    paths = [
+        write(
+            f"run,{width},dropout,tokenizer,val_loss",
+            *(f"{i},{e},{d},{token},{base - e / 1000 + d / 10 + n / 100}" for i, (e, d, n) in enumerate(cells)),
+            name=f"{token}s.csv",
+        )
+        for token, base, width in (("char", 2.0, "n_embd"), ("gpt2", 5.0, "d_model"))
+    ]
+    analysis = Analysis(read_results(paths))
+    assert analysis.sources.settings.values.tolist() == [["tokenizer", "char", "gpt2"]]
+    imported = nanostudy.import_study(paths[1], out=paths[1].parent / "theirs")
+    assert imported.study is None
+    assert "tokenizer" in imported.why
+    assert set(read_results([imported.table]).experiments["tokenizer"]) == {"gpt2"}
 
 
 def test_the_lines_of_a_chart_are_experiments_with_curves(write):

@@ -11,7 +11,7 @@ from nanostudy.measures import MEASURES
 from nanostudy.reporting import document as doc
 from nanostudy.reporting.charts.figure import Figure
 from nanostudy.reporting.data import Data
-from nanostudy.text import plain, prose, table, value_text
+from nanostudy.text import plain, table, value_text
 
 Columns = Sequence[tuple[str, str]]  # of the data's experiments, each with its heading
 
@@ -21,8 +21,8 @@ MOST_ROWS = 25  # of the table of experiments; results.csv has all
 def markdown(document: doc.Document, pictures: Collection[str]) -> str:
     """`pictures`: the ids of the figures that have one, a file beside the Markdown."""
     lines = [f"# {plain(document.title)}", ""]
-    lines += [line for note in document.notes for line in (f"> {prose(note)}", "")]
-    lines += [prose(document.lede), "", *table(("", ""), list(document.facts.items()))]
+    lines += [line for note in document.notes for line in (f"> {plain(note)}", "")]
+    lines += [plain(document.lede), "", *table(("", ""), list(document.facts.items()))]
     for section in document.once:
         lines += ["", f"## {plain(section.title)}"]
         for block in section.blocks:
@@ -33,19 +33,19 @@ def markdown(document: doc.Document, pictures: Collection[str]) -> str:
 def _block(block: doc.Block, data: Data, pictures: Collection[str]) -> list[str]:
     match block:
         case doc.Prose(text):
-            return [prose(text)]
+            return [plain(text)]
         case doc.Bullets(items):
-            return [f"- {prose(item)}" for item in items]
+            return [f"- {plain(item)}" for item in items]
         case doc.Answer(texts):
-            return [f"{k}. **{plain(about)}.** {prose(text)}" for k, (about, text) in enumerate(texts.items(), start=1)]
+            return [f"{k}. **{plain(about)}.** {plain(text)}" for k, (about, text) in enumerate(texts.items(), start=1)]
         case doc.Facts(pairs):
             return table(("what", "value"), list(pairs.items()))
         case doc.Grid(caption, rows):
-            return [f"{prose(caption)}:", "", *table(list(rows[0]), [list(row.values()) for row in rows])]
+            return [f"{plain(caption)}:", "", *table(list(rows[0]), [list(row.values()) for row in rows])]
         case Figure():
             alternative = plain(block.alternative)
             picture = f"![{alternative}]({block.id}.png)" if block.id in pictures else alternative
-            return [f"**{plain(block.title)}.** {prose(block.caption)}", "", picture]
+            return [f"**{plain(block.title)}.** {plain(block.caption)}", "", picture]
         case doc.Experiments(columns):
             return _experiments(columns, data)
         case doc.Samples(first):
@@ -54,7 +54,7 @@ def _block(block: doc.Block, data: Data, pictures: Collection[str]) -> list[str]
             return [f"**{plain(about)}** ({plain(source)}):", "", *_fenced(text)]
         case doc.Claims(caption, claims):
             lines = [(one.verdict, one.statement, one.published, one.ours, one.why) for one in claims]
-            return [prose(caption), "", *table(("verdict", "claim", "published", "ours", "why"), lines)]
+            return [plain(caption), "", *table(("verdict", "claim", "published", "ours", "why"), lines)]
         case doc.Source(text):
             return _fenced(text)
 

@@ -32,7 +32,7 @@ from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.sources import sentences_of
 from nanostudy.study.export import results_csv
 from nanostudy.study.store import FILE, Store
-from nanostudy.text import counted, prose, table
+from nanostudy.text import counted, plain, table
 
 MOST_BYTES = 8_000_000
 MOST_POINTS = 12  # of a curve
@@ -130,7 +130,7 @@ def _readme(analysis: Analysis, report: Document, to: Path, beside: Sequence[Pat
     lines = [f"# {report.title}", "", report.lede, ""]
     lines += [f"- {note}" for note in report.notes] + [""] * bool(report.notes)
     for number, (about, text) in enumerate(report.answer.items(), start=1):
-        lines += [f"{number}. **{about}.** {prose(text)}"]
+        lines += [f"{number}. **{about}.** {plain(text)}"]
     lines += ["", *_claims(analysis), *_sources(analysis)]
     lines += ["## Made by", "", "```sh", *filter(None, made), "```", ""]
     return "\n".join(lines)
@@ -166,7 +166,7 @@ def _sources(analysis: Analysis) -> list[str]:
         if row.disagree
     ]
     lines = ["## The same effects in other sources", "", "Nats per token, with 95% intervals.", ""]
-    lines += [*table(("change", *found.names), rows), "", *(f"- {prose(text)}" for text in sentences_of(found)), ""]
+    lines += [*table(("change", *found.names), rows), "", *(f"- {plain(text)}" for text in sentences_of(found)), ""]
     if differences:
         lines += [*table(("change", "sources", "the second less the first", "95% for all at once"), differences), ""]
     if len(found.settings):
