@@ -1,5 +1,6 @@
 """Studies: ids, order, parts, seeds and names against the published rules, extension, and refusals that help."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from nanostudy.study.definition import (
     study_text,
     study_yaml,
 )
-from nanostudy.study.grid import changed_settings, extend, requested, select
+from nanostudy.study.grid import changed_settings, extend, options_for, requested, select
 
 
 def study(grid=None, *, parts=None, seeds=(1,), fixed=None, **more) -> Study:
@@ -476,6 +477,32 @@ GRID = entries_of(read_study("shakespeare-grid"))
 )
 def test_selection(parts, only, ids):
     assert [entry.id for entry in select(GRID, parts, only)] == ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "options"),
+    [
+        ([*range(1, 129)], []),
+        ([*range(33, 65)], ["--part", "deep_small"]),
+        ([*range(1, 33), *range(97, 129)], ["--part", "shallow_small", "--part", "deep_large"]),
+        ([entry.id for entry in GRID if entry.experiment.n_head == 4 and entry.experiment.dropout == 0.1],
+         ["--only", "n_head=4,dropout=0.1"]),
+        ([3, 40], ["--only", "id=3,id=40"]),
+        ([9, 11, 13, 15], ["--part", "shallow_small", "--only", "n_head=4,n_embd=256,dropout=0.1"]),
+    ],
+)  # fmt: skip
+def test_options_choose_what_they_were_made_of(ids, options):
+    made = options_for(ids, GRID)
+    assert sorted(made) == sorted(options)
+    parts = [word for flag, word in itertools.pairwise(made) if flag == "--part"]
+    only = next((word for flag, word in itertools.pairwise(made) if flag == "--only"), None)
+    assert [entry.id for entry in select(GRID, parts, only)] == ids
+
+
+def test_many_without_a_pattern_are_described_by_their_parts():
+    odd = [entry.id for entry in GRID if entry.part != "deep_large" and (entry.id % 2 or entry.id % 3)]
+    parts = [word for word in options_for(odd, GRID) if word != "--part"]
+    assert parts == ["shallow_small", "deep_small", "shallow_large"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from nanostudy.model.config import GPTConfig, flops_per_token
 from nanostudy.result import Result, Status
 from nanostudy.settings import Experiment
 from nanostudy.study.definition import Study, definitions, folder_of, has_study, read_study, study_names, study_yaml
+from nanostudy.study.grid import Entry, options_for
 from nanostudy.study.notes import Note, read_notes
 from nanostudy.study.store import FILE, Store
 from nanostudy.text import counted, listed
@@ -243,10 +244,10 @@ def _provenance(
     definition = "".join(study_yaml(study) for study in studies)
     shipped = title in study_names() and study_yaml(read_study(title)) == definition
     done = [one for one in results if one.status.has_result]
-    parts = dict.fromkeys(str(one.part) for one in done)
-    some = "".join(f" --part {part}" for part in parts) if len(parts) < len({one.part for one in results}) else ""
+    entries = [Entry(one.id, one.name, str(one.part), one.experiment) for one in results]
+    chosen = options_for({one.id for one in done}, entries) if done else []
     return {
-        "command": _command(title, "" if shipped else definition, some),
+        "command": _command(title, "" if shipped else definition, chosen),
         "definition": definition,
         "machines": _machines(done),
         "versions": _versions([metadata for _, metadata in texts.values()]),
@@ -255,11 +256,11 @@ def _provenance(
     }
 
 
-def _command(title: str, definition: str, parts: str) -> str:
+def _command(title: str, definition: str, options: Sequence[str]) -> str:
     """What a shell runs to train a study again; a definition that is not shipped becomes a file first."""
-    file = shlex.quote(f"{title}.yaml" if definition else title)
-    written = f"cat > {file} <<'END'\n{definition.strip()}\nEND\n" if definition else ""
-    return f"{written}nanostudy study run {file}{parts} --out {shlex.quote(f'{title}-again')}"
+    file = f"{title}.yaml" if definition else title
+    written = f"cat > {shlex.quote(file)} <<'END'\n{definition.strip()}\nEND\n" if definition else ""
+    return f"{written}nanostudy study run {shlex.join([file, *options, '--out', f'{title}-again'])}"
 
 
 def _machines(results: Sequence[Result]) -> list[dict[str, Any]]:

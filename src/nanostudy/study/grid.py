@@ -8,7 +8,7 @@ import itertools
 import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +27,7 @@ DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 IN_PUBLISHED_NAME = ("block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "dropout")
 LONGEST_NAME = 200  # bytes; file systems take 255, and names of files beside a run folder are longer
 MOST_NAMED = 8  # values in a message
+MOST_IDS = 40  # in an option
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,29 @@ def select(entries: Sequence[Entry], parts: Sequence[str] = (), only: str | None
             raise UsageError(f"No experiment has {passed}{described}. {key} is {existing}.")
         passed += f"{described} and "
     return chosen
+
+
+def options_for(ids: Collection[int], entries: Sequence[Entry]) -> list[str]:
+    """The --part and --only with which `select` chooses the entries of these ids: exactly these, but for many without a pattern,
+    which get those of their parts.
+    """
+    own = [entry for entry in entries if entry.id in ids]
+    varied = [key for key in ("part", *CELL_SETTINGS) if len({_of(entry, key) for entry in entries}) > 1]
+    wanted = {key: list(dict.fromkeys(_of(entry, key) for entry in own)) for key in varied}
+    if _chosen(entries, wanted) > len(own):
+        key = "id" if len(own) <= MOST_IDS else "part"
+        wanted = {key: list(dict.fromkeys(_of(entry, key) for entry in own))}
+    for key in reversed(list(wanted)):
+        fewer = {other: values for other, values in wanted.items() if other != key}
+        if _chosen(entries, fewer) == _chosen(entries, wanted):
+            wanted = fewer
+    parts = [word for part in wanted.pop("part", []) for word in ("--part", part)]
+    only = ",".join(f"{key}={value_text(value)}" for key, values in wanted.items() for value in values)
+    return [*parts, *(("--only", only) if only else ())]
+
+
+def _chosen(entries: Sequence[Entry], wanted: Mapping[str, Sequence[Any]]) -> int:
+    return sum(all(_of(entry, key) in values for key, values in wanted.items()) for entry in entries)
 
 
 def _cells(study: Study) -> dict[Cell, tuple[str, dict[str, Any]]]:
