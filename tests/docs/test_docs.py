@@ -23,7 +23,7 @@ import pytest
 import typer.main
 from commands import call
 from conftest import without_report
-from markdown import PAGES, ROOT, Block, anchors, blocks, links, prose
+from markdown import FINDINGS, PAGES, ROOT, Block, anchors, blocks, links, prose
 from module_tree import PAGE, SOURCE, first_line, modules, spine_lines, with_tree
 
 from nanostudy import api, device  # noqa: F401 (what the commands call is imported before it is made small)
@@ -75,6 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         succeed("convert", "runs/quickstart", "--to", "nanogpt", "--out", "out-shakespeare-char")
         for name in ("anna.csv", "ben.csv", "theirs.csv"):
             shutil.copy("studies/quickstart/results.csv", name)
+        shutil.copytree(FINDINGS, "docs/findings")
         yield home
 
 
