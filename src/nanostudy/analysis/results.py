@@ -85,7 +85,7 @@ def _places(path: Path) -> list[Path]:
         return [default]
     if not path.is_dir() or has_study(path) or (path / RUN_JSON).exists():
         return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) or [path]
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()) or [path]
 
 
 # --- a study's folder
