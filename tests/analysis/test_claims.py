@@ -319,12 +319,17 @@ def test_speed_is_a_claim_about_a_machine():
     some = judged(
         "report-a100-time", runs("report-a100-time", done, {**done, "seconds": 9.0, "members": 4}, machine=a100)
     )
-    assert (some.ours, some.n) == ("1000", 1)
+    assert (some.ours, some.n) == ("16 min 40 s", 1)
     two = runs("report-a100-time", done, machine=a100)
     two = replace(two, provenance={"machines": [a100, {"device": "cuda", "device_name": "NVIDIA H200"}]})
     assert verdict("report-a100-time", two) == "not tested"  # which of them it was is not known
     cpu = ({"val_loss": 1.5, "seconds": seconds} for seconds in (2627.0, 2640.0))
     assert verdict("report-cpu-time", runs("report-cpu-time", *cpu)) == "reproduced"
+    shared = judged(
+        "report-cpu-time", runs("report-cpu-time", *({"val_loss": 1.5, "seconds": 3600.0, "threads": 1} for _ in "ab"))
+    )
+    assert shared.verdict == "not tested"
+    assert "a thread each" in shared.why
     on_gpu = runs("report-cpu-time", {"val_loss": 1.5, "seconds": 100.0}, machine=a100)
     assert verdict("report-cpu-time", on_gpu) == "not tested"
     assert verdict("report-cpu-time", synthetic({"n_layer": [1, 2]})) == "not tested"

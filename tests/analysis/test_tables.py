@@ -177,7 +177,7 @@ def test_without_a_loss_there_is_no_result(write, text, status):
 
 def test_missing_columns_are_named(write):
     results = read_table(write("Experiment,Val Loss", f"{NAME},2.5"))
-    assert "no column Train Loss and no Total Params" in notes(results)
+    assert "no Train Loss and no Total Params" in notes(results)
     assert math.isnan(only(results)["train_loss"])
     assert math.isnan(only(results)["gap"])
 

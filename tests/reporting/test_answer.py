@@ -249,6 +249,20 @@ def test_a_stated_loss_has_an_interval_over_what_it_is_over():
     assert [low, high] == pytest.approx(ends, abs=1e-4)
 
 
+def test_seeds_of_one_setting_are_compared_with_nothing():
+    """Others may have begun: what they vary is no factor of what has ended."""
+    results = synthetic({"n_layer": [2, 4]}, {}, seeds=(1, 2, 3), noise=0.01)
+    table = results.experiments.copy()
+    table.loc[table["n_layer"] == 4, ["status", "val_loss"]] = ["running", math.nan]
+    answer = document(Analysis(replace(results, experiments=table))).answer
+    assert (
+        answer["What matters"]
+        == "No setting varies between the experiments that finished, so none can be said to matter."
+    )
+    assert answer["Which model to use"].startswith("There is one choice of settings, with a mean validation loss of ")
+    assert "over 3 seeds" in answer["Which model to use"]
+
+
 def test_the_test_part_confirms_and_does_not_choose():
     results = synthetic(FACTORS, {"n_embd": -0.5}, seeds=(1, 2), noise=0.01)
     plain = which_model(Analysis(results))

@@ -499,6 +499,13 @@ def test_options_choose_what_they_were_made_of(ids, options):
     assert [entry.id for entry in select(GRID, parts, only)] == ids
 
 
+def test_seeds_and_values_with_commas():
+    entries = entries_of(read_study("quickstart"))
+    assert options_for([entry.id for entry in entries if entry.experiment.seed == 1], entries) == ["--only", "seed=1"]
+    odd = [replace(one, experiment=replace(one.experiment, corpus=f"{one.id % 2},b.txt")) for one in entries]
+    assert options_for([1, 3], odd) == ["--only", "id=1,id=3"]
+
+
 def test_many_without_a_pattern_are_described_by_their_parts():
     odd = [entry.id for entry in GRID if entry.part != "deep_large" and (entry.id % 2 or entry.id % 3)]
     parts = [word for word in options_for(odd, GRID) if word != "--part"]

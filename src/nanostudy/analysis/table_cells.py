@@ -102,8 +102,8 @@ def setting_value(name: str, text: str, lenient: bool = False) -> Any:
     try:
         value = check_value(name, text)
     except UsageError:
-        if name == "tokenizer":  # other programs have others, and losses of other tokens are other losses
-            return one_line(text)
+        if name == "tokenizer" and re.match("[A-Za-z]", text) and text.lower() not in (*NO_NUMBER, "nan"):
+            return one_line(text).lower()  # other programs have others, and losses of other tokens are other losses
         if not lenient:
             raise
         return None

@@ -6,7 +6,6 @@ line, at what cannot be read; what is missing or odd becomes a note.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
@@ -42,15 +41,19 @@ from nanostudy.analysis.table_columns import (
 from nanostudy.analysis.table_files import Column, Table, label_of, read_table_file, stem_of
 from nanostudy.errors import UsageError
 from nanostudy.result import Status
-from nanostudy.settings import FIELDS
+from nanostudy.settings import FIELDS, names_of
 from nanostudy.text import counted, listed
 from nanostudy.validation import letters
 
 TEXTS = ("part", "status", "reason", "source", "study")
 STEPS = ("step", "iter", "iteration", "iternum", "globalstep", "trainingiteration", "epoch", "update", "updates")
+FEWEST_OF_A_CURVE = 5  # evaluations, where a table names no trainings and begins later than at update 1
 MOST_NAMED = 3  # in a note
 REPEATED = "rows that repeat another one: {:,}. Each experiment counts once."
 LONGEST_NAME = 120  # characters
+
+
+Point = dict[str, str]  # an evaluation: its step, and its losses, empty where it has none
 
 
 class Note(NamedTuple):
@@ -61,7 +64,7 @@ class Note(NamedTuple):
 class Row(NamedTuple):
     record: dict[str, Any]  # as experiments_frame takes it
     half_units: dict[str, float]  # half a unit of the last digit: how far rounding may have moved a number
-    curve: list[dict[str, str]]
+    curve: list[dict[str, float]]
     tabled: bool  # a table of experiments has it, and not a curve alone
 
     @property
@@ -93,7 +96,8 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
     """
     notes: list[Note] = []
     sources: list[Source] = []
-    for table in _singles_together([_as_curves(_of_chart(read_table_file(path))) for path in paths]):
+    tables = [_as_curves(_of_chart(read_table_file(path)), stated, notes) for path in paths]
+    for table in _singles_together(tables):
         reading = read_columns(table, stated)
         _into(sources, table, _distinct(table, _rows(table, reading, notes), notes), notes)
     results = []
@@ -102,7 +106,7 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
         _number_experiments(source.rows, notes)
         _note_what_is_missing(source, notes)
         records = [{"source": source.title, "study": source.title, **row.record} for row in source.rows]
-        points = ({"name": row.record["name"], **_numbers(point)} for row in source.rows for point in row.curve)
+        points = ({"name": row.record["name"], **point} for row in source.rows for point in row.curve)
         results.append(
             Results(
                 source.title,
@@ -117,35 +121,43 @@ def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[
 # --- runs: a curve, or one experiment in a file
 
 
-def _as_curves(table: Table) -> Table:
-    """A table of evaluations, a row each, as experiments with a curve each: of one training, or of every name and seed."""
-    keys = [letters(heading) for heading in table.header]
-    step = next((table.columns[keys.index(key)] for key in STEPS if key in keys), None)
-    losses = [column for column, key in zip(table.columns, keys, strict=True) if key.endswith("loss")]
-    if step is None or not losses or {"status", "state"} & set(keys):
+def _as_curves(table: Table, stated: Stated, notes: list[Note]) -> Table:
+    """A table of evaluations, a row each, as experiments with a curve each. Adds notes."""
+    step = next((column for key in STEPS for column in table.columns if letters(column.heading) == key), None)
+    reading = read_columns(table, stated) if step is not None else Reading()
+    measured = {name: reading.roles[name] for name in LOSSES if name in reading.roles}
+    if step is None or not measured:
         return table
-    roles = read_columns(table, NOTHING_STATED).roles
-    if "name" not in roles and "id" in keys:
+    trainings = _trainings(table, step, reading)
+    if trainings is None:
+        if "name" in reading.roles and len(set(reading.roles["name"].cells)) < len(table.rows):
+            notes.append(
+                Note(
+                    table.label,
+                    f"each row is an experiment, for rows of one name have the same {step.heading}, or none.",
+                )
+            )
         return table
-    trainings: dict[tuple[str, ...], list[int]] = {}
-    for i in range(len(table.rows)):
-        trainings.setdefault(tuple(roles[key].cells[i] for key in ("name", "seed") if key in roles), []).append(i)
-    steps = [float(cell) if DECIMAL.fullmatch(cell) else math.nan for cell in step.cells]
-    if len(table.rows) < 2 * len(trainings) or not all(_ascend([steps[i] for i in own]) for own in trainings.values()):
-        return table
-    measured = {name: roles[name] for name in LOSSES if name in roles}
-    curves = [(own, points) for own in trainings.values() if (points := _points(step, measured, own))]
+    curves = [(own, points) for own in trainings if (points := _points(step, measured, own))]
     same = [
         column
         for column in table.columns
-        if column not in (step, *losses) and all(len({column.cells[i] for i in own}) == 1 for own, _ in curves)
+        if column not in (step, *measured.values())
+        and all(len({column.cells[i] for i in own}) == 1 for own, _ in curves)
     ]
+    unnamed = {} if "name" in reading.roles else {"name": stem_of(table.at[0][0])}
     rows = [
-        {"name": stem_of(table.at[0][0]), **{column.heading: column.cells[own[0]] for column in same}, **points[-1]}
+        {
+            **unnamed,
+            **{column.heading: column.cells[own[0]] for column in same},
+            step.heading: _end(points)["step"],
+            **{column.heading: _end(points)[name] for name, column in measured.items()},
+        }
         for own, points in curves
     ]
     if not rows:
         return table
+    notes += _about_curves(table, curves, len(trainings))
     return Table(
         table.label,
         table.checksums,
@@ -156,8 +168,41 @@ def _as_curves(table: Table) -> Table:
     )
 
 
-def _ascend(steps: Sequence[float]) -> bool:
-    return all(a <= b for a, b in itertools.pairwise(steps)) and (len(steps) == 1 or steps[0] != steps[-1])
+def _trainings(table: Table, step: Column, reading: Reading) -> list[list[int]] | None:
+    """The rows of each training in order of its steps; None where the rows are experiments of their own.
+
+    A training is all rows of one name, seed, settings and factors. A learning rate that changes from row to row is a schedule.
+    """
+    steps = [float(cell) if DECIMAL.fullmatch(cell) else math.nan for cell in step.cells]
+    names = [reading.roles[key] for key in ("name", "id", "seed") if key in reading.roles]
+    settings = {name: column for name, column in reading.settings.items() if name not in names_of("record")}
+    factors = [column for column in reading.factors.values() if letters(column.heading) not in STEPS]
+    scheduled = [column for name, column in settings.items() if name != "learning_rate"]
+    for others in ([*settings.values(), *factors], scheduled):
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in sorted(range(len(steps)), key=steps.__getitem__):
+            groups.setdefault(tuple(column.cells[i] for column in (*names, *others)), []).append(i)
+        own = sorted(groups.values(), key=min)
+        apart = all(len({steps[i] for i in group}) == len(group) for group in own) and not any(map(math.isnan, steps))
+        begun = all(steps[group[0]] <= 1 or len(group) >= FEWEST_OF_A_CURVE for group in own)
+        if apart and any(len(group) > 1 for group in own) and (names or begun or not (settings or factors)):
+            return own
+    return None
+
+
+def _about_curves(table: Table, curves: Sequence[tuple[Sequence[int], Sequence[Point]]], trainings: int) -> list[Note]:
+    ends = [float(_end(points)["step"]) for _, points in curves]
+    texts = [f"{len(table.rows):,} evaluations of {counted(trainings, 'training')}, read as curves."]
+    if trainings > len(curves):
+        texts.append(f"{counted(trainings - len(curves), 'training')} without any loss left out.")
+    if early := sum(end < max(ends) for end in ends):
+        texts.append(f"{counted(early, 'training')} of {len(ends):,} with fewer updates than {max(ends):,.0f}.")
+    return [Note(table.label, text) for text in texts]
+
+
+def _end(points: Sequence[Point]) -> Point:
+    """The last evaluation with a validation loss, where there is one: logs may have the training loss alone in between."""
+    return next((point for point in reversed(points) if point.get("val_loss")), points[-1])
 
 
 def _of_chart(table: Table) -> Table:
@@ -173,12 +218,12 @@ def _of_chart(table: Table) -> Table:
     every = range(len(table.rows))
     header = ["name", "step", *(role for role in LOSSES if any(role in own for own in charted.values()))]
     curves = [(name, points) for name, own in charted.items() if (points := _points(table.columns[0], own, every))]
-    rows = [[name, *(points[-1].get(key, "") for key in header[1:])] for name, points in curves]
+    rows = [[name, *(_end(points).get(key, "") for key in header[1:])] for name, points in curves]
     by_row = {place: points for place, (_, points) in enumerate(curves)}
     return Table(table.label, table.checksums, header, [table.at[-1]] * len(rows), rows, by_row) if rows else table
 
 
-def _points(step: Column, losses: Mapping[str, Column], places: Iterable[int]) -> list[dict[str, str]]:
+def _points(step: Column, losses: Mapping[str, Column], places: Iterable[int]) -> list[Point]:
     """Those of these rows that have a loss."""
     rows = [{"step": step.cells[i], **{name: column.cells[i] for name, column in losses.items()}} for i in places]
     return [row for row in rows if any(row[name] for name in losses)]
@@ -199,10 +244,6 @@ def _singles_together(tables: Sequence[Table]) -> list[Table]:
         {place: table.curves[0] for place, table in enumerate(singles) if table.curves},
     )
     return [whole, *(table for table in tables if table not in singles)]
-
-
-def _numbers(point: Mapping[str, str]) -> dict[str, float]:
-    return {key: number(text).value for key, text in point.items()}
 
 
 # --- one table
@@ -277,9 +318,11 @@ def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], note
     record["status"], record["reason"] = status_of(record, numbers)
     if reading.own and record["status"] == "finished":
         record["updates"] = record.get("updates", record.get("max_iters"))
-    return Row(
-        record, {key: one.unit / 2 for key, one in numbers.items()}, table.curves.get(i, []), i not in table.curves
-    )
+    curve = [
+        {key: number(text, reading.decimal_comma, key, reading.unit).value for key, text in point.items()}
+        for point in table.curves.get(i, [])
+    ]
+    return Row(record, {key: one.unit / 2 for key, one in numbers.items()}, curve, i not in table.curves)
 
 
 @lru_cache(maxsize=64)
@@ -405,9 +448,7 @@ def _note_what_is_missing(source: Source, notes: list[Note]) -> None:
     measures = [(name, title) for name, title in PUBLISHED.items() if name != "gap"]
     missing = [title for name, title in measures if all(name not in row.record for row in source.rows)]
     if missing and source.rows:
-        notes.append(
-            Note(source.title, f"no column {' and no '.join(missing)}; analyses that need it leave these rows out.")
-        )
+        notes.append(Note(source.title, f"no {' and no '.join(missing)}; analyses that need it leave these rows out."))
 
 
 def _sentences(notes: Sequence[Note]) -> tuple[str, ...]:

@@ -143,9 +143,11 @@ def options_for(ids: Collection[int], entries: Sequence[Entry]) -> list[str]:
     which get those of their parts.
     """
     own = [entry for entry in entries if entry.id in ids]
-    varied = [key for key in ("part", *CELL_SETTINGS) if len({_of(entry, key) for entry in entries}) > 1]
+    varied = [key for key in ("part", *CELL_SETTINGS, "seed") if len({_of(entry, key) for entry in entries}) > 1]
     wanted = {key: list(dict.fromkeys(_of(entry, key) for entry in own)) for key in varied}
-    if _chosen(entries, wanted) > len(own):
+    if _chosen(entries, wanted) > len(own) or any(
+        "," in value_text(value) for values in wanted.values() for value in values
+    ):
         key = "id" if len(own) <= MOST_IDS else "part"
         wanted = {key: list(dict.fromkeys(_of(entry, key) for entry in own))}
     for key in reversed(list(wanted)):

@@ -28,6 +28,7 @@ from nanostudy.analysis.claims.judging import (
 from nanostudy.analysis.sample_quality import quality_against_loss, rank_correlation
 from nanostudy.model.config import GPTConfig, count_parameters
 from nanostudy.settings import Experiment
+from nanostudy.text import duration
 
 Parameters = Mapping[str, Any]
 Test = Callable[[Sequence[Settings], Parameters, Evidence], Judgement]
@@ -63,6 +64,8 @@ def measure(alternatives: Sequence[Settings], parameters: Parameters, evidence: 
     judgement = compare(
         list(values), value, parameters["half_unit"], evaluation, before, parameters.get("better"), digits
     )
+    if name == "seconds":
+        judgement = replace(judgement, ours=duration(float(values.mean())))
     if math.isnan(judgement.low):
         return judgement
     half = (judgement.high - judgement.low) / 2

@@ -90,7 +90,7 @@ class Evidence:
         return Judgement("not tested", why=f"{rows}, but it does not give {missing}.")
 
     def on(self, machine: str, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        """(those of the runs that were alone on such a machine, why there are none).
+        """(those of the runs that had such a machine to themselves, why there are none).
 
         A machine is a kind of device, such as cpu, or what its name must contain. Runs record their kind of device alone, so
         every machine of that kind in the results must be such a one.
@@ -105,7 +105,11 @@ class Evidence:
         alone = there[there["members"].isna() | (there["members"] == 1)]
         if there.empty:
             return there, f"No run with these settings was on such a machine: {machine}."
-        return alone, "" if len(alone) else "The runs trained in stacks, whose members share the time."
+        if alone.empty:
+            return alone, "The runs trained in stacks, whose members share the time."
+        whole = alone[(alone["device"] != "cpu") | ~(alone["threads"] == 1)]
+        shared = "The runs had a thread each, as several at a time have; `nanostudy train` gives one all cores."
+        return whole, "" if len(whole) else shared
 
     def curves(self, alternatives: Sequence[Settings]) -> list[list[Mapping[str, float]]]:
         """The finite evaluations of each finished run that matches and has several."""

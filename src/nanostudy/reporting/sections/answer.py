@@ -15,7 +15,7 @@ from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.design import TIMES, TOGETHER
 from nanostudy.analysis.divergence import by_settings, trained
 from nanostudy.analysis.effects import Effects
-from nanostudy.analysis.frames import Results, known
+from nanostudy.analysis.frames import Results, factors_of, known
 from nanostudy.analysis.text_error import expected
 from nanostudy.reporting.charts.experiments import ranked_cells, ranking_figure, settings_texts
 from nanostudy.reporting.charts.factors import effects_figure
@@ -123,8 +123,8 @@ def what_matters(analysis: Analysis) -> str:
         return numbers.what_matters(analysis.shapes)
     effects, results = analysis.effects, analysis.results
     if effects.table.empty:
-        if not results.factors:
-            return "No setting varies between the experiments, so none can be said to matter."
+        if not factors_of(results.finished):
+            return "No setting varies between the experiments that finished, so none can be said to matter."
         return effects.explanation or "The effects of the settings cannot be estimated from these experiments."
     mains = effects.importance
     if mains.empty:
@@ -292,8 +292,11 @@ def _best(analysis: Analysis) -> str:
     if replicated:
         single = ranking.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
+        which = (
+            f"{_capital(first['label'])} has the lowest" if len(rows) > 1 else "There is one choice of settings, with a"
+        )
         text = (
-            f"{_capital(first['label'])} has the lowest mean validation loss, {number(loss.mean)} nats per token over "
+            f"{which} mean validation loss{',' if len(rows) > 1 else ' of'} {number(loss.mean)} nats per token over "
             f"{counted(loss.n, 'seed')}{interval_text(loss)}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
             f"{lost if single['diverged'] else ''}"
         )
@@ -306,7 +309,7 @@ def _best(analysis: Analysis) -> str:
     text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
     others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
-        return f"{text}; there is no other to compare it with."
+        return f"{text}." if replicated else f"{text}; there is no other to compare it with."
     if not rows["low"].notna().any():
         return f"{text}; how sure that is cannot be said without an estimate of the noise."
     tied = rows[rows["tied"].astype(bool)].iloc[1:]
