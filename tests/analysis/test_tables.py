@@ -21,6 +21,7 @@ from nanostudy.analysis.results import read_results
 from nanostudy.analysis.table_columns import Stated
 from nanostudy.errors import UsageError
 from nanostudy.reporting.write import publish
+from nanostudy.text import counted
 
 HEADER = "Experiment, Train Loss, Val Loss, Loss Gap, Total Params, Config Path"
 ONE = "b128_L4_H4_E128_BS8_MI1000_D10_s1, 2.2018, 2.2313, 0.0295, 800000.0, there/one.py"
@@ -523,21 +524,116 @@ def test_the_evaluations_of_one_training_are_a_curve(write):
     assert list(results.evaluations["val_loss"]) == [4.3, 2.6, 2.3]
 
 
-def test_the_evaluations_of_many_trainings_are_a_curve_for_each(write):
-    steps = [
-        f"{name},{seed},{step},{4 - step / 1000 - seed / 10}"
-        for name in "ab"
-        for seed in (1, 2)
-        for step in (0, 500, 900)
-    ]
-    curves = write("name,seed,step,val_loss", *steps, name="curves.csv")
-    results = read_table(curves)
-    assert list(results.experiments["val_loss"]) == pytest.approx([3.0, 2.9, 3.0, 2.9])
-    assert len(results.evaluations) == 12
-    swept = read_table(
-        write("name,updates,val_loss", "a,100,3", "a,200,2.5", "b,100,3.1", "b,100,2.9", name="swept.csv")
+# of each table: its rows, and by name the losses and the number of points of the curves that are read from it
+EVALUATED = {
+    "by any word for a name": ("run,step,val_loss", "x,0,4 x,9,3 y,0,4 y,9,1", {"x": 3, "y": 1}, 4),
+    "W&B's Name": ("Name,_step,val/loss", "x,0,4 x,9,3 y,0,4 y,9,1", {"x": 3, "y": 1}, 4),
+    "two seeds of a name": (
+        "name,seed,step,val_loss",
+        "x,1,0,4 x,1,9,3 x,2,0,4 x,2,9,2",
+        {"x seed 1": 3, "x seed 2": 2},
+        4,
+    ),
+    "two settings of a name": (
+        "name,dropout,step,val_loss",
+        "x,0,0,4 x,0,9,3 x,0.1,0,4 x,0.1,9,2",
+        {"x": 3, "x (2)": 2},
+        4,
+    ),
+    "a factor of a name": (
+        "name,optimizer,step,val_loss",
+        "x,sgd,0,4 x,sgd,9,3 x,adam,0,4 x,adam,9,2",
+        {"x": 3, "x (2)": 2},
+        4,
+    ),
+    "settings without names, by step": ("dropout,step,val_loss", "0,0,4 0.1,0,4 0,9,3 0.1,9,2", {"t": 3, "t (2)": 2}, 4),
+    "a schedule": ("name,step,lr,val_loss", "x,0,1e-3,4 x,9,5e-4,3 y,0,1e-3,4 y,9,5e-4,2", {"x": 3, "y": 2}, 4),
+    "steps in no order": ("name,step,val_loss", "x,9,3 x,0,4 y,9,2 y,0,4", {"x": 3, "y": 2}, 4),
+    "one evaluation of some": ("name,step,val_loss", "x,0,4 x,5,3.5 x,9,3 y,9,2", {"x": 3, "y": 2}, 4),
+    "the training loss alone in between": (
+        "name,step,train_loss,val_loss",
+        "x,0,4,4.1 x,5,3,3.2 x,9,2,",
+        {"x": 3.2},
+        3,
+    ),
+    "perplexities": ("name,step,val_ppl", "x,0,50 x,9,20 y,0,50 y,9,30", {"x": math.log(20), "y": math.log(30)}, 4),
+    "a run that was begun twice": ("name,step,val_loss", "x,0,4 x,9,3 x,0,4.1 x,9,2", None, 0),
+    "a sweep over updates": ("n_embd,iter,val_loss", "64,1000,3 64,2000,2.5 128,1000,2.8 128,2000,2.2", None, 0),
+    "a sweep over rates and updates": (
+        "learning_rate,iter,val_loss",
+        "1e-4,1000,3 3e-4,2000,2.5 1e-3,3000,2.2",
+        None,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATED)
+def test_which_evaluations_are_curves(write, case):
+    header, rows, losses, points = EVALUATED[case]
+    results = read_table(write(header, *rows.split(), name="t.csv"))
+    assert len(results.evaluations) == points
+    if losses is None:
+        assert len(results.experiments) == len(rows.split())
+        assert "curves" not in notes(results)
+    else:
+        assert dict(results.experiments["val_loss"]) == pytest.approx(losses)
+        assert (
+            f"t.csv: {len(rows.split())} evaluations of {counted(len(losses), 'training')}, read as curves."
+            in notes(results)
+        )
+
+
+def test_what_is_stated_holds_for_curves_too(write):
+    lines = ["model,step,my_loss,val_loss", "x,0,4,9", "y,0,4,9", "x,9,3,9", "y,9,2,9"]
+    results = read_table(write(*lines, name="t.csv"), name="model", loss="my_loss")
+    assert dict(results.experiments["val_loss"]) == {"x": 3, "y": 2}
+    assert list(results.evaluations["val_loss"]) == [4, 3, 4, 2]
+    commas = read_table(write("name;step;val_loss", "x;0;4,5", "x;9;3,5", "y;0;4,5", "y;9;2,5", name="commas.csv"))
+    assert dict(commas.experiments["val_loss"]) == {"x": 3.5, "y": 2.5}
+    assert list(commas.evaluations["val_loss"]) == [4.5, 3.5, 4.5, 2.5]
+
+
+def test_a_curve_that_ends_early_or_holds_nothing_is_noted(write):
+    results = read_table(
+        write("name,step,val_loss", "x,0,4", "x,9,3", "y,0,4", "y,5,3.5", "z,0,", "z,9,", name="t.csv")
     )
-    assert swept.evaluations.empty  # b was run twice
+    assert list(results.experiments.index) == ["x", "y"]
+    assert "t.csv: 1 training without any loss left out." in notes(results)
+    assert "t.csv: 1 training of 2 with fewer updates than 9." in notes(results)
+
+
+def test_curves_join_the_experiments_that_they_are_of(write):
+    curves = write("name,step,val_loss", "x,0,4", "x,9,3", "y,0,4", "y,9,2", name="curves.csv")
+    table = write("name,dropout,val_loss", "x,0.1,3", "y,0.2,2", name="table.csv")
+    results = read_results([curves, table])
+    assert results.others == ()
+    assert results.factors == ("dropout",)
+    assert len(results.evaluations) == 4
+    other = write("name,dropout,val_loss", "x,0.1,5.00", "y,0.2,6.00", name="other.csv")
+    apart = read_results([curves, other])
+    assert (apart.title, [one.title for one in apart.others]) == (
+        "other",
+        ["curves"],
+    )  # the answer is of what has settings
+    assert "contradict each other" in notes(apart)
+
+
+def test_what_is_no_table_in_a_folder_is_left_out_by_name(write):
+    table = write("name,dropout,val_loss", "x,0.1,3", "y,0.2,2", name="mine/table.csv")
+    write("name,step,val_loss", name="mine/empty.csv")
+    write("bought milk", "and bread", name="mine/notes.txt")
+    write("name,age", "anna,3", name="mine/people.csv")
+    write("not,a,table", name="mine/._table.csv")
+    results = read_results([table.parent])
+    assert (results.title, list(results.experiments.index)) == ("table", ["x", "y"])
+    assert len([note for note in results.notes if note.startswith("Left out, for it is no table of results")]) == 2
+    with pytest.raises(UsageError, match="people"):
+        read_results([table.parent / "people.csv"])
+    table.unlink()
+    (table.parent / "empty.csv").unlink()
+    with pytest.raises(UsageError, match=r"people\.csv"):
+        read_results([table.parent])
 
 
 def test_a_folder_of_tables_is_its_tables(write):

@@ -18,6 +18,7 @@ from nanostudy.analysis.frames import (
     MACHINE,
     OURS,
     SAMPLES,
+    SETTINGS,
     TRAINING,
     CorpusFacts,
     Results,
@@ -58,7 +59,8 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         raise UsageError("Name at least one study folder, run folder or table of results.")
     places = list(dict.fromkeys(place for path in paths for place in _places(Path(path))))
     tables = [path for path in places if path.suffix.lower() in SUFFIXES]
-    pieces = read_tables(tables, stated) if tables else []
+    found = [path for path in tables if path not in map(Path, paths)]  # in a folder, which may hold other files, too
+    pieces = read_tables(tables, stated, found) if tables else []
     for path in (path for path in places if path not in tables):
         if has_study(path):
             pieces.append(read_study_folder(path))
@@ -67,7 +69,7 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
         else:
             there = "holds neither a study nor a run nor a table" if path.is_dir() else "is not there"
             raise UsageError(f"{path} {there}. Name study folders, run folders or tables ({', '.join(SUFFIXES)}).")
-    ours = [piece for piece in pieces if (piece.experiments["source"] == OURS).all()] or pieces[:1]
+    ours = [piece for piece in pieces if set(piece.experiments["source"]) == {OURS}] or [_answering(pieces)]
     others = tuple(piece for piece in pieces if all(piece is not one for one in ours))
     whole = joined(ours)
     titles = listed([one.title for one in others], 3)
@@ -78,6 +80,12 @@ def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -
     return replace(whole, notes=(*beside[: len(others)], *notes), others=others)
 
 
+def _answering(pieces: Sequence[Results]) -> Results:
+    """The first of other people's whose settings are known; where there is none, the first that is not empty."""
+    told = (piece for piece in pieces if piece.factors or piece.experiments[list(SETTINGS)].notna().any(axis=None))
+    return next(told, next((piece for piece in pieces if len(piece.experiments)), pieces[0]))
+
+
 def _places(path: Path) -> list[Path]:
     """The default folder where a study is named; the tables in a folder that is no study's and no run's."""
     default = folder_of(str(path))
@@ -85,7 +93,11 @@ def _places(path: Path) -> list[Path]:
         return [default]
     if not path.is_dir() or has_study(path) or (path / RUN_JSON).exists():
         return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()) or [path]
+    return sorted(file for file in path.iterdir() if _is_table(file)) or [path]
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 # --- a study's folder

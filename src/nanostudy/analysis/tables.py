@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -90,13 +90,27 @@ class Source:
         return " + ".join(titles) if len(titles) <= MOST_NAMED else many or counted(len(titles), "table")
 
 
-def read_tables(paths: Sequence[Path], stated: Stated = NOTHING_STATED) -> list[Results]:
+def read_tables(
+    paths: Sequence[Path], stated: Stated = NOTHING_STATED, perhaps: Collection[Path] = ()
+) -> list[Results]:
     """A Results per source. Tables with the same columns, and tables that agree on an experiment, are parts of one; those that
-    contradict each other on one are two. Files of one experiment each are one table.
+    contradict each other on one are two. Files of one experiment each are one table. What is no table is refused, but for
+    those that `perhaps` are none.
     """
     notes: list[Note] = []
     sources: list[Source] = []
-    tables = [_as_curves(_of_chart(read_table_file(path)), stated, notes) for path in paths]
+    tables: list[Table] = []
+    for path in paths:
+        try:
+            table = read_table_file(path)
+            if path in perhaps:
+                read_columns(table, stated)
+        except UsageError as problem:
+            if path not in perhaps or (path == paths[-1] and not tables):
+                raise
+            notes.append(Note("", f"Left out, for it is no table of results: {problem}"))
+        else:
+            tables.append(_as_curves(_of_chart(table), stated, notes))
     for table in _singles_together(tables):
         reading = read_columns(table, stated)
         _into(sources, table, _distinct(table, _rows(table, reading, notes), notes), notes)
@@ -388,8 +402,8 @@ def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[Note
     """Adds the table's rows to the source that they are of, or as a new one."""
     headings = frozenset(letters(heading) for heading in table.header)
     for source in sources:
-        there = {row.key: i for i, row in enumerate(source.rows)}
-        pairs = [(there[row.key], row) for row in rows if row.key in there]
+        at = _places(rows, source.rows)
+        pairs = [(i, row) for i, row in zip(at, rows, strict=True) if i is not None]
         against = [row for i, row in pairs if not _agree(row, source.rows[i])]
         if against:
             text = (
@@ -402,11 +416,26 @@ def _into(sources: list[Source], table: Table, rows: list[Row], notes: list[Note
                 notes.append(Note(table.label, REPEATED.format(repeated)))
             for i, row in pairs:
                 source.rows[i] = _united(source.rows[i], row)
-            source.rows += [row for row in rows if row.key not in there]
+            source.rows += [row for i, row in zip(at, rows, strict=True) if i is None]
             source.headings.add(headings)
             source.checksums |= table.checksums
             return
     sources.append(Source({headings}, rows, dict(table.checksums)))
+
+
+def _places(rows: Sequence[Row], there: Sequence[Row]) -> list[int | None]:
+    """Where each row's experiment stands among those that are there: by its key, or, where one of the two says its name alone and
+    no other has that name, by the name.
+    """
+    keys = {row.key: i for i, row in enumerate(there)}
+    names = {row.record["name"]: i for i, row in enumerate(there)}
+    times = Counter(row.record["name"] for row in there), Counter(row.record["name"] for row in rows)
+    places: list[int | None] = []
+    for row in rows:
+        i = names.get(name := row.record["name"])
+        bare = i is not None and 1 in (len(row.key), len(there[i].key)) and all(count[name] == 1 for count in times)
+        places.append(keys.get(row.key, i if bare else None))
+    return places
 
 
 def _united(one: Row, other: Row) -> Row:
