@@ -546,7 +546,12 @@ EVALUATED = {
         {"x": 3, "x (2)": 2},
         4,
     ),
-    "settings without names, by step": ("dropout,step,val_loss", "0,0,4 0.1,0,4 0,9,3 0.1,9,2", {"t": 3, "t (2)": 2}, 4),
+    "settings without names, by step": (
+        "dropout,step,val_loss",
+        "0,0,4 0.1,0,4 0,9,3 0.1,9,2",
+        {"t": 3, "t (2)": 2},
+        4,
+    ),
     "a schedule": ("name,step,lr,val_loss", "x,0,1e-3,4 x,9,5e-4,3 y,0,1e-3,4 y,9,5e-4,2", {"x": 3, "y": 2}, 4),
     "steps in no order": ("name,step,val_loss", "x,9,3 x,0,4 y,9,2 y,0,4", {"x": 3, "y": 2}, 4),
     "one evaluation of some": ("name,step,val_loss", "x,0,4 x,5,3.5 x,9,3 y,9,2", {"x": 3, "y": 2}, 4),

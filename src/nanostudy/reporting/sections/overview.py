@@ -40,6 +40,8 @@ def lede(f: Findings) -> str:
         return f"One GPT was trained{on}, to {reached}."
     some = f"{len(finished):,} of {len(table):,}" if len(finished) < len(table) else f"{len(table):,}"
     through = f" with {listed([f'{name} {brief_value(best[name])}' for name in axes])}" if axes else ""
+    if len(finished) == 1:
+        return f"One of {len(table):,} GPTs{on} has finished{through}: it reaches {reached}."
     return f"Of {some} GPTs trained{on}{of}, the best reaches {reached}{through}."
 
 
