@@ -115,7 +115,7 @@ def test_the_lowest_of_several_is_called_optimistic_and_corrected():
     )
     assert f"it is {luck.best_unbiased:.4f}." in text
     clear = which_model(Analysis(synthetic({"dropout": [0.0, 0.2]}, {"dropout": 0.3}, seeds=(1, 2, 3), noise=0.01)))
-    assert "hardly optimistic: whichever seed is left out, the others choose these settings, too." in clear
+    assert "Luck hardly flatters it: whichever seed is left out, the others choose the same settings." in clear
     single = which_model(Analysis(synthetic(FACTORS, {"n_embd": -0.1}, noise=0.02)))
     assert "That loss was chosen as the lowest of 8, so it is optimistic." in single
 

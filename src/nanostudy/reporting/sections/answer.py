@@ -267,7 +267,7 @@ def _optimism(analysis: Analysis) -> str:
     if not known(value):
         text = f"{chosen}."
     elif number(value) == number(mean):
-        text = "It is hardly optimistic: whichever seed is left out, the others choose these settings, too."
+        text = "Luck hardly flatters it: whichever seed is left out, the others choose the same settings."
     else:
         text = f"{chosen}: on seeds that did not choose it, it is {number(value)}."
     provenance = analysis.results.provenance
