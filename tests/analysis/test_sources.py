@@ -49,6 +49,46 @@ def test_a_planted_disagreement_is_found_and_only_that():
     assert not found.differences.set_index("factor").loc["dropout", "disagree"]
 
 
+def test_two_sources_are_compared_on_the_settings_that_both_have():
+    """Dropout does more in wide models, and one source has these alone: that is no disagreement, and its size is not the grid's."""
+    factors = {"n_embd": [64, 128, 256], "dropout": [0.0, 0.2], "n_layer": [2, 4]}
+
+    def loss(s):
+        return 2.0 - s["n_embd"] / 1000 + s["dropout"] * s["n_embd"] / 500 - s["n_layer"] / 100
+
+    grid, wide = (
+        replace(one, title=name, experiments=one.experiments.assign(study=name, source=name, identity=None))
+        for name, one in (
+            ("grid", synthetic(factors, loss, seeds=(1, 2, 3), noise=0.003, draw=1)),
+            ("wide", synthetic(factors, loss, seeds=(1, 2, 3), noise=0.003, draw=2, keep=lambda s: s["n_embd"] == 256)),
+        )
+    )
+    found = sources(beside(grid, wide))
+    own = found.effects.set_index(["factor", "source"])["effect"]
+    assert abs(own["dropout", "grid"] - own["dropout", "wide"]) > 0.03
+    row = found.differences.set_index("factor").loc["dropout"]
+    assert row["effect"] == pytest.approx(0.2 * 256 / 500, abs=0.01)
+    assert row["other_effect"] == own["dropout", "wide"]
+    assert (row["disagree"], row["settings"]) == (False, 4)
+    assert not found.differences["disagree"].any()
+
+
+def test_sources_without_settings_in_common_are_not_judged():
+    factors = {"n_embd": [64, 128], "n_layer": [2, 4], "dropout": [0.0, 0.2]}
+    sides = (lambda s: (s["n_embd"] == 64) == (s["n_layer"] == 2), lambda s: (s["n_embd"] == 64) == (s["n_layer"] == 4))
+    one, other = (
+        replace(found, title=name, experiments=found.experiments.assign(study=name, source=name, identity=None))
+        for name, keep in zip(("ours", "theirs"), sides, strict=True)
+        for found in [synthetic(factors, {"dropout": 0.05}, seeds=(1, 2, 3), noise=0.01, keep=keep)]
+    )
+    found = sources(beside(one, other))
+    assert list(found.differences["factor"]) == ["dropout"]
+    assert list(found.differences["settings"]) == [0]
+    assert found.differences["low"].isna().all()
+    page = str([section for section in document(Analysis(beside(one, other))).sections if section.id == "sources"])
+    assert "Whether the others disagree is not known: too few settings were run in both." in page
+
+
 @pytest.mark.parametrize(("pairs", "most"), [(40, 7), pytest.param(400, 35, marks=pytest.mark.soak)])
 def test_intervals_of_differences_hold_at_their_rate(pairs, most):
     """All at once at 95%: so many pairs of sources with equal truth seem to disagree at most, in 999 of 1,000 runs of this test."""

@@ -15,8 +15,20 @@ from nanostudy.analysis.frames import Results, factors_of, levels, without_unset
 from nanostudy.analysis.intervals import CONFIDENCE, satterthwaite, student
 from nanostudy.text import value_text
 
-EFFECTS = ("factor", "reference", "level", "source", "effect", "low", "high", "se", "df", "n")
-DIFFERENCES = ("factor", "reference", "level", "source", "other", "difference", "low", "high", "disagree")
+CHANGE = ("factor", "reference", "level")
+EFFECTS = (*CHANGE, "source", "effect", "low", "high", "se", "df", "n")
+DIFFERENCES = (
+    *CHANGE,
+    "source",
+    "other",
+    "effect",
+    "other_effect",
+    "difference",
+    "low",
+    "high",
+    "disagree",
+    "settings",
+)
 FEWEST = 2  # sources that have an effect
 
 
@@ -25,7 +37,9 @@ class Sources:
     """Losses in nats per token. Intervals of `effects` are 95%, each on its own; those of `differences` hold for all at once."""
 
     effects: pd.DataFrame  # columns EFFECTS: a row per source and main effect that another one has, too
-    differences: pd.DataFrame  # columns DIFFERENCES: of each such effect each pair of sources; without an interval NaN
+    differences: (
+        pd.DataFrame
+    )  # columns DIFFERENCES: of each such effect each pair of sources, on the settings of both; or NaN
     settings: pd.DataFrame  # setting, and a column per source: what they do not have alike
 
     @property
@@ -36,9 +50,9 @@ class Sources:
 def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     """None unless several of what was read (the column `study`) have an effect in common: the same setting between the same values.
 
-    Each source's effects are its own experiments' alone. Two of them disagree where their difference is beyond the noise of both:
-    Welch's t (1947) with Satterthwaite's degrees of freedom, at 95% for all effects and pairs together (Šidák, 1967). Sources
-    share neither seeds nor machines, so their estimates are independent.
+    Each source's effects are its own experiments' alone. Two sources disagree where their effects on the settings that both were
+    run with differ beyond the noise of both: Welch's t (1947) with Satterthwaite's degrees of freedom, at 95% for all effects and
+    pairs together (Šidák, 1967). Sources share neither seeds nor machines, so their estimates are independent.
     """
     parts = {str(name): _part(results, name) for name in results.experiments["study"].unique()}
     for other in results.others:
@@ -46,14 +60,13 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     if len(parts) < FEWEST:
         return None
     frame = pd.concat([_effects(part, name, measure) for name, part in parts.items()], ignore_index=True)
-    key = ["factor", "reference", "level"]
-    frame["key"] = [tuple(map(value_text, row)) for row in frame[key].itertuples(index=False, name=None)]
+    frame["key"] = [_key(row) for row in frame.itertuples()]
     shared = frame.groupby("key")["source"].transform("nunique") >= FEWEST
     frame = frame[shared].reset_index(drop=True)
     if frame.empty:
         return None
     there = {name: without_unset(part.experiments) for name, part in parts.items() if name in set(frame["source"])}
-    return Sources(frame[list(EFFECTS)], _differences(frame), _unlike(there))
+    return Sources(frame[list(EFFECTS)], _differences(frame, parts, measure), _unlike(there))
 
 
 def _names(title: str) -> Iterator[str]:
@@ -71,21 +84,54 @@ def _effects(results: Results, name: str, measure: str) -> pd.DataFrame:
     return mains.assign(source=name, n=found.n)[list(EFFECTS)]
 
 
-def _differences(frame: pd.DataFrame) -> pd.DataFrame:
-    pairs: list[tuple[Any, Any]] = [
-        (one, other)
-        for _, same in frame.groupby("key", sort=False)
-        for one, other in itertools.combinations(list(same.itertuples(index=False)), 2)
-    ]
-    confidence = CONFIDENCE ** (1 / max(1, len(pairs)))
+def _differences(frame: pd.DataFrame, parts: Mapping[str, Results], measure: str) -> pd.DataFrame:
+    """Of each effect and pair of sources that have it: between the two effects on the settings that both were run with."""
+    order = list(dict.fromkeys(frame["key"]))
+    found: list[tuple[Any, ...]] = []
+    for one, other in itertools.combinations(dict.fromkeys(frame["source"]), 2):
+        *alike, n = _alike(parts[one], parts[other])
+        there = [{_key(row): row for row in _effects(part, "", measure).itertuples()} for part in alike]
+        both = set.intersection(*(set(frame["key"][frame["source"] == name]) for name in (one, other)))
+        found += [(key, one, other, n, *(effects.get(key) for effects in there)) for key in both]
+    found.sort(key=lambda pair: order.index(pair[0]))
+    confidence = CONFIDENCE ** (1 / max(1, len(found)))
+    shown = {
+        key: tuple(row) for key, row in zip(frame["key"], frame[list(CHANGE)].itertuples(index=False), strict=True)
+    }
     rows = []
-    for one, other in pairs:
-        difference = other.effect - one.effect
-        margin = _margin((one.se, other.se), (one.df, other.df), confidence)
+    for key, one, other, n, ours, theirs in found:
+        if ours is None or theirs is None:
+            rows.append((*shown[key], one, other, *[math.nan] * 5, False, n))
+            continue
+        difference = theirs.effect - ours.effect
+        margin = _margin((ours.se, theirs.se), (ours.df, theirs.df), confidence)
         ends = (difference - margin, difference + margin)
-        about = (one.factor, one.reference, one.level, one.source, other.source)
-        rows.append((*about, difference, *ends, bool(abs(difference) > margin)))
+        apart = bool(abs(difference) > margin)
+        rows.append((*shown[key], one, other, ours.effect, theirs.effect, difference, *ends, apart, n))
     return pd.DataFrame(rows, columns=list(DIFFERENCES))
+
+
+def _key(row: Any) -> tuple[str, ...]:
+    return tuple(value_text(getattr(row, name)) for name in CHANGE)
+
+
+def _alike(one: Results, other: Results) -> tuple[Results, Results, int]:
+    """The experiments of both whose settings the other has results of, too, and how many settings these are: as settings act
+    together, effects over other settings are other effects. Settings without a value in common cannot be matched.
+    """
+    tables = (one.finished, other.finished)
+    varied = factors_of(pd.concat(tables))
+    values = {name: [set(map(value_text, levels(table[name]))) for table in tables if name in table] for name in varied}
+    common = [name for name, sides in values.items() if len(sides) == 2 and sides[0] & sides[1]]
+    cells = [
+        pd.Series([tuple(map(value_text, row)) for row in t[common].itertuples(index=False)], t.index) for t in tables
+    ]
+    shared = set(cells[0]) & set(cells[1])
+    first, second = (
+        replace(part, experiments=part.experiments.loc[cell.index[cell.isin(shared)]])
+        for part, cell in zip((one, other), cells, strict=True)
+    )
+    return first, second, len(shared)
 
 
 def _margin(errors: Sequence[float], dfs: Sequence[float], confidence: float) -> float:

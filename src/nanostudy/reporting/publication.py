@@ -161,14 +161,29 @@ def _sources(analysis: Analysis) -> list[str]:
         by_change.setdefault(change_of(row), {})[row.source] = interval(row.effect, row.low, row.high, 4)
     rows = [(what, *(texts.get(name, "") for name in found.names)) for what, texts in by_change.items()]
     differences = [
-        (change_of(row), f"{row.source}, {row.other}", signed(row.difference, 4), ends(row.low, row.high, signed))
+        (
+            change_of(row),
+            f"{row.source}, {row.other}",
+            row.settings,
+            f"{signed(row.effect, 4)}, {signed(row.other_effect, 4)}",
+            signed(row.difference, 4),
+            ends(row.low, row.high, signed),
+        )
         for row in each(found.differences)
         if row.disagree
     ]
     lines = ["## The same effects in other sources", "", "Nats per token, with 95% intervals.", ""]
     lines += [*table(("change", *found.names), rows), "", *(f"- {plain(text)}" for text in sentences_of(found)), ""]
     if differences:
-        lines += [*table(("change", "sources", "the second less the first", "95% for all at once"), differences), ""]
+        heads = (
+            "change",
+            "sources",
+            "settings of both",
+            "effects on these",
+            "second less first",
+            "95% for all at once",
+        )
+        lines += [*table(heads, differences), ""]
     if len(found.settings):
         rows_unlike = list(found.settings.itertuples(index=False, name=None))
         lines += ["What the sources do not have alike:", "", *table([str(c) for c in found.settings], rows_unlike), ""]

@@ -8,7 +8,7 @@ from nanostudy.reporting.charts.factors import change_of, sources_figure
 from nanostudy.reporting.charts.figure import each, records
 from nanostudy.reporting.document import Blocks, Bullets, Grid
 from nanostudy.reporting.findings import Findings
-from nanostudy.reporting.phrases import ends, interval, signed
+from nanostudy.reporting.phrases import are, ends, interval, signed
 from nanostudy.text import counted, listed
 
 MOST_NAMED = 6  # disagreements in a sentence
@@ -31,9 +31,13 @@ def sources(f: Findings) -> Blocks:
     pairs = [
         {
             "change": change_of(row),
-            "between": f"{row.source} − {row.other}",
-            "difference": signed(-row.difference, 4),
-            "95% interval, for all at once": ends(-row.high, -row.low, signed),
+            "sources": f"{row.source}, {row.other}",
+            "effects on the settings of both": f"{signed(row.effect, 4)}, {signed(row.other_effect, 4)}"
+            if known(row.effect)
+            else "",
+            "settings": row.settings,
+            "second less first": signed(row.difference, 4),
+            "95% interval, for all at once": ends(row.low, row.high, signed),
             "they disagree": ("yes" if row.disagree else "no") if known(row.low) else "not known",
         }
         for row in each(found.differences)
@@ -66,16 +70,15 @@ def sentences_of(found: Sources) -> list[str]:
     apart = apart.sort_values("source", key=lambda names: names != found.names[0], kind="stable")  # the answer's first
     lines = []
     if len(apart):
-        there = {(change_of(row), row.source): signed(row.effect) for row in each(found.effects)}
         texts = [
-            f"{what} by {there[what, row.source]} in {row.source} and by {there[what, row.other]} in "
-            f"{row.other}, apart by {interval(row.difference, row.low, row.high)}"
+            f"{change_of(row)} by {signed(row.effect)} in {row.source} and by {signed(row.other_effect)} in {row.other}, apart by "
+            f"{interval(row.difference, row.low, row.high)}"
             for row in each(apart)
-            for what in [change_of(row)]
         ]
         more = f"; and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
         lines.append(
-            f"The sources disagree beyond noise (95% for all at once): {'; '.join(texts[:MOST_NAMED])}{more}, in nats per token."
+            "The sources disagree beyond noise, each two on the settings that both were run with (95% for all at once): "
+            f"{'; '.join(texts[:MOST_NAMED])}{more}, in nats per token."
         )
     if rest := len(judged) - len(apart):
         what = "effect" if len(found.names) == 2 else "comparison"
@@ -83,5 +86,10 @@ def sentences_of(found: Sources) -> list[str]:
     if len(table) > len(judged):
         noisy = set(found.effects.dropna(subset=["low"])["source"])
         bare = sorted(set(found.names) - noisy)
-        lines.append(f"Whether the others disagree is not known: {listed(bare) or 'a source'} shows no noise.")
+        why = (
+            f"{listed(bare)} {are(len(bare), 'shows', 'show')} no noise"
+            if bare
+            else "too few settings were run in both"
+        )
+        lines.append(f"Whether the others disagree is not known: {why}.")
     return lines
