@@ -289,14 +289,15 @@ def _best(analysis: Analysis) -> str:
     loss = expected(results, seeds)
     size = table.loc[first["name"]]["parameters"]
     sized = f", with {short(size)} parameters" if known(size) else ""
+    alone = replicated and not factors_of(table[table["status"].isin(["finished", "diverged"])])
     if replicated:
         single = ranking.iloc[0]
         lost = f", whose settings diverged with {counted(int(single['diverged']), 'other seed')}"
-        which = (
-            f"{_capital(first['label'])} has the lowest" if len(rows) > 1 else "There is one choice of settings, with a"
-        )
+        head = f"There is one choice of settings, with a mean validation loss of {number(loss.mean)}"
+        if not alone:
+            head = f"{_capital(first['label'])} has the lowest mean validation loss, {number(loss.mean)}"
         text = (
-            f"{which} mean validation loss{',' if len(rows) > 1 else ' of'} {number(loss.mean)} nats per token over "
+            f"{head} nats per token over "
             f"{counted(loss.n, 'seed')}{interval_text(loss)}{sized}; the lowest single one is {number(single['value'])}, of {single['name']}"
             f"{lost if single['diverged'] else ''}"
         )
@@ -309,7 +310,7 @@ def _best(analysis: Analysis) -> str:
     text += _in_equal_windows(analysis, first["label"]) + _on_the_test_part(results, seeds)
     others = f"other {'settings' if replicated else 'experiments'}{' that never diverged' if (ranking['diverged'] > 0).any() else ''}"
     if len(rows) == 1:
-        return f"{text}." if replicated else f"{text}; there is no other to compare it with."
+        return f"{text}." if alone else f"{text}; there is no other to compare it with."
     if not rows["low"].notna().any():
         return f"{text}; how sure that is cannot be said without an estimate of the noise."
     tied = rows[rows["tied"].astype(bool)].iloc[1:]
