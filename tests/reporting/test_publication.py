@@ -3,6 +3,7 @@
 import itertools
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,16 @@ def test_findings_are_small_whole_and_without_weights(study, tmp_path):
     assert str(tmp_path) not in text.split("## Made by")[1]
     assert f"{len(results.finished)} experiment" in lines[0]
     publish_findings(study, to)  # in place of the earlier ones
+
+
+def test_curves_are_of_what_has_finished(study):
+    results = read_results([study])
+    first = results.finished.index[0]
+    running = results.experiments.assign(
+        status=results.experiments["status"].where(results.experiments.index != first, "running")
+    )
+    lines = publication._curves(replace(results, experiments=running)).splitlines()[1:]
+    assert {line.split(",")[0] for line in lines} == set(results.finished.index) - {first}
 
 
 def test_findings_replace_no_other_files_and_stay_small(study, tmp_path, monkeypatch):

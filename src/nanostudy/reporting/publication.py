@@ -101,7 +101,8 @@ def _replaceable(to: Path) -> bool:
 def _curves(results: Results) -> str:
     kept = [
         curve.iloc[thin(np.arange(len(curve)), curve["val_loss"].to_numpy(), MOST_POINTS)]
-        for _, curve in results.evaluations.groupby("name", sort=False)
+        for name, curve in results.evaluations.groupby("name", sort=False)
+        if name in results.finished.index
     ]
     whole = pd.concat(kept) if kept else results.evaluations
     whole = whole[["name", "step", "train_loss", "val_loss"]].astype({"step": int}).round(4)
