@@ -50,8 +50,8 @@ KERNELS = ("compiled", "tiles")
 
 def read_results(paths: Sequence[Path | str], stated: Stated = NOTHING_STATED) -> Results:
     """Study folders and run folders as one, and with them the tables that they wrote; of another folder, the tables in it. `stated`
-    says which of other tables' columns is what. Other tables stand beside them, or beside the first source where there are only such: their authors had other
-    programs, evaluations and settings, so that their losses do not add up.
+    says which of other tables' columns is what. Other tables stand beside them, or beside the first source where there are only
+    such: their authors had other programs, evaluations and settings, so that their losses do not add up.
 
     Raises UsageError at what is none of these, NanostudyError at damage.
     """

@@ -37,9 +37,7 @@ class Sources:
     """Losses in nats per token. Intervals of `effects` are 95%, each on its own; those of `differences` hold for all at once."""
 
     effects: pd.DataFrame  # columns EFFECTS: a row per source and main effect that another one has, too
-    differences: (
-        pd.DataFrame
-    )  # columns DIFFERENCES: of each such effect each pair of sources, on the settings of both; or NaN
+    differences: pd.DataFrame  # columns DIFFERENCES: a row per pair of sources, on the settings of both; or NaN
     settings: pd.DataFrame  # setting, and a column per source: what they do not have alike
 
     @property
