@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 from base64 import b64decode
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE, hostile
 from markdown_it import MarkdownIt
+from scipy import stats
 from synthetic import synthetic
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from nanostudy.atomic import write_atomically
 from nanostudy.cli.main import app
 from nanostudy.errors import NanostudyError
 from nanostudy.reporting import write as publishing
+from nanostudy.reporting.charts.experiments import ranking_figure
 from nanostudy.reporting.charts.figure import DrawingFailed
 from nanostudy.reporting.sections import SECTIONS
 from nanostudy.reporting.write import publish
@@ -158,6 +161,21 @@ def test_little_or_nothing_still_makes_a_page(tmp_path, results, said, undrawn):
     assert not {"ranking", "effects", "gap", "fair"} & {section.id for section in made.sections}
     assert "nan " not in text.lower()
     assert ">None<" not in text
+
+
+def test_one_choice_of_settings_is_compared_with_nothing(tmp_path, undrawn):
+    analysis = Analysis(synthetic({"n_layer": [2]}, {}, seeds=(1, 2, 3), noise=0.01))
+    text = (publish(analysis, tmp_path / "report").folder / "report.md").read_text(encoding="utf-8")
+    [ranking] = re.findall(r"^## Ranking\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert "The standard deviation over seeds is about 0.0" in ranking
+    assert "The interval of the mean rests on what differs between experiments of other seeds (n = 3;" in ranking
+    best = analysis.ranking.iloc[0]
+    half = stats.t.ppf(0.975, 2) * analysis.ranking["value"].std() / math.sqrt(3)
+    assert [best["low"], best["high"]] == pytest.approx([best["mean"] - half, best["mean"] + half], abs=1e-9)
+    caption = ranking_figure(analysis.results, analysis.ranking).caption
+    assert caption == "The one choice of settings by validation loss, with 95% intervals. Ticks are the seeds."
+    for comparison in ("cell", "tied", "indistinguishable", "generalisation"):
+        assert comparison not in ranking
 
 
 def test_without_pictures_the_page_says_why(tmp_path, monkeypatch):

@@ -151,6 +151,8 @@ def _explanation(fit: Fit) -> str:
     shared = seeds < design.n
     judged_by = f"how the {seeds} seeds disagree" if shared else "what differs between experiments of other seeds"
     robust = "cluster-robust" if shared else "heteroskedasticity-robust"
+    if design.cell_count == 1:
+        return f"The interval of the mean rests on {judged_by} ({n}; {robust} standard errors)."
     if fit.of_cells:
         model = f"Effects are differences of the means of {counted(design.cell_count, 'cell')}, all with equal weight"
     else:

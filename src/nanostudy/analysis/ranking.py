@@ -58,7 +58,8 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     of_cells = (design.cells == np.arange(len(means))[:, None]) / counts[:, None]
     if fit.of_cells:
         weights = cell_weights(fit)
-        own, more = (estimates(fit, weights - other) for other in (weights.mean(axis=0), weights[best]))
+        shared = weights.mean(axis=0) if len(means) > 1 else 0  # what a seed does to all settings alike
+        own, more = (estimates(fit, weights - other) for other in (shared, weights[best]))
         of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
     else:
         dfs = np.full(len(means), noise.df)
@@ -115,6 +116,9 @@ def _basis(fit: Fit, noise: Noise) -> str:
         return noise.explanation
     if math.isnan(noise.sd):
         return f"{noise.explanation} So all settings count as indistinguishable. {fit.design.text.explanation}"
+    if fit.design.cell_count == 1:
+        spread = f"The standard deviation over seeds is about {noise.sd:.4f}."
+        return f"{spread} {noise.explanation} {fit.design.text.explanation}"
     means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
     judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
     return (

@@ -68,20 +68,28 @@ def ranking_figure(results: Results, ranking: pd.DataFrame) -> Figure | None:
     x, shape = marks.x_of("val_loss", "mean", scale=marks.FREE), alt.Shape("kind:N", scale=shapes, legend=None)
     layers.append(base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape))
     what = "settings" if replicated else "experiments"
-    count = f"The best {len(top)} of {len(rows):,} {what}" if len(top) < len(rows) else f"All {len(rows):,} {what}"
-    caption = f"{count} by validation loss{', with 95% intervals' if with_intervals else ''}."
-    lost = int((ranking["diverged"] > 0).sum())
-    caption += f" Left out: {counted(lost, 'experiment')} whose settings diverged with another seed." if lost else ""
     tied = max(0, int(rows["tied"].astype(bool).sum()) - 1)
-    caption += " Diamond: the lowest; black: indistinguishable from it (95%); grey: higher."
     return Figure(
         "ranking",
         "Ranking by validation loss",
         (Panel(alt.layer(*layers), 20 * len(top), brief=_brief(results, rows, replicated)),),
-        f"{caption} Ticks are the seeds." if replicated else caption,
+        _ranking_caption(len(rows), int((ranking["diverged"] > 0).sum()), replicated, bool(with_intervals)),
         f"{len(rows):,} {what}, from {number(rows['mean'].min())} to {number(rows['mean'].max())} nats per token. "
         f"Lowest: {rows['label'].iloc[0]}. Others that are indistinguishable from it: {tied:,}.",
     )
+
+
+def _ranking_caption(count: int, lost: int, replicated: bool, with_intervals: bool) -> str:
+    if count == 1:
+        shown = "The one choice of settings"
+    else:
+        shown = f"The best {MOST_RANKED} of {count:,}" if count > MOST_RANKED else f"All {count:,}"
+        shown += " settings" if replicated else " experiments"
+    caption = f"{shown} by validation loss{', with 95% intervals' if with_intervals else ''}."
+    caption += f" Left out: {counted(lost, 'experiment')} whose settings diverged with another seed." if lost else ""
+    if count > 1:
+        caption += " Diamond: the lowest; black: indistinguishable from it (95%); grey: higher."
+    return f"{caption} Ticks are the seeds." if replicated else caption
 
 
 def _brief(results: Results, rows: pd.DataFrame, replicated: bool) -> dict[str, str]:

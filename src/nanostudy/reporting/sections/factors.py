@@ -38,7 +38,7 @@ def ranking(f: Findings) -> Blocks:
         for place, row in enumerate(each(cells.head(MOST_RANKED)), start=1)
     ]
     by_gap = Grid("Ranking by generalisation: the smallest loss gap", rows, folded=True)
-    return [figure, Prose(str(basis)) if basis else None, by_gap]
+    return [figure, Prose(str(basis)) if basis else None, by_gap if len(cells) > 1 else None]
 
 
 def effects(f: Findings) -> Blocks:
