@@ -202,7 +202,7 @@ def _comparable(a: Experiment, b: Experiment) -> int | None:
     common = contexts_within(min(a.block_size, b.block_size))
     if not common:
         raise UsageError(
-            f"A reads windows of {a.block_size} tokens and B of {b.block_size}, and longer windows alone lower a loss: both must be "
+            f"A reads windows of {a.block_size} tokens and B of {b.block_size}, and their length alone changes a loss: both must be "
             "at least 32, where there is a common context to compare at."
         )
     return common[-1]

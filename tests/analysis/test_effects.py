@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -280,6 +281,17 @@ def test_one_lost_run_of_32_changes_the_noise_little():
     assert one.noise == pytest.approx(full.noise, rel=0.1)
     for term in (LAYERS, WIDTH, DROPOUT):
         assert row(one, term)["effect"] == pytest.approx(row(full, term)["effect"], abs=0.004)
+
+
+def test_unknown_seeds_may_be_one_and_the_explanation_says_so():
+    results = synthetic({"n_embd": [64, 128], "n_layer": [2, 4]}, {"n_embd": -0.1}, seeds=(1, 2, 3), noise=0.01)
+    known = "what another would change is in no interval"
+    assert known not in effects(results).explanation
+    unknown = replace(results, experiments=results.experiments.assign(seed=None))
+    found = effects(unknown)
+    assert "what differs between experiments, whose seeds are not known (n = " in found.explanation
+    assert f"If all have one seed, as nanoGPT's trainings do, {known}." in found.explanation
+    assert found.table["low"].notna().all()
 
 
 def test_one_seed_of_all_has_no_interval():

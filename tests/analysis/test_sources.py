@@ -13,6 +13,7 @@ from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.results import read_results
 from nanostudy.analysis.sources import sources
 from nanostudy.reporting.sections import document
+from nanostudy.reporting.sections.sources import sentences_of
 
 FACTORS = {"n_embd": [64, 128], "dropout": [0.0, 0.2]}
 TRUTH = {"n_embd": -0.2, "dropout": 0.05}
@@ -47,6 +48,22 @@ def test_a_planted_disagreement_is_found_and_only_that():
     assert row["disagree"]
     assert row["low"] < 0.1 < row["high"]
     assert not found.differences.set_index("factor").loc["dropout", "disagree"]
+
+
+def test_losses_per_token_of_other_tokenizers_are_not_compared():
+    def read(one, tokenizer):
+        return replace(one, experiments=one.experiments.assign(tokenizer=tokenizer))
+
+    ours, theirs = read(source("ours", draw=1), "char"), read(source("theirs", {"n_embd": -0.1}, draw=2), "gpt2")
+    third = read(source("third", {"n_embd": -0.1}, draw=3), "char")
+    found = sources(beside(ours, theirs, third))
+    assert set(zip(found.differences["source"], found.differences["other"], strict=True)) == {("ours", "third")}
+    assert set(found.effects["source"]) == {"ours", "theirs", "third"}
+    [sentence] = [text for text in sentences_of(found) if "not compared" in text]
+    assert (
+        sentence == "Losses per token of different tokenizers are not compared (ours: char; theirs: gpt2; third: char)."
+    )
+    assert sources(beside(ours, theirs)).differences.empty
 
 
 def test_two_sources_are_compared_on_the_settings_that_both_have():
@@ -130,7 +147,7 @@ def test_a_source_without_noise_is_shown_and_not_judged():
     assert not found.differences["disagree"].any()
     page = document(Analysis(beside(source("ours", draw=1), silent)))
     (section,) = [section for section in page.sections if section.id == "sources"]
-    assert "theirs shows no noise" in str(section.blocks)
+    assert "theirs has no estimate of the noise" in str(section.blocks)
 
 
 def test_two_tables_with_other_headings_are_read_as_two_sources(tmp_path):

@@ -487,6 +487,30 @@ def test_logs_of_nanogpts_training(write):
     assert only(last)["status"] == "finished"  # it ended between two evaluations
 
 
+def test_trainings_of_logs_have_the_seed_of_train_py(write):
+    """So trainings whose settings differ are no independent evidence of noise, and there are no intervals."""
+    log = LOG.replace("Overriding: seed = 7\n", "")
+    assert log != LOG
+    paths = [
+        write(
+            *log.format(dropout=d, loss=2 + d + n / 1000).replace("n_layer = 2", f"n_layer = {n}").splitlines(),
+            name=f"{n}_{d}.log",
+        )
+        for d in (0.0, 0.2)
+        for n in (2, 4)
+    ]
+    results = read_results(paths)
+    assert set(results.experiments["seed"]) == {1337}
+    assert any("no log names a seed, so all trainings have that of train.py, 1337" in note for note in results.notes)
+    found = effects(results)
+    assert "All experiments have seed 1337" in found.explanation
+    assert found.table["low"].isna().all()
+    other = write(*log.format(dropout=0.0, loss=2.1).splitlines(), name="again.log")  # equal settings, another loss
+    assert read_results([*paths, other]).experiments["seed"].isna().all()
+    same = write(*log.format(dropout=0.0, loss=2.002).splitlines(), name="same.log")
+    assert set(read_results([*paths, same]).experiments["seed"]) == {1337}
+
+
 def test_a_log_of_several_trainings_has_a_row_for_each(write):
     """As a notebook prints them, its beginning cut off: the settings of each stand before its first evaluation."""
     cut_off = [

@@ -170,7 +170,10 @@ def test_claims_that_experiments_test_are_counted_and_arithmetic_is_not():
     assert verdicts(("reproduced", 4), ("reproduced", 1), ("not reproduced", 2), ("better", 3), ("arithmetic", 0)) == (
         "Of 4 published claims that these experiments test, 2 are reproduced, 1 is bettered and 1 is not reproduced."
     )
-    assert verdicts(("contradicts itself", 0), ("not tested", 0), ("arithmetic", 0)) == ""
+    assert verdicts(("contradicts itself", 0), ("not tested", 0)) == ""
+    assert verdicts(("not tested", 0), ("arithmetic", 0)) == (
+        "These experiments test none of them; 1 follows from arithmetic."
+    )
 
 
 def test_numbers_in_words():
@@ -217,8 +220,8 @@ def test_the_effect_of_block_size_says_what_the_longer_window_alone_gives():
     assert same == pytest.approx(effect + 0.03)
     after = longer_windows(scored, text)
     assert after.startswith(f" In windows of 32 tokens for all, block_size 32 → 64 by {signed(same)} (")
-    assert after.endswith("the rest of its effect is what a longer window alone gives.")
-    assert "gives a part of the effect of block_size, which was not scored" in longer_windows(
+    assert after.endswith("the rest of its effect comes from evaluating in longer windows.")
+    assert "comes from evaluating in longer windows; how large it is was not scored" in longer_windows(
         whole, what_matters(whole)
     )
     assert longer_windows(scored, "n_embd matters") == ""

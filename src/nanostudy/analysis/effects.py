@@ -146,12 +146,12 @@ def _not_estimated(fit: Fit) -> list[str]:
 
 
 def _windows(results: Results, design: Design) -> list[str]:
-    """A sentence where contexts differ: a longer one lowers the loss by itself."""
+    """A sentence where contexts differ: the length of a window changes the loss by itself."""
     if design.measure not in ("val_loss", "train_loss") or not any("block_size" in f.settings for f in design.factors):
         return []
     common = [c for c in results.contexts if design.table[f"{AT_CONTEXT}{c}"].notna().all()]
     where = f" At equal context that is taken out: see {AT_CONTEXT}{max(common)}." if common else ""
-    why = "Each loss is measured in windows of the experiment's own block_size, and longer windows alone lower it."
+    why = "Each loss is measured in windows of the experiment's own block_size, and their length alone changes it."
     return [f"{why}{where}"]
 
 

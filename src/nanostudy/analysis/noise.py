@@ -11,6 +11,7 @@ from scipy import stats
 from nanostudy.analysis import text_error
 from nanostudy.analysis.design import Array, Design, group_means
 from nanostudy.analysis.fit import TOLERANCE, Fit, fit_design
+from nanostudy.analysis.frames import known
 from nanostudy.analysis.intervals import CONFIDENCE
 from nanostudy.text import counted, digits, value_text
 
@@ -148,8 +149,10 @@ def _replicate_df(design: Design) -> int:
 
 def _explanation(fit: Fit) -> str:
     design, seeds, n = fit.design, fit.design.seed_count, f"n = {fit.design.n}"
-    shared = seeds < design.n
+    shared, unknown = seeds < design.n, not design.table["seed"].map(known).any()
     judged_by = f"how the {seeds} seeds disagree" if shared else "what differs between experiments of other seeds"
+    if unknown:
+        judged_by = "what differs between experiments, whose seeds are not known"
     robust = "cluster-robust" if shared else "heteroskedasticity-robust"
     if design.cell_count == 1:
         return f"The interval of the mean rests on {judged_by} ({n}; {robust} standard errors)."
@@ -167,10 +170,14 @@ def _explanation(fit: Fit) -> str:
         )
     else:
         noise = f"Their intervals rest on {judged_by} ({n}; {robust} standard errors)"
-    few = " Two seeds can tell next to nothing: with one degree of freedom, intervals are very wide."
+    limits = ""
+    if unknown:
+        limits = " If all have one seed, as nanoGPT's trainings do, what another would change is in no interval."
+    elif seeds == 2:
+        limits = " Two seeds can tell next to nothing: with one degree of freedom, intervals are very wide."
     return (
         f"{model}. {noise}: the noise may differ from cell to cell, and a seed may do better with some settings than with "
-        f"others.{few if seeds == 2 else ''}"
+        f"others.{limits}"
     )
 
 

@@ -39,6 +39,7 @@ class Sources:
     effects: pd.DataFrame  # columns EFFECTS: a row per source and main effect that another one has, too
     differences: pd.DataFrame  # columns DIFFERENCES: a row per pair of sources, on the settings of both; or NaN
     settings: pd.DataFrame  # setting, and a column per source: what they do not have alike
+    tokenizers: Mapping[str, set[str]]  # of the sources where they are known
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +51,8 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
 
     Each source's effects are its own experiments' alone. Two sources disagree where their effects on the settings that both were
     run with differ beyond the noise of both: Welch's t (1947) with Satterthwaite's degrees of freedom, at 95% for all effects and
-    pairs together (Šidák, 1967). Sources share neither seeds nor machines, so their estimates are independent.
+    pairs together (Šidák, 1967). Sources share neither seeds nor machines, so their estimates are independent. Losses per token of
+    different tokenizers have different units, and are not compared.
     """
     parts = {str(name): _part(results, name) for name in results.experiments["study"].unique()}
     for other in results.others:
@@ -64,7 +66,10 @@ def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     if frame.empty:
         return None
     there = {name: without_unset(part.experiments) for name, part in parts.items() if name in set(frame["source"])}
-    return Sources(frame[list(EFFECTS)], _differences(frame, parts, measure), _unlike(there))
+    units = {
+        name: set(map(value_text, levels(table["tokenizer"]))) for name, table in there.items() if "tokenizer" in table
+    }
+    return Sources(frame[list(EFFECTS)], _differences(frame, parts, units, measure), _unlike(there), units)
 
 
 def _names(title: str) -> Iterator[str]:
@@ -82,11 +87,15 @@ def _effects(results: Results, name: str, measure: str) -> pd.DataFrame:
     return mains.assign(source=name, n=found.n)[list(EFFECTS)]
 
 
-def _differences(frame: pd.DataFrame, parts: Mapping[str, Results], measure: str) -> pd.DataFrame:
+def _differences(
+    frame: pd.DataFrame, parts: Mapping[str, Results], units: Mapping[str, set[str]], measure: str
+) -> pd.DataFrame:
     """Of each effect and pair of sources that have it: between the two effects on the settings that both were run with."""
     order = list(dict.fromkeys(frame["key"]))
     found: list[tuple[Any, ...]] = []
     for one, other in itertools.combinations(dict.fromkeys(frame["source"]), 2):
+        if units.get(one) and units.get(other) and units[one] != units[other]:
+            continue
         *alike, n = _alike(parts[one], parts[other])
         there = [{_key(row): row for row in _effects(part, "", measure).itertuples()} for part in alike]
         both = set.intersection(*(set(frame["key"][frame["source"] == name]) for name in (one, other)))
@@ -151,4 +160,12 @@ def _unlike(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         ]
         if len(set(values)) > 1:
             rows.append((setting, *values))
+    seeds = [_seeds(table) for table in tables.values()]
+    if len(set(seeds)) > 1:
+        rows.append(("seed", *seeds))
     return pd.DataFrame(rows, columns=["setting", *tables])
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    seeds = table["seed"].dropna().unique()
+    return value_text(seeds[0]) if len(seeds) == 1 else f"{len(seeds):,} of them" if len(seeds) else "not known"

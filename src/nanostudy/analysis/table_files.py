@@ -94,6 +94,15 @@ def label_of(path: Path) -> str:
     return str(Path(*path.parts[-2:])) if USUAL_STEMS.fullmatch(path.name.split(".")[0].lower()) else path.name
 
 
+def is_log(path: Path) -> bool:
+    """Whether it is read as what train.py prints."""
+    return _suffix(path) in LOGS
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def read_table_file(path: Path) -> Table:
     try:
         raw = read_file(path, LARGEST)
@@ -105,7 +114,7 @@ def read_table_file(path: Path) -> Table:
     if raw.startswith(b"PK\x03\x04"):
         raise UsageError(f"{path}, line 1, is a spreadsheet or an archive, not text. Save the table in it as CSV.")
     text = _decoded(path, raw)
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    suffix = _suffix(path)
     curves: dict[int, list[dict[str, str]]] = {}
     unit = "experiment" if suffix == ".json" else "line"
     if suffix in JSONS:

@@ -37,8 +37,9 @@ from nanostudy.analysis.table_columns import (
     read_columns,
 )
 from nanostudy.analysis.table_curves import Note, as_curves, of_chart
-from nanostudy.analysis.table_files import Table, label_of, read_table_file, stem_of
+from nanostudy.analysis.table_files import Table, is_log, label_of, read_table_file, stem_of
 from nanostudy.errors import UsageError
+from nanostudy.interop.nanogpt_config import SEED
 from nanostudy.result import Status
 from nanostudy.settings import FIELDS
 from nanostudy.text import counted, listed
@@ -55,6 +56,7 @@ class Row(NamedTuple):
     half_units: dict[str, float]  # half a unit of the last digit: how far rounding may have moved a number
     curve: list[dict[str, float]]
     tabled: bool  # a table of experiments has it, and not a curve alone
+    logged: bool = False  # it is from a log of train.py
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -105,6 +107,7 @@ def read_tables(
         _into(sources, table, _distinct(table, _rows(table, reading, notes), notes), notes)
     results = []
     for source in sources:
+        _seed_of_logs(source, notes)
         _name_apart(source.rows)
         _number_experiments(source.rows, notes)
         _note_what_is_missing(source, notes)
@@ -217,7 +220,7 @@ def _row(table: Table, i: int, reading: Reading, varied: Mapping[str, Any], note
         {key: number(text, reading.decimal_comma, key, reading.unit).value for key, text in point.items()}
         for point in table.curves.get(i, [])
     ]
-    return Row(record, {key: one.unit / 2 for key, one in numbers.items()}, curve, i not in table.curves)
+    return Row(record, {key: one.unit / 2 for key, one in numbers.items()}, curve, i not in table.curves, is_log(path))
 
 
 @lru_cache(maxsize=64)
@@ -325,7 +328,24 @@ def _united(one: Row, other: Row) -> Row:
     finest = min(done, key=lambda row: row.half_units["val_loss"] or math.inf)
     record = {key: value for row in (other, one, finest) for key, value in row.record.items() if value is not None}
     record |= {key: finest.record.get(key) for key in ("status", "reason")}
-    return Row(record, finest.half_units, one.curve or other.curve, one.tabled or other.tabled)
+    return finest._replace(
+        record=record,
+        curve=one.curve or other.curve,
+        tabled=one.tabled or other.tabled,
+        logged=one.logged or other.logged,
+    )
+
+
+def _seed_of_logs(source: Source, notes: list[Note]) -> None:
+    """train.py has one seed, which its log does not name: unless trainings of equal settings differ, all of them have it."""
+    rows = [row for row in source.rows if row.logged and "seed" not in row.record]
+    first: dict[tuple[Any, ...], Row] = {}
+    if not rows or not all(_agree(row, first.setdefault(row.key[1:], row)) for row in rows):
+        return
+    for row in rows:
+        row.record["seed"] = SEED
+    text = f"no log names a seed, so all trainings have that of train.py, {SEED}."
+    notes.append(Note(source.title, text))
 
 
 def _name_apart(rows: Sequence[Row]) -> None:

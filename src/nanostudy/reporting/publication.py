@@ -29,6 +29,7 @@ from nanostudy.reporting.document import Document
 from nanostudy.reporting.html import page
 from nanostudy.reporting.phrases import ends, interval, signed
 from nanostudy.reporting.sections import document
+from nanostudy.reporting.sections.background import ours
 from nanostudy.reporting.sections.sources import sentences_of
 from nanostudy.study.export import results_csv
 from nanostudy.study.store import FILE, Store
@@ -147,7 +148,11 @@ def _claims(analysis: Analysis) -> list[str]:
     if verdicts.empty:
         return []
     tested = verdicts[verdicts["verdict"] != "not tested"]
-    rows = [(row.verdict, row.statement, row.published, row.ours) for row in each(tested)]
+    contradicts = "contradicts itself"
+    rows = [
+        (row.verdict, row.statement, row.published, row.why if row.verdict == contradicts else ours(row))
+        for row in each(tested)
+    ]
     untested = len(verdicts) - len(tested)
     more = [f"These experiments do not test {counted(untested, 'other claim')}.", ""] if untested else []
     return ["## Published claims", "", *table(("verdict", "claim", "published", "ours"), rows), "", *more]

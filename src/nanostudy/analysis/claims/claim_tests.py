@@ -89,8 +89,9 @@ def count(alternatives: Sequence[Settings], parameters: Parameters, _: Evidence)
     both = f"{counts.total:,} parameters, {counts.without_positions:,} without position embeddings"
     nearest = min((counts.total, counts.without_positions), key=lambda number: abs(number - parameters["value"]))
     fits = abs(nearest - parameters["value"]) <= parameters["half_unit"]
+    ours = f"{nearest:,}" if nearest == counts.total else f"{nearest:,} without position embeddings"
     why = f"Counted from the settings: {both}. nanoGPT counts the latter."
-    return Judgement("arithmetic" if fits else "contradicts itself", f"{nearest:,}", why=why)
+    return Judgement("arithmetic" if fits else "contradicts itself", ours, why=why)
 
 
 def is_lower(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
@@ -110,18 +111,25 @@ def is_lower(alternatives: Sequence[Settings], parameters: Parameters, evidence:
 
 
 def falls(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
-    """The share of the whole fall of the lowest validation loss so far that comes after one update and until another."""
-    shares = []
+    """The share of the whole fall of the lowest validation loss so far that comes after one update and until another, by the last
+    evaluations before these.
+    """
+    shares, spans = [], set()
     for rows in evidence.curves(alternatives):
         if rows[-1]["step"] >= parameters["until"] and curve.improvement(rows) > 0:
-            limits = (parameters[key] for key in ("after", "until"))
-            start, end = (min(row["val_loss"] for row in rows if row["step"] <= limit) for limit in limits)
+            so_far = [[row for row in rows if row["step"] <= parameters[key]] for key in ("after", "until")]
+            start, end = (min(row["val_loss"] for row in part) for part in so_far)
             shares.append((start - end) / curve.improvement(rows))
+            spans.add(tuple(int(part[-1]["step"]) for part in so_far))
     if not shares:
         return evidence.absent(alternatives)
     mean, low, high = interval(shares, SHARES)
     verdict = inside(low, high, parameters.get("least", -math.inf), parameters.get("most", math.inf))
-    return Judgement(verdict, f"{mean:.0%} of the fall", len(shares), low, high)
+    ours = f"{mean:.0%} of the fall"
+    if len(spans) == 1:
+        ((first, last),) = spans
+        ours += f", from update {first:,} to {last:,}"
+    return Judgement(verdict, ours, len(shares), low, high)
 
 
 # --- samples
@@ -182,13 +190,12 @@ def _by_cell(settings: Settings, table: pd.DataFrame) -> list[tuple[int, dict[An
 
 
 def factorial(alternatives: Sequence[Settings], parameters: Parameters, evidence: Evidence) -> Judgement:
-    """Whether every cell finished, or at least so many of them."""
+    """Whether the settings make so many experiments, which is a product; beside it, how many of them finished here."""
     (settings,) = alternatives
     total = len(cells(settings))
     done = len({number for number, _ in _by_cell(settings, evidence.finished(alternatives))})
-    least = parameters.get("least", total)
-    ours = f"{done} of {total} finished"
-    return Judgement("reproduced" if done >= least else "not tested", ours, done)
+    holds = total >= parameters["least"]
+    return Judgement("arithmetic" if holds else "contradicts itself", f"{total:,}; {done:,} finished here")
 
 
 def order(alternatives: Sequence[Settings], _: Parameters, evidence: Evidence) -> Judgement:

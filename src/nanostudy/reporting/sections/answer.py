@@ -341,18 +341,18 @@ def _in_equal_windows(analysis: Analysis, chosen: str) -> str:
 
 
 def longer_windows(analysis: Analysis, text: str) -> str:
-    """After a text that names the effect of block_size: what it is in equal windows, since a longer window alone helps."""
+    """After a text that names the effect of block_size: what it is in equal windows, since their length alone changes a loss."""
     if "block_size" not in text or analysis.results.finished["block_size"].nunique() < 2:
         return ""
     if analysis.equal_windows is None:
-        return " A longer window alone gives a part of the effect of block_size, which was not scored."
+        return " A part of the effect of block_size comes from evaluating in longer windows; how large it is was not scored."
     effects = analysis.equal_windows.effects
     changes = _changes(effects, effects.importance[effects.importance["factor"] == "block_size"])
     if not changes:
-        return " A longer window alone gives a part of the effect of block_size."
+        return " A part of the effect of block_size comes from evaluating in longer windows."
     return (
-        f" In windows of {analysis.equal_windows.context} tokens for all, {listed(changes, MOST_NAMED)}: the rest of its effect is "
-        "what a longer window alone gives."
+        f" In windows of {analysis.equal_windows.context} tokens for all, {listed(changes, MOST_NAMED)}: the rest of its effect comes "
+        "from evaluating in longer windows."
     )
 
 
@@ -376,7 +376,7 @@ def how_it_generalises(analysis: Analysis) -> str:
     if gaps.max() > gaps.min():
         text += f", and between {signed(gaps.min())} and {signed(gaps.max())} over all"
         cells, tied = (analysis.generalisation.attrs[key] for key in ("cells", "tied_cells"))
-        if cells > 1 and tied > 1:
+        if cells > 1 and tied > 1 and analysis.generalisation["low"].notna().any():
             which = f"{tied:,} of {cells:,} settings'" if tied < cells else "all settings'"
             text += f" ({which} are indistinguishable from the smallest)"
     overfits = analysis.overfitting["overfits"]
@@ -394,10 +394,12 @@ def how_it_generalises(analysis: Analysis) -> str:
 
 
 def claims_hold(analysis: Analysis) -> str:
-    """Only of claims that these experiments test."""
+    """Only of claims that these experiments test, if there are any."""
     tested = analysis.verdicts[analysis.verdicts["verdict"].isin(VERDICTS)]
     if tested.empty:
-        return ""
+        follow = int((analysis.verdicts["verdict"] == "arithmetic").sum())
+        one = "s" if follow == 1 else ""
+        return f"These experiments test none of them; {follow} follow{one} from arithmetic." if follow else ""
     counts = tested["verdict"].value_counts()
     kinds = [
         f"{counts[kind]} {are(counts[kind])} {'bettered' if kind == 'better' else kind}"

@@ -43,11 +43,15 @@ def claims(f: Findings) -> Blocks:
 
 
 def _claim(row: Any) -> Claim:
-    ours = row.ours
-    if ours:
-        ours += f" ({number(row.low)} to {number(row.high)})" if known(row.low) else ""
-        ours += f", n = {row.n:,}" if row.n else ""
-    return Claim(row.verdict, row.statement, row.published, ours, row.why, row.setting, row.source)
+    return Claim(row.verdict, row.statement, row.published, ours(row), row.why, row.setting, row.source)
+
+
+def ours(row: Any) -> str:
+    """What a verdict rests on, with its interval and the number of runs."""
+    if not row.ours:
+        return ""
+    within = f" ({number(row.low)} to {number(row.high)})" if known(row.low) else ""
+    return f"{row.ours}{within}{f', n = {row.n:,}' if row.n else ''}"
 
 
 def method(f: Findings) -> Blocks:

@@ -83,11 +83,15 @@ def sentences_of(found: Sources) -> list[str]:
     if rest := len(judged) - len(apart):
         what = "effect" if len(found.names) == 2 else "comparison"
         lines.append(f"No disagreement beyond noise is seen in {rest:,} of {counted(len(judged), what)}.")
+    kinds = {name: listed(sorted(kinds)) for name, kinds in found.tokenizers.items() if kinds}
+    if len(set(kinds.values())) > 1:
+        units = "; ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        lines.append(f"Losses per token of different tokenizers are not compared ({units}).")
     if len(table) > len(judged):
         noisy = set(found.effects.dropna(subset=["low"])["source"])
-        bare = sorted(set(found.names) - noisy)
+        bare = [name for name in found.names if name not in noisy]
         why = (
-            f"{listed(bare)} {are(len(bare), 'shows', 'show')} no noise"
+            f"{listed(bare)} {are(len(bare), 'has', 'have')} no estimate of the noise"
             if bare
             else "too few settings were run in both"
         )
