@@ -12,6 +12,7 @@ from synthetic import synthetic
 from nanostudy.analysis.analysis import Analysis
 from nanostudy.analysis.results import read_results
 from nanostudy.analysis.sources import sources
+from nanostudy.reporting.charts.factors import sources_figure
 from nanostudy.reporting.sections import document
 from nanostudy.reporting.sections.sources import sentences_of
 
@@ -64,6 +65,8 @@ def test_losses_per_token_of_other_tokenizers_are_not_compared():
         sentence == "Losses per token of different tokenizers are not compared (ours: char; theirs: gpt2; third: char)."
     )
     assert sources(beside(ours, theirs)).differences.empty
+    assert "sizes compare within a tokenizer alone" in sources_figure(found).caption
+    assert "tokenizer" not in sources_figure(sources(beside(ours, third))).caption
 
 
 def test_two_sources_are_compared_on_the_settings_that_both_have():
@@ -167,5 +170,5 @@ def test_two_tables_with_other_headings_are_read_as_two_sources(tmp_path):
     assert differences.loc["n_embd", "difference"] == pytest.approx(-0.15, abs=0.03)
     text = str([section for section in document(analysis).sections if section.id == "sources"])
     assert "The sources disagree beyond noise" in text
-    assert re.search(r"n_embd 64 → 128 by −0\.\d+ in a and by −0\.\d+ in b, apart by −0\.1\d+ \(", text)
+    assert re.search(r"n_embd 64 → 128 by −0\.\d+ in a and by −0\.\d+ in b, a difference of −0\.1\d+ \(", text)
     assert any("disagree beyond noise" in note for note in document(analysis).notes)

@@ -45,6 +45,11 @@ class Sources:
     def names(self) -> list[str]:
         return list(dict.fromkeys(self.effects["source"]))
 
+    @property
+    def one_unit(self) -> bool:
+        """Whether a token is the same in all sources, as far as is known."""
+        return len({frozenset(kinds) for kinds in self.tokenizers.values() if kinds}) < 2
+
 
 def sources(results: Results, measure: str = "val_loss") -> Sources | None:
     """None unless several of what was read (the column `study`) have an effect in common: the same setting between the same values.

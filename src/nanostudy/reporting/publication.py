@@ -186,7 +186,7 @@ def _sources(analysis: Analysis) -> list[str]:
             "sources",
             "settings of both",
             "effects on these",
-            "second less first",
+            "second minus first",
             "95% for all at once",
         )
         lines += [*table(heads, differences), ""]

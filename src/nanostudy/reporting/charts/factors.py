@@ -123,12 +123,14 @@ def sources_figure(sources: Sources) -> Figure:
     shape = alt.Shape("source:N", scale=shapes, legend=legend)
     chart = _effects(base, rows, f"change of {measure.axis}", 70, shape)
     left = f" The {len(largest) - len(shown)} smallest are in the table only." if len(largest) > len(shown) else ""
+    within = " Tokens are those of each source's tokenizer, so sizes compare within a tokenizer alone."
+    units = "" if sources.one_unit else within
     return Figure(
         "sources",
         "The same effect in each source",
         (Panel(chart, (10 + 14 * len(names)) * len(shown)),),
         f"What the same change of a setting does to the {measure.title} in each source, by its own experiments alone. Bars are 95% "
-        f"intervals.{left}",
+        f"intervals.{left}{units}",
         f"Dots with intervals: {len(shown)} changes of a setting in {len(names)} sources.",
     )
 

@@ -377,7 +377,7 @@ def how_it_generalises(analysis: Analysis) -> str:
         text += f", and between {signed(gaps.min())} and {signed(gaps.max())} over all"
         cells, tied = (analysis.generalisation.attrs[key] for key in ("cells", "tied_cells"))
         if cells > 1 and tied > 1 and analysis.generalisation["low"].notna().any():
-            which = f"{tied:,} of {cells:,} settings'" if tied < cells else "all settings'"
+            which = f"{tied:,} of {cells:,} gaps" if tied < cells else "all gaps"
             text += f" ({which} are indistinguishable from the smallest)"
     overfits = analysis.overfitting["overfits"]
     judged = overfits.dropna()

@@ -36,7 +36,7 @@ def sources(f: Findings) -> Blocks:
             if known(row.effect)
             else "",
             "settings": row.settings,
-            "second less first": signed(row.difference, 4),
+            "second minus first": signed(row.difference, 4),
             "95% interval, for all at once": ends(row.low, row.high, signed),
             "they disagree": ("yes" if row.disagree else "no") if known(row.low) else "not known",
         }
@@ -71,7 +71,7 @@ def sentences_of(found: Sources) -> list[str]:
     lines = []
     if len(apart):
         texts = [
-            f"{change_of(row)} by {signed(row.effect)} in {row.source} and by {signed(row.other_effect)} in {row.other}, apart by "
+            f"{change_of(row)} by {signed(row.effect)} in {row.source} and by {signed(row.other_effect)} in {row.other}, a difference of "
             f"{interval(row.difference, row.low, row.high)}"
             for row in each(apart)
         ]
@@ -83,9 +83,8 @@ def sentences_of(found: Sources) -> list[str]:
     if rest := len(judged) - len(apart):
         what = "effect" if len(found.names) == 2 else "comparison"
         lines.append(f"No disagreement beyond noise is seen in {rest:,} of {counted(len(judged), what)}.")
-    kinds = {name: listed(sorted(kinds)) for name, kinds in found.tokenizers.items() if kinds}
-    if len(set(kinds.values())) > 1:
-        units = "; ".join(f"{name}: {kind}" for name, kind in kinds.items())
+    if not found.one_unit:
+        units = "; ".join(f"{name}: {listed(sorted(kinds))}" for name, kinds in found.tokenizers.items() if kinds)
         lines.append(f"Losses per token of different tokenizers are not compared ({units}).")
     if len(table) > len(judged):
         noisy = set(found.effects.dropna(subset=["low"])["source"])
