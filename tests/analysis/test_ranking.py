@@ -143,6 +143,21 @@ def test_seeds_bound_to_factors_count_in_comparisons():
     assert ranking(results)["se"].iloc[0] == pytest.approx(0.1, rel=0.4)
 
 
+def test_settings_of_other_seeds_are_not_compared_where_nothing_shows_what_seeds_do():
+    """Width goes with the seed, so that no residual holds the seed's share."""
+    three = {name: TWO[name] for name in ("n_layer", "n_head", "n_embd")}
+    results = synthetic(three, {"n_embd": -0.5, "n_layer": -0.2}, noise=0.005)
+    results.experiments["seed"] = results.experiments["n_embd"].map({64: 1, 128: 9})
+    basis = ranking(results).attrs["basis"]
+    found = ranking(results).join(results.experiments[["n_embd", "n_layer"]], on="name")
+    assert found["low"].isna().all()
+    assert found.loc[found["n_embd"] == 64, "tied"].all()
+    assert not found.loc[(found["n_embd"] == 128) & (found["n_layer"] == 2), "tied"].any()
+    assert "those of other seeds cannot be compared with it" in basis
+    own = synthetic(three, {"n_embd": -0.5, "n_layer": -0.2}, noise=0.005, seeds=None)
+    assert ranking(own)["low"].notna().all()
+
+
 def test_two_thousand_experiments():
     import time
 

@@ -81,6 +81,19 @@ def test_two_seeds_cannot_tell():
     assert text.startswith("Two seeds cannot tell which settings matter: the largest estimate, ")
 
 
+def test_an_effect_that_goes_with_the_seed_is_not_called_nil():
+    results = synthetic({"n_layer": [2, 4], "n_head": [1, 2], "n_embd": [64, 128]}, {"n_embd": -0.5}, noise=0.005)
+    results.experiments["seed"] = results.experiments["n_embd"].map({64: 1, 128: 9})
+    analysis = Analysis(results)
+    text = what_matters(analysis)
+    assert text.startswith("Two seeds cannot tell which settings matter: the largest estimate, n_embd 64 → 128, ")
+    assert text.endswith(" (no interval) nats per token.")
+    nil, *rest = what_does_not(analysis).split("; ")
+    assert "n_embd" not in nil
+    assert rest[0] == "whether n_embd has an effect cannot be said"
+    assert "how sure that is cannot be said" in which_model(analysis)
+
+
 def test_a_fraction_names_what_it_cannot_separate():
     factors = {"n_layer": [2, 4], "n_embd": [64, 128], "dropout": [0.0, 0.2]}
     kept = lambda s: sum((s["n_layer"] == 4, s["n_embd"] == 128, s["dropout"] > 0)) % 2 == 1  # noqa: E731

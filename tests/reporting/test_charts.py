@@ -163,7 +163,7 @@ def test_of_many_changes_in_several_sources_the_largest_are_drawn():
     changes = [("dropout", 0.0, level / 100, source, level / 100) for level in range(1, 21) for source in ("a", "b")]
     table = pd.DataFrame(changes, columns=["factor", "reference", "level", "source", "effect"])
     table = table.assign(low=table["effect"] - 0.01, high=table["effect"] + 0.01)
-    figure = factor_charts.sources_figure(Sources(table, pd.DataFrame(), pd.DataFrame()))
+    figure = factor_charts.sources_figure(Sources(table, pd.DataFrame(), pd.DataFrame(), {}))
     assert figure.alternative == "Dots with intervals: 16 changes of a setting in 2 sources."
     assert "The 4 smallest are in the table only." in figure.caption
     assert (

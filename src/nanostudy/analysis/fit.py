@@ -63,6 +63,12 @@ class Fit:
         return math.sqrt(float(self.residuals @ self.residuals) / self.residual_df)
 
     @property
+    def shows_seeds(self) -> bool:
+        """Whether the residuals hold what seeds do: not where each effect of a seed is an effect of its settings, too."""
+        clusters = self.design.clusters == np.arange(self.design.seed_count)[:, None]
+        return self.design.seed_count > np.linalg.matrix_rank(clusters @ self.span)
+
+    @property
     def negligible(self) -> float:
         """Smaller differences of the measure are rounding."""
         return NEGLIGIBLE * float(np.abs(self.design.y).max(initial=0.0))

@@ -63,7 +63,11 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
         of_seeds, of_differences = (own.se**2, own.df), (more.se**2, more.df)
     else:
         dfs = np.full(len(means), noise.df)
-        of_seeds, of_differences = (noise.sd**2 / counts, dfs), (noise.sd**2 * (1 / counts + 1 / counts[best]), dfs)
+        alone, paired = noise.sd**2 / counts, noise.sd**2 * (1 / counts + 1 / counts[best])
+        if _confounded(fit):
+            seeds = [set(design.clusters[design.cells == cell]) for cell in range(len(means))]
+            alone, paired = alone * math.nan, np.where([bool(one & seeds[best]) for one in seeds], paired, math.nan)
+        of_seeds, of_differences = (alone, dfs), (paired, dfs)
     texts, apart = (design.text.of_contrasts(design.names, each) for each in (of_cells, of_cells - of_cells[best]))
     se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts)
     # as in `margin`: the root of the sum of squares, of what seeds and what the text allow
@@ -72,6 +76,11 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
     tied = ~(means - means.min() > np.sqrt(sum(allowed)))  # where nothing is known, too
     values = (means, counts, se, means - half, means + half, tied)
     return pd.DataFrame(dict(zip(columns, values, strict=True))).assign(diverged=0)
+
+
+def _confounded(fit: Fit) -> bool:
+    """Whether settings of other seeds cannot be compared, since nothing shows what the seeds do."""
+    return fit.design.blocks is None and not fit.shows_seeds
 
 
 def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
@@ -121,6 +130,8 @@ def _basis(fit: Fit, noise: Noise) -> str:
         return f"{spread} {noise.explanation} {fit.design.text.explanation}"
     means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
     judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
+    if not fit.of_cells and _confounded(fit):
+        judged_by += ", and those of other seeds cannot be compared with it"
     return (
         f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "
         "Settings are tied with the best where multiple comparisons with the best (Hsu) find them indistinguishable from "

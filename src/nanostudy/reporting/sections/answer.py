@@ -135,7 +135,7 @@ def what_matters(analysis: Analysis) -> str:
         if mains["low"].isna().all():
             return f"No setting's effect can be said to differ from zero: {largest}."
         if effects.seeds == 2:
-            return f"Two seeds cannot tell which settings matter: {largest} {ALL}."
+            return f"Two seeds cannot tell which settings matter: {largest}{f' {ALL}' if known(first['low']) else ''}."
         return f"No setting's effect differs from zero {ALL}: {largest}."
     clear, rivals = mains.iloc[1:][mains["clear"].iloc[1:]], mains[mains["rival"]]
     equals, unclear = rivals[rivals["clear"]], list(rivals["factor"][~rivals["clear"]])
@@ -211,15 +211,19 @@ def what_does_not(analysis: Analysis) -> str:
     if table.empty:
         return ""
     mains = effects.importance
-    unclear = _changes(effects, mains[~mains["clear"]])
-    if unclear and mains["low"].isna().all():
+    without = mains["low"].isna()
+    unclear = _changes(effects, mains[~mains["clear"] & ~without])
+    if without.all():
         first = "without an estimate of the noise, no effect can be said to differ from zero"
     elif unclear:
         first = f"{listed(unclear, MOST_NAMED)} {are(len(unclear))} indistinguishable from no effect {ALL}"
     else:
-        compared = {name for factor in mains["factor"] for name in factor.split(TOGETHER)}
+        compared = {name for factor in mains["factor"][~without] for name in factor.split(TOGETHER)}
         which = "was varied" if compared >= set(analysis.results.factors) else "could be compared"
         first = f"every setting that {which} has an effect that differs from zero {ALL}"
+    if without.any() and not without.all():
+        names = list(mains["factor"][without])
+        first += f"; whether {listed(names, MOST_NAMED)} {are(len(names), 'has', 'have')} an effect cannot be said"
     if not (table["order"] == 2).any():
         return f"{_capital(first)}; whether settings act together cannot be estimated."
     pairs = table[(table["order"] == 2) & table["together"]]
