@@ -387,7 +387,7 @@ def _blocks(table: pd.DataFrame, factors: Sequence[Factor], cells: Array, missin
     bound = [factor.name for factor in factors if not _separable(seeds, [factor])]
     missing.append(
         f"{listed(bound, MOST_NAMES) or 'The factors together'} {'varies' if len(bound) == 1 else 'vary'} only together with "
-        "the seed: the seed's effect cannot be separated from theirs, and counts as noise."
+        f"the seed: the seed's effect cannot be separated from {'its' if len(bound) == 1 else 'theirs'}, and counts as noise."
     )
     return None
 

@@ -88,7 +88,8 @@ def _ranking_caption(count: int, lost: int, replicated: bool, with_intervals: bo
     caption = f"{shown} by validation loss{', with 95% intervals' if with_intervals else ''}."
     caption += f" Left out: {counted(lost, 'experiment')} whose settings diverged with another seed." if lost else ""
     if count > 1:
-        caption += " Diamond: the lowest; black: indistinguishable from it (95%); grey: higher."
+        alike = "indistinguishable from it (95%)" if with_intervals else "not known to be higher"
+        caption += f" Diamond: the lowest; black: {alike}; grey: higher."
     return f"{caption} Ticks are the seeds." if replicated else caption
 
 

@@ -58,7 +58,9 @@ def effects_figure(effects: Effects, name: str = "val_loss", most: int = MOST_TE
         f"What changing a setting does to the {measure.title}, averaged over all others; for a pair (×), by how much one "
         "setting's change depends on the other."
     )
-    caption += " Bars are 95% intervals; grey: indistinguishable from no change." if rows["low"].notna().any() else ""
+    if rows["low"].notna().any():
+        unknown = ", or without an interval" if rows["low"].isna().any() else ""
+        caption += f" Bars are 95% intervals; grey: indistinguishable from no change{unknown}."
     caption += f" The {left} smallest are in the table of effects only." if left else ""
     few = most < min(len(table), MOST_TERMS)
     return Figure(
@@ -230,13 +232,14 @@ def variance_figure(effects: Effects) -> Figure | None:
     rows = effects.table.dropna(subset=["share"]).drop_duplicates("term")
     rows = rows.sort_values("share", ascending=False, kind="stable").head(MOST_BARS)
     rows = rows.assign(percent=100 * rows["share"], text=[f"{100 * share:.1f}%" for share in rows["share"]])
+    end = 1.35 * float(rows["percent"].max()) or 1.0  # room for the words
     base = marks.inline(records(rows[["term", "percent", "text"]])).encode(
         y=alt.Y("term:N", sort=list(rows["term"]), title=None),
         x=alt.X(
             "percent:Q",
             title="share of the variance of validation loss, %",
-            axis=alt.Axis(grid=True),
-            scale=alt.Scale(domainMax=1.35 * float(rows["percent"].max()) or 1.0),  # room for the words
+            axis=alt.Axis(grid=True, values=list(range(0, 101, 20)) if end > 100 else alt.Undefined),
+            scale=alt.Scale(domainMax=end),
         ),
         tooltip=[alt.Tooltip("term:N", title="effect of"), alt.Tooltip("text:N", title="share of variance")],
     )

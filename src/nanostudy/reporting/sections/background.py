@@ -20,6 +20,7 @@ MACHINE = {  # a column of provenance's machines by its heading
     "device": "device",
     "name": "device_name",
     "precision": "precision",
+    "threads": "threads",
     "compiled": "compiled",
     "platform": "platform",
     "Python": "python",

@@ -168,7 +168,7 @@ def fair(f: Findings) -> Blocks:
         )
     if not rows:
         return []
-    why = "A longer training, a wider model or a longer context lowers the loss by itself. At an equal budget, who is first?"
+    why = "A longer training, a wider model or a longer context may lower the loss by itself. At an equal budget, who is first?"
     return [Prose(why), Grid("First places at equal budgets, by mean losses over seeds", rows), Bullets(notes)]
 
 
