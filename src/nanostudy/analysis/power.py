@@ -148,7 +148,7 @@ def seeds(results: Results, difference: float = DIFFERENCE) -> Seeds:
     if len(losses) == 1:
         return replace(found, missing="There is one setting, and no other to tell it from.")
     if not (counts > 1).any():
-        why = "No setting ran with two seeds. With more of them (seeds=1,2,3), equal settings show how much seeds differ."
+        why = "No setting ran with two seeds. With more (seeds=1,2,3), equal settings show how much seeds differ."
         return replace(found, sd=math.nan, missing=why)
     differences = losses.iloc[1:] - losses.iloc[0]
     paired, paired_df = _moderated_rows(differences)
