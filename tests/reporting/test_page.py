@@ -164,9 +164,10 @@ def test_little_or_nothing_still_makes_a_page(tmp_path, results, said, undrawn):
 
 
 def test_one_choice_of_settings_is_compared_with_nothing(tmp_path, undrawn):
-    analysis = Analysis(synthetic({"n_layer": [2]}, {}, seeds=(1, 2, 3), noise=0.01))
+    analysis = Analysis(synthetic({"n_layer": [2]}, {}, seeds=(1, 2, 3), noise=0.01, curves=True))
     text = (publish(analysis, tmp_path / "report").folder / "report.md").read_text(encoding="utf-8")
     [ranking] = re.findall(r"^## Ranking\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert "Fair comparisons" not in text
     assert "The standard deviation over seeds is about 0.0" in ranking
     assert "The interval of the mean rests on what differs between experiments of other seeds (n = 3;" in ranking
     best = analysis.ranking.iloc[0]

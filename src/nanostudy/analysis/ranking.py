@@ -66,7 +66,7 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
         alone, paired = noise.sd**2 / counts, noise.sd**2 * (1 / counts + 1 / counts[best])
         if _confounded(fit):
             seeds = [set(design.clusters[design.cells == cell]) for cell in range(len(means))]
-            alone, paired = alone * math.nan, np.where([bool(one & seeds[best]) for one in seeds], paired, math.nan)
+            alone[:], paired[[seeds[best].isdisjoint(those) for those in seeds]] = math.nan, math.nan
         of_seeds, of_differences = (alone, dfs), (paired, dfs)
     texts, apart = (design.text.of_contrasts(design.names, each) for each in (of_cells, of_cells - of_cells[best]))
     se, half = np.sqrt(of_seeds[0] + texts.sum(axis=-1)), margin(*of_seeds, texts)
@@ -79,8 +79,8 @@ def _cell_table(fit: Fit, noise: Noise) -> pd.DataFrame:
 
 
 def _confounded(fit: Fit) -> bool:
-    """Whether settings of other seeds cannot be compared, since nothing shows what the seeds do."""
-    return fit.design.blocks is None and not fit.shows_seeds
+    """Whether settings of other seeds cannot be compared, since no residual shows what the seeds do."""
+    return not fit.of_cells and fit.design.blocks is None and not fit.shows_seeds
 
 
 def _survivors(results: Results, names: list[str]) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def _basis(fit: Fit, noise: Noise) -> str:
         return f"{spread} {noise.explanation} {fit.design.text.explanation}"
     means = "Each experiment stands for its settings" if fit.design.cell_count == fit.design.n else "Seeds are averaged"
     judged_by = "each difference by its own standard error" if fit.of_cells else "taking the noise to be equal"
-    if not fit.of_cells and _confounded(fit):
+    if _confounded(fit):
         judged_by += ", and those of other seeds cannot be compared with it"
     return (
         f"{means}; the standard deviation of one experiment is about {noise.sd:.4f}. {noise.explanation} "

@@ -154,7 +154,7 @@ def fair(f: Findings) -> Blocks:
         if table.attrs.get("explanation"):
             notes.append(f"Equal {at}: {table.attrs['explanation']}")
         cells = ranked_cells(f.results, table)[0] if len(table) else table
-        if cells.empty:
+        if len(cells) < 2:  # nothing to compare
             continue
         first = [f"{row.label} ({number(row.mean)}, n = {row.n})" for row in each(cells.head(len(PLACES)))]
         tied = f"{int(cells['tied'].sum()) - 1:,} of {len(cells) - 1:,}"
